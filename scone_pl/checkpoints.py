@@ -1,0 +1,331 @@
+"""The published folder layout in and out (SPEC 8): the only weight format of the project.
+
+A folder holds `llm_config.json`, `vit_config.json`, weights (`model.safetensors`, `ema.safetensors` or an index of
+many files), the autoencoder (`ae.safetensors`) and the tokenizer. Small models also have a `vae_config.json`; without
+it the autoencoder is the FLUX one. Sizes that the configs do not say (position tables, latent patch) are read off the
+weights' shapes, so they can not be set wrongly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from scone_pl.errors import UserError
+from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
+from scone_pl.model.embeddings import PositionTable
+from scone_pl.model.scone import Scone
+
+WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
+"""BAGEL's EMA weights are what Scone starts from, so they go first where both exist (SPEC 6)."""
+AUTOENCODER_FILE = "ae.safetensors"
+AUTOENCODER_PREFIX = "autoencoder."
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+class WeightFiles:
+    """Named tensors in one or several memory-mapped safetensors files."""
+
+    def __init__(self, files: list[Path], stack: ExitStack) -> None:
+        self._handle_of: dict[str, Any] = {}
+        for file in files:
+            try:
+                handle = stack.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: not a readable safetensors file ({error}); copy it again") from error
+            for name in handle.keys():  # noqa: SIM118 (not a dictionary)
+                self._handle_of[name] = handle
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handle_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Without reading the tensor."""
+        return tuple(self._handle_of[name].get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        return self._handle_of[name].get_tensor(name)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+    for name in WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return [folder / file for file in sorted(set(_read_json(index)["weight_map"].values()))]
+    raise UserError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)} there")
+
+
+@contextmanager
+def open_weights(folder: str | os.PathLike[str]) -> Iterator[WeightFiles]:
+    """The weights of a checkpoint folder, memory-mapped."""
+    with ExitStack() as stack:
+        yield WeightFiles(_weight_files(check_folder(folder)), stack)
+
+
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """The folder as a path.
+
+    Raises:
+        UserError: it does not exist or lacks its configs; the message says what a folder needs.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint folder")
+    for name in ("llm_config.json", "vit_config.json"):
+        if not (path / name).is_file():
+            raise UserError(f"{path}: not a checkpoint folder, {name} is missing")
+    return path
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must hold one JSON object")
+    return content
+
+
+def read_config(folder: str | os.PathLike[str]) -> SconeConfig:
+    """All sizes of the model in a checkpoint folder, from its configs and the shapes of its weights."""
+    path = check_folder(folder)
+    llm, vit = _read_json(path / "llm_config.json"), _read_json(path / "vit_config.json")
+    with open_weights(path) as weights:
+        try:
+            shapes = {
+                name: weights.shape(name)
+                for name in ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed", "vae2llm.weight")
+            }
+        except KeyError as error:
+            raise UserError(f"{path}: the weights lack {error}; is this a BAGEL or Scone checkpoint?") from error
+    if llm.get("tie_word_embeddings"):
+        raise UserError(f"{path / 'llm_config.json'}: tie_word_embeddings must be false, BAGEL's head is untied")
+    autoencoder = _read_autoencoder_config(path)
+    try:
+        return SconeConfig(
+            decoder=DecoderConfig(
+                vocab_size=llm["vocab_size"],
+                hidden_size=llm["hidden_size"],
+                intermediate_size=llm["intermediate_size"],
+                num_layers=llm["num_hidden_layers"],
+                num_heads=llm["num_attention_heads"],
+                num_kv_heads=llm["num_key_value_heads"],
+                rope_theta=llm.get("rope_theta", 1e6),
+                rms_norm_eps=llm.get("rms_norm_eps", 1e-6),
+                max_position_embeddings=llm.get("max_position_embeddings", 32768),
+            ),
+            vit=ViTConfig(
+                hidden_size=vit["hidden_size"],
+                intermediate_size=vit["intermediate_size"],
+                num_layers=vit["num_hidden_layers"] - 1,  # the second-last layer is the feature layer
+                num_heads=vit["num_attention_heads"],
+                patch_size=vit["patch_size"],
+                positions_per_side=_side(shapes["vit_pos_embed.pos_embed"]),
+                layer_norm_eps=vit.get("layer_norm_eps", 1e-6),
+            ),
+            autoencoder=autoencoder,
+            latent_patch_size=math.isqrt(shapes["vae2llm.weight"][1] // autoencoder.channels),
+            latent_positions_per_side=_side(shapes["latent_pos_embed.pos_embed"]),
+        )
+    except KeyError as error:
+        raise UserError(f"{path}: llm_config.json or vit_config.json lacks the key {error}") from error
+
+
+def _side(shape: tuple[int, ...]) -> int:
+    return math.isqrt(shape[0])
+
+
+def _read_autoencoder_config(folder: Path) -> AutoencoderConfig:
+    file = folder / "vae_config.json"
+    if not file.is_file():
+        return AutoencoderConfig()
+    raw = _read_json(file)
+    if raw.get("kind") == "space_to_depth":
+        return AutoencoderConfig(kind="space_to_depth", block_size=raw["block_size"])
+    return AutoencoderConfig(
+        base_channels=raw["ch"],
+        channel_multipliers=tuple(raw["ch_mult"]),
+        num_res_blocks=raw["num_res_blocks"],
+        latent_channels=raw["z_channels"],
+        scale_factor=raw["scale_factor"],
+        shift_factor=raw["shift_factor"],
+    )
+
+
+def from_pretrained(
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Scone:
+    """Builds the model of a checkpoint folder and fills it, tensor by tensor from memory-mapped files.
+
+    Args:
+        folder: published layout, see the module docstring.
+        dtype: of the parameters.
+        device: where they are put.
+
+    Raises:
+        UserError: the folder is no checkpoint, or its keys or shapes are not exactly those of the model.
+    """
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = Scone(config)
+    model.to(dtype=dtype).to_empty(device=device)
+    load_weights(model, folder)
+    return model.eval()
+
+
+def load_weights(model: Scone, folder: str | os.PathLike[str]) -> None:
+    """Fills a materialised model in place from a checkpoint folder; strict about keys and shapes.
+
+    Raises:
+        UserError: missing, unexpected or misshapen keys, with the first few named.
+    """
+    path = check_folder(folder)
+    tensors = model.state_dict(keep_vars=True)
+    with open_weights(path) as weights:
+        main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
+        _fill(main, weights, path)
+    autoencoder = {
+        n.removeprefix(AUTOENCODER_PREFIX): t for n, t in tensors.items() if n.startswith(AUTOENCODER_PREFIX)
+    }
+    if autoencoder:
+        file = path / AUTOENCODER_FILE
+        if not file.is_file():
+            raise UserError(f"{file}: missing; the autoencoder's weights belong into the checkpoint folder")
+        with ExitStack() as stack:
+            _fill(autoencoder, WeightFiles([file], stack), file)
+    reset_position_tables(model)
+
+
+def reset_position_tables(model: nn.Module) -> None:
+    """Recomputes the fixed tables, which loading leaves as stored (SPEC 2)."""
+    for module in model.modules():
+        if isinstance(module, PositionTable):
+            module.reset_buffers()
+
+
+@torch.no_grad()
+def _fill(tensors: dict[str, Tensor], weights: WeightFiles, where: Path) -> None:
+    found = set(weights)
+    problems = [f"missing {name}" for name in tensors if name not in found]
+    problems += [f"unexpected {name}" for name in sorted(found - tensors.keys())]
+    problems += [
+        f"{name} has shape {list(weights.shape(name))}, the model needs {list(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name in found and weights.shape(name) != tuple(tensor.shape)
+    ]
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{where}: the weights do not fit the model: {'; '.join(problems[:5])}{more}")
+    for name, tensor in tensors.items():
+        tensor.copy_(weights.read(name))
+
+
+def save_pretrained(
+    model: Scone,
+    folder: str | os.PathLike[str],
+    *,
+    assets_from: str | os.PathLike[str] | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Writes a checkpoint folder in the published layout; it appears whole or not at all.
+
+    Args:
+        model: the weights to write, in their dtype.
+        folder: replaced if it exists.
+        assets_from: checkpoint folder whose tokenizer files are copied along.
+        training: how the weights came about, written as `training.json`.
+    """
+    path = Path(folder)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    tensors = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
+    main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
+    save_file(main, aside / "model.safetensors", metadata={"format": "pt"})
+    autoencoder = {
+        n.removeprefix(AUTOENCODER_PREFIX): t for n, t in tensors.items() if n.startswith(AUTOENCODER_PREFIX)
+    }
+    if autoencoder:
+        save_file(autoencoder, aside / AUTOENCODER_FILE, metadata={"format": "pt"})
+    for name, content in config_files(model.config).items():
+        (aside / name).write_text(json.dumps(content, indent=1) + "\n")
+    if training is not None:
+        (aside / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+    if assets_from is not None:
+        for name in TOKENIZER_FILES:
+            if (Path(assets_from) / name).is_file():
+                shutil.copyfile(Path(assets_from) / name, aside / name)
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.rename(old)
+    aside.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:
+    """The JSON files of a checkpoint folder, in the published form. FLUX's own sizes need no `vae_config.json`."""
+    decoder, vit, autoencoder = config.decoder, config.vit, config.autoencoder
+    files: dict[str, dict[str, Any]] = {
+        "llm_config.json": {
+            "vocab_size": decoder.vocab_size,
+            "hidden_size": decoder.hidden_size,
+            "intermediate_size": decoder.intermediate_size,
+            "num_hidden_layers": decoder.num_layers,
+            "num_attention_heads": decoder.num_heads,
+            "num_key_value_heads": decoder.num_kv_heads,
+            "max_position_embeddings": decoder.max_position_embeddings,
+            "rope_theta": decoder.rope_theta,
+            "rms_norm_eps": decoder.rms_norm_eps,
+            "tie_word_embeddings": False,
+        },
+        "vit_config.json": {
+            "hidden_size": vit.hidden_size,
+            "intermediate_size": vit.intermediate_size,
+            "num_hidden_layers": vit.num_layers + 1,
+            "num_attention_heads": vit.num_heads,
+            "patch_size": vit.patch_size,
+            "image_size": vit.patch_size * vit.positions_per_side,
+            "layer_norm_eps": vit.layer_norm_eps,
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+    }
+    if autoencoder.kind == "space_to_depth":
+        files["vae_config.json"] = {"kind": "space_to_depth", "block_size": autoencoder.block_size}
+    elif autoencoder != AutoencoderConfig():
+        files["vae_config.json"] = {
+            "in_channels": 3,
+            "out_ch": 3,
+            "downsample": autoencoder.downsample,
+            "ch": autoencoder.base_channels,
+            "ch_mult": list(autoencoder.channel_multipliers),
+            "num_res_blocks": autoencoder.num_res_blocks,
+            "z_channels": autoencoder.latent_channels,
+            "scale_factor": autoencoder.scale_factor,
+            "shift_factor": autoencoder.shift_factor,
+        }
+    return files

@@ -1,0 +1,51 @@
+"""What a training sample is, before any model size or tokenizer is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["single", "multi"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One subject visible in a reference image."""
+
+    box: tuple[float, float, float, float]
+    """Left, top, right, bottom as fractions of the image's width and height."""
+    meant: bool
+    """Whether the instruction means this subject (the others are distractors)."""
+    name: str = ""
+    """Free description, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Reference images + instruction -> target image, images still encoded (PNG, JPEG, ...)."""
+
+    key: str
+    """Unique within its data set; letters, digits, `_` and `-` only (a tar member name)."""
+    references: tuple[bytes, ...]
+    """Encoded reference images, in order. May be empty (text to image)."""
+    instruction: str
+    target: bytes
+    """Encoded target image."""
+    kind: Kind = "single"
+    """`single`: every reference shows one subject. `multi`: a reference shows several candidates."""
+    candidates: tuple[tuple[Candidate, ...], ...] | None = None
+    """Per reference image the subjects in it, where known."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Anything JSON: category, source, licence."""
+
+
+class BrokenSampleError(ValueError):
+    """One sample cannot be used. It is skipped and counted under `reason`; the message says which and why."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        """`reason`: a few fixed words, the name of a counter. `message`: the details."""
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BrokenSampleError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))

@@ -1,0 +1,9 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class UserError(ValueError):
+    """Something the user can put right: a missing file, a wrong key, an unreadable image.
+
+    The message is a single line that names the file or key and the fix. The command line prints it without a
+    traceback and exits with status 2; as a library it is an ordinary ``ValueError``.
+    """

@@ -1,0 +1,1 @@
+"""The network: torch only, no Lightning, no files, no data sets."""

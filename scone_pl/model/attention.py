@@ -1,0 +1,250 @@
+"""Attention over a packed sequence: one meaning, several backends.
+
+Who attends to whom follows from the splits of a `PackedSequence` (see there). On top of it the bridge may hide
+blocked keys from target queries. `AttentionPlan` is that meaning for one pack; the backends compute it:
+
+- `SplitPlan` (here): scaled-dot-product attention split by split. Slices replace masks, blocked keys are left out of
+  the product, so a blocked token makes the step cheaper. Memory grows with L. Runs everywhere, backward included.
+- `FlexPlan` (`flex.py`): one FlexAttention kernel, for CUDA.
+- `DensePlan` (here): an L x L mask. The reference that the others are tested against; not for training.
+
+Shapes: L tokens, H query heads, K key/value heads, E head dimension; G samples of equal layout side by side, S tokens
+of such a sample, C of them before its first target.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scone_pl.model.sequence import PackedSequence, Split, SplitKind
+
+QUERY_CHUNK = 256
+"""Text queries that share one causal mask of (chunk, keys): bounds its memory for texts of any length."""
+
+
+class AttentionPlan(ABC):
+    """Joint attention over one pack."""
+
+    @abstractmethod
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        """`q` (L, H, E), `k` and `v` (L, K, E) of decoder layer `layer` -> (L, H, E)."""
+
+    @abstractmethod
+    def hiding(self, blocked: Tensor) -> AttentionPlan:
+        """The same plan, but target latent queries skip the keys where `blocked` (L,) bool is true.
+
+        Only context tokens can be blocked; a target always sees itself.
+        """
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+    """(G, H, q, E), (G, K, k, E), (G, K, k, E) -> (G, H, q, E), with grouped-query heads where H > K."""
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Adjacent samples of equal layout, computed as one batch."""
+
+    start: int
+    num_samples: int
+    layout: tuple[Split, ...]
+    """The splits of the first of them."""
+
+    @cached_property
+    def length(self) -> int:
+        """S."""
+        return self.layout[-1].stop - self.layout[0].start
+
+    @cached_property
+    def context(self) -> tuple[Split, ...]:
+        return tuple(s for s in self.layout if s.kind != SplitKind.TARGET)
+
+    @cached_property
+    def targets(self) -> tuple[Split, ...]:
+        return tuple(s for s in self.layout if s.kind == SplitKind.TARGET)
+
+    @cached_property
+    def context_length(self) -> int:
+        """C."""
+        return sum(s.length for s in self.context)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_samples * self.length
+
+
+def runs_of(pack: PackedSequence) -> tuple[Run, ...]:
+    """Groups adjacent samples whose splits have the same kinds and lengths."""
+    runs = []
+    for _, group in groupby(pack.by_sample, key=lambda splits: tuple((s.kind, s.length) for s in splits)):
+        samples = list(group)
+        runs.append(Run(samples[0][0].start, len(samples), samples[0]))
+    return tuple(runs)
+
+
+@dataclass(frozen=True)
+class KeptContext:
+    """Which context keys of a run its target queries still see."""
+
+    index: Tensor
+    """(G * kept,) int64 into the run's G * S tokens; rows of a sample with fewer kept keys are filled up."""
+    mask: Tensor | None
+    """(G, 1, 1, kept) bool, false on the filling; None if there is none."""
+
+
+class SplitPlan(AttentionPlan):
+    """Split by split, on `scaled_dot_product_attention`."""
+
+    def __init__(self, pack: PackedSequence) -> None:
+        self.runs = runs_of(pack)
+        self._kept: tuple[KeptContext | None, ...] = (None,) * len(self.runs)
+        self._causal_masks: dict[tuple[int, int, int], Tensor] = {}
+
+    def hiding(self, blocked: Tensor) -> SplitPlan:
+        plan = SplitPlan.__new__(SplitPlan)
+        plan.runs, plan._causal_masks = self.runs, self._causal_masks
+        visible = [
+            ~blocked[run.start : run.start + run.num_tokens].view(run.num_samples, -1)[:, : run.context_length]
+            for run in self.runs
+        ]
+        counts = torch.cat([v.sum(1) for v in visible]).tolist()  # the one device-to-host copy
+        kept = []
+        for run, seen in zip(self.runs, visible, strict=True):
+            mine, counts = counts[: run.num_samples], counts[run.num_samples :]
+            kept.append(_keep(run, seen, mine) if run.targets and min(mine) < run.context_length else None)
+        plan._kept = tuple(kept)
+        return plan
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        sizes = [run.num_tokens for run in self.runs]
+        parts = zip(self.runs, self._kept, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+        return torch.cat([self._attend_run(*part) for part in parts])
+
+    def _attend_run(self, run: Run, kept: KeptContext | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        qs, ks, vs = (x.view(run.num_samples, run.length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        outputs = []
+        *context_q, target_q = qs.split([*(s.length for s in run.context), run.length - run.context_length], dim=2)
+        stop = 0
+        for split, split_q in zip(run.context, context_q, strict=True):
+            start, stop = stop, stop + split.length
+            keys, values = ks[:, :, :stop], vs[:, :, :stop]
+            if split.kind == SplitKind.TEXT:
+                outputs += self._attend_text(split_q, keys, values, start)
+            else:
+                outputs.append(attend(split_q, keys, values))
+        if run.targets:
+            outputs.append(_attend_targets(run, kept, target_q, k, v, ks, vs))
+        return torch.cat(outputs, dim=2).transpose(1, 2).flatten(0, 1)
+
+    def _attend_text(self, q: Tensor, k: Tensor, v: Tensor, prefix: int) -> list[Tensor]:
+        if prefix == 0:
+            return [attend(q, k, v, causal=True)]
+        outputs = []
+        for i, chunk in enumerate(q.split(QUERY_CHUNK, dim=2)):
+            start, length = prefix + i * QUERY_CHUNK, chunk.shape[2]
+            stop = start + length
+            mask = self._causal_mask(start, length, q.device)
+            outputs.append(attend(chunk, k[:, :, :stop], v[:, :, :stop], mask))
+        return outputs
+
+    def _causal_mask(self, prefix: int, length: int, device: torch.device) -> Tensor:
+        """(length, prefix + length) bool; kept for all layers of the pack."""
+        key = (prefix, length, hash(device))
+        if key not in self._causal_masks:
+            columns = torch.arange(prefix + length, device=device)
+            rows = torch.arange(prefix, prefix + length, device=device)
+            self._causal_masks[key] = columns <= rows[:, None]
+        return self._causal_masks[key]
+
+
+def _keep(run: Run, visible: Tensor, counts: list[int]) -> KeptContext:
+    """`visible` (G, C) bool with `counts` true entries a row."""
+    most = max(counts)
+    order = torch.argsort(visible.int(), dim=1, descending=True, stable=True)[:, :most]  # (G, most)
+    offsets = torch.arange(run.num_samples, device=visible.device)[:, None] * run.length
+    mask = visible.gather(1, order)[:, None, None] if min(counts) < most else None
+    return KeptContext((order + offsets).flatten(), mask)
+
+
+def _attend_targets(
+    run: Run, kept: KeptContext | None, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor
+) -> Tensor:
+    """Each target split sees the context and itself.
+
+    Args:
+        run: the run.
+        kept: context keys left by the bridge; None = all.
+        q: (G, H, target tokens, E).
+        k: (G * S, K, E), and `v` alike: the run's keys as rows, to gather from.
+        v: see `k`.
+        ks: (G, K, S, E), and `vs` alike: the same as a batch.
+        vs: see `ks`.
+    """
+    context_k, context_v = (x[:, :, : run.context_length] for x in (ks, vs))
+    shown_k, shown_v, mask = context_k, context_v, None
+    if kept is not None:
+        shown_k, shown_v = (
+            x.index_select(0, kept.index).view(run.num_samples, -1, *x.shape[1:]).transpose(1, 2) for x in (k, v)
+        )
+        mask = kept.mask
+    outputs = []
+    start = run.context_length
+    for split, split_q in zip(run.targets, q.split([s.length for s in run.targets], dim=2), strict=True):
+        own_k, own_v = (x[:, :, start : start + split.length] for x in (ks, vs))
+        start += split.length
+        if kept is None:
+            outputs.append(attend(split_q, _join(context_k, own_k), _join(context_v, own_v)))
+            continue
+        # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
+        frame_q = torch.cat([split_q[:, :, :1], split_q[:, :, -1:]], dim=2)
+        frame = attend(frame_q, _join(context_k, own_k), _join(context_v, own_v))
+        own_mask = None if mask is None else F.pad(mask, (0, split.length), value=True)
+        content = attend(split_q[:, :, 1:-1], _join(shown_k, own_k), _join(shown_v, own_v), own_mask)
+        outputs.append(torch.cat([frame[:, :, :1], content, frame[:, :, 1:]], dim=2))
+    return torch.cat(outputs, dim=2)
+
+
+def _join(context: Tensor, own: Tensor) -> Tensor:
+    return torch.cat([context, own], dim=2)
+
+
+def dense_mask(pack: PackedSequence, blocked: Tensor | None = None) -> Tensor:
+    """(L, L) bool: query row may attend key column. The definition that every backend is tested against."""
+    split = pack.per_split(list(range(len(pack.splits))))
+    in_target = pack.per_split([s.kind == SplitKind.TARGET for s in pack.splits]).bool()
+    causal = pack.per_split([s.kind == SplitKind.TEXT for s in pack.splits]).bool()
+    place = torch.arange(len(pack), device=pack.device)
+    same_sample = pack.sample_of_token[:, None] == pack.sample_of_token
+    earlier = (split < split[:, None]) & ~in_target
+    own = (split == split[:, None]) & (~causal[:, None] | (place <= place[:, None]))
+    allowed = same_sample & (earlier | own)
+    if blocked is not None:
+        target_query = torch.zeros(len(pack), dtype=torch.bool, device=pack.device)
+        target_query[pack.target_index] = True
+        allowed &= ~(target_query[:, None] & blocked)
+    return allowed
+
+
+class DensePlan(AttentionPlan):
+    """The reference: one product with an L x L mask."""
+
+    def __init__(self, pack: PackedSequence, blocked: Tensor | None = None) -> None:
+        self.pack = pack
+        self.mask = dense_mask(pack, blocked)
+
+    def hiding(self, blocked: Tensor) -> DensePlan:
+        return DensePlan(self.pack, blocked)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return attend(q, k, v, self.mask)[0].transpose(0, 1)

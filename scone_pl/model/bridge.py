@@ -1,0 +1,90 @@
+"""The understanding bridge (paper Eq. 1-3, SPEC 5) and nothing else.
+
+After decoder layer e, per sample and reference image: s_i = mean over the instruction tokens j of
+cosine(h_vit_i, h_text_j) for each ViT token i; the grid of s is resized to the grid of the image's VAE tokens. A
+reference token with s below the threshold is blocked for target queries in the masked layers.
+
+The mean of cosines is one product with the mean of the normalised text states, so everything here is O(L).
+
+Shapes: L tokens, U understanding tokens, V ViT tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.sequence import PackedSequence, SplitKind
+
+
+@dataclass(frozen=True)
+class BridgeState:
+    """What the bridge found in one pack."""
+
+    similarity: Tensor
+    """(L,) float32; 1 where none is defined."""
+    blocked: Tensor
+    """(L,) bool: hidden from target queries in the masked layers."""
+
+
+class Bridge:
+    """Compares references with instructions; the index tensors are built once a pack."""
+
+    def __init__(self, config: BridgeConfig, pack: PackedSequence) -> None:
+        self.config = config
+        self.pack = pack
+
+    @cached_property
+    def _guided(self) -> list[bool]:
+        """Per sample whether it has an instruction, ViT and clean latent tokens; without them it has no mask."""
+        needed = {SplitKind.TEXT, SplitKind.VIT, SplitKind.VAE}
+        return [needed <= {s.kind for s in splits} for splits in self.pack.by_sample]
+
+    @cached_property
+    def _image_pairs(self) -> list[tuple[Tensor, Tensor, tuple[int, int], tuple[int, int]]]:
+        """Places of the ViT (n, tokens) and VAE (n, tokens) tokens of the same n images, and their common grids."""
+        pairs: dict[tuple[tuple[int, int], tuple[int, int]], list[tuple[range, range]]] = {}
+        for splits in self.pack.by_sample:
+            vae = {s.image: s for s in splits if s.kind == SplitKind.VAE}
+            for split in splits:
+                if split.kind == SplitKind.VIT and split.image in vae and self._guided[split.sample]:
+                    other = vae[split.image]
+                    pairs.setdefault((split.grid, other.grid), []).append((split.content, other.content))  # type: ignore[arg-type]
+        device = self.pack.device
+
+        def places(ranges: list[range]) -> Tensor:
+            starts = torch.tensor([r.start for r in ranges], device=device)
+            return starts[:, None] + torch.arange(len(ranges[0]), device=device)
+
+        return [(places([v for v, _ in both]), places([l for _, l in both]), *grids) for grids, both in pairs.items()]
+
+    def similarity(self, understanding: Tensor) -> Tensor:
+        """`understanding` (U, D), the expert's states after the source layer -> (L,) float32, differentiable."""
+        pack, row = self.pack, self.pack.understanding_row
+        similarity = torch.ones(len(pack), device=pack.device)
+        vit_places, text_places = pack.vit_index, pack.instruction_index
+        if not len(vit_places) or not len(text_places) or not any(self._guided):
+            return similarity
+        states = F.normalize(understanding.float(), dim=-1, eps=1e-8)
+        sample = pack.sample_of_token
+        text_mean = states.new_zeros(pack.num_samples, states.shape[1])
+        text_mean = text_mean.index_add(0, sample[text_places], states[row[text_places]])
+        text_count = torch.bincount(sample[text_places], minlength=pack.num_samples).clamp(min=1)
+        text_mean = text_mean / text_count[:, None]
+        of_vit = (states[row[vit_places]] * text_mean[sample[vit_places]]).sum(-1)  # (V,)
+        guided = torch.tensor(self._guided, device=pack.device)[sample[vit_places]]
+        similarity = similarity.index_put((vit_places,), torch.where(guided, of_vit, 1.0))
+        for vit, vae, vit_grid, vae_grid in self._image_pairs:
+            grid = similarity[vit].view(-1, 1, *vit_grid)
+            resized = F.interpolate(grid, size=vae_grid, mode="bilinear", align_corners=False)
+            similarity = similarity.index_put((vae,), resized.flatten(1))
+        return similarity
+
+    def __call__(self, understanding: Tensor) -> BridgeState:
+        similarity = self.similarity(understanding)
+        return BridgeState(similarity, similarity.detach() < self.config.threshold)

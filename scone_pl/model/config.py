@@ -1,0 +1,194 @@
+"""Sizes of the network as dataclasses, with the two presets `bagel_7b` and `mini`.
+
+A checkpoint folder decides its own sizes (see `scone_pl.checkpoints`); the presets describe the published model and
+the laptop-sized one, so that either can be built without a folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The mixture-of-transformers decoder (SPEC 2, first row)."""
+
+    vocab_size: int
+    """Rows of the token embedding and of the language head."""
+    hidden_size: int
+    """Width of the residual stream."""
+    intermediate_size: int
+    """Width of the gated MLP of each expert."""
+    num_layers: int
+    """Decoder layers; each holds an understanding and a generation expert."""
+    num_heads: int
+    """Query heads; the head dimension is `hidden_size / num_heads`."""
+    num_kv_heads: int
+    """Key/value heads (grouped-query attention)."""
+    rope_theta: float = 1e6
+    """Base of the rotary position embedding (Qwen2.5)."""
+    rms_norm_eps: float = 1e-6
+    """Epsilon of every RMSNorm."""
+    max_position_embeddings: int = 32768
+    """Longest position the language model was trained on; kept for the published `llm_config.json`."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} must be divisible by num_kv_heads {self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head dimension {self.head_dim} must be even for rotary positions")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """The SigLIP vision transformer over packed patches (SPEC 2)."""
+
+    hidden_size: int
+    """Width of the residual stream."""
+    intermediate_size: int
+    """Width of the MLP."""
+    num_layers: int
+    """Layers that run. SigLIP so400m has 27, of which BAGEL runs 26 (its feature layer is the second-last)."""
+    num_heads: int
+    """Attention heads."""
+    patch_size: int = 14
+    """Side of a patch in pixels."""
+    positions_per_side: int = 70
+    """Side of the table of learned positions, looked up by `row * positions_per_side + column`."""
+    layer_norm_eps: float = 1e-6
+    """Epsilon of every LayerNorm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The FLUX autoencoder (SPEC 2), or an exact space-to-depth for mini models."""
+
+    kind: Literal["flux", "space_to_depth"] = "flux"
+    """`flux`: the published convolutional autoencoder. `space_to_depth`: pixels as latents, nothing learned."""
+    base_channels: int = 128
+    """Channels of the first stage (flux)."""
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    """Channels of each stage over `base_channels` (flux); one downsampling by 2 between two stages."""
+    num_res_blocks: int = 2
+    """Residual blocks a stage (flux)."""
+    latent_channels: int = 16
+    """Channels of a latent (flux)."""
+    scale_factor: float = 0.3611
+    """Latent = scale_factor * (z - shift_factor)."""
+    shift_factor: float = 0.1159
+    """See `scale_factor`."""
+    block_size: int = 2
+    """Side in pixels of the block that becomes one latent position (space_to_depth)."""
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a side for one latent position."""
+        return 2 ** (len(self.channel_multipliers) - 1) if self.kind == "flux" else self.block_size
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return self.latent_channels if self.kind == "flux" else 3 * self.block_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeConfig:
+    """The understanding bridge (paper Eq. 1-3, SPEC 5): which reference tokens target queries may attend to."""
+
+    source_layer: int = 8
+    """Similarity is read from the output of this decoder layer, counted from 0 (paper: 8 of 28)."""
+    first_masked_layer: int = 9
+    """First layer in which target queries skip blocked tokens (paper and release: 9)."""
+    last_masked_layer: int = 15
+    """Last such layer, inclusive (paper: 15; the released code masks up to 16)."""
+    threshold: float = 0.88
+    """A reference token is blocked if its similarity is below this (paper Table 6: 0.88 is best)."""
+    hide_references_early: bool = False
+    """Beyond the paper: up to and including the source layer target queries see no reference token at all, so that
+    nothing of a distractor is copied before the mask exists. Needed by small models, see docs."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.source_layer < self.first_masked_layer <= self.last_masked_layer:
+            raise ValueError(
+                "the bridge needs 0 <= source_layer < first_masked_layer <= last_masked_layer, got "
+                f"{self.source_layer}, {self.first_masked_layer}, {self.last_masked_layer}"
+            )
+
+    def masks_layer(self, layer: int) -> bool:
+        """Whether target queries skip blocked tokens in decoder layer `layer`."""
+        return self.first_masked_layer <= layer <= self.last_masked_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SconeConfig:
+    """The whole network."""
+
+    decoder: DecoderConfig
+    vit: ViTConfig
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    latent_patch_size: int = 2
+    """Latent positions a side that make one token (BAGEL: 2, so a token is 16 x 16 pixels)."""
+    latent_positions_per_side: int = 64
+    """Side of the sin-cos position table of latent tokens (BAGEL: 64, so images up to 1024 x 1024)."""
+
+    @property
+    def latent_token_size(self) -> int:
+        """Values of one latent token."""
+        return self.latent_patch_size**2 * self.autoencoder.channels
+
+    @property
+    def latent_stride(self) -> int:
+        """Pixels a side for one latent token; image sizes are multiples of it."""
+        return self.latent_patch_size * self.autoencoder.downsample
+
+
+def bagel_7b() -> SconeConfig:
+    """The published BAGEL-7B-MoT, about 14.6 B parameters (SPEC 2)."""
+    return SconeConfig(
+        decoder=DecoderConfig(
+            vocab_size=152064,
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_layers=28,
+            num_heads=28,
+            num_kv_heads=4,
+        ),
+        vit=ViTConfig(hidden_size=1152, intermediate_size=4304, num_layers=26, num_heads=16),
+    )
+
+
+def mini(vocab_size: int = 64) -> SconeConfig:
+    """A model for the mini-world: 16 x 16 canvas, 4 x 4 pixel tokens, trained in minutes on two cores.
+
+    Its autoencoder is a space-to-depth: latents are pixels, so decoding is exact.
+    """
+    return SconeConfig(
+        decoder=DecoderConfig(
+            vocab_size=vocab_size,
+            hidden_size=64,
+            intermediate_size=192,
+            num_layers=6,
+            num_heads=2,
+            num_kv_heads=2,
+        ),
+        vit=ViTConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_layers=1,
+            num_heads=2,
+            patch_size=4,
+            positions_per_side=4,
+        ),
+        autoencoder=AutoencoderConfig(kind="space_to_depth"),
+        latent_positions_per_side=4,
+    )
+
+
+PRESETS = {"bagel_7b": bagel_7b, "mini": mini}

@@ -1,0 +1,154 @@
+"""The mixture-of-transformers decoder: every layer holds two experts that share attention.
+
+Module names are the published keys (SPEC 8): `x` is the understanding expert's weight, `x_moe_gen` the generation
+expert's.
+
+Shapes: L tokens = U understanding + N latent tokens, D hidden size, H heads, K key/value heads, E head dimension.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scone_pl.model.attention import AttentionPlan
+from scone_pl.model.bridge import Bridge, BridgeState
+from scone_pl.model.config import DecoderConfig
+from scone_pl.model.embeddings import apply_rotary, rotary_tables
+from scone_pl.model.experts import ByExpert, RMSNorm, Routing
+
+Rotary = tuple[Tensor, Tensor]
+
+
+class GatedMLP(nn.Module):
+    """SiLU-gated MLP."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class JointAttention(nn.Module):
+    """Projections per expert, attention over all tokens together."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        hidden, heads = config.hidden_size, config.num_heads * config.head_dim
+        kv = config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(hidden, heads)
+        self.k_proj = nn.Linear(hidden, kv)
+        self.v_proj = nn.Linear(hidden, kv)
+        self.o_proj = nn.Linear(heads, hidden, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.q_proj_moe_gen = nn.Linear(hidden, heads)
+        self.k_proj_moe_gen = nn.Linear(hidden, kv)
+        self.v_proj_moe_gen = nn.Linear(hidden, kv)
+        self.o_proj_moe_gen = nn.Linear(heads, hidden, bias=False)
+        self.q_norm_moe_gen = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm_moe_gen = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def _heads(self, x: ByExpert) -> ByExpert:
+        def split(y: Tensor) -> Tensor:
+            return y.unflatten(-1, (-1, self.head_dim))
+
+        return x.map(split, split)
+
+    def forward(self, x: ByExpert, routing: Routing, rotary: Rotary, plan: AttentionPlan, layer: int) -> ByExpert:
+        q = self._heads(x.map(self.q_proj, self.q_proj_moe_gen)).map(self.q_norm, self.q_norm_moe_gen)
+        k = self._heads(x.map(self.k_proj, self.k_proj_moe_gen)).map(self.k_norm, self.k_norm_moe_gen)
+        v = self._heads(x.map(self.v_proj, self.v_proj_moe_gen))
+        attended = plan(
+            apply_rotary(routing.merge(q), rotary), apply_rotary(routing.merge(k), rotary), routing.merge(v), layer
+        )
+        return routing.divide(attended.flatten(1)).map(self.o_proj, self.o_proj_moe_gen)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.self_attn = JointAttention(config)
+        self.mlp = GatedMLP(config)
+        self.mlp_moe_gen = GatedMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, understanding: Tensor, generation: Tensor, routing: Routing, rotary: Rotary, plan: AttentionPlan
+    ) -> ByExpert:
+        """(U, D), (N, D) -> the same, updated."""
+        x = ByExpert(understanding, generation)
+        normed = x.map(self.input_layernorm, self.input_layernorm_moe_gen)
+        x = x + self.self_attn(normed, routing, rotary, plan, self.layer)
+        normed = x.map(self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
+        return x + normed.map(self.mlp, self.mlp_moe_gen)
+
+
+class Decoder(nn.Module):
+    """Embedding table, layers, final norms."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: ByExpert, routing: Routing, position_ids: Tensor, plan: AttentionPlan, bridge: Bridge | None = None
+    ) -> tuple[ByExpert, BridgeState | None]:
+        """Runs all layers.
+
+        Args:
+            x: embedded tokens, (U, D) and (N, D).
+            routing: where they sit in the sequence.
+            position_ids: (L,) RoPE positions.
+            plan: who attends to whom.
+            bridge: if given, target queries skip the reference tokens that it blocks in its masked layers.
+
+        Returns:
+            The final-normed states, and what the bridge found.
+
+        Raises:
+            ValueError: the bridge names a layer that the decoder does not have.
+        """
+        if bridge is not None and bridge.config.last_masked_layer >= len(self.layers):
+            raise ValueError(
+                f"bridge.last_masked_layer is {bridge.config.last_masked_layer} but the decoder's last layer is "
+                f"{len(self.layers) - 1}"
+            )
+        rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
+        state, guided_plan = None, plan
+        early_plan = (
+            plan.hiding(bridge.pack.reference_tokens) if bridge and bridge.config.hide_references_early else plan
+        )
+        for i, layer in enumerate(self.layers):
+            layer_plan = plan
+            if bridge is not None and i <= bridge.config.source_layer:
+                layer_plan = early_plan
+            elif bridge is not None and bridge.config.masks_layer(i):
+                layer_plan = guided_plan
+            arguments = (*x, routing, rotary, layer_plan)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
+            if bridge is not None and i == bridge.config.source_layer:
+                state = bridge(x.understanding)
+                guided_plan = plan.hiding(state.blocked)
+        return x.map(self.norm, self.norm_moe_gen), state

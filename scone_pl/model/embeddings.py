@@ -1,0 +1,81 @@
+"""Embeddings that are not looked up by a word: fixed position tables, timesteps, rotary positions.
+
+Shapes: N tokens, D hidden size, H heads, E head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class PositionTable(nn.Module):
+    """Fixed 2-D sin-cos position table, added to embedded image tokens.
+
+    The width coordinate takes the first half of the channels; each half is sines, then cosines. Published checkpoints
+    store the table; it is recomputed here on load (SPEC 2).
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, positions_per_side: int, hidden_size: int) -> None:
+        super().__init__()
+        self.positions_per_side = positions_per_side
+        self.register_buffer("pos_embed", torch.empty(positions_per_side**2, hidden_size))
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Fills the table in place; needed after materialising a module built on the meta device."""
+        if self.pos_embed.is_meta:
+            return
+        hidden_size = self.pos_embed.shape[1]
+        quarter = hidden_size // 4
+        frequencies = 1.0 / 10000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)  # (D/4,)
+        side = torch.arange(self.positions_per_side, dtype=torch.float64)
+        angles = side[:, None] * frequencies  # (side, D/4)
+        one_axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, D/2)
+        rows = one_axis[:, None].expand(-1, self.positions_per_side, -1)
+        columns = one_axis[None].expand(self.positions_per_side, -1, -1)
+        table = torch.cat([columns, rows], dim=-1).flatten(0, 1)  # (side * side, D)
+        self.pos_embed.copy_(table)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """`positions` (N,) int64 -> (N, D)."""
+        return self.pos_embed[positions]
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids of t in [0, 1] (cosines, then sines), then a two-layer MLP."""
+
+    def __init__(self, hidden_size: int, num_frequencies: int = 256, max_period: float = 10000.0) -> None:
+        super().__init__()
+        self.num_frequencies = num_frequencies
+        self.max_period = max_period
+        self.mlp = nn.Sequential(
+            nn.Linear(num_frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """`timesteps` (N,) in [0, 1] -> (N, D)."""
+        half = self.num_frequencies // 2
+        steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+        angles = timesteps.float()[:, None] * torch.exp(-math.log(self.max_period) / half * steps)
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+
+
+def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding, each (N, 1, E) float32, for `position_ids` (N,)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
+    angles = position_ids.float()[:, None] * theta**-exponents  # (N, E/2)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates `x` (N, H, E) by `rotary_tables`, in the halves convention of Qwen2."""
+    cos, sin = (table.to(x.dtype) for table in tables)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
