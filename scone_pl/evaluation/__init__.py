@@ -1,0 +1,1 @@
+"""Benchmarks: what is asked, how answers are judged, how judgements become tables."""

@@ -1,0 +1,36 @@
+"""The nameable half of a subject: its category, an 8 x 8 silhouette."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+# Silhouettes fill most of the cell, so that every patch of a subject's pattern stays visible, and overlap one
+# another with an intersection over union of at most 0.7.
+_DRAWINGS = {
+    "square": "######## ######## ######## ######## ######## ######## ######## ########",
+    "diamond": "...##... ..####.. .######. ######## ######## .######. ..####.. ...##...",
+    "ring": ".######. ######## ##....## ##....## ##....## ##....## ######## .######.",
+    "cross": "##....## ###..### .######. ..####.. ..####.. .######. ###..### ##....##",
+    "star": "...##... ...##... ######## .######. ..####.. .######. .##..##. ##....##",
+    "triangle": "...##... ...##... ..####.. ..####.. .######. .######. ######## ########",
+    "heart": ".##..##. ######## ######## ######## .######. ..####.. ...##... ........",
+    "hourglass": "######## .######. ..####.. ...##... ...##... ..####.. .######. ########",
+    "tee": "######## ######## ######## ..####.. ..####.. ..####.. ..####.. ..####..",
+}
+
+SHAPES: tuple[str, ...] = tuple(_DRAWINGS)
+"""Every category. Worlds draw from the first six unless told otherwise; the rest are there as unseen categories."""
+
+BASE_CELL = 8
+"""Side of a silhouette as drawn; larger cells are whole multiples of it."""
+
+
+@cache
+def shape_mask(shape: str, cell: int = BASE_CELL) -> np.ndarray:
+    """(cell, cell) bool, read-only: the silhouette of `shape`, enlarged by pixel repetition."""
+    rows = np.array([[pixel == "#" for pixel in row] for row in _DRAWINGS[shape].split()])
+    mask = rows.repeat(cell // BASE_CELL, axis=0).repeat(cell // BASE_CELL, axis=1)
+    mask.setflags(write=False)
+    return mask

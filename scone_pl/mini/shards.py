@@ -1,0 +1,114 @@
+"""The mini-world as shard sets on disk, so that it is trained on like any other data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scone_pl.errors import UserError
+from scone_pl.mini.episode import TASKS
+from scone_pl.mini.world import World, WorldConfig
+
+if TYPE_CHECKING:
+    from scone_pl.data.sample import Sample
+    from scone_pl.data.shards import Manifest
+
+SETTINGS = "world.json"
+"""Beside the manifest: what a set was made with."""
+GENERATION = 1
+"""Raised when the same settings come to give other episodes, so that old sets are not taken for new ones."""
+
+
+@dataclass(frozen=True)
+class WorldSet:
+    """What one of the training sets draws on."""
+
+    stream: str
+    """One of `world.STREAMS`."""
+    tasks: tuple[str, ...]
+    """Taken in turn; a task named twice comes twice as often."""
+
+
+WORLD_SETS: dict[str, WorldSet] = {
+    "base_single": WorldSet("base", TASKS[:2]),
+    "refined_single": WorldSet("refined", TASKS[:2]),
+    "multi_candidate": WorldSet("multi", TASKS[2:]),
+}
+"""The mini twins of the three subsets of Scone-S2I-57K (SPEC 6, 9)."""
+
+
+def world_samples(
+    samples: int, *, seed: int, tasks: Sequence[str], stream: str, config: WorldConfig | None = None
+) -> Iterator[Sample]:
+    """The first `samples` samples of a stream, `tasks` in turn."""
+    world = World(seed, config, stream=stream)
+    for number in range(samples):
+        index, turn = divmod(number, len(tasks))
+        # A task that is named twice goes on counting instead of repeating its episodes.
+        same = [place for place, task in enumerate(tasks) if task == tasks[turn]]
+        yield world.sample(tasks[turn], index * len(same) + same.index(turn)).to_sample()
+
+
+def write_world(
+    folder: str | Path,
+    *,
+    samples: int,
+    seed: int = 0,
+    tasks: Sequence[str] = TASKS,
+    stream: str = "base",
+    config: WorldConfig | None = None,
+    samples_per_shard: int = 5000,
+    progress: bool = True,
+) -> Manifest | None:
+    """Writes a shard set of mini-world episodes, unless it is there already.
+
+    Args:
+        folder: where; created.
+        samples: how many.
+        seed: of the world.
+        tasks: taken in turn; a task named twice comes twice as often.
+        stream: one of `world.STREAMS`.
+        config: sizes and difficulty.
+        samples_per_shard: samples in one tar file.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The manifest, or None if the folder already holds the same set, whole.
+
+    Raises:
+        UserError: the folder holds another set.
+    """
+    from scone_pl.data.shard_writer import write_shards
+    from scone_pl.data.shards import MANIFEST, ShardSet
+
+    folder = Path(folder)
+    if samples < 1:
+        raise UserError(f"samples is {samples}; it must be at least 1")
+    settings = {
+        "generation": GENERATION,
+        "samples": samples,
+        "seed": seed,
+        "tasks": list(tasks),
+        "stream": stream,
+        "config": asdict(config or WorldConfig()),
+        "samples_per_shard": samples_per_shard,
+    }
+    text = json.dumps(settings, indent=1) + "\n"
+    file = folder / SETTINGS
+    if (folder / MANIFEST).exists():
+        if file.exists() and file.read_text("utf-8") == text:
+            ShardSet.open(folder)
+            return None
+        raise UserError(f"{folder} holds another data set; remove it or choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, "utf-8")
+    return write_shards(
+        world_samples(samples, seed=seed, tasks=tasks, stream=stream, config=config),
+        folder,
+        samples_per_shard=samples_per_shard,
+        total=samples,
+        progress=progress,
+    )
