@@ -21,6 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from scone_pl.errors import UserError
 from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
@@ -61,8 +63,16 @@ class WeightFiles:
         """Without reading the tensor."""
         return tuple(self._handle_of[name].get_slice(name).get_shape())
 
-    def read(self, name: str) -> Tensor:
-        return self._handle_of[name].get_tensor(name)
+    def copy_into(self, name: str, tensor: Tensor) -> None:
+        """Fills `tensor`; of a sharded one only this rank's part is read."""
+        if isinstance(tensor, DTensor):
+            shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+            part = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+            local = tensor.to_local()
+            if local.numel():
+                local.copy_(self._handle_of[name].get_slice(name)[part])
+        else:
+            tensor.copy_(self._handle_of[name].get_tensor(name))
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -242,7 +252,7 @@ def _fill(tensors: dict[str, Tensor], weights: WeightFiles, where: Path) -> None
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(f"{where}: the weights do not fit the model: {'; '.join(problems[:5])}{more}")
     for name, tensor in tensors.items():
-        tensor.copy_(weights.read(name))
+        weights.copy_into(name, tensor)
 
 
 def save_pretrained(
@@ -264,7 +274,7 @@ def save_pretrained(
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    tensors = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
+    tensors = {n: _whole(t).detach().cpu().contiguous() for n, t in model.state_dict().items()}
     main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
     save_file(main, aside / "model.safetensors", metadata={"format": "pt"})
     autoencoder = {
@@ -285,6 +295,10 @@ def save_pretrained(
         path.rename(old)
     aside.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def shift_timesteps(timesteps: Tensor, shift: float) -> Tensor:
-    """t -> shift t / (1 + (shift - 1) t); shift > 1 spends more steps near noise."""
+    """Maps t to shift t / (1 + (shift - 1) t); a shift over 1 spends more steps near noise."""
     return shift * timesteps / (1 + (shift - 1) * timesteps)
 
 

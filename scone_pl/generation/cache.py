@@ -117,7 +117,7 @@ def _gather(views: list[ContextView], num_tokens: int, bridge: BridgeConfig | No
         for layer in layers:
             if bridge.masks_layer(layer):
                 shown[layer] = _leave_out(*full[layer], hidden_late)
-            elif bridge.hide_references_early and layer <= bridge.source_layer:
+            elif bridge.hides_references_in(layer):
                 shown[layer] = _leave_out(*full[layer], hidden_early)
     return _Group(num_tokens, len(views), full, shown)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import auto_cli
 
 from scone_pl.mini.episode import TASKS
 from scone_pl.mini.shards import WORLD_SETS, write_world
-from scone_pl.mini.world import World, WorldConfig
+from scone_pl.mini.world import World, WorldConfig, fixed_set
 
 
 def shards(
@@ -16,18 +18,20 @@ def shards(
     base_single: int = 40_000,
     refined_single: int = 10_000,
     multi_candidate: int = 20_000,
+    validation: int = 240,
     seed: int = 0,
     world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
     samples_per_shard: int = 5000,
     progress: bool = True,
 ) -> None:
-    """Writes the three training sets of the mini-world; a set that is there already is left as it is.
+    """Writes the training and validation sets of the mini-world; a set that is there already is left as it is.
 
     Args:
         output: folder in which each set gets a folder of its name.
         base_single: samples of the base single-candidate set; 0 leaves a set out.
         refined_single: samples of the refined single-candidate set.
         multi_candidate: samples of the multi-candidate set.
+        validation: samples of the validation set.
         seed: of the world.
         world: sizes and difficulty.
         samples_per_shard: samples in one tar file.
@@ -37,6 +41,7 @@ def shards(
         "base_single": base_single,
         "refined_single": refined_single,
         "multi_candidate": multi_candidate,
+        "validation": validation,
     }
     for name, samples in sizes.items():
         if not samples:
@@ -82,7 +87,85 @@ def picture(
     print(f"{output}: {per_task} episodes of each of {len(TASKS)} tasks")
 
 
-COMMANDS = {"shards": shards, "picture": picture}
+def base(
+    output: Path = Path("runs/mini/base"),
+    preset: Literal["mini", "mini_photo"] = "mini",
+    canvas: int = 16,
+    seed: int = 0,
+) -> None:
+    """Writes a checkpoint folder with random weights for Stage I to start from.
+
+    Args:
+        output: the folder.
+        preset: mini (the mini-world, its words as tokenizer) or mini_photo (real resolutions, any text).
+        canvas: side of the mini-world's pictures in pixels.
+        seed: of the weights.
+    """
+    from scone_pl.mini.base import write_base
+
+    write_base(output, preset=preset, canvas=canvas, seed=seed)
+    print(f"{output}: random weights of preset {preset}")
+
+
+def evaluate(
+    checkpoint: Path,
+    output: Path,
+    per_task: int = 40,
+    stream: Literal["validation", "test"] = "test",
+    num_inference_steps: int = 12,
+    timestep_shift: float = 1.0,
+    mask: Literal["trained", "off"] = "trained",
+    world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> None:
+    """Samples the fixed test episodes with a checkpoint's weights and scores them with the exact judge.
+
+    Args:
+        checkpoint: folder of weights.
+        output: folder for scores.json and pictures.png.
+        per_task: episodes of each of the six tasks.
+        stream: which episodes: validation for choosing, test for reporting.
+        num_inference_steps: Euler steps.
+        timestep_shift: spends more steps near noise if over 1.
+        mask: trained = the bridge as the weights' own stage had it; off = sample without.
+        world: sizes and difficulty.
+        progress: whether to show progress bars.
+    """
+    from scone_pl.generation.guidance import GuidanceConfig
+    from scone_pl.generation.pictures import save_picture
+    from scone_pl.generation.sampler import SamplingConfig
+    from scone_pl.mini import evaluate as evaluation
+    from scone_pl.mini.gallery import gallery
+    from scone_pl.training.runs import write_json
+
+    config = SamplingConfig(
+        num_inference_steps=num_inference_steps,
+        timestep_shift=timestep_shift,
+        guidance=GuidanceConfig(text_scale=1.0, image_scale=1.0),
+        bridge=evaluation.bridge_of(checkpoint) if mask == "trained" else None,
+    )
+    episodes = fixed_set(per_task, stream=stream, config=world)
+    report, drawn = evaluation.evaluate(checkpoint, episodes, config, progress=progress)
+    write_json(report, output / "scores.json")
+    save_picture(gallery(drawn, per_task=2), output / "pictures.png")
+    print(evaluation.score_table({str(checkpoint): report}))
+    print(f"scores: {output / 'scores.json'}   pictures: {output / 'pictures.png'}")
+
+
+def report(scores: list[Path], names: list[str]) -> None:
+    """Prints several evaluations side by side.
+
+    Args:
+        scores: scores.json files that `mini evaluate` wrote.
+        names: what to call each.
+    """
+    from scone_pl.mini.evaluate import score_table, task_table
+
+    reports = {name: json.loads(file.read_text()) for name, file in zip(names, scores, strict=True)}
+    print(score_table(reports), task_table(reports), sep="\n\n")
+
+
+COMMANDS = {"shards": shards, "base": base, "evaluate": evaluate, "report": report, "picture": picture}
 
 
 def main(args: list[str]) -> int:

@@ -36,8 +36,9 @@ WORLD_SETS: dict[str, WorldSet] = {
     "base_single": WorldSet("base", TASKS[:2]),
     "refined_single": WorldSet("refined", TASKS[:2]),
     "multi_candidate": WorldSet("multi", TASKS[2:]),
+    "validation": WorldSet("validation", TASKS),
 }
-"""The mini twins of the three subsets of Scone-S2I-57K (SPEC 6, 9)."""
+"""The mini twins of the three subsets of Scone-S2I-57K (SPEC 6, 9), and a set to watch training by."""
 
 
 def world_samples(

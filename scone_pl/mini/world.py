@@ -53,9 +53,7 @@ class WorldConfig:
         if self.patches < 1 or self.cell < BASE_CELL or self.cell % BASE_CELL or self.cell % self.patches:
             raise UserError(f"cell {self.cell} must be a multiple of {BASE_CELL} and of patches {self.patches}")
         if self.canvas < 2 * self.cell or self.canvas % 4:
-            raise UserError(
-                f"canvas {self.canvas} must be a multiple of 4 and hold two subjects of {self.cell} pixels"
-            )
+            raise UserError(f"canvas {self.canvas} must be a multiple of 4 and hold two subjects of {self.cell} pixels")
         if unknown := set(self.shapes) - set(SHAPES):
             raise UserError(f"unknown shapes {sorted(unknown)}: choose from {', '.join(SHAPES)}")
         if not (2 <= self.candidates <= 4 and 2 <= self.references <= 4):

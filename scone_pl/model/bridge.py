@@ -35,9 +35,11 @@ class BridgeState:
 class Bridge:
     """Compares references with instructions; the index tensors are built once a pack."""
 
-    def __init__(self, config: BridgeConfig, pack: PackedSequence) -> None:
+    def __init__(self, config: BridgeConfig, pack: PackedSequence, *, differentiable: bool = False) -> None:
+        """With `differentiable` the similarity keeps its graph; the mask, a step, passes no gradient either way."""
         self.config = config
         self.pack = pack
+        self.differentiable = differentiable
 
     @cached_property
     def _guided(self) -> list[bool]:
@@ -86,5 +88,6 @@ class Bridge:
         return similarity
 
     def __call__(self, understanding: Tensor) -> BridgeState:
-        similarity = self.similarity(understanding)
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            similarity = self.similarity(understanding)
         return BridgeState(similarity, similarity.detach() < self.config.threshold)

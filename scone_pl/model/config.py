@@ -110,6 +110,8 @@ class BridgeConfig:
     """Last such layer, inclusive (paper: 15; the released code masks up to 16)."""
     threshold: float = 0.88
     """A reference token is blocked if its similarity is below this (paper Table 6: 0.88 is best)."""
+    apply_mask: bool = True
+    """False: similarity is only measured, nothing is hidden (monitoring; the alignment term before Stage II)."""
     hide_references_early: bool = False
     """Beyond the paper: up to and including the source layer target queries see no reference token at all, so that
     nothing of a distractor is copied before the mask exists. Needed by small models, see docs."""
@@ -123,7 +125,11 @@ class BridgeConfig:
 
     def masks_layer(self, layer: int) -> bool:
         """Whether target queries skip blocked tokens in decoder layer `layer`."""
-        return self.first_masked_layer <= layer <= self.last_masked_layer
+        return self.apply_mask and self.first_masked_layer <= layer <= self.last_masked_layer
+
+    def hides_references_in(self, layer: int) -> bool:
+        """Whether target queries see no reference token at all in decoder layer `layer`."""
+        return self.apply_mask and self.hide_references_early and layer <= self.source_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,4 +197,24 @@ def mini(vocab_size: int = 64) -> SconeConfig:
     )
 
 
-PRESETS = {"bagel_7b": bagel_7b, "mini": mini}
+def mini_photo(vocab_size: int = 260) -> SconeConfig:
+    """A mini-sized decoder for photographs at the real resolutions: 16-pixel latent tokens, 14-pixel ViT tokens.
+
+    Its autoencoder is a space-to-depth as well, of 8 x 8 pixels like the real one's positions.
+    """
+    return SconeConfig(
+        decoder=DecoderConfig(
+            vocab_size=vocab_size,
+            hidden_size=128,
+            intermediate_size=384,
+            num_layers=8,
+            num_heads=4,
+            num_kv_heads=2,
+        ),
+        vit=ViTConfig(hidden_size=96, intermediate_size=192, num_layers=2, num_heads=4),
+        autoencoder=AutoencoderConfig(kind="space_to_depth", block_size=8),
+    )
+
+
+PRESETS = {"bagel_7b": bagel_7b, "mini": mini, "mini_photo": mini_photo}
+"""By name."""

@@ -133,16 +133,15 @@ class Decoder(nn.Module):
                 f"{len(self.layers) - 1}"
             )
         rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
-        state, guided_plan = None, plan
-        early_plan = (
-            plan.hiding(bridge.pack.reference_tokens) if bridge and bridge.config.hide_references_early else plan
-        )
+        state, late_plan, early_plan = None, plan, plan
+        if bridge is not None and bridge.config.hides_references_in(0):
+            early_plan = plan.hiding(bridge.pack.reference_tokens)
         for i, layer in enumerate(self.layers):
             layer_plan = plan
-            if bridge is not None and i <= bridge.config.source_layer:
+            if bridge is not None and bridge.config.hides_references_in(i):
                 layer_plan = early_plan
             elif bridge is not None and bridge.config.masks_layer(i):
-                layer_plan = guided_plan
+                layer_plan = late_plan
             arguments = (*x, routing, rotary, layer_plan)
             if self.activation_checkpointing and self.training:
                 x = checkpoint(layer, *arguments, use_reentrant=False)
@@ -150,5 +149,6 @@ class Decoder(nn.Module):
                 x = layer(*arguments)
             if bridge is not None and i == bridge.config.source_layer:
                 state = bridge(x.understanding)
-                guided_plan = plan.hiding(state.blocked)
+                if bridge.config.apply_mask:
+                    late_plan = plan.hiding(state.blocked)
         return x.map(self.norm, self.norm_moe_gen), state

@@ -122,12 +122,23 @@ class Scone(nn.Module):
         timesteps: Tensor,
         bridge: BridgeConfig | None = None,
         plan: AttentionPlan | None = None,
+        *,
+        similarity_grad: bool = False,
     ) -> SconeOutput:
-        """One pass over a pack; arguments as in `embed`, and `plan` to attend by other means than the pack alone."""
+        """One pass over a pack.
+
+        Args:
+            pack: the sequence.
+            latents: as in `embed`.
+            timesteps: as in `embed`.
+            bridge: hide reference tokens from target queries; None = the bridge is off.
+            plan: attend by other means than the pack alone tells (cached contexts).
+            similarity_grad: keep the graph of the bridge's similarity, for a loss on it.
+        """
         routing = Routing(pack)
         plan = plan or ATTENTION_BACKENDS[self.attention](pack)  # type: ignore[call-arg]
         x = self.embed(pack, latents, timesteps)
-        guide = None if bridge is None else Bridge(bridge, pack)
+        guide = None if bridge is None else Bridge(bridge, pack, differentiable=similarity_grad)
         hidden, state = self.language_model.model(x, routing, pack.position_ids, plan, guide)
         velocity = self.llm2vae(hidden.generation.index_select(0, pack.target_in_latents))
         labelled = hidden.understanding.index_select(0, pack.understanding_row[pack.label_index])

@@ -46,10 +46,7 @@ class ViTAttention(nn.Module):
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             runs = projection(x).split(sizes)
             heads.append(
-                [
-                    run.view(*batch, self.num_heads, -1).transpose(1, 2)
-                    for run, batch in zip(runs, batches, strict=True)
-                ]
+                [run.view(*batch, self.num_heads, -1).transpose(1, 2) for run, batch in zip(runs, batches, strict=True)]
             )
         attended = [F.scaled_dot_product_attention(*qkv) for qkv in zip(*heads, strict=True)]
         return self.out_proj(torch.cat([run.transpose(1, 2).flatten(0, 1).flatten(1) for run in attended]))

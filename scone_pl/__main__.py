@@ -1,0 +1,52 @@
+"""`python -m scone_pl VERB ...`: one command, a verb for each job."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+
+from scone_pl.errors import UserError
+
+VERBS = {
+    "fit": ("scone_pl.cli", "train a stage, or a chain of stages"),
+    "validate": ("scone_pl.cli", "loss on the validation data"),
+    "test": ("scone_pl.cli", "loss on the test data"),
+    "predict": ("scone_pl.cli", "generate a picture for every sample of the prediction data"),
+    "shards": ("scone_pl.data.commands", "convert, verify and describe data sets"),
+    "parity": ("scone_pl.parity", "compare with numbers that the published implementation computed"),
+    "mini": ("scone_pl.mini.commands", "the mini-world: shards, base weights, exact evaluation, pictures"),
+}
+LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(["usage: python -m scone_pl VERB [--help] ...", "", *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; mistakes that the user can put right end in one line and status 2."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    verb = args[0]
+    if verb not in VERBS:
+        print(f"error: no verb {verb}; one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    warnings.filterwarnings("ignore", module="lightning")
+    try:
+        module = importlib.import_module(VERBS[verb][0])
+        return module.main(args if verb in LIGHTNING_VERBS else args[1:])
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Samples -> shards -> stream -> packed sequences."""

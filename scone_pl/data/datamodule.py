@@ -1,0 +1,223 @@
+"""The Lightning side of the data: loaders for every stage of a run, and the place in the checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import asdict, replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader, IterableDataset
+
+from scone_pl.data.packing import PackingConfig
+from scone_pl.data.sources import Mixture, Source
+from scone_pl.data.stream import Batch, Cursor, FixedPacks, PackMaker, PackStream, SingleSamples
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.errors import UserError
+from scone_pl.model.sequence import SequenceFormat
+
+_FAIR_SAMPLES = 1000
+
+
+class PackedDataModule(pl.LightningDataModule):
+    """Packed sequences from shards; resumes exactly.
+
+    The training module calls `consumed(batch)` within `training_step`; checkpoints then hold the place (see
+    `Cursor`), a fingerprint of the data, and the samples seen and skipped by rank 0.
+    """
+
+    def __init__(
+        self,
+        train: list[Source] | None = None,
+        val: list[Source] | None = None,
+        test: list[Source] | None = None,
+        predict: list[Source] | None = None,
+        packing: PackingConfig | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_packs: int = 8,
+        max_skipped_share: float = 0.01,
+    ) -> None:
+        """What to read and how.
+
+        Args:
+            train: data sets to train on, mixed in one shuffled order an epoch.
+            val: data sets to validate on.
+            test: data sets to test on.
+            predict: data sets to generate from, one sample a batch.
+            packing: how samples become sequences; the defaults are the release's.
+            num_workers: processes a rank that decode and pack ahead; 0 = in the training process.
+            seed: decides order, dropouts and noise levels.
+            val_packs: packs a rank of a validation (fewer if the data set has fewer).
+            max_skipped_share: training stops when more than this share of the samples could not be used.
+        """
+        super().__init__()
+        self.sources = {"train": train or [], "val": val or [], "test": test or [], "predict": predict or []}
+        self.packing = packing or PackingConfig()
+        self.num_workers = num_workers
+        self.seed = seed
+        self.val_packs = val_packs
+        self.max_skipped_share = max_skipped_share
+        self.skipped: Counter[str] = Counter()
+        """Training samples skipped by this rank so far, per reason."""
+        self.seen = 0
+        """Training samples met by this rank so far, skipped ones included."""
+        self._cursor = Cursor()
+        self._loaded_fingerprint: str | None = None
+        self._form: SequenceFormat | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._mixtures: dict[str, Mixture] = {}
+        if not 0 <= max_skipped_share <= 1:
+            raise UserError(f"data.max_skipped_share is {max_skipped_share}; it is a share, from 0 to 1")
+        if val_packs < 1 or num_workers < 0:
+            raise UserError("data: val_packs must be at least 1 and num_workers at least 0")
+
+    # ------------------------------------------------------------------ set-up
+    def connect(self, form: SequenceFormat, tokenizer: Tokenizer) -> None:
+        """Says which model the sequences are for; otherwise the trainer's module is asked."""
+        self._form, self._tokenizer = form, tokenizer
+        self._mixtures.clear()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the data sets that `stage` needs and checks them.
+
+        Raises:
+            UserError: see `Mixture`.
+        """
+        if self._form is None or self._tokenizer is None:
+            module = self.trainer.lightning_module if self.trainer else None
+            if module is None:
+                raise RuntimeError("call connect(form, tokenizer) when there is no trainer")
+            self._form, self._tokenizer = module.sequence_format, module.tokenizer
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        for split in needed.get(stage or "", tuple(self.sources)):
+            if self.sources[split]:
+                self.mixture(split)
+            elif stage is not None and split != "val":
+                raise UserError(f"data.{split} lists no data set; give at least one folder of shards")
+
+    def mixture(self, split: str) -> Mixture:
+        """The opened data sets of `train`, `val`, `test` or `predict`."""
+        if split not in self._mixtures:
+            if self._form is None or self._tokenizer is None:
+                raise RuntimeError("call setup() or connect(form, tokenizer) first")
+            packing = self.packing if split == "train" else self.packing.without_dropout()
+            if split == "predict":  # a sample by itself: there is no pack to fit into
+                packing = replace(packing, token_budget=sys.maxsize)
+            mixture = Mixture(self.sources[split], self._form, self._tokenizer, packing)
+            self._mixtures[split] = mixture
+            if message := mixture.over_budget_message():
+                rank_zero_warn(f"data.{split}: {message}")
+        return self._mixtures[split]
+
+    def packs_in_epoch(self, epoch: int = 0) -> int:
+        """Packs of a training epoch over all ranks; steps are this over the number of ranks."""
+        return len(self.mixture("train").plan(self.seed, epoch))
+
+    # ------------------------------------------------------------------ loaders
+    def train_dataloader(self) -> DataLoader:
+        self._check_resumed()
+        return self._loader(PackStream(self._maker("train"), self._cursor, *self._consumer()))
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        return self._fixed("val", self.val_packs) if self.sources["val"] else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._fixed("test", None)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader(SingleSamples(self._maker("predict"), None, *self._consumer()))
+
+    def _fixed(self, split: str, packs: int | None) -> DataLoader:
+        return self._loader(FixedPacks(self._maker(split), packs, *self._consumer()))
+
+    def _maker(self, split: str) -> PackMaker:
+        mixture = self.mixture(split)
+        if self._form is None or self._tokenizer is None:
+            raise RuntimeError("call setup() first")
+        return PackMaker(
+            mixture, self._form, self._tokenizer, mixture.packing, self.seed, split, keep_samples=split != "train"
+        )
+
+    def _consumer(self) -> tuple[int, int]:
+        """(rank, number of ranks) among those that need different data."""
+        strategy = self.trainer.strategy if self.trainer else None
+        kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
+        return kwargs["rank"], kwargs["num_replicas"]
+
+    def _loader(self, dataset: IterableDataset) -> DataLoader:
+        # Not persistent: a new pass must start from the cursor as it is then.
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=2 if self.num_workers else None,
+        )
+
+    # ------------------------------------------------------------------ progress
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Raises what a worker could not."""
+        if isinstance(batch, Batch) and batch.failure is not None:
+            raise UserError(batch.failure)
+        return batch
+
+    def consumed(self, batch: Batch) -> None:
+        """Notes that a training batch has been used; call it in `training_step`, before any checkpoint is written.
+
+        Raises:
+            UserError: more samples were skipped than `max_skipped_share` allows.
+        """
+        rank, world_size = self._consumer()
+        place = batch.place
+        self._cursor.consumed = place.number - rank + world_size
+        self._cursor.epoch, self._cursor.epoch_start = place.epoch, place.number - place.pack
+        self.skipped.update(batch.skipped)
+        self.seen += batch.sequence.num_samples + sum(batch.skipped.values())
+        self._check_skipped()
+
+    def _check_skipped(self) -> None:
+        total = sum(self.skipped.values())
+        # One broken sample among the first ten is no reason to stop; judge on a fair number of samples.
+        fair = min(_FAIR_SAMPLES, self.mixture("train").num_samples)
+        if total > self.max_skipped_share * max(self.seen, fair):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
+            raise UserError(
+                f"{total} of {self.seen} training samples could not be used ({reasons}), more than "
+                f"data.max_skipped_share {self.max_skipped_share}; run `shards verify` on the data or raise the share"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        fingerprint = self.mixture("train").fingerprint(self.seed) if self._mixtures.get("train") else None
+        return {
+            **asdict(self._cursor),
+            "fingerprint": fingerprint,
+            "seen": self.seen,
+            "skipped": dict(self.skipped),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._cursor.consumed = state_dict["consumed"]
+        self._cursor.epoch = state_dict["epoch"]
+        self._cursor.epoch_start = state_dict["epoch_start"]
+        self._loaded_fingerprint = state_dict["fingerprint"]
+        self.seen = state_dict["seen"]
+        self.skipped = Counter(state_dict["skipped"])
+
+    def _check_resumed(self) -> None:
+        """After a change of data or packing the old place means nothing: a new epoch begins, and it is said."""
+        loaded, self._loaded_fingerprint = self._loaded_fingerprint, None
+        if loaded is None:
+            return
+        if loaded == self.mixture("train").fingerprint(self.seed):
+            rank_zero_info(f"data.train goes on at pack {self._cursor.consumed} (epoch {self._cursor.epoch})")
+            return
+        self._cursor.epoch += 1
+        self._cursor.epoch_start = self._cursor.consumed
+        rank_zero_warn(
+            "data.train: data sets, packing or seed differ from those of the checkpoint, so its place in the data "
+            f"is void; epoch {self._cursor.epoch} of the new data begins"
+        )

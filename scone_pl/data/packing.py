@@ -1,0 +1,235 @@
+"""From samples to the splits of a packed sequence (SPEC 3), and how long they will be before anything is decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scone_pl.data.sample import BrokenSampleError, Candidate, Sample
+from scone_pl.data.shards import IndexEntry
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.data.transforms import ImageResize, ResizeLimits, decode_rgb, to_tensor
+from scone_pl.errors import UserError
+from scone_pl.model.sequence import SequenceBuilder, SequenceFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackingConfig:
+    """How samples become sequences."""
+
+    token_budget: int = 26496
+    """Most tokens of a packed sequence (release: max_num_tokens of the training scripts)."""
+    targets_per_sample: int = 1
+    """Noise levels per sample and context; exact, since a target is seen by itself alone (release: 1)."""
+    instruction_dropout: float = 0.1
+    """Probability to leave out a sample's instruction (paper and release: 0.1)."""
+    vae_dropout: float = 0.0
+    """Probability to leave out a reference's VAE split (release: 0 in all Scone stages)."""
+    vit_dropout: float = 0.0
+    """Probability to leave out a reference's ViT split (release: 0 in all Scone stages)."""
+    vae_resize: ResizeLimits = field(default_factory=lambda: ResizeLimits(max_size=1024, min_size=512))
+    """Sizes of VAE images and targets (release: data configs, 512..1024)."""
+    vit_resize: ResizeLimits = field(default_factory=lambda: ResizeLimits(max_size=518, min_size=224))
+    """Sizes of ViT images (release: 224..518 in training, up to 980 in inference)."""
+    vit_source: Literal["original", "vae_resized"] = "original"
+    """What the ViT image is made from (release: original in training, vae_resized in inference)."""
+    lookahead: int = 64
+    """Samples of the shuffled order among which those that fill a pack best are chosen; larger fills better."""
+
+    def __post_init__(self) -> None:
+        if self.token_budget < 1 or self.targets_per_sample < 1 or self.lookahead < 1:
+            raise UserError("packing: token_budget, targets_per_sample and lookahead must be at least 1")
+        for name in ("instruction_dropout", "vae_dropout", "vit_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"packing.{name} is {getattr(self, name)}; it is a probability, from 0 to 1")
+
+    def without_dropout(self) -> PackingConfig:
+        """The same for validation and prediction."""
+        return dataclasses.replace(self, instruction_dropout=0.0, vae_dropout=0.0, vit_dropout=0.0)
+
+    def resizes(self, form: SequenceFormat) -> tuple[ImageResize, ImageResize]:
+        """The resize of VAE images and of ViT images for a model."""
+        return self.vae_resize.with_stride(form.latent_stride), self.vit_resize.with_stride(form.vit_patch_size)
+
+    def check(self, form: SequenceFormat) -> None:
+        """Checks that the largest images fit the model's position tables.
+
+        Raises:
+            UserError: naming the setting and the largest possible value.
+        """
+        vae, vit = self.resizes(form)
+        for name, resize, table in (
+            ("vae_resize", vae, form.latent_positions_per_side),
+            ("vit_resize", vit, form.vit_positions_per_side),
+        ):
+            if round(resize.max_size / resize.stride) > table:
+                raise UserError(
+                    f"packing.{name}.max_size is {resize.max_size}, but this model has positions for {table} tokens "
+                    f"of {resize.stride} pixels a side: set it to at most {table * resize.stride}"
+                )
+
+
+def sample_layout(
+    entry: IndexEntry, form: SequenceFormat, tokenizer: Tokenizer, config: PackingConfig
+) -> tuple[int, ...]:
+    """Length of every split of a sample in tokens, before dropout, from the index alone."""
+    vae, vit = config.resizes(form)
+    lengths = []
+    for size in entry.references:
+        lengths += [_tokens(vae.grid(*size)), _tokens(vit.grid(*_vit_original(size, vae, config)))]
+    lengths.append(len(tokenizer.encode(entry.instruction)) + 2)
+    if entry.target is not None:
+        lengths += [_tokens(vae.grid(*entry.target))] * config.targets_per_sample
+    return tuple(lengths)
+
+
+def sample_length(entry: IndexEntry, form: SequenceFormat, tokenizer: Tokenizer, config: PackingConfig) -> int:
+    """Tokens of a sample before dropout, from the index alone; see `sample_layout`."""
+    return sum(sample_layout(entry, form, tokenizer, config))
+
+
+def _vit_original(size: tuple[int, int], vae: ImageResize, config: PackingConfig) -> tuple[int, int]:
+    return vae.size(*size) if config.vit_source == "vae_resized" else size
+
+
+def _tokens(grid: tuple[int, int]) -> int:
+    return grid[0] * grid[1] + 2
+
+
+@dataclass(frozen=True)
+class PreparedReference:
+    """A reference image as tensors; None = dropped."""
+
+    vae: Tensor | None
+    """(3, H, W) in [-1, 1]."""
+    vit: Tensor | None
+    """(3, H, W) in [-1, 1]."""
+    meant: Tensor | None
+    """(rows, columns) of the ViT grid, see `meant_grid`."""
+
+
+@dataclass(frozen=True)
+class PreparedSample:
+    """A sample decoded, transformed and with its random decisions made."""
+
+    key: str
+    references: tuple[PreparedReference, ...]
+    ids: list[int] | None
+    """Instruction ids; None = dropped."""
+    target: Tensor | None
+    """(3, H, W) in [-1, 1]."""
+    timestep_logits: list[float]
+    """One a target split."""
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """Sizes that decide the lengths of its splits, in order: samples with equal layouts attend alike."""
+        sizes: list[int] = []
+        for reference in self.references:
+            for image in (reference.vae, reference.vit):
+                sizes += image.shape[-2:] if image is not None else (0, 0)
+        sizes.append(len(self.ids) if self.ids is not None else -1)
+        sizes += self.target.shape[-2:] if self.target is not None else (0, 0)
+        return tuple(sizes)
+
+    def append_to(self, builder: SequenceBuilder) -> None:
+        """Appends its splits in the order of SPEC 3."""
+        builder.begin_sample(self.key)
+        for number, reference in enumerate(self.references):
+            if reference.vae is None:
+                builder.skip_image()
+            else:
+                builder.add_vae(reference.vae, reference=number)
+            if reference.vit is None:
+                builder.skip_image()
+            else:
+                builder.add_vit(reference.vit, reference=number, meant=reference.meant)
+        if self.ids is not None:
+            builder.add_text(self.ids)
+        if self.target is not None:
+            builder.add_targets(self.target, self.timestep_logits)
+
+
+def prepare_sample(
+    sample: Sample,
+    form: SequenceFormat,
+    tokenizer: Tokenizer,
+    config: PackingConfig,
+    rng: np.random.Generator,
+) -> PreparedSample:
+    """Decodes and transforms `sample`, and draws its dropouts and timestep logits n ~ N(0, 1) from `rng`.
+
+    Raises:
+        BrokenSampleError: an image cannot be decoded, or candidates do not fit the references.
+        UserError: a word that the tokenizer does not know.
+    """
+    vae, vit = config.resizes(form)
+    if sample.candidates is not None and len(sample.candidates) != len(sample.references):
+        raise BrokenSampleError("wrong candidates", f"{sample.key}: candidates are not one list a reference")
+    # All draws come first and their number does not depend on settings, so that changing one changes only its own.
+    drop_text = rng.random() < config.instruction_dropout
+    drop_images = rng.random((len(sample.references), 2)) < (config.vae_dropout, config.vit_dropout)
+    logits = rng.standard_normal(config.targets_per_sample).tolist()
+    references = tuple(
+        _prepare_reference(
+            data, vae, vit, config, drop=tuple(drop), candidates=sample.candidates and sample.candidates[number]
+        )
+        for number, (data, drop) in enumerate(zip(sample.references, drop_images, strict=True))
+    )
+    return PreparedSample(
+        key=sample.key,
+        references=references,
+        ids=None if drop_text else tokenizer.encode(sample.instruction),
+        target=vae(decode_rgb(sample.target)) if sample.target else None,
+        timestep_logits=logits,
+    )
+
+
+def add_sample(
+    builder: SequenceBuilder,
+    sample: Sample,
+    tokenizer: Tokenizer,
+    config: PackingConfig,
+    rng: np.random.Generator,
+) -> None:
+    """Prepares `sample` (see `prepare_sample`) and appends it to `builder`; nothing is appended if that fails."""
+    prepare_sample(sample, builder.form, tokenizer, config, rng).append_to(builder)
+
+
+def _prepare_reference(
+    data: bytes,
+    vae: ImageResize,
+    vit: ImageResize,
+    config: PackingConfig,
+    *,
+    drop: tuple[bool, ...],
+    candidates: tuple[Candidate, ...] | None,
+) -> PreparedReference:
+    drop_vae, drop_vit = drop
+    original: Image.Image = decode_rgb(data)
+    resized = vae.resize(original) if not drop_vae or config.vit_source == "vae_resized" else None
+    vit_tensor = meant = None
+    if not drop_vit:
+        vit_tensor = vit(resized if config.vit_source == "vae_resized" and resized else original)
+        rows, columns = (side // vit.stride for side in vit_tensor.shape[-2:])
+        meant = None if candidates is None else meant_grid(candidates, rows, columns)
+    vae_tensor = to_tensor(resized) if resized is not None and not drop_vae else None
+    return PreparedReference(vae_tensor, vit_tensor, meant)
+
+
+def meant_grid(candidates: tuple[Candidate, ...], rows: int, columns: int) -> Tensor:
+    """(rows, columns) float: 1 where a token's centre lies in the box of a candidate that is meant, else 0."""
+    y = ((torch.arange(rows) + 0.5) / rows)[:, None]
+    x = (torch.arange(columns) + 0.5) / columns
+    grid = torch.zeros(rows, columns, dtype=torch.bool)
+    for candidate in candidates:
+        if candidate.meant:
+            left, top, right, bottom = candidate.box
+            grid |= (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    return grid.float()

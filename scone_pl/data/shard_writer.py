@@ -1,0 +1,143 @@
+"""Writing a data set in the shard format that `shards` reads."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import webdataset
+from tqdm import tqdm
+
+from scone_pl.data.sample import Sample
+from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo, Size, sample_json, sha256_of
+from scone_pl.data.transforms import open_image
+from scone_pl.errors import UserError
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}$")  # 80: a tar name holds 100 characters
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}
+
+
+def write_shards(
+    samples: Iterable[Sample],
+    folder: str | Path,
+    *,
+    samples_per_shard: int = 1000,
+    total: int | None = None,
+    progress: bool = True,
+) -> Manifest:
+    """Writes `samples` as a data set; the same samples give the same bytes.
+
+    Each file appears under its name only when it is complete, the manifest last of all.
+
+    Args:
+        samples: any number; only one is held at a time.
+        folder: created if need be.
+        samples_per_shard: samples of a tar; the last may have fewer.
+        total: their number if known, for the progress bar.
+        progress: whether to show a progress bar.
+
+    Raises:
+        UserError: the folder already holds a data set, a key is unusable or used twice, or there is no sample.
+        BrokenSampleError: an image whose header cannot be read.
+    """
+    folder = Path(folder)
+    if samples_per_shard < 1:
+        raise UserError(f"samples_per_shard is {samples_per_shard}; it must be at least 1")
+    if (folder / MANIFEST).exists():
+        raise UserError(f"{folder} already holds a data set; remove it or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[ShardInfo] = []
+    kinds: Counter[str] = Counter()
+    keys: set[str] = set()
+    stream = iter(tqdm(samples, total=total, desc=folder.name, unit="sample", disable=not progress))
+    with _complete_or_absent(folder / INDEX) as index:
+        for first in stream:
+            name = f"{len(shards):05d}.tar"
+            count = 0
+            with _complete_or_absent(folder / name) as file:
+                # A fixed time and no owner: the same samples give the same bytes.
+                with webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
+                    for sample in _first_then(first, stream, samples_per_shard):
+                        _check_key(sample.key, keys)
+                        entry = _write_sample(writer, sample, len(shards))
+                        index.write(entry.to_json().encode() + b"\n")
+                        kinds[sample.kind] += 1
+                        count += 1
+            path = folder / name
+            shards.append(ShardInfo(name, count, path.stat().st_size, sha256_of(path)))
+        if not shards:
+            raise UserError(f"{folder}: there is no sample to write; check the source")
+    manifest = Manifest(
+        samples=sum(shard.samples for shard in shards),
+        bytes=sum(shard.bytes for shard in shards),
+        kinds=dict(sorted(kinds.items())),
+        index_sha256=sha256_of(folder / INDEX),
+        shards=tuple(shards),
+    )
+    with _complete_or_absent(folder / MANIFEST) as file:
+        file.write(manifest.to_json().encode())
+    return manifest
+
+
+def _first_then(first: Sample, rest: Iterator[Sample], count: int) -> Iterator[Sample]:
+    yield first
+    for _ in range(count - 1):
+        sample = next(rest, None)
+        if sample is None:
+            return
+        yield sample
+
+
+def _check_key(key: str, keys: set[str]) -> None:
+    if not _KEY.match(key):
+        raise UserError(f"the sample key {key!r} must be 1 to 80 letters, digits, _ or -; rename it")
+    if key in keys:
+        raise UserError(f"two samples have the key {key!r}; keys must be unique within a data set")
+    keys.add(key)
+
+
+def _write_sample(writer: webdataset.TarWriter, sample: Sample, shard: int) -> IndexEntry:
+    members: dict[str, str | bytes] = {"__key__": sample.key, "json": sample_json(sample)}
+    sizes: list[Size] = []
+    for i, data in enumerate(sample.references):
+        extension, size = _extension_and_size(data)
+        members[f"ref{i}.{extension}"] = data
+        sizes.append(size)
+    target = None
+    if sample.target:
+        extension, target = _extension_and_size(sample.target)
+        members[f"target.{extension}"] = sample.target
+    offset = writer.tarstream.offset
+    writer.write(members)
+    return IndexEntry(
+        key=sample.key,
+        shard=shard,
+        offset=offset,
+        length=writer.tarstream.offset - offset,
+        kind=sample.kind,
+        instruction=sample.instruction,
+        references=tuple(sizes),
+        target=target,
+    )
+
+
+def _extension_and_size(data: bytes) -> tuple[str, Size]:
+    image = open_image(data)
+    format_ = image.format or "img"
+    return _EXTENSIONS.get(format_, format_.lower()), image.size
+
+
+@contextmanager
+def _complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

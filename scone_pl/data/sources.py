@@ -1,0 +1,156 @@
+"""Several data sets as one: how often each sample is seen in an epoch, in which order, packed how."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from scone_pl.data.packing import PackingConfig, sample_length
+from scone_pl.data.planning import plan_packs
+from scone_pl.data.sample import Sample
+from scone_pl.data.seeding import generator
+from scone_pl.data.shards import ShardSet
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.errors import UserError
+from scone_pl.model.sequence import SequenceFormat
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set and how much of it an epoch holds."""
+
+    path: str
+    """Folder of a shard set."""
+    weight: float = 1.0
+    """Times that each sample is seen in an epoch; 0.5 = a random half, another one every epoch."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One use of a sample in an epoch."""
+
+    source: int
+    index: int
+    """Its number in the source."""
+    copy: int
+    """0, 1, ... where a source's weight exceeds 1."""
+
+
+class Mixture:
+    """The union of sources: lengths of all samples, and the packs of every epoch."""
+
+    def __init__(
+        self, sources: Sequence[Source], form: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig
+    ) -> None:
+        """Opens the sources and measures every sample, from the indices alone.
+
+        Raises:
+            UserError: no sources, one that is missing, broken or empty, a wrong weight, sizes over the model's
+                position tables, or no sample within the token budget.
+        """
+        if not sources:
+            raise UserError("the list of data sources is empty; give at least one folder of shards")
+        packing.check(form)
+        self.sources = tuple(sources)
+        for source in self.sources:
+            if not (math.isfinite(source.weight) and source.weight > 0):
+                raise UserError(f"{source.path}: the weight is {source.weight}; it must be more than 0")
+        self.sets = tuple(ShardSet.open(source.path) for source in self.sources)
+        self.packing = packing
+        self.lengths = [_lengths(shards, form, tokenizer, packing) for shards in self.sets]
+        """Per source (samples,) int64: tokens of every sample."""
+        budget = packing.token_budget
+        self.usable = [np.flatnonzero(lengths <= budget) for lengths in self.lengths]
+        for source, lengths, usable in zip(self.sources, self.lengths, self.usable, strict=True):
+            if not len(lengths):
+                raise UserError(f"{source.path}: holds no sample; convert it again or leave it out")
+            if not len(usable):
+                raise UserError(
+                    f"{source.path}: all {len(lengths)} samples are longer than packing.token_budget {budget} "
+                    f"(shortest {lengths.min()}, longest {lengths.max()}); raise it or lower packing.vae_resize"
+                )
+        self.plan = lru_cache(maxsize=2)(self._plan)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {name: value for name, value in vars(self).items() if name != "plan"}
+        return _restore, (state,)
+
+    @property
+    def num_samples(self) -> int:
+        return sum(map(len, self.sets))
+
+    @property
+    def over_budget(self) -> int:
+        """Samples that are too long for any pack."""
+        return self.num_samples - sum(map(len, self.usable))
+
+    def over_budget_message(self) -> str | None:
+        """One line about the samples that are left out for their length, None if there are none."""
+        if not self.over_budget:
+            return None
+        longest = max(range(len(self.sets)), key=lambda s: self.lengths[s].max())
+        key = self.sets[longest].index[int(self.lengths[longest].argmax())].key
+        return (
+            f"{self.over_budget} of {self.num_samples} samples are longer than packing.token_budget "
+            f"{self.packing.token_budget} and are left out (longest: {key} in {self.sources[longest].path}, "
+            f"{self.lengths[longest].max()} tokens); raise token_budget or lower packing.vae_resize"
+        )
+
+    def fingerprint(self, seed: int) -> str:
+        """Changes when anything changes that decides which samples are in which pack."""
+        facts = [
+            seed,
+            self.packing.token_budget,
+            self.packing.lookahead,
+            [
+                (source.weight, shards.manifest.index_sha256)
+                for source, shards in zip(self.sources, self.sets, strict=True)
+            ],
+        ]
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for lengths in self.lengths:
+            digest.update(lengths.tobytes())
+        return digest.hexdigest()[:16]
+
+    def order(self, seed: int, epoch: int) -> list[Draw]:
+        """All samples of an epoch, shuffled."""
+        draws = []
+        for number, (source, usable) in enumerate(zip(self.sources, self.usable, strict=True)):
+            whole = int(source.weight)
+            part = round((source.weight - whole) * len(usable))
+            if whole == 0:
+                part = max(part, 1)
+            draws += [Draw(number, int(i), copy) for copy in range(whole) for i in usable]
+            if part:
+                some = generator("subset", seed, epoch, number).permutation(usable)[:part]
+                draws += [Draw(number, int(i), whole) for i in np.sort(some)]
+        return [draws[i] for i in generator("order", seed, epoch).permutation(len(draws))]
+
+    def _plan(self, seed: int, epoch: int) -> tuple[tuple[Draw, ...], ...]:
+        """The packs of an epoch, the same in every process. Never empty."""
+        order = self.order(seed, epoch)
+        lengths = [int(self.lengths[draw.source][draw.index]) for draw in order]
+        plan = plan_packs(lengths, self.packing.token_budget, self.packing.lookahead)
+        return tuple(tuple(order[i] for i in pack) for pack in plan.packs)
+
+    def read(self, draw: Draw) -> Sample:
+        """The sample of a draw; see `ShardSet.read`."""
+        return self.sets[draw.source].read(draw.index)
+
+
+def _restore(state: dict[str, object]) -> Mixture:
+    mixture = Mixture.__new__(Mixture)
+    vars(mixture).update(state)
+    mixture.plan = lru_cache(maxsize=2)(mixture._plan)
+    return mixture
+
+
+def _lengths(shards: ShardSet, form: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig) -> np.ndarray:
+    lengths = (sample_length(entry, form, tokenizer, packing) for entry in shards.index)
+    return np.fromiter(lengths, dtype=np.int64, count=len(shards))

@@ -1,0 +1,207 @@
+"""The stream of packed sequences: endless for training, fixed for validation, with a place that can be resumed.
+
+Data flow:
+    1. `Mixture.plan(seed, epoch)`: the packs of an epoch, from the index alone, the same in every process.
+    2. All packs of all epochs have one running number g. Rank r of R takes g = start + R * k + r at its step k;
+       worker w of W makes the steps k = w, w + W, ..., which is the order in which a DataLoader asks its workers.
+       So neither the number of ranks nor of workers changes which pack comes when, and a place is a number.
+    3. `PackMaker`: reads, decodes and packs the samples of one pack; broken ones are left out and counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from scone_pl.data.packing import PackingConfig, prepare_sample
+from scone_pl.data.sample import BrokenSampleError, Sample
+from scone_pl.data.seeding import generator, seed_of
+from scone_pl.data.sources import Draw, Mixture
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.errors import UserError
+from scone_pl.model.sequence import PackedSequence, SequenceBuilder, SequenceFormat
+
+_MOST_EMPTY_PACKS = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the stream a batch comes from."""
+
+    epoch: int
+    pack: int
+    """Number within the epoch."""
+    number: int
+    """Running number over all epochs and ranks."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step gets: one packed sequence and where it comes from."""
+
+    sequence: PackedSequence
+    place: Place
+    seed: int
+    """For everything random that the step does with it (noise): depends on seed and place only."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Samples left out of it, per reason."""
+    samples: tuple[Sample, ...] = ()
+    """The samples as read, in the order of the sequence (validation, test and prediction only)."""
+    failure: str | None = None
+    """A message for the user if there is no way on; the data module raises it in the main process."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """A copy with its tensors on `device`."""
+        return dataclasses.replace(self, sequence=self.sequence.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy with its tensors in pinned host memory."""
+        return dataclasses.replace(self, sequence=self.sequence.pin_memory())
+
+
+@dataclass(frozen=True)
+class PackMaker:
+    """Makes batches out of planned packs."""
+
+    mixture: Mixture
+    form: SequenceFormat
+    tokenizer: Tokenizer
+    packing: PackingConfig
+    seed: int
+    purpose: str = "train"
+    """Goes into every random draw, so that training and validation differ."""
+    keep_samples: bool = False
+    """Whether to put the samples as read into the batch."""
+
+    def make(self, packs: tuple[tuple[Draw, ...], ...], place: Place) -> Batch:
+        """The batch of pack `place.pack`; if none of its samples is readable, of the next one that has any.
+
+        Args:
+            packs: all packs of the epoch.
+            place: which to make.
+
+        Raises:
+            UserError: too many packs in a row without a readable sample.
+        """
+        skipped: Counter[str] = Counter()
+        tries = min(len(packs), _MOST_EMPTY_PACKS)
+        for step in range(tries):
+            batch = self._make_one(packs[(place.pack + step) % len(packs)], place, repeated=step)
+            skipped.update(batch.skipped)
+            if len(batch.sequence):
+                return dataclasses.replace(batch, skipped=dict(skipped))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
+        paths = " ".join(sorted({source.path for source in self.mixture.sources}))
+        raise UserError(f"{tries} packs in a row hold no readable sample ({reasons}); run `shards verify` on {paths}")
+
+    def _make_one(self, draws: tuple[Draw, ...], place: Place, repeated: int) -> Batch:
+        prepared, skipped = [], Counter[str]()
+        for draw in draws:
+            try:
+                sample = self.mixture.read(draw)
+                # `repeated` > 0: a stand-in for an unreadable pack, seen twice in the epoch with other noise.
+                rng = generator(self.purpose, self.seed, place.epoch, draw.source, sample.key, draw.copy, repeated)
+                ready = prepare_sample(sample, self.form, self.tokenizer, self.packing, rng)
+                if ready.target is None and self.purpose != "predict":
+                    raise BrokenSampleError("missing target", f"{sample.key} has no target image")
+            except BrokenSampleError as error:
+                skipped[error.reason] += 1
+                continue
+            prepared.append((ready, sample))
+        # Equal layouts side by side: attention takes such neighbours in one call.
+        prepared.sort(key=lambda pair: pair[0].layout)
+        builder = SequenceBuilder(self.form)
+        for ready, _ in prepared:
+            ready.append_to(builder)
+        return Batch(
+            sequence=builder.build(),
+            place=place,
+            seed=seed_of("step", self.purpose, self.seed, place.epoch, place.pack),
+            skipped=dict(skipped),
+            samples=tuple(sample for _, sample in prepared) if self.keep_samples else (),
+        )
+
+    def make_or_fail(self, packs: tuple[tuple[Draw, ...], ...], place: Place) -> Batch:
+        """Like `make`, but errors for the user travel in the batch: a DataLoader would bury them in a traceback."""
+        try:
+            return self.make(packs, place)
+        except UserError as error:
+            return Batch(SequenceBuilder(self.form).build(), place, seed=0, failure=str(error))
+
+
+@dataclass
+class Cursor:
+    """How far training has come: what a checkpoint holds, changed as batches are consumed."""
+
+    consumed: int = 0
+    """Packs consumed by all ranks together."""
+    epoch: int = 0
+    """An epoch that began at or before `consumed`..."""
+    epoch_start: int = 0
+    """... and the running number of its first pack."""
+
+
+class PackStream(IterableDataset):
+    """The endless training stream of one rank; starts where `cursor` stands when iteration begins."""
+
+    def __init__(self, maker: PackMaker, cursor: Cursor, rank: int = 0, world_size: int = 1) -> None:
+        """`cursor` is shared with the data module; `rank` of `world_size` consumers in different processes."""
+        self.maker = maker
+        self.cursor = cursor
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker, workers = _worker()
+        number = self.cursor.consumed + self.world_size * worker + self.rank
+        for place, packs in self._places(number, self.world_size * workers):
+            yield self.maker.make_or_fail(packs, place)
+
+    def _places(self, number: int, step: int) -> Iterator[tuple[Place, tuple[tuple[Draw, ...], ...]]]:
+        epoch, start = self.cursor.epoch, self.cursor.epoch_start
+        while True:
+            packs = self.maker.mixture.plan(self.maker.seed, epoch)
+            while number < start + len(packs):
+                yield Place(epoch, number - start, number), packs
+                number += step
+            epoch, start = epoch + 1, start + len(packs)
+
+
+class FixedPacks(IterableDataset):
+    """The same packs at every pass, equally many on every rank (those of the epoch 0, repeated if too few)."""
+
+    def __init__(self, maker: PackMaker, packs_per_rank: int | None = None, rank: int = 0, world_size: int = 1) -> None:
+        """`packs_per_rank`: at most so many; None = all."""
+        self.maker = maker
+        self.rank = rank
+        self.world_size = world_size
+        self.packs = self._plan()
+        most = -(-len(self.packs) // world_size)
+        self.packs_per_rank = most if packs_per_rank is None else min(packs_per_rank, most)
+
+    def _plan(self) -> tuple[tuple[Draw, ...], ...]:
+        return self.maker.mixture.plan(self.maker.seed, 0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker, workers = _worker()
+        for step in range(worker, self.packs_per_rank, workers):
+            pack = (self.world_size * step + self.rank) % len(self.packs)
+            yield self.maker.make_or_fail(self.packs, Place(0, pack, pack))
+
+
+class SingleSamples(FixedPacks):
+    """Every sample by itself, in the order of the sources (prediction)."""
+
+    def _plan(self) -> tuple[tuple[Draw, ...], ...]:
+        usable = self.maker.mixture.usable
+        return tuple((Draw(source, int(i), 0),) for source, indices in enumerate(usable) for i in indices)
+
+
+def _worker() -> tuple[int, int]:
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)

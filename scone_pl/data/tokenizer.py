@@ -1,0 +1,147 @@
+"""Text to token ids: the published Qwen2 tokenizer, and two small ones for mini models.
+
+All three are a `tokenizer.json` in a folder. Text is data: whatever it says, it becomes ordinary tokens, never one of
+the special tokens that frame splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from scone_pl.errors import UserError
+from scone_pl.model.sequence import SpecialTokens
+
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+_UNKNOWN = "<unk>"
+
+
+class Tokenizer:
+    """Instruction text to ids and back."""
+
+    special: SpecialTokens
+    vocab_size: int
+    """One more than the largest id; the model's embedding needs at least so many rows."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, origin: str = "the tokenizer") -> None:
+        """Wraps a `tokenizers` tokenizer.
+
+        Args:
+            backend: must know the four tokens of `SPECIAL_TOKENS`.
+            origin: where it came from, for messages.
+
+        Raises:
+            UserError: a special token is missing.
+        """
+        ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
+        missing = [token for token, id_ in zip(SPECIAL_TOKENS, ids, strict=True) if id_ is None]
+        if missing:
+            raise UserError(
+                f"{origin}: the tokenizer lacks {' '.join(missing)}; use the tokenizer files that come with the "
+                "checkpoint (Qwen2.5's have all four)"
+            )
+        # A token listed without "special": true would be recognised inside instructions.
+        backend.add_special_tokens(list(SPECIAL_TOKENS))
+        backend.encode_special_tokens = True
+        self.special = SpecialTokens(*ids)
+        self.vocab_size = max(backend.get_vocab_size(), *(id_ + 1 for id_ in ids))
+        self.origin = origin
+        self._backend = backend
+        unknown = getattr(backend.model, "unk_token", None)
+        self._unknown_id = backend.token_to_id(unknown) if unknown is not None else None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without begin and end tokens.
+
+        Raises:
+            UserError: a word that a word tokenizer does not know.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        if self._unknown_id is not None and self._unknown_id in encoding.ids:
+            start, stop = encoding.offsets[encoding.ids.index(self._unknown_id)]
+            raise UserError(
+                f"{self.origin}: the word {text[start:stop]!r} in {text!r} is not in this model's vocabulary of "
+                f"{self.vocab_size} words; reword the instruction"
+            )
+        return encoding.ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        # Not the library's own batch call: its thread pool does not survive the fork into data workers.
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens left out."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `tokenizer.json` into `folder`, which is created if need be."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._backend.save(str(Path(folder) / "tokenizer.json"))
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Reads `tokenizer.json`, or Qwen2's `vocab.json` + `merges.txt`, from `folder`.
+
+        Raises:
+            UserError: no tokenizer files, unreadable ones, or special tokens missing.
+        """
+        folder = Path(folder)
+        file = folder / "tokenizer.json"
+        if file.is_file():
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(file))
+            except Exception as error:  # noqa: BLE001 - the library raises bare `Exception`
+                raise UserError(f"{file}: not a readable tokenizer ({_one_line(error)}); fetch it again") from None
+            return cls(backend, str(folder))
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return cls(_slow_files(folder), str(folder))
+        raise UserError(f"{folder}: no tokenizer.json (nor vocab.json and merges.txt) here; give the checkpoint folder")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The backend's own pickling forgets that special tokens are off in text.
+        return _restore, (self._backend.to_str(), self.origin)
+
+
+def _restore(state: str, origin: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(state), origin)
+
+
+def _slow_files(folder: Path) -> tokenizers.Tokenizer:
+    from transformers import AutoTokenizer, Qwen2Tokenizer
+
+    # Without tokenizer_config.json AutoTokenizer cannot know that these two files are Qwen2's.
+    kind = AutoTokenizer if (folder / "tokenizer_config.json").is_file() else Qwen2Tokenizer
+    try:
+        loaded = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: vocab.json and merges.txt cannot be read ({_one_line(error)}); fetch them again"
+        ) from None
+    return loaded.backend_tokenizer
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def word_tokenizer(words: Iterable[str]) -> Tokenizer:
+    """One id a word, words separated by white space; a word not in `words` is a `UserError` when encoded."""
+    vocabulary = {word: id_ for id_, word in enumerate(dict.fromkeys((_UNKNOWN, *words)))}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return Tokenizer(backend, "word tokenizer")
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One id a UTF-8 byte (256 ids and the four special ones): any text, nothing to learn or fetch."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE({symbol: id_ for id_, symbol in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return Tokenizer(backend, "byte tokenizer")

@@ -1,0 +1,1 @@
+"""Lightning lives here: stages, the chain of stages, sharding, callbacks."""

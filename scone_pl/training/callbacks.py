@@ -1,0 +1,128 @@
+"""What a run shows while it trains: speed, and a grid of pictures at each validation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from scone_pl.data.stream import Batch
+from scone_pl.generation.pictures import Picture, dim_blocked, grid_of, save_picture
+from scone_pl.generation.prompts import prompts_of, target_image
+from scone_pl.generation.sampler import Prompt, SampledLatents, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.model.sequence import PackedSequence
+from scone_pl.training.module import SconeModule
+
+
+class Throughput(pl.Callback):
+    """Logs tokens and samples a second of all ranks, over each logging interval."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._tokens = self._samples = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since, self._tokens, self._samples = time.perf_counter(), 0, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._tokens += len(batch.sequence)
+        self._samples += batch.sequence.num_samples
+        if (batch_idx + 1) % trainer.log_every_n_steps:
+            return
+        seconds = time.perf_counter() - self._since
+        scale = trainer.world_size / seconds
+        pl_module.log("speed/tokens_per_second", self._tokens * scale, prog_bar=True)
+        pl_module.log("speed/samples_per_second", self._samples * scale)
+        self._since, self._tokens, self._samples = time.perf_counter(), 0, 0
+
+
+class DataProgress(pl.Callback):
+    """Tells the data module what has been trained on, before any checkpoint is written; logs skipped samples."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        data = trainer.datamodule
+        data.consumed(batch)
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+            pl_module.log("data/epoch", float(batch.place.epoch))
+            for reason, count in data.skipped.items():
+                pl_module.log(f"data/skipped/{reason}", float(count))
+
+
+class Previews(pl.Callback):
+    """Samples a few validation prompts and shows references, target, picture and what the bridge blocked."""
+
+    def __init__(self, num_samples: int = 4, every_n_validations: int = 1) -> None:
+        """How much to show.
+
+        Args:
+            num_samples: Prompts of the first validation pack to sample; 0 = none.
+            every_n_validations: Sample at each n-th validation.
+        """
+        self.num_samples = num_samples
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: SconeModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or trainer.sanity_checking or not self.num_samples:
+            return
+        self._validations += 1
+        if (self._validations - 1) % self.every_n_validations:
+            return
+        # Every rank samples: a sharded model can not run on one alone.
+        picture = preview_grid(pl_module, batch.sequence, self.num_samples)
+        self._show(trainer, picture)
+
+    @rank_zero_only
+    def _show(self, trainer: pl.Trainer, picture: Picture) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("previews", picture, trainer.global_step, dataformats="HWC")
+        save_picture(picture, f"{trainer.default_root_dir}/previews/step-{trainer.global_step:06d}.png")
+
+
+def preview_grid(module: SconeModule, pack: PackedSequence, num_samples: int) -> Picture:
+    """A row per sample: references (blocked regions pale), target, picture sampled with the current weights."""
+    prompts = prompts_of(pack)[:num_samples]
+    generator = torch.Generator().manual_seed(0)
+    noise = [initial_noise(p, module.model, module.sequence_format, generator) for p in prompts]
+    training = module.model.training
+    module.model.eval()
+    found = sample(module.model, module.sequence_format, prompts, module.sampling, noise)
+    module.model.train(training)
+    rows = []
+    width = max(len(p.references) for p in prompts)
+    for i, (prompt, result) in enumerate(zip(prompts, found, strict=True)):
+        pictures = reference_pictures(prompt, result)
+        blank = [torch.full((8, 8, 3), 250, dtype=torch.uint8).numpy()] * (width - len(pictures))
+        target = to_uint8(target_image(pack, i)).numpy()
+        generated = to_uint8(decode_latents(module.model, result)).numpy()
+        rows.append(([*pictures, *blank, target, generated], module.tokenizer.decode(list(prompt.text_ids))))
+    titles = [*(f"reference {i + 1}" for i in range(width)), "target", "generated"]
+    return grid_of(rows, titles=titles)
+
+
+def reference_pictures(prompt: Prompt, result: SampledLatents) -> list[Picture]:
+    """The references of a prompt, pale where the bridge blocked them."""
+    pictures = [to_uint8(vae).numpy() for vae, _ in prompt.references]
+    if not result.blocked:
+        return pictures
+    return [dim_blocked(p, b.cpu().numpy()) for p, b in zip(pictures, result.blocked, strict=True)]

@@ -1,0 +1,96 @@
+"""One stage after the other: a configuration with a `chain` is run step by step.
+
+Each step is the configuration plus its own overrides, in a folder of its own, starting from the weights of the step
+before with a fresh optimizer. Command-line arguments win over both. A step that is finished is skipped, an
+interrupted one resumes, so the same command always goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scone_pl.errors import UserError
+
+
+@dataclass(kw_only=True)
+class ChainStep:
+    """One step of a chain."""
+
+    name: str
+    """Its folder under `output_dir`."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Overrides of `model`: class_path, init_args."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Overrides of `data`."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Overrides of `trainer`, such as max_steps."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError(f"chain step name {self.name!r} must consist of letters, digits, _ and -")
+
+    def overrides(self) -> dict[str, Any]:
+        """As a configuration to lay over the common one."""
+        return {key: value for key in ("model", "data", "trainer") if (value := getattr(self, key))}
+
+
+def step_folder(output_dir: str, step: ChainStep) -> Path:
+    """Where a step leaves its files."""
+    return Path(output_dir) / step.name
+
+
+def start_weights(init_from: str, output_dir: str, steps: Sequence[ChainStep], index: int) -> str:
+    """The first step starts from `init_from`, each other one from the weights before it."""
+    return init_from if index == 0 else str(step_folder(output_dir, steps[index - 1]) / "weights")
+
+
+@contextmanager
+def arguments_of_step(args: Sequence[str], step: ChainStep, init_from: str, output_dir: str) -> Iterator[list[str]]:
+    """The command line that runs one step alone.
+
+    Args:
+        args: the chain's own command line.
+        step: the step.
+        init_from: weights to start from.
+        output_dir: the step's folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        overlay = Path(folder) / "step.yaml"
+        overlay.write_text(yaml.safe_dump(step.overrides()))
+        after = _after_last_config(args)
+        yield [
+            *args[:after],
+            *(["--config", str(overlay)] if step.overrides() else []),
+            *args[after:],
+            "--model.init_args.init_from",
+            init_from,
+            "--output_dir",
+            output_dir,
+        ]
+
+
+def _after_last_config(args: Sequence[str]) -> int:
+    """Overrides go right behind the last --config, before everything typed after it."""
+    place = 1
+    for i, arg in enumerate(args):
+        if arg in ("--config", "-c"):
+            place = i + 2
+        elif arg.startswith("--config="):
+            place = i + 1
+    return place
+
+
+def check_names(steps: Sequence[ChainStep]) -> None:
+    """Each step needs a folder of its own."""
+    names = [step.name for step in steps]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"chain: two steps are called {name}; give each a name of its own")

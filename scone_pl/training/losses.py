@@ -1,0 +1,74 @@
+"""What a packed sequence is trained on (SPEC 4).
+
+Shapes: N latent tokens, P values of a latent token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scone_pl import flow
+from scone_pl.model.bridge import BridgeState
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.scone import Scone, SconeOutput
+from scone_pl.model.sequence import PackedSequence
+
+
+@dataclass(frozen=True)
+class FlowResult:
+    """One noised forward pass."""
+
+    output: SconeOutput
+    squared_error: Tensor
+    """(target tokens, P)."""
+
+
+def flow_matching(
+    model: Scone,
+    pack: PackedSequence,
+    clean: Tensor,
+    noise: Tensor,
+    *,
+    bridge: BridgeConfig | None = None,
+    timestep_shift: float = 1.0,
+    similarity_grad: bool = False,
+) -> FlowResult:
+    """Noises the targets, predicts their velocity and compares.
+
+    Args:
+        model: the network.
+        pack: its `timestep_logits` say how noisy each target is; references are clean (t = 0).
+        clean: (N, P) latent tokens of all images.
+        noise: (N, P); only the targets' rows matter.
+        bridge: None = no mask.
+        timestep_shift: 1 in all Scone stages.
+        similarity_grad: see `Scone.forward`.
+    """
+    timesteps = flow.timesteps_from_logits(pack.timestep_logits, timestep_shift)
+    noisy = flow.add_noise(clean, noise, pack.expand_latent_splits(timesteps))
+    output = model(pack, noisy, timesteps, bridge, similarity_grad=similarity_grad)
+    wanted = flow.velocity_target(clean, noise).index_select(0, pack.target_in_latents)
+    return FlowResult(output, (output.velocity.float() - wanted.float()).square())
+
+
+def text_cross_entropy(output: SconeOutput, pack: PackedSequence) -> Tensor:
+    """Sum over the labels of the cross-entropy of the next token, the end token included."""
+    return F.cross_entropy(output.text_logits.float(), pack.label_ids, reduction="sum")
+
+
+def alignment(state: BridgeState, pack: PackedSequence, threshold: float, temperature: float) -> Tensor:
+    """Beyond the paper: mean binary cross-entropy of sigmoid((s - threshold) / temperature) against `vit_meant`.
+
+    0 where the pack knows of no token whether it is meant.
+    """
+    if pack.vit_meant is None:
+        return state.similarity.new_zeros(())
+    known = ~torch.isnan(pack.vit_meant)
+    logits = (state.similarity[pack.vit_index[known]] - threshold) / temperature
+    if not len(logits):
+        return state.similarity.sum() * 0
+    return F.binary_cross_entropy_with_logits(logits, pack.vit_meant[known])

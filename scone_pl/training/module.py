@@ -1,0 +1,262 @@
+"""The LightningModule that every stage is: a checkpoint folder, a set of trainable parts, a mask, an optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from scone_pl.checkpoints import check_folder, load_weights, read_config
+from scone_pl.data.stream import Batch
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.errors import UserError
+from scone_pl.generation.pictures import save_picture
+from scone_pl.generation.prompts import prompts_of
+from scone_pl.generation.sampler import SamplingConfig, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.scone import Scone
+from scone_pl.training import losses
+from scone_pl.training.parts import Part, set_trainable
+from scone_pl.training.sharding import ShardingConfig, shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up to a constant rate (SPEC 6)."""
+
+    lr: float = 2e-5
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the moment estimates."""
+    eps: float = 1e-15
+    """Added to the denominator."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: int = 2000
+    """Steps from 0 to `lr`. The release's 2000 means that a 1000-step stage never reaches `lr`; kept as its default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """Beyond the paper: supervises the bridge's similarity where the data says which tokens are meant."""
+
+    weight: float = 0.0
+    """Weight of the term; 0 = off, as in the paper."""
+    temperature: float = 0.1
+    """Similarity enters as sigmoid((s - threshold) / temperature)."""
+
+
+class SconeModule(pl.LightningModule):
+    """What all stages share. A stage differs by data, not by code: see `stages.py`."""
+
+    model: Scone
+
+    def __init__(
+        self,
+        init_from: str,
+        trainable: Sequence[Part],
+        bridge: BridgeConfig | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        timestep_shift: float = 1.0,
+        text_loss_weight: float = 1.0,
+        alignment: AlignmentConfig = AlignmentConfig(),
+        attention: Literal["split", "flex"] = "split",
+        activation_checkpointing: bool = True,
+        sharding: ShardingConfig = ShardingConfig(),  # noqa: B008 (immutable)
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (immutable)
+        mask_sampling: bool = False,
+        sampling_seed: int = 1234,
+    ) -> None:
+        """Checks the checkpoint folder; weights are read when the trainer asks for the model.
+
+        Args:
+            init_from: Checkpoint folder in the published layout to start from.
+            trainable: Parts that train; all others are frozen.
+            bridge: The understanding bridge; null = no mask.
+            optimizer: AdamW settings.
+            timestep_shift: Shift of the training noise levels (SPEC 4: 1).
+            text_loss_weight: Weight of the cross-entropy on labelled text, where the data has any.
+            alignment: Optional supervision of the bridge's similarity.
+            attention: Attention backend: split (any device) or flex (CUDA).
+            activation_checkpointing: Recompute each decoder layer in the backward pass to save memory.
+            sharding: FSDP2 settings, used under ModelParallelStrategy.
+            sampling: How previews and predictions are sampled.
+            mask_sampling: Apply `bridge` while sampling too (the release samples without).
+            sampling_seed: Seed of predictions; a picture's noise depends on it and on the sample's key alone.
+        """
+        super().__init__()
+        self.init_from = str(init_from)
+        self.trainable = tuple(trainable)
+        self.bridge = bridge
+        self.optimizer_config = optimizer
+        self.timestep_shift = timestep_shift
+        self.text_loss_weight = text_loss_weight
+        self.alignment = alignment
+        self.attention = attention
+        self.activation_checkpointing = activation_checkpointing
+        self.sharding = sharding
+        self.sampling = dataclasses.replace(sampling, bridge=bridge if mask_sampling else sampling.bridge)
+        self.sampling_seed = sampling_seed
+        if alignment.weight and bridge is None:
+            raise UserError(
+                "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"
+            )
+        folder = check_start(self.init_from)
+        self.config = read_config(folder)
+        last_layer = self.config.decoder.num_layers - 1
+        if bridge is not None and bridge.last_masked_layer > last_layer:
+            raise UserError(
+                f"model.bridge.last_masked_layer is {bridge.last_masked_layer}, but the last decoder layer of "
+                f"{folder} is {last_layer}"
+            )
+        self.tokenizer = Tokenizer.from_folder(folder)
+        with torch.device("meta"):
+            format_source = Scone(self.config)
+        self.sequence_format = format_source.sequence_format(self.tokenizer.special)
+
+    # ------------------------------------------------------------------ building
+    def configure_model(self) -> None:
+        """Builds on the meta device, freezes, shards, and only then reads the weights."""
+        if hasattr(self, "model"):
+            return
+        with torch.device("meta"):
+            model = Scone(self.config).to(torch.get_default_dtype())
+        model.attention = self.attention
+        model.language_model.model.activation_checkpointing = self.activation_checkpointing
+        set_trainable(model, self.trainable)
+        if getattr(self, "_device_mesh", None) is not None:
+            shard(model, self.device_mesh, self.sharding)
+        model.to_empty(device=self.trainer.strategy.root_device)
+        load_weights(model, self.init_from)
+        self.model = model
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        config = self.optimizer_config
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        )
+        warmup = max(config.warmup_steps, 1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ------------------------------------------------------------------ one pack
+    def _losses(self, batch: Batch, *, sample_posterior: bool) -> dict[str, Tensor]:
+        """Sums and counts of this rank's pack, and monitoring values."""
+        pack = batch.sequence
+        # The noise depends on the batch's own seed alone: neither ranks nor resuming change it.
+        with torch.no_grad():
+            device_generator = torch.Generator(self.device).manual_seed(batch.seed)
+            clean = self.model.encode_images(pack, device_generator, sample=sample_posterior).float()
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(batch.seed)).to(clean.device)
+        aligned = self.alignment.weight > 0
+        result = losses.flow_matching(
+            self.model,
+            pack,
+            clean,
+            noise,
+            bridge=self.bridge,
+            timestep_shift=self.timestep_shift,
+            similarity_grad=aligned,
+        )
+        found = {
+            "squared_error": result.squared_error.mean(-1).sum(),
+            "targets": torch.tensor(float(len(pack.target_index)), device=self.device),
+            "cross_entropy": losses.text_cross_entropy(result.output, pack),
+            "labels": torch.tensor(float(len(pack.label_index)), device=self.device),
+        }
+        state = result.output.bridge
+        if state is not None and self.bridge is not None:
+            references = pack.reference_tokens
+            found["blocked_share"] = state.blocked[references].float().mean().nan_to_num()
+            if aligned:
+                found["alignment"] = losses.alignment(state, pack, self.bridge.threshold, self.alignment.temperature)
+        return found
+
+    def _per_token(self, total: Tensor, count: Tensor) -> Tensor:
+        """One rank's share of a mean over the tokens of all ranks.
+
+        Ranks' gradients are averaged, so the sum is divided by the mean count: every token weighs the same (SPEC 4).
+        """
+        mean_count = self.trainer.strategy.reduce(count.detach(), reduce_op="mean")
+        return total / mean_count.clamp(min=1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        found = self._losses(batch, sample_posterior=True)
+        flow_loss = self._per_token(found["squared_error"], found["targets"])
+        text_loss = self._per_token(found["cross_entropy"], found["labels"])
+        # Without labels the text loss is an exact 0 that still ties the language head into the graph.
+        loss = flow_loss + self.text_loss_weight * text_loss
+        logged = {"train/flow": flow_loss, "train/text": text_loss}
+        if "alignment" in found:
+            loss = loss + self.alignment.weight * found["alignment"]
+            logged["train/alignment"] = found["alignment"]
+        if "blocked_share" in found:
+            logged["bridge/blocked_share"] = found["blocked_share"]
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({name: value.detach() for name, value in logged.items()})
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def _evaluate(self, batch: Batch, name: str) -> None:
+        found = self._losses(batch, sample_posterior=False)
+        loss = found["squared_error"] / found["targets"].clamp(min=1)
+        count = max(1, len(batch.sequence.target_index))
+        self.log(f"{name}/loss", loss, sync_dist=True, batch_size=count, prog_bar=True)
+        if "blocked_share" in found:
+            self.log(f"{name}/blocked_share", found["blocked_share"], sync_dist=True, batch_size=count)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Path]:
+        """Generates a picture per sample into `<output_dir>/predictions`; finished pictures are kept."""
+        folder = Path(self.trainer.default_root_dir) / "predictions"
+        written = []
+        for key, prompt in zip(batch.sequence.keys, prompts_of(batch.sequence), strict=True):
+            file = folder / f"{key}.png"
+            if not file.exists():
+                seed = int.from_bytes(hashlib.sha256(f"{self.sampling_seed}/{key}".encode()).digest()[:7], "big")
+                noise = initial_noise(prompt, self.model, self.sequence_format, torch.Generator().manual_seed(seed))
+                found = sample(self.model, self.sequence_format, [prompt], self.sampling, [noise])
+                save_picture(to_uint8(decode_latents(self.model, found[0])).numpy(), file)
+            written.append(file)
+        return written
+
+    # ------------------------------------------------------------------ description
+    def describe(self) -> Mapping[str, Any]:
+        """What made these weights, for `training.json` in the folder that they are saved to."""
+        return {
+            "stage": type(self).__name__,
+            "init_from": self.init_from,
+            "trainable": list(self.trainable),
+            "bridge": None if self.bridge is None else dataclasses.asdict(self.bridge),
+            "mask_sampling": self.sampling.bridge is not None,
+            "steps": self.trainer.global_step,
+        }
+
+
+def check_start(init_from: str) -> Path:
+    """The folder to start from.
+
+    Raises:
+        UserError: it is not there; the message says where published weights come from and what runs without them.
+    """
+    if not Path(init_from).is_dir():
+        raise UserError(
+            f"model.init_from: no checkpoint folder {init_from}; either run the earlier stage that "
+            "writes it, or put BAGEL-7B-MoT (Hugging Face: ByteDance-Seed/BAGEL-7B-MoT) into weights/BAGEL-7B-MoT; "
+            "without weights `make demo` runs the same recipe small: experiments/mini/stage1.yaml and stage2.yaml"
+        )
+    return check_folder(init_from)

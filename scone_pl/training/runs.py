@@ -1,0 +1,83 @@
+"""What a training run leaves in its folder, and what it does when it is started again.
+
+<output_dir>/
+  config.yaml        the resolved configuration of the last start
+  start.json         which weights it started from
+  checkpoints/       for resuming: weights, optimizer, scheduler, place in the data
+  weights/           the result, a checkpoint folder in the published layout, with training.json
+  tensorboard/       event files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scone_pl.errors import UserError
+
+
+def write_json(content: dict[str, Any], file: Path) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(aside, file)
+
+
+def weights_identity(folder: str | os.PathLike[str]) -> str:
+    """Tells two states of a checkpoint folder apart without reading its weights: sizes, times and `training.json`."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    training = Path(folder) / "training.json"
+    if training.is_file():
+        digest.update(training.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One stage's folder."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def finished_steps(self) -> int:
+        """Optimizer steps behind the exported weights; 0 if there are none."""
+        file = self.weights / "training.json"
+        return int(json.loads(file.read_text())["steps"]) if file.is_file() else 0
+
+    def begin(self, init_from: str) -> str | None:
+        """Records the weights that this run starts from, and says where to resume.
+
+        Returns:
+            The checkpoint to resume from, or None for a fresh start.
+
+        Raises:
+            UserError: the folder holds a run that started from other weights.
+        """
+        start = self.path / "start.json"
+        identity = {"init_from": str(init_from), "identity": weights_identity(init_from)}
+        if not self.last_checkpoint.exists():
+            write_json(identity, start)
+            return None
+        before = json.loads(start.read_text()) if start.is_file() else {}
+        if before.get("identity") != identity["identity"]:
+            raise UserError(
+                f"{self.path}: holds a run that started from other weights ({before.get('init_from', 'unknown')} has "
+                "changed since, or is another folder); delete that folder or choose another --output_dir"
+            )
+        return str(self.last_checkpoint)

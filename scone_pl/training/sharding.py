@@ -1,0 +1,38 @@
+"""FSDP2 sharding of the network, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from scone_pl.model.scone import Scone
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """How parameters are sharded and in which precision they compute."""
+
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of parameters and activations in forward and backward; master weights keep the trainer's precision."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which gradients are reduced over ranks."""
+    reshard_after_forward: bool = True
+    """Free a layer's gathered weights after its forward pass and gather them again for the backward."""
+
+
+def shard(model: Scone, mesh: DeviceMesh, config: ShardingConfig) -> None:
+    """Shards every decoder and ViT layer, then the rest, over the mesh's data-parallel axis, in place.
+
+    The autoencoder stays whole: it is small, frozen, and runs outside of the model's forward.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    policy = MixedPrecisionPolicy(param_dtype=dtypes[config.compute_dtype], reduce_dtype=dtypes[config.reduce_dtype])
+    data_mesh = mesh["data_parallel"]
+    for layer in (*model.language_model.model.layers, *model.vit_model.vision_model.encoder.layers):
+        fully_shard(layer, mesh=data_mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+    fully_shard(model, mesh=data_mesh, mp_policy=policy, ignored_params=set(model.autoencoder.parameters()))

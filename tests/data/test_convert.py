@@ -1,0 +1,136 @@
+import pyarrow
+import pyarrow.parquet
+import pytest
+from data_helpers import TINY, encode
+
+from scone_pl.data.commands import main
+from scone_pl.data.convert import convert_parquet
+from scone_pl.data.inspect import shard_statistics, verify_shards
+from scone_pl.data.shards import ShardSet
+from scone_pl.errors import UserError
+
+
+def write_parquet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schema = pyarrow.schema([("image", pyarrow.list_(pyarrow.binary())), ("instruction", pyarrow.string())])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=2)
+
+
+@pytest.fixture
+def source(tmp_path):
+    root = tmp_path / "source"
+    good = {"image": [encode(16, 8), encode(8, 16)], "instruction": "good"}
+    data = root / "parquet_data"
+    write_parquet(data / "x_single" / "00000.parquet", [good] * 3)
+    write_parquet(
+        data / "x_multi" / "00000.parquet",
+        [
+            good,
+            {"image": [encode(16, 8), encode(64, 64)[:-3000]], "instruction": "truncated"},
+            {"image": [b"nothing", encode(8, 8)], "instruction": "no image"},
+            {"image": [], "instruction": "empty"},
+            {"image": None, "instruction": "null"},
+            {"image": [encode(8, 8), b""], "instruction": "zero bytes"},
+            {"image": [encode(8, 8), encode(8, 8)], "instruction": " "},
+            {"image": [encode(8, 8), encode(8, 8)], "instruction": None},
+            good,
+        ],
+    )
+    return root
+
+
+def test_rows_become_samples_and_faults_are_counted(source, tmp_path):
+    manifest, faults = convert_parquet(source, tmp_path / "out", samples_per_shard=2, progress=False)
+    assert manifest.kinds == {"multi": 2, "single": 3}
+    assert faults.counts == {
+        "missing image": 3,
+        "missing instruction": 2,
+        "truncated image": 1,
+        "unreadable image": 1,
+    }
+    assert any("x_multi-00000-000002" in line for line in faults.examples)
+    shards = ShardSet.open(tmp_path / "out")
+    assert [e.key for e in shards.index][:2] == ["x_multi-00000-000000", "x_multi-00000-000008"]
+    sample = shards.read(0)
+    assert (sample.references, sample.target) == ((encode(16, 8),), encode(8, 16))
+    assert sample.metadata["source"] == {"file": "00000.parquet", "subset": "x_multi", "row": 0}
+
+
+def test_subset_kind_limit_and_shrink(source, tmp_path):
+    manifest, _ = convert_parquet(
+        source, tmp_path / "out", subset="x_single", kind="multi", limit=2, shrink=4, progress=False
+    )
+    assert manifest.kinds == {"multi": 2}
+    entry = ShardSet.open(tmp_path / "out").index[0]
+    assert (entry.references, entry.target) == (((4, 2),), (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda root: {"subset": "y"}, "no subset named 'y'; there are: x_multi, x_single"),
+        (lambda root: {"source": root / "none"}, "no such file"),
+        (lambda root: {"source": root.parent / "empty"}, r"no \*\.parquet"),
+        (lambda root: {"source": root.parent / "broken.parquet"}, "not a readable parquet file"),
+        (lambda root: {"source": root.parent / "other.parquet"}, "no column image"),
+        (lambda root: {"samples_per_shard": 0}, "samples_per_shard is 0"),
+    ],
+)
+def test_wrong_sources_are_one_line(source, tmp_path, change, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": ["a"]}), tmp_path / "other.parquet")
+    arguments = {"source": source, "output": tmp_path / "out", "progress": False, **change(source)}
+    with pytest.raises(UserError, match=message) as error:
+        convert_parquet(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_verify_finds_each_problem(shard_folder, tmp_path):
+    assert verify_shards(shard_folder, progress=False)[1].total == 0
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in shard_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    shards = ShardSet.open(folder)
+    entry = shards.index[1]
+    tar = bytearray((folder / "00000.tar").read_bytes())
+    image = tar.index(b"IDAT", entry.offset)
+    tar[image + 4 : image + 60] = bytes(56)
+    (folder / "00000.tar").write_bytes(tar)
+    index = (folder / "index.jsonl").read_text().replace('"s0020"', '"s0021"')
+    (folder / "index.jsonl").write_text(index)
+    samples, faults = verify_shards(folder, progress=False)
+    assert samples == 60
+    assert faults.counts["wrong checksum"] == 2
+    assert faults.counts["torn shard"] == 1
+    assert faults.counts["duplicate key"] == 1
+    assert faults.counts["damaged image"] + faults.counts["truncated image"] == 1
+    assert faults.total == 5
+
+
+def test_statistics(shard_folder, form, tokenizer, packing):
+    statistics = shard_statistics(shard_folder, form, tokenizer, packing)
+    assert statistics.samples == 60
+    assert statistics.references == {0: 20, 1: 20, 2: 20}
+    assert 0.5 < statistics.efficiency <= 1
+    assert statistics.packs * packing.token_budget * statistics.efficiency == pytest.approx(statistics.lengths.sum())
+    assert "steps an epoch" in statistics.report(ranks=2)
+
+
+def test_command_line(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["convert", str(source), str(out), "--limit", "4"]) == 0
+    text = capsys.readouterr().out
+    assert "4 samples" in text
+    assert "3 missing image" in text
+    assert main(["verify", str(out)]) == 0
+    assert main(["stats", str(TINY / "multi"), "--token_budget", "8000", "--ranks", "1"]) == 0
+    assert "8 (multi: 8)" in capsys.readouterr().out
+    tar = out / "00000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"IDAT", b"IDAX"))
+    assert main(["verify", str(out)]) == 1
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", "--help"])
+    assert exit_.value.code == 0
+    assert "folder of the shard set" in capsys.readouterr().out

@@ -1,0 +1,199 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import GOLDEN, encode, make_sample
+from safetensors.torch import load_file
+
+from scone_pl.data.packing import (
+    PackingConfig,
+    add_sample,
+    meant_grid,
+    prepare_sample,
+    sample_layout,
+    sample_length,
+)
+from scone_pl.data.sample import BrokenSampleError, Candidate, Sample
+from scone_pl.data.seeding import generator
+from scone_pl.data.shards import ShardSet
+from scone_pl.data.transforms import ResizeLimits
+from scone_pl.errors import UserError
+from scone_pl.model.sequence import SequenceBuilder, SequenceFormat, SpecialTokens, SplitKind
+
+
+class FixedIds:
+    """Stands in for a tokenizer: the golden data only tells ids."""
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def encode(self, text):
+        return self.ids
+
+
+def png(array):
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_golden_pack():
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    tensors = load_file(GOLDEN / "expected.safetensors")
+    config, tokens = expected["config"], expected["special_tokens"]
+    special = SpecialTokens(
+        tokens["bos_token_id"], tokens["eos_token_id"], tokens["start_of_image"], tokens["end_of_image"]
+    )
+    form = SequenceFormat(
+        special=special,
+        latent_stride=config["downsample"],
+        latent_positions_per_side=config["scone"]["max_latent_size"],
+        vit_patch_size=config["vit_transform"]["image_stride"],
+        vit_positions_per_side=config["scone"]["vit_max_num_patch_per_side"],
+    )
+    limits = {
+        name: ResizeLimits(max_size=config[name]["max_image_size"], min_size=config[name]["min_image_size"])
+        for name in ("vae_transform", "vit_transform")
+    }
+    builder = SequenceBuilder(form)
+    for number, described in enumerate(expected["samples"]):
+        images = [png(tensors[f"sample{number}.image{i}"].numpy()) for i in range(described["num_refs"] + 1)]
+        sample = Sample(key=str(number), references=tuple(images[:-1]), instruction="", target=images[-1])
+        packing = PackingConfig(
+            vae_resize=limits["vae_transform"],
+            vit_resize=limits["vit_transform"],
+            instruction_dropout=float(described["drop_text"]),
+        )
+        add_sample(builder, sample, FixedIds(described["text_ids"]), packing, generator(number))
+    sequence = builder.build()
+    assert len(sequence) == expected["pack"]["sequence_length"]
+    for name, value in {
+        "packed_text_ids": sequence.text_ids,
+        "packed_text_indexes": sequence.text_index,
+        "packed_instruc_indexes": sequence.instruction_index,
+        "packed_position_ids": sequence.position_ids,
+        "packed_vit_tokens": sequence.vit_patches,
+        "packed_vit_token_indexes": sequence.vit_index,
+        "packed_vit_position_ids": sequence.vit_positions,
+        "packed_vae_token_indexes": sequence.latent_index,
+        "packed_latent_position_ids": sequence.latent_positions,
+        "mse_loss_indexes": sequence.target_index,
+    }.items():
+        assert torch.equal(value, tensors[f"pack.{name}"]), name
+    for i, image in enumerate(sequence.images):
+        assert torch.equal(image, tensors[f"vae.input.{i}"])
+
+
+@pytest.mark.parametrize("vit_source", ["original", "vae_resized"])
+@pytest.mark.parametrize("targets", [1, 3])
+def test_length_is_exact_without_decoding(shard_folder, form, tokenizer, packing, vit_source, targets):
+    config = dataclasses.replace(packing, vit_source=vit_source, targets_per_sample=targets).without_dropout()
+    shards = ShardSet.open(shard_folder)
+    for i, entry in enumerate(shards.index[:24]):
+        builder = SequenceBuilder(form)
+        add_sample(builder, shards.read(i), tokenizer, config, generator(i))
+        assert builder.length == sample_length(entry, form, tokenizer, config)
+        layout = tuple(split.length for split in builder.build().splits)
+        assert layout == sample_layout(entry, form, tokenizer, config)
+
+
+def test_splits_in_order_and_dropped_ones_keep_positions(form, tokenizer, packing):
+    sample = make_sample(2)
+
+    def splits(**changes):
+        builder = SequenceBuilder(form)
+        add_sample(builder, sample, tokenizer, dataclasses.replace(packing, **changes), generator(0))
+        return [(split.kind.name, split.image, split.position) for split in builder.build().splits]
+
+    full = splits(instruction_dropout=0, targets_per_sample=2)
+    words = len(sample.instruction) + 2
+    assert full == [
+        ("VAE", 0, 0),
+        ("VIT", 0, 1),
+        ("VAE", 1, 2),
+        ("VIT", 1, 3),
+        ("TEXT", None, 4),
+        ("TARGET", None, 4 + words),
+        ("TARGET", None, 4 + words),
+    ]
+    assert splits(instruction_dropout=1) == [*full[:4], ("TARGET", None, 4)]
+    assert splits(instruction_dropout=0, vae_dropout=1) == [full[1], *full[3:6]]
+    assert splits(instruction_dropout=0, vit_dropout=1) == [full[0], full[2], *full[4:6]]
+
+
+def test_draws_depend_only_on_the_seed(form, tokenizer, packing):
+    sample = make_sample(1)
+    config = dataclasses.replace(packing, targets_per_sample=2)
+    one, two, other = (prepare_sample(sample, form, tokenizer, config, generator(s)) for s in (1, 1, 2))
+    assert one.timestep_logits == two.timestep_logits != other.timestep_logits
+    dropped = dataclasses.replace(config, instruction_dropout=1.0, vit_dropout=1.0)
+    assert prepare_sample(sample, form, tokenizer, dropped, generator(1)).timestep_logits == one.timestep_logits
+
+
+def test_dropout_and_timestep_statistics(form, tokenizer, packing):
+    sample = make_sample(1)
+    config = dataclasses.replace(packing, instruction_dropout=0.25, vit_dropout=0.5)
+    prepared = [prepare_sample(sample, form, tokenizer, config, generator("s", i)) for i in range(1000)]
+    assert np.mean([p.ids is None for p in prepared]) == pytest.approx(0.25, abs=0.04)
+    assert np.mean([p.references[0].vit is None for p in prepared]) == pytest.approx(0.5, abs=0.05)
+    assert not any(p.references[0].vae is None for p in prepared)
+    logits = [p.timestep_logits[0] for p in prepared]
+    assert np.mean(logits) == pytest.approx(0, abs=0.1)
+    assert np.std(logits) == pytest.approx(1, abs=0.07)
+
+
+def test_vit_image_from_the_resized_vae_image(form, tokenizer, packing):
+    sample = Sample(key="a", references=(encode(100, 60),), instruction="a", target=encode(16, 16))
+    original, resized = (
+        prepare_sample(sample, form, tokenizer, dataclasses.replace(packing, vit_source=s), generator(0)).references[0]
+        for s in ("original", "vae_resized")
+    )
+    assert torch.equal(original.vae, resized.vae)
+    assert torch.equal(resized.vit, resized.vae)  # same limits and stride: nothing left to resize
+    drop = dataclasses.replace(packing, vit_source="vae_resized", vae_dropout=1.0)
+    assert torch.equal(prepare_sample(sample, form, tokenizer, drop, generator(0)).references[0].vit, resized.vit)
+
+
+def test_meant_grid():
+    left = Candidate(box=(0.0, 0.0, 0.5, 1.0), meant=True)
+    other = Candidate(box=(0.5, 0.0, 1.0, 1.0), meant=False)
+    assert meant_grid((left, other), 2, 4).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+    assert meant_grid((other,), 2, 2).sum() == 0
+    small = Candidate(box=(0.3, 0.3, 0.4, 0.4), meant=True)  # holds the centre (0.375, 0.375) of token (1, 1)
+    assert meant_grid((small,), 4, 4).nonzero().tolist() == [[1, 1]]
+
+
+def test_meant_reaches_the_sequence(form, tokenizer, packing):
+    builder = SequenceBuilder(form)
+    for number in (1, 4):  # with and without candidates
+        add_sample(builder, make_sample(number, references=1), tokenizer, packing, generator(0))
+    sequence = builder.build()
+    first, second = sequence.splits_of(SplitKind.VIT)
+    known, unknown = sequence.vit_meant.split([len(first.content), len(second.content)])
+    assert set(known.tolist()) == {0.0, 1.0}
+    assert unknown.isnan().all()
+
+
+def test_broken_sample_leaves_the_builder_alone(form, tokenizer, packing):
+    builder = SequenceBuilder(form)
+    with pytest.raises(BrokenSampleError):
+        add_sample(builder, dataclasses.replace(make_sample(2), target=b"x"), tokenizer, packing, generator(0))
+    with pytest.raises(BrokenSampleError, match="candidates"):
+        add_sample(builder, dataclasses.replace(make_sample(2), candidates=()), tokenizer, packing, generator(0))
+    assert builder.length == 0
+    assert builder.build().num_samples == 0
+
+
+def test_settings_are_checked(form):
+    limits = ResizeLimits(max_size=72, min_size=16)
+    with pytest.raises(UserError, match=r"packing\.vae_resize\.max_size is 72.* at most 64"):
+        PackingConfig(vae_resize=limits, vit_resize=limits).check(form)
+    with pytest.raises(UserError, match="instruction_dropout is 2"):
+        PackingConfig(instruction_dropout=2)
+    assert (PackingConfig().token_budget, PackingConfig().instruction_dropout) == (26496, 0.1)
