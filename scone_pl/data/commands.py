@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse import auto_cli
 
 from scone_pl.data.convert import Faults, convert_parquet
-from scone_pl.data.inspect import shard_statistics, verify_shards
+from scone_pl.data.inspection import shard_statistics, verify_shards
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
 from scone_pl.data.transforms import ResizeLimits

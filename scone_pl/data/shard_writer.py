@@ -59,15 +59,17 @@ def write_shards(
         for first in stream:
             name = f"{len(shards):05d}.tar"
             count = 0
-            with _complete_or_absent(folder / name) as file:
+            with (
+                _complete_or_absent(folder / name) as file,
                 # A fixed time and no owner: the same samples give the same bytes.
-                with webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
-                    for sample in _first_then(first, stream, samples_per_shard):
-                        _check_key(sample.key, keys)
-                        entry = _write_sample(writer, sample, len(shards))
-                        index.write(entry.to_json().encode() + b"\n")
-                        kinds[sample.kind] += 1
-                        count += 1
+                webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer,
+            ):
+                for sample in _first_then(first, stream, samples_per_shard):
+                    _check_key(sample.key, keys)
+                    entry = _write_sample(writer, sample, len(shards))
+                    index.write(entry.to_json().encode() + b"\n")
+                    kinds[sample.kind] += 1
+                    count += 1
             path = folder / name
             shards.append(ShardInfo(name, count, path.stat().st_size, sha256_of(path)))
         if not shards:

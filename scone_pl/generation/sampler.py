@@ -63,8 +63,8 @@ class SampledLatents:
     """The same, as bool: hidden from the picture."""
 
 
-StepCallback = Callable[[int, Tensor, Tensor], None]
-"""Called after each step with its number, the guided velocity and the latents, each (all target tokens, P)."""
+StepCallback = Callable[[int, float, Tensor, Tensor], None]
+"""Called after each step with its number, its t, the guided velocity and the latents, each (all target tokens, P)."""
 
 
 @dataclass
@@ -131,7 +131,7 @@ def sample(
             velocity = plain.velocity(latents, t)[0]
         latents = flow.euler_step(latents, velocity, times[i].to(device), times[i + 1].to(device))
         if on_step is not None:
-            on_step(i, velocity, latents)
+            on_step(i, t, velocity, latents)
 
     results: list[SampledLatents | None] = [None] * len(prompts)
     maps = _bridge_maps(full)

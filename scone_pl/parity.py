@@ -1,0 +1,318 @@
+"""The verb `parity` asks whether this code computes what the published implementation computed.
+
+A parity folder is a checkpoint folder plus `expected.json` and `expected.safetensors` (tests/golden/parity is one).
+Everything in it is computed again from the images and token ids, by the code that trains and samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scone_pl.checkpoints import from_pretrained
+from scone_pl.data.packing import PackingConfig, PreparedSample, prepare_sample
+from scone_pl.data.sample import Sample
+from scone_pl.data.transforms import ResizeLimits
+from scone_pl.errors import UserError
+from scone_pl.generation.guidance import GuidanceConfig
+from scone_pl.generation.prompts import prompts_of
+from scone_pl.generation.sampler import Prompt, SamplingConfig, decode_latents, sample, to_uint8
+from scone_pl.model.attention import dense_mask
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.scone import SconeOutput
+from scone_pl.model.sequence import PackedSequence, SequenceBuilder, SpecialTokens, SplitKind
+from scone_pl.training.losses import flow_matching
+from scone_pl.training.parts import count_parameters
+
+TOLERANCE = 1e-4
+"""Relative to a tensor's largest value: what float32 reaches (golden README)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of the report."""
+
+    name: str
+    error: float
+    """Relative for floats, a count of differing entries for whole numbers and masks, levels for pictures."""
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.agrees else "DIFFERS"
+        return f"{self.name:<40} error {self.error:9.2e}  tolerance {self.tolerance:7.0e}  {verdict}"
+
+
+def exact(name: str, ours: Tensor | list[Any], theirs: Tensor | list[Any]) -> Comparison:
+    """Counts differing entries of whole numbers, masks or shapes."""
+    a, b = (torch.as_tensor(x).cpu() for x in (ours, theirs))
+    if a.shape != b.shape:
+        return Comparison(name, float("inf"), 0)
+    return Comparison(name, float((a != b).sum()), 0)
+
+
+def close(name: str, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> Comparison:
+    """Largest difference over the largest expected magnitude; entries that are infinite on both sides agree."""
+    a, b = ours.detach().cpu().double(), theirs.cpu().double()
+    if a.shape != b.shape:
+        return Comparison(name, float("inf"), tolerance)
+    both = torch.isinf(b) & (a == b)
+    a, b = a.masked_fill(both, 0), b.masked_fill(both, 0)
+    scale = b.abs().max().clamp(min=1e-12) if b.numel() else 1.0
+    error = float((a - b).abs().max() / scale) if b.numel() else 0.0
+    return Comparison(name, error if error == error else float("inf"), tolerance)
+
+
+class _GivenIds:
+    """Stands in for a tokenizer where the ids are given."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+    def encode(self, text: str) -> list[int]:
+        return self.ids
+
+
+class ParityCase:
+    """A parity folder, opened, with its model."""
+
+    def __init__(self, folder: Path, *, attention: str, device: str) -> None:
+        """Raises `UserError` if the folder is not a parity folder."""
+        self.device = torch.device(device)
+        try:
+            self.expected: dict[str, Any] = json.loads((folder / "expected.json").read_text())
+            self.tensors = load_file(folder / "expected.safetensors")
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"{folder}: not a parity folder, expected.json or .safetensors unreadable ({error})"
+            ) from error
+        self.config = self.expected["config"]
+        self.model = from_pretrained(folder, device=device)
+        self.model.attention = attention
+        self.model.requires_grad_(True)
+        self.model.autoencoder.requires_grad_(False)
+        special = self.expected["special_tokens"]
+        self.form = self.model.sequence_format(
+            SpecialTokens(
+                special["bos_token_id"], special["eos_token_id"], special["start_of_image"], special["end_of_image"]
+            )
+        )
+        bridge = self.expected["bridge"]
+        self.bridge = BridgeConfig(
+            source_layer=bridge["source_layer"],
+            first_masked_layer=bridge["first_masked_layer"],
+            last_masked_layer=bridge["last_masked_layer"],
+            threshold=bridge["threshold"],
+        )
+
+    # ------------------------------------------------------------------ inputs, by the data room's own code
+    def prepare(self, number: int, vit_source: Literal["original", "vae_resized"]) -> PreparedSample:
+        """Sample `number` decoded and transformed as training (or sampling) does it."""
+        described = self.expected["samples"][number]
+        encoded = [_png(self.tensors[f"sample{number}.image{i}"]) for i in range(described["num_refs"] + 1)]
+        packing = PackingConfig(
+            instruction_dropout=1.0 if described["drop_text"] else 0.0,
+            vae_resize=self._limits("vae_transform"),
+            vit_resize=self._limits("vit_transform"),
+            vit_source=vit_source,
+        )
+        whole = Sample(key=f"sample{number}", references=tuple(encoded[:-1]), instruction="given", target=encoded[-1])
+        tokenizer: Any = _GivenIds(described["text_ids"])
+        return prepare_sample(whole, self.form, tokenizer, packing, np.random.default_rng(0))
+
+    def _limits(self, name: str) -> ResizeLimits:
+        limits = self.config[name]
+        return ResizeLimits(max_size=limits["max_image_size"], min_size=limits["min_image_size"])
+
+    def pack(self) -> PackedSequence:
+        """All samples in one sequence, the targets as noisy as expected."""
+        times = iter(self.tensors["pack.packed_timesteps"].split(self._latent_lengths()))
+        builder = SequenceBuilder(self.form)
+        for number, described in enumerate(self.expected["samples"]):
+            of_splits = list(islice(times, described["num_refs"] + 1))
+            prepared = self.prepare(number, "original")
+            dataclasses.replace(prepared, timestep_logits=[of_splits[-1][0].item()]).append_to(builder)
+        return builder.build().to(self.device)
+
+    def _latent_lengths(self) -> list[int]:
+        return [rows * columns for rows, columns in self.expected["pack"]["patchified_vae_latent_shapes"]]
+
+    # ------------------------------------------------------------------ comparisons
+    def compare(self) -> Iterator[Comparison]:
+        """Everything in the folder, in the order in which it is computed."""
+        pack = self.pack()
+        yield from self._packing(pack)
+        yield from self._autoencoder(pack)
+        clean = self.model.encode_images(pack)
+        yield from self._training("plain", pack, clean, None)
+        yield from self._training("bridge", pack, clean, self.bridge)
+        if "infer" in self.expected:
+            yield from self._inference()
+
+    def _packing(self, pack: PackedSequence) -> Iterator[Comparison]:
+        expected, tensors = self.expected["pack"], self.tensors
+        yield exact("pack.sequence_length", [len(pack)], [expected["sequence_length"]])
+        lengths = [sum(s.length for s in splits) for splits in pack.by_sample]
+        yield exact("pack.sample_lens", lengths, expected["sample_lens"])
+        grids = [s.grid for s in pack.latent_splits]
+        yield exact("pack.patchified_vae_latent_shapes", grids, expected["patchified_vae_latent_shapes"])
+        yield exact("pack.patchified_vit_token_shapes", list(pack.vit_grids), expected["patchified_vit_token_shapes"])
+        lengths = [rows * columns for rows, columns in pack.vit_grids]
+        whole = {
+            "packed_text_ids": pack.text_ids,
+            "packed_text_indexes": pack.text_index,
+            "packed_instruc_indexes": pack.instruction_index,
+            "packed_position_ids": pack.position_ids,
+            "packed_vit_token_indexes": pack.vit_index,
+            "packed_vit_position_ids": pack.vit_positions,
+            "vit_token_seqlens": torch.tensor(lengths),
+            "packed_vae_token_indexes": pack.latent_index,
+            "packed_latent_position_ids": pack.latent_positions,
+            "mse_loss_indexes": pack.target_index,
+        }
+        for name, ours in whole.items():
+            yield exact(f"pack.{name}", ours, tensors[f"pack.{name}"])
+        yield close("pack.packed_vit_tokens", pack.vit_patches, tensors["pack.packed_vit_tokens"])
+        times = pack.expand_latent_splits(pack.timestep_logits)
+        yield close("pack.packed_timesteps", times, tensors["pack.packed_timesteps"])
+        allowed, start = dense_mask(pack), 0
+        for number, splits in enumerate(pack.by_sample):
+            stop = splits[-1].stop
+            block = allowed[start:stop, start:stop]
+            yield exact(f"pack.attention_allowed.{number}", block, tensors[f"pack.attention_allowed.{number}"])
+            start = stop
+
+    @torch.no_grad()
+    def _autoencoder(self, pack: PackedSequence) -> Iterator[Comparison]:
+        encoded = self.model.autoencoder.encode_each(pack.images)
+        for i, (image, latent) in enumerate(zip(pack.images, encoded, strict=True)):
+            yield close(f"vae.input.{i}", image, self.tensors[f"vae.input.{i}"])
+            yield close(f"vae.latent_mean.{i}", latent, self.tensors[f"vae.latent_mean.{i}"])
+            decoded = self.model.autoencoder.decode(self.tensors[f"vae.latent_mean.{i}"][None].to(self.device))
+            yield close(f"vae.decoded.{i}", decoded[0], self.tensors[f"vae.decoded.{i}"])
+
+    def _training(
+        self, name: str, pack: PackedSequence, clean: Tensor, bridge: BridgeConfig | None
+    ) -> Iterator[Comparison]:
+        prefix = f"train.{name}"
+        noise = self.tensors["train.noise"].to(self.device)
+        shift = self.config["scone"].get("timestep_shift", 1.0)
+        self.model.zero_grad(set_to_none=True)
+        result = flow_matching(self.model, pack, clean, noise, bridge=bridge, timestep_shift=shift)
+        hidden = in_sequence_order(result.output, pack)
+        yield close(f"{prefix}.last_hidden_state", hidden, self.tensors[f"{prefix}.last_hidden_state"])
+        yield close(f"{prefix}.squared_error", result.squared_error, self.tensors[f"{prefix}.squared_error"])
+        loss = result.squared_error.mean()
+        yield close(f"{prefix}.loss", loss[None], self.tensors[f"{prefix}.loss"])
+        state = result.output.bridge
+        if state is not None:
+            yield close("bridge.similarity", state.similarity, self.tensors["bridge.similarity"])
+            yield exact("bridge.blocked", state.blocked, self.tensors["bridge.blocked"])
+        loss.backward()
+        yield from self._gradients(prefix)
+
+    def _gradients(self, prefix: str) -> Iterator[Comparison]:
+        expected: dict[str, float] = self.expected[f"{prefix}.grad_norms"]
+        ours = {n: 0.0 if p.grad is None else p.grad.norm().item() for n, p in self.model.named_parameters()}
+        unknown = sorted(expected.keys() - ours.keys())
+        if unknown:
+            raise UserError(
+                f"expected.json: gradient norms of parameters that the model lacks: {', '.join(unknown[:3])}"
+            )
+        # A norm far below the others is rounding noise of sums that cancel; it is measured against their scale.
+        floor = 1e-3 * max(expected.values())
+        errors = {n: abs(ours[n] - norm) / max(norm, floor) for n, norm in expected.items()}
+        worst = max(errors, key=lambda n: errors[n])
+        yield Comparison(f"{prefix}.grad_norms ({len(expected)})", errors[worst], TOLERANCE)
+
+    def _inference(self) -> Iterator[Comparison]:
+        infer = self.expected["infer"]
+        prompt = self._prompt(infer["sample"], tuple(infer["image_shape"]))
+        noise = self.tensors["infer.initial_noise"]
+        for name, run in infer["runs"].items():
+            config = SamplingConfig(
+                num_inference_steps=run["num_timesteps"] - 1,
+                timestep_shift=run["timestep_shift"],
+                guidance=GuidanceConfig(
+                    text_scale=run["cfg_text_scale"],
+                    image_scale=run["cfg_img_scale"],
+                    interval=tuple(run.get("cfg_interval", (0.0, 1.0))),
+                    rescale=run.get("cfg_renorm_type", "global"),
+                    rescale_min=run.get("cfg_renorm_min", 0.0),
+                ),
+            )
+            steps: list[tuple[float, Tensor]] = []
+            found = sample(
+                self.model, self.form, [prompt], config, [noise], lambda i, t, v, x, steps=steps: steps.append((t, v))
+            )[0]
+            expected = {k: self.tensors[f"infer.{name}.{k}"] for k in ("timesteps", "velocity_first", "velocity_last")}
+            yield close(f"infer.{name}.timesteps", torch.tensor([t for t, _ in steps]), expected["timesteps"])
+            yield close(f"infer.{name}.velocity_first", steps[0][1], expected["velocity_first"])
+            yield close(f"infer.{name}.velocity_last", steps[-1][1], expected["velocity_last"])
+            yield close(f"infer.{name}.final_latent", found.tokens, self.tensors[f"infer.{name}.final_latent"])
+            picture = to_uint8(decode_latents(self.model, found)).int()
+            levels = (picture - self.tensors[f"infer.{name}.image"].int()).abs().max()
+            yield Comparison(f"infer.{name}.image", float(levels), 1)
+
+    def _prompt(self, number: int, size: tuple[int, int]) -> Prompt:
+        builder = SequenceBuilder(self.form)
+        self.prepare(number, "vae_resized").append_to(builder)
+        return dataclasses.replace(prompts_of(builder.build())[0], size=size)
+
+
+def in_sequence_order(output: SconeOutput, pack: PackedSequence) -> Tensor:
+    """(L, D): both experts' final states."""
+    return torch.cat(output.hidden).index_select(0, pack.merge_index)
+
+
+def _png(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def parity(folder: Path, attention: Literal["split", "flex", "dense"] = "split", device: str = "cpu") -> int:
+    """Computes everything in a parity folder again and prints the largest error of each quantity.
+
+    Args:
+        folder: checkpoint folder with expected.json and expected.safetensors.
+        attention: attention backend.
+        device: cpu or cuda.
+    """
+    if attention == "flex" and torch.device(device).type == "cpu":
+        raise UserError("FlexAttention has no backward on the CPU; use --device cuda, or --attention split")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    case = ParityCase(folder, attention=attention, device=device)
+    parameters = sum(count_parameters(case.model).values())
+    references = len(case.pack().splits_of(SplitKind.VAE))
+    print(f"{folder}: {parameters:,} parameters, {references} references, attention {attention} on {device}")
+    comparisons = []
+    for comparison in case.compare():
+        comparisons.append(comparison)
+        print(comparison, flush=True)
+    wrong = [c.name for c in comparisons if not c.agrees]
+    print(f"{len(comparisons) - len(wrong)} of {len(comparisons)} quantities agree")
+    return 1 if wrong else 0
+
+
+def main(args: list[str]) -> int:
+    """Runs `parity`."""
+    named = args if not args or args[0].startswith("-") else ["--folder", *args]
+    return auto_cli(parity, args=named, prog="scone_pl parity", as_positional=False)
