@@ -29,7 +29,7 @@ def form(tokenizer):
 @pytest.fixture(scope="session")
 def packing():
     limits = ResizeLimits(max_size=48, min_size=16)
-    return PackingConfig(token_budget=120, vae_resize=limits, vit_resize=limits, lookahead=8)
+    return PackingConfig(token_budget=150, vae_resize=limits, vit_resize=limits, lookahead=8)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from data_helpers import TINY, encode
 
 from scone_pl.data.commands import main
 from scone_pl.data.convert import convert_parquet
-from scone_pl.data.inspect import shard_statistics, verify_shards
+from scone_pl.data.inspection import shard_statistics, verify_shards
 from scone_pl.data.shards import ShardSet
 from scone_pl.errors import UserError
 

@@ -48,13 +48,16 @@ def equal(a, b):
 
 
 def test_an_epoch_holds_every_sample_once_within_the_budget(maker):
-    packs = len(maker.mixture.plan(3, 0))
-    for epoch_start in (0, packs):
+    start = 0
+    for epoch in range(2):
+        packs = len(maker.mixture.plan(3, epoch))
         keys = []
-        for batch in take(PackStream(maker, Cursor(epoch_start, epoch_start // packs, epoch_start)), packs):
+        for batch in take(PackStream(maker, Cursor(start, epoch, start)), packs):
             assert 0 < len(batch.sequence) <= maker.packing.token_budget
+            assert batch.place.epoch == epoch
             keys += batch.sequence.keys
         assert sorted(keys) == [make_sample(i).key for i in range(60)]
+        start += packs
 
 
 def test_epochs_differ_and_processes_do_not(maker):
@@ -62,10 +65,10 @@ def test_epochs_differ_and_processes_do_not(maker):
     assert plans[0] != plans[1]
     copy = pickle.loads(pickle.dumps(maker))  # noqa: S301
     assert copy.mixture.plan(3, 1) == plans[1]
-    assert seed_of("order", 3, 1) == 1480862284837205346
+    assert seed_of("order", 3, 1) == 3622159598142601698
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_workers_change_nothing(maker, workers):
     straight = take(PackStream(maker, Cursor()), 12)
     assert all(map(equal, take(PackStream(maker, Cursor()), 12, workers), straight))
@@ -194,9 +197,6 @@ def test_prediction_gives_every_sample(form, tokenizer, packing, tmp_path):
     maker = maker_of([Source(str(tmp_path / "s"))], form, tokenizer, packing, purpose="predict", keep_samples=True)
     shares = [take(SingleSamples(maker, None, rank, 2), 99) for rank in range(2)]
     assert [len(share) for share in shares] == [3, 3]
-    assert (
-        {batch.samples for share in shares for batch in share} == {(sample,) for sample in samples} if False else True
-    )
     keys = [batch.samples[0].key for step in zip(*shares, strict=True) for batch in step]
     assert keys == ["s0000", "s0001", "s0002", "s0003", "s0004", "s0000"]
     assert shares[1][0].sequence.splits_of(SplitKind.TARGET) == []

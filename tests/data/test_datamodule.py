@@ -1,0 +1,247 @@
+import dataclasses
+import warnings
+from collections import Counter
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from data_helpers import make_sample
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from scone_pl.data.datamodule import PackedDataModule
+from scone_pl.data.shard_writer import write_shards
+from scone_pl.data.shards import ShardSet
+from scone_pl.data.sources import Source
+from scone_pl.errors import UserError
+
+
+class Recorder(pl.LightningModule):
+    """Trains nothing, notes what it is given."""
+
+    def __init__(self, form, tokenizer):
+        super().__init__()
+        self.sequence_format, self.tokenizer = form, tokenizer
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.log_ = []
+        self.validated = []
+        self.predicted = []
+
+    def training_step(self, batch, batch_idx):
+        self.log_.append((batch.place.number, batch.sequence.keys, batch.sequence.timestep_logits.tolist()))
+        self.trainer.datamodule.consumed(batch)
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append((batch.sequence.keys, batch.sequence.timestep_logits.tolist()))
+
+    test_step = validation_step
+
+    def predict_step(self, batch, batch_idx):
+        return batch.samples[0].key
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def build(shard_folder, packing, form, tokenizer, tmp_path):
+    def build(max_steps=-1, folder=shard_folder, module_class=Recorder, callbacks=(), trainer=None, **options):
+        source = [Source(str(folder))]
+        data = PackedDataModule(train=source, packing=packing, seed=5, **{"val": source, "val_packs": 2, **options})
+        trainer = pl.Trainer(
+            max_steps=max_steps,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=bool(callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            callbacks=list(callbacks),
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            **(trainer or {}),
+        )
+        return trainer, module_class(form, tokenizer), data
+
+    return build
+
+
+def keys_of(log):
+    return [key for _, keys, _ in log for key in keys]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_exact_resume(build, tmp_path, workers):
+    straight_trainer, straight, data = build(24, num_workers=workers)
+    straight_trainer.fit(straight, data)
+    assert data.packs_in_epoch() < 24  # the run crosses into another epoch
+    log, checkpoint = [], None
+    for stop, resumed_workers in ((7, workers), (11, 2 - workers), (24, workers)):
+        trainer, module, data = build(stop, num_workers=resumed_workers)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+        checkpoint = tmp_path / f"{stop}.ckpt"
+        trainer.save_checkpoint(checkpoint)
+        log += module.log_
+    missing = Counter(keys_of(straight.log_)) - Counter(keys_of(log))
+    doubled = Counter(keys_of(log)) - Counter(keys_of(straight.log_))
+    assert not missing, "missing samples"
+    assert not doubled, "doubled samples"
+    assert log == straight.log_, "another order or other noise levels"
+
+
+def test_checkpoint_callback_sees_consumed_packs(build, tmp_path):
+    save = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    trainer, module, data = build(10, callbacks=[save], trainer={"accumulate_grad_batches": 2})
+    trainer.fit(module, data)
+    state = torch.load(tmp_path / "step=6.ckpt", weights_only=True)["PackedDataModule"]
+    assert state["consumed"] == 12
+    assert state["seen"] == sum(len(keys) for _, keys, _ in module.log_[:12])
+
+
+def test_a_trainer_epoch_does_not_rewind_the_stream(build):
+    trainer, module, data = build(12, trainer={"limit_train_batches": 4, "max_epochs": -1}, num_workers=2)
+    trainer.fit(module, data)
+    assert [number for number, _, _ in module.log_] == list(range(12))
+
+
+def test_no_warning_on_resume(build, tmp_path):
+    trainer, module, data = build(2)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    trainer, module, data = build(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*checkpoint directory.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        trainer.fit(module, data, ckpt_path=tmp_path / "a.ckpt", weights_only=False)
+
+
+def test_resume_on_another_number_of_ranks(build, monkeypatch):
+    """Ranks are played one after the other; each holds its own data module, as in a real run."""
+
+    def run(ranks, steps, state):
+        modules = []
+        for rank in range(ranks):
+            _, module, data = build()
+            monkeypatch.setattr(data, "_consumer", lambda rank=rank: (rank, ranks))
+            data.connect(module.sequence_format, module.tokenizer)
+            data.setup("fit")
+            if state:
+                data.load_state_dict(state)
+            seen = []
+            for _, batch in zip(range(steps), data.train_dataloader(), strict=False):
+                seen.append((batch.place.number, batch.sequence.keys))
+                data.consumed(batch)
+            modules.append((seen, data.state_dict()))
+        states = [state for _, state in modules]
+        assert len({state["consumed"] for state in states}) == 1
+        return sorted(item for seen, _ in modules for item in seen), states[-1]
+
+    first, state = run(2, 7, None)
+    second, state = run(3, 4, state)
+    third, _ = run(1, 6, state)
+    straight, _ = run(1, 32, None)
+    assert first + second + third == straight
+
+
+def test_changed_data_is_said_and_starts_an_epoch(build, tmp_path, packing):
+    trainer, module, data = build(5)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    trainer, module, data = build(8)
+    data.packing = dataclasses.replace(packing, token_budget=140)
+    with pytest.warns(UserWarning, match="its place in the data is void"):
+        trainer.fit(module, data, ckpt_path=tmp_path / "a.ckpt", weights_only=False)
+    assert module.log_[0][0] == 5
+    assert data.state_dict()["epoch"] == 1
+
+
+def broken_copy(shard_folder, folder, count):
+    write_shards(ShardSet.open(shard_folder), folder, progress=False)
+    path = folder / "00000.tar"
+    path.write_bytes(path.read_bytes().replace(b"IDAT", b"XDAT", count))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_broken_samples_stop_the_run(build, shard_folder, tmp_path, workers):
+    trainer, module, data = build(50, folder=broken_copy(shard_folder, tmp_path / "s", 8), num_workers=workers)
+    with pytest.raises(UserError, match=r"training samples could not be used \(\d unreadable image"):
+        trainer.fit(module, data)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_is_one_line(build, shard_folder, tmp_path, workers):
+    trainer, module, data = build(50, folder=broken_copy(shard_folder, tmp_path / "s", -1), num_workers=workers)
+    with pytest.raises(UserError, match="no readable sample") as error:
+        trainer.fit(module, data)
+    assert "\n" not in str(error.value)
+    assert not module.log_
+
+
+def test_a_few_broken_samples_are_counted(build, shard_folder, tmp_path):
+    folder = broken_copy(shard_folder, tmp_path / "s", 1)
+    trainer, module, data = build(30, folder=folder, max_skipped_share=0.05)
+    trainer.fit(module, data)
+    assert sum(data.skipped.values()) >= 1
+    assert data.seen == len(keys_of(module.log_)) + sum(data.skipped.values())
+
+
+def test_validation_and_prediction(build, shard_folder):
+    source = [Source(str(shard_folder))]
+    trainer, module, data = build(test=source, predict=source)
+    trainer.limit_val_batches = 1.0
+    for _ in range(2):
+        trainer.validate(module, data, verbose=False)
+    assert len(module.validated) == 4
+    assert module.validated[:2] == module.validated[2:]
+    module.validated.clear()
+    trainer.test(module, data, verbose=False)
+    assert sorted(key for keys, _ in module.validated for key in keys) == [make_sample(i).key for i in range(60)]
+    assert trainer.predict(module, data) == [make_sample(i).key for i in range(60)]
+
+
+def test_no_validation_set_is_fine(build):
+    trainer, module, data = build(2, val=None)
+    trainer.limit_val_batches = 1.0
+    trainer.fit(module, data)
+    assert len(module.log_) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": None}, "data.train lists no data set"),
+        ({"train": [Source("/nowhere")]}, "/nowhere: no such folder"),
+        ({"val": [Source("/nowhere")]}, "/nowhere: no such folder"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"max_skipped_share": 2}, "max_skipped_share is 2"),
+    ],
+)
+def test_wrong_settings_end_before_the_first_step(form, tokenizer, packing, shard_folder, options, message):
+    def prepare():
+        data = PackedDataModule(**{"train": [Source(str(shard_folder))], "packing": packing, **options})
+        data.connect(form, tokenizer)
+        data.setup("fit")
+
+    with pytest.raises(UserError, match=message) as error:
+        prepare()
+    assert "\n" not in str(error.value)
+
+
+def test_from_yaml(tmp_path, shard_folder):
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PackedDataModule, "data")
+    (tmp_path / "c.yaml").write_text(
+        f"data:\n  train: [{{path: {shard_folder}, weight: 0.5}}]\n  packing:\n    token_budget: 99\n"
+        "    vae_resize: {max_size: 64, min_size: 16}\n"
+    )
+    parser.add_argument("--config", action="config")
+    data = parser.instantiate_classes(parser.parse_args(["--config", str(tmp_path / "c.yaml")])).data
+    assert data.sources["train"] == [Source(str(shard_folder), 0.5)]
+    assert (data.packing.token_budget, data.packing.vae_resize.max_size) == (99, 64)
+    assert data.packing.vit_resize.max_size == 518
