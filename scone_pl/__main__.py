@@ -26,6 +26,13 @@ def _usage() -> str:
     return "\n".join(["usage: python -m scone_pl VERB [--help] ...", "", *lines])
 
 
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` that an exception is or was caused by: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb; mistakes that the user can put right end in one line and status 2."""
     args = sys.argv[1:] if argv is None else argv
@@ -40,8 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         module = importlib.import_module(VERBS[verb][0])
         return module.main(args if verb in LIGHTNING_VERBS else args[1:])
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except ValueError as error:
+        meant = _user_error(error)
+        if meant is None:
+            raise
+        print(f"error: {' '.join(str(meant).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

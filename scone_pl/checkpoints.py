@@ -31,6 +31,8 @@ from scone_pl.model.scone import Scone
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 """BAGEL's EMA weights are what Scone starts from, so they go first where both exist (SPEC 6)."""
+MAX_HEADER = 100_000_000
+"""Bytes; the format's own limit."""
 AUTOENCODER_FILE = "ae.safetensors"
 AUTOENCODER_PREFIX = "autoencoder."
 TOKENIZER_FILES = (
@@ -44,24 +46,33 @@ TOKENIZER_FILES = (
 
 
 class WeightFiles:
-    """Named tensors in one or several memory-mapped safetensors files."""
+    """Named tensors in one or several safetensors files: headers read at once, tensors memory-mapped when asked for."""
 
     def __init__(self, files: list[Path], stack: ExitStack) -> None:
-        self._handle_of: dict[str, Any] = {}
+        self._stack = stack
+        self._file_of: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._handles: dict[Path, Any] = {}
         for file in files:
-            try:
-                handle = stack.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: not a readable safetensors file ({error}); copy it again") from error
-            for name in handle.keys():  # noqa: SIM118 (not a dictionary)
-                self._handle_of[name] = handle
+            for name, entry in _read_header(file).items():
+                self._file_of[name] = file
+                self._shapes[name] = tuple(entry["shape"])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._handle_of)
+        return iter(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Without reading the tensor."""
-        return tuple(self._handle_of[name].get_slice(name).get_shape())
+        return self._shapes[name]
+
+    def _handle(self, name: str) -> Any:
+        file = self._file_of[name]
+        if file not in self._handles:
+            try:
+                self._handles[file] = self._stack.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError, RuntimeError) as error:
+                raise UserError(f"{file}: can not be mapped into memory ({error}); is it whole?") from error
+        return self._handles[file]
 
     def copy_into(self, name: str, tensor: Tensor) -> None:
         """Fills `tensor`; of a sharded one only this rank's part is read."""
@@ -70,9 +81,23 @@ class WeightFiles:
             part = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
             local = tensor.to_local()
             if local.numel():
-                local.copy_(self._handle_of[name].get_slice(name)[part])
+                local.copy_(self._handle(name).get_slice(name)[part])
         else:
-            tensor.copy_(self._handle_of[name].get_tensor(name))
+            tensor.copy_(self._handle(name).get_tensor(name))
+
+
+def _read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Name -> dtype, shape, offsets of a safetensors file."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= MAX_HEADER:
+                raise ValueError(f"header of {length} bytes")
+            header = json.loads(stream.read(length))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error}); copy it again") from error
+    header.pop("__metadata__", None)
+    return header
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import io
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
@@ -21,14 +21,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from scone_pl.checkpoints import save_pretrained
+from scone_pl.complaints import one_line
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
-from scone_pl.training.callbacks import DataProgress, Previews, Throughput
-from scone_pl.training.chain import ChainStep, arguments_of_step, check_names, start_weights, step_folder
+from scone_pl.training.callbacks import DataProgress, Previews, StepProgress, Throughput
+from scone_pl.training.chain import ChainStep, check_names, plan
 from scone_pl.training.module import SconeModule
 from scone_pl.training.runs import RunFolder
-
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 class SconeCLI(LightningCLI):
@@ -37,14 +36,15 @@ class SconeCLI(LightningCLI):
     model: SconeModule
     datamodule: PackedDataModule
 
-    def __init__(self, args: ArgsType = None, *, run: bool = True) -> None:
-        """Parses `args` and, unless `run` is false, does what they say."""
-        self._run_now = run
+    def __init__(self, args: ArgsType = None, *, until: Literal["parse", "build", "run"] = "run") -> None:
+        """Parses `args`, builds trainer, model and data, and does what they say; or stops after an earlier step."""
+        self._until = until
         super().__init__(
             SconeModule,
             PackedDataModule,
             subclass_mode_model=True,
             save_config_callback=None,
+            trainer_defaults={"enable_model_summary": False},
             seed_everything_default=1234,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -66,16 +66,27 @@ class SconeCLI(LightningCLI):
                 "checkpoint.filename": "{step}",
                 "checkpoint.every_n_train_steps": 500,
                 "checkpoint.save_on_exception": True,
+                "checkpoint.enable_version_counter": False,
             }
         )
         parser.add_lightning_class_args(Previews, "previews")
 
+    def _set_seed(self) -> None:
+        if self._until != "parse":
+            super()._set_seed()
+
     def instantiate_classes(self) -> None:
-        if self._run_now:
+        if self._until == "parse":
+            return
+        try:
             super().instantiate_classes()
+        except ValueError as error:
+            if "Does not validate" in str(error):  # jsonargparse's report around what a constructor said
+                raise UserError(one_line(str(error))) from error
+            raise
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if self._run_now:
+        if self._until == "run":
             super()._run_subcommand(subcommand)
 
     @property
@@ -90,7 +101,10 @@ class SconeCLI(LightningCLI):
         settings = {"default_root_dir": str(folder), **kwargs}
         if trainer.get("logger") in (None, True):
             settings["logger"] = TensorBoardLogger(folder, name="", version="tensorboard")
-        settings["callbacks"] = [DataProgress(), Throughput(), *(trainer.get("callbacks") or [])]
+        callbacks = [DataProgress(), Throughput(), *(trainer.get("callbacks") or [])]
+        if trainer.get("enable_progress_bar") is not False:
+            callbacks.append(StepProgress())
+        settings["callbacks"] = callbacks
         return super().instantiate_trainer(**settings)
 
     # ------------------------------------------------------------------ fit
@@ -105,13 +119,17 @@ class SconeCLI(LightningCLI):
         resume = folder.begin(self.model.init_from)
         if not kwargs.get("ckpt_path"):
             kwargs["ckpt_path"] = resume
+        rank_zero_info(f"--- {self.model.init_from} -> {folder.weights}")
         self._write_config(folder.path / "config.yaml", resuming=resume is not None)
-        self.trainer.fit(**kwargs)
-        if self.trainer.interrupted:
-            raise KeyboardInterrupt
+        try:
+            self.trainer.fit(**kwargs)
+        except SystemExit:
+            if self.trainer.interrupted:
+                raise KeyboardInterrupt from None  # Lightning's way out of Ctrl-C, its checkpoint written
+            raise
         if self.trainer.fast_dev_run:
             return
-        self.trainer.save_checkpoint(folder.last_checkpoint)
+        self.trainer.save_checkpoint(folder.last_checkpoint, weights_only=False)
         if self.trainer.is_global_zero:
             save_pretrained(
                 self.model.model,
@@ -139,47 +157,45 @@ def parse(args: list[str]) -> SconeCLI:
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
-            return SconeCLI(args, run=False)
+            return SconeCLI(args, until="parse")
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        raise UserError(_one_line(complaints.getvalue())) from None
+        raise UserError(one_line(complaints.getvalue())) from None
 
 
-def _one_line(text: str) -> str:
-    """Boils jsonargparse's report (usage, tip, error over several lines) down to its error."""
-    message = text.rsplit("error: ", 1)[-1]
-    return " ".join(message.split())
+def _worth_reading(record: logging.LogRecord) -> bool:
+    """Leaves out Lightning's lines about hardware that is not there and products to try."""
+    return not any(text in record.getMessage() for text in ("litlogger", "TPU available"))
 
 
 def main(args: list[str]) -> int:
     """Runs `fit`, `validate`, `test` or `predict`."""
     sys.argv = [sys.argv[0]]  # LightningCLI warns about the process's own arguments otherwise
-    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
     if {"--help", "-h"} & set(args) or any(
         a.startswith(("--print_config", "--model.help", "--data.help")) for a in args
     ):
-        SconeCLI(args, run=False)
+        SconeCLI(args, until="parse")
         return 0
+    for command in commands(args):
+        SconeCLI(command)
+    return 0
+
+
+def commands(args: list[str]) -> list[list[str]]:
+    """The command lines of single stages that `args` stands for, each already parsed once.
+
+    A wrong key in the last step of a chain must not show after days. Verbs other than `fit` mean the chain's result.
+    """
     settings = parse(args).settings
     if not settings.chain:
-        SconeCLI(args)
-        return 0
+        return [args]
     chain = [ChainStep(**step.as_dict()) for step in settings.chain]
     check_names(chain)
-    init_from, output_dir = settings.model.init_args.init_from, settings.output_dir
-    indices = range(len(chain)) if args[0] == "fit" else [len(chain) - 1]
-    for only_parse in (True, False):  # a wrong key in the last step must not show after days
-        for i in indices:
-            step = chain[i]
-            folder = step_folder(output_dir, step)
-            weights = start_weights(init_from, output_dir, chain, i)
-            if args[0] != "fit":
-                weights = str(folder / "weights")
-            with arguments_of_step(args, step, weights, str(folder)) as step_args:
-                if only_parse:
-                    parse(step_args)
-                else:
-                    rank_zero_info(f"--- {step.name} ({i + 1} of {len(chain)}): {weights} -> {folder}/weights")
-                    SconeCLI(step_args)
-    return 0
+    planned = plan(args, chain, settings.model.init_args.init_from, settings.output_dir)
+    for command in planned:
+        parse(command)
+    if args[0] == "fit":
+        return planned
+    return [[*planned[-1], "--model.init_args.init_from", f"{settings.output_dir}/{chain[-1].name}/weights"]]

@@ -22,6 +22,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from scone_pl.model.sequence import PackedSequence, Split, SplitKind
 
@@ -97,7 +98,7 @@ class KeptContext:
     """Which context keys of a run its target queries still see."""
 
     index: Tensor
-    """(G * kept,) int64 into the run's G * S tokens; rows of a sample with fewer kept keys are filled up."""
+    """(G, kept) int64 into the run's G * S tokens; rows of a sample with fewer kept keys are filled up."""
     mask: Tensor | None
     """(G, 1, 1, kept) bool, false on the filling; None if there is none."""
 
@@ -108,11 +109,11 @@ class SplitPlan(AttentionPlan):
     def __init__(self, pack: PackedSequence) -> None:
         self.runs = runs_of(pack)
         self._kept: tuple[KeptContext | None, ...] = (None,) * len(self.runs)
-        self._causal_masks: dict[tuple[int, int, int], Tensor] = {}
+        self._causal = _causal_strip(self.runs, pack.device)
 
     def hiding(self, blocked: Tensor) -> SplitPlan:
         plan = SplitPlan.__new__(SplitPlan)
-        plan.runs, plan._causal_masks = self.runs, self._causal_masks
+        plan.runs, plan._causal = self.runs, self._causal
         visible = [
             ~blocked[run.start : run.start + run.num_tokens].view(run.num_samples, -1)[:, : run.context_length]
             for run in self.runs
@@ -153,18 +154,25 @@ class SplitPlan(AttentionPlan):
         for i, chunk in enumerate(q.split(QUERY_CHUNK, dim=2)):
             start, length = prefix + i * QUERY_CHUNK, chunk.shape[2]
             stop = start + length
-            mask = self._causal_mask(start, length, q.device)
-            outputs.append(attend(chunk, k[:, :, :stop], v[:, :, :stop], mask))
+            offset = self._causal.shape[1] - QUERY_CHUNK - start
+            seen = chunk, k[:, :, :stop], v[:, :, :stop], self._causal[:length, offset : offset + stop]
+            # SDPA keeps a float mask for its backward pass: of a text of many chunks these would add up to L x L.
+            one = q.shape[2] <= QUERY_CHUNK
+            outputs.append(attend(*seen) if one else checkpoint(attend, *seen, use_reentrant=False))
         return outputs
 
-    def _causal_mask(self, prefix: int, length: int, device: torch.device) -> Tensor:
-        """(length, prefix + length) bool; kept for all layers of the pack."""
-        key = (prefix, length, hash(device))
-        if key not in self._causal_masks:
-            columns = torch.arange(prefix + length, device=device)
-            rows = torch.arange(prefix, prefix + length, device=device)
-            self._causal_masks[key] = columns <= rows[:, None]
-        return self._causal_masks[key]
+
+def _causal_strip(runs: tuple[Run, ...], device: torch.device) -> Tensor | None:
+    """(chunk, longest prefix + chunk) bool, whose slices are the masks of all chunks; None if no text needs one.
+
+    Row i of a chunk behind P tokens sees P + i + 1 of them, so every chunk's mask is the same strip, cut on the left.
+    """
+    stops = [split.stop - run.start for run in runs for split in run.context[1:] if split.kind == SplitKind.TEXT]
+    if not stops:
+        return None
+    prefix = max(stops)
+    columns = torch.arange(prefix + QUERY_CHUNK, device=device)
+    return columns <= prefix + torch.arange(QUERY_CHUNK, device=device)[:, None]
 
 
 def _keep(run: Run, visible: Tensor, counts: list[int]) -> KeptContext:
@@ -173,7 +181,7 @@ def _keep(run: Run, visible: Tensor, counts: list[int]) -> KeptContext:
     order = torch.argsort(visible.int(), dim=1, descending=True, stable=True)[:, :most]  # (G, most)
     offsets = torch.arange(run.num_samples, device=visible.device)[:, None] * run.length
     mask = visible.gather(1, order)[:, None, None] if min(counts) < most else None
-    return KeptContext((order + offsets).flatten(), mask)
+    return KeptContext(order + offsets, mask)
 
 
 def _attend_targets(
@@ -190,32 +198,55 @@ def _attend_targets(
         ks: (G, K, S, E), and `vs` alike: the same as a batch.
         vs: see `ks`.
     """
-    context_k, context_v = (x[:, :, : run.context_length] for x in (ks, vs))
-    shown_k, shown_v, mask = context_k, context_v, None
     if kept is not None:
+        rows = kept.index.flatten()
         shown_k, shown_v = (
-            x.index_select(0, kept.index).view(run.num_samples, -1, *x.shape[1:]).transpose(1, 2) for x in (k, v)
-        )
-        mask = kept.mask
+            x.index_select(0, rows).unflatten(0, kept.index.shape).transpose(1, 2) for x in (k, v)
+        )  # (G, K, kept, E)
     outputs = []
     start = run.context_length
     for split, split_q in zip(run.targets, q.split([s.length for s in run.targets], dim=2), strict=True):
-        own_k, own_v = (x[:, :, start : start + split.length] for x in (ks, vs))
-        start += split.length
+        keys, values = (_context_and_own(run, x, start, split.length) for x in (ks, vs))
         if kept is None:
-            outputs.append(attend(split_q, _join(context_k, own_k), _join(context_v, own_v)))
-            continue
-        # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
-        frame_q = torch.cat([split_q[:, :, :1], split_q[:, :, -1:]], dim=2)
-        frame = attend(frame_q, _join(context_k, own_k), _join(context_v, own_v))
-        own_mask = None if mask is None else F.pad(mask, (0, split.length), value=True)
-        content = attend(split_q[:, :, 1:-1], _join(shown_k, own_k), _join(shown_v, own_v), own_mask)
-        outputs.append(torch.cat([frame[:, :, :1], content, frame[:, :, 1:]], dim=2))
+            outputs.append(attend(split_q, keys, values))
+        else:
+            # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
+            frame = attend(torch.cat([split_q[:, :, :1], split_q[:, :, -1:]], dim=2), keys, values)
+            own_k, own_v = (x[:, :, start : start + split.length] for x in (ks, vs))
+            keys, values = torch.cat([shown_k, own_k], dim=2), torch.cat([shown_v, own_v], dim=2)
+            mask = None if kept.mask is None else F.pad(kept.mask, (0, split.length), value=True)
+            content = attend(split_q[:, :, 1:-1], keys, values, mask)
+            outputs += [frame[:, :, :1], content, frame[:, :, 1:]]
+        start += split.length
     return torch.cat(outputs, dim=2)
 
 
-def _join(context: Tensor, own: Tensor) -> Tensor:
-    return torch.cat([context, own], dim=2)
+def _context_and_own(run: Run, x: Tensor, start: int, length: int) -> Tensor:
+    """(G, K, S, E) -> the context and the split at `start`; a copy only where other targets lie between them."""
+    own = x[:, :, start : start + length]
+    if start == run.context_length:
+        return x[:, :, : start + length]
+    return torch.cat([x[:, :, : run.context_length], own], dim=2)
+
+
+def attended_pairs(pack: PackedSequence, blocked: Tensor | None = None) -> int:
+    """How many (query, key) pairs attend: `dense_mask(pack, blocked).sum()` without the L x L mask."""
+    context = pack.per_split([s.kind != SplitKind.TARGET for s in pack.splits]).bool()
+    hidden = [0] * pack.num_samples
+    if blocked is not None:
+        samples = pack.sample_of_token[blocked & context]
+        hidden = torch.bincount(samples, minlength=pack.num_samples).tolist()
+    pairs = 0
+    for splits, num_hidden in zip(pack.by_sample, hidden, strict=True):
+        earlier = 0
+        for split in splits:
+            own = split.length * (split.length + 1) // 2 if split.kind == SplitKind.TEXT else split.length**2
+            pairs += split.length * earlier + own
+            if split.kind == SplitKind.TARGET:
+                pairs -= len(split.content) * num_hidden
+            else:
+                earlier += split.length
+    return pairs
 
 
 def dense_mask(pack: PackedSequence, blocked: Tensor | None = None) -> Tensor:

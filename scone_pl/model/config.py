@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from scone_pl.model.sequence import SequenceFormat, SpecialTokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -153,6 +155,16 @@ class SconeConfig:
     def latent_stride(self) -> int:
         """Pixels a side for one latent token; image sizes are multiples of it."""
         return self.latent_patch_size * self.autoencoder.downsample
+
+    def sequence_format(self, special: SpecialTokens) -> SequenceFormat:
+        """What a `SequenceBuilder` must know of this model."""
+        return SequenceFormat(
+            special=special,
+            latent_stride=self.latent_stride,
+            latent_positions_per_side=self.latent_positions_per_side,
+            vit_patch_size=self.vit.patch_size,
+            vit_positions_per_side=self.vit.positions_per_side,
+        )
 
 
 def bagel_7b() -> SconeConfig:

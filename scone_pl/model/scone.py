@@ -85,13 +85,7 @@ class Scone(nn.Module):
 
     def sequence_format(self, special: SpecialTokens) -> SequenceFormat:
         """What a `SequenceBuilder` must know of this model."""
-        return SequenceFormat(
-            special=special,
-            latent_stride=self.config.latent_stride,
-            latent_positions_per_side=self.config.latent_positions_per_side,
-            vit_patch_size=self.config.vit.patch_size,
-            vit_positions_per_side=self.config.vit.positions_per_side,
-        )
+        return self.config.sequence_format(special)
 
     def embed(self, pack: PackedSequence, latents: Tensor, timesteps: Tensor) -> ByExpert:
         """Tokens -> hidden states.

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -43,6 +44,18 @@ class Throughput(pl.Callback):
         pl_module.log("speed/tokens_per_second", self._tokens * scale, prog_bar=True)
         pl_module.log("speed/samples_per_second", self._samples * scale)
         self._since, self._tokens, self._samples = time.perf_counter(), 0, 0
+
+
+class StepProgress(RichProgressBar):
+    """A bar over the stage's steps, which the data, being endless, does not end."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.rsplit("/", 1)[-1]: value for name, value in metrics.items()}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"
 
 
 class DataProgress(pl.Callback):

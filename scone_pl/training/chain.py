@@ -7,15 +7,11 @@ interrupted one resumes, so the same command always goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from scone_pl.errors import UserError
 
@@ -42,39 +38,24 @@ class ChainStep:
         return {key: value for key in ("model", "data", "trainer") if (value := getattr(self, key))}
 
 
-def step_folder(output_dir: str, step: ChainStep) -> Path:
-    """Where a step leaves its files."""
-    return Path(output_dir) / step.name
-
-
-def start_weights(init_from: str, output_dir: str, steps: Sequence[ChainStep], index: int) -> str:
-    """The first step starts from `init_from`, each other one from the weights before it."""
-    return init_from if index == 0 else str(step_folder(output_dir, steps[index - 1]) / "weights")
-
-
-@contextmanager
-def arguments_of_step(args: Sequence[str], step: ChainStep, init_from: str, output_dir: str) -> Iterator[list[str]]:
-    """The command line that runs one step alone.
+def plan(args: Sequence[str], chain: Sequence[ChainStep], init_from: str, output_dir: str) -> list[list[str]]:
+    """The command line that runs each step alone.
 
     Args:
-        args: the chain's own command line.
-        step: the step.
-        init_from: weights to start from.
-        output_dir: the step's folder.
+        args: the chain's own command line, subcommand first.
+        chain: its steps.
+        init_from: weights that the first step starts from; each other one starts from the weights before it.
+        output_dir: holds a folder for each step.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        overlay = Path(folder) / "step.yaml"
-        overlay.write_text(yaml.safe_dump(step.overrides()))
-        after = _after_last_config(args)
-        yield [
-            *args[:after],
-            *(["--config", str(overlay)] if step.overrides() else []),
-            *args[after:],
-            "--model.init_args.init_from",
-            init_from,
-            "--output_dir",
-            output_dir,
-        ]
+    after = _after_last_config(args)
+    commands = []
+    for step in chain:
+        folder = f"{output_dir}/{step.name}"
+        own = ["--config", json.dumps(step.overrides())] if step.overrides() else []
+        tail = ["--model.init_args.init_from", init_from, "--output_dir", folder]
+        commands.append([*args[:after], *own, *args[after:], *tail])
+        init_from = f"{folder}/weights"
+    return commands
 
 
 def _after_last_config(args: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -24,13 +25,13 @@ from scone_pl.generation.sampler import SamplingConfig, decode_latents, initial_
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
 from scone_pl.training import losses
-from scone_pl.training.parts import Part, set_trainable
+from scone_pl.training.parts import Part, count_parameters, set_trainable
 from scone_pl.training.sharding import ShardingConfig, shard
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up to a constant rate (SPEC 6)."""
+    """AdamW with linear warm-up to a constant rate (SPEC 6), which may fall at the end."""
 
     lr: float = 2e-5
     """Learning rate after the warm-up."""
@@ -42,6 +43,13 @@ class OptimizerConfig:
     """Decoupled weight decay."""
     warmup_steps: int = 2000
     """Steps from 0 to `lr`. The release's 2000 means that a 1000-step stage never reaches `lr`; kept as its default."""
+    decay_steps: int = 0
+    """Beyond the paper: last steps of the run, over which the rate falls linearly to 0; 0 = constant to the end."""
+
+    def rate_factor(self, step: int, max_steps: int) -> float:
+        """What `lr` is multiplied by in step number `step`, from 0, of `max_steps`."""
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        return warm * min(1.0, max(max_steps - step, 0) / self.decay_steps) if self.decay_steps else warm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,25 +126,31 @@ class SconeModule(pl.LightningModule):
                 f"{folder} is {last_layer}"
             )
         self.tokenizer = Tokenizer.from_folder(folder)
-        with torch.device("meta"):
-            format_source = Scone(self.config)
-        self.sequence_format = format_source.sequence_format(self.tokenizer.special)
+        self.sequence_format = self.config.sequence_format(self.tokenizer.special)
 
     # ------------------------------------------------------------------ building
     def configure_model(self) -> None:
         """Builds on the meta device, freezes, shards, and only then reads the weights."""
         if hasattr(self, "model"):
             return
-        with torch.device("meta"):
-            model = Scone(self.config).to(torch.get_default_dtype())
-        model.attention = self.attention
-        model.language_model.model.activation_checkpointing = self.activation_checkpointing
-        set_trainable(model, self.trainable)
+        model = self.meta_model()
         if getattr(self, "_device_mesh", None) is not None:
             shard(model, self.device_mesh, self.sharding)
         model.to_empty(device=self.trainer.strategy.root_device)
         load_weights(model, self.init_from)
         self.model = model
+        counts = count_parameters(model)
+        trained = ", ".join(f"{part} {counts[part] / 1e6:.2f} M" for part in counts if part in self.trainable)
+        rank_zero_info(f"{type(self).__name__}: {sum(counts.values()) / 1e6:.2f} M parameters, training {trained}")
+
+    def meta_model(self) -> Scone:
+        """The network of this stage without memory for its weights, frozen as the stage says."""
+        with torch.device("meta"):
+            model = Scone(self.config).to(torch.get_default_dtype())
+        model.attention = self.attention
+        model.language_model.model.activation_checkpointing = self.activation_checkpointing
+        set_trainable(model, self.trainable)
+        return model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.optimizer_config
@@ -144,8 +158,10 @@ class SconeModule(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
         )
-        warmup = max(config.warmup_steps, 1)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        max_steps = self.trainer.max_steps
+        if config.decay_steps and max_steps < 0:
+            raise UserError("model.optimizer.decay_steps counts from the end; set trainer.max_steps")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.rate_factor(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ one pack

@@ -1,0 +1,69 @@
+"""Boils jsonargparse's reports down to the one line that a person needs: which key, what is wrong, what to write."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+
+_WRAPPERS = (
+    re.compile(r'Parser key "(?P<key>[^"]+)": (?P<rest>.*)'),
+    re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - (?P<rest>.*)"),
+    re.compile(r"Problem with given class_path '(?P<path>[^']+)': (?P<rest>.*)"),
+)
+_TAIL = re.compile(r" - Expected a <class 'NoneType'>| Given value")
+_UNKNOWN = re.compile(r"Option '(?P<name>[^']+)' is not accepted|does not accept option '(?P<dotted>[^']+)'")
+_SECTIONS = {
+    "trainer": "lightning.pytorch.Trainer",
+    "data": "scone_pl.data.datamodule.PackedDataModule",
+    "checkpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
+}
+
+
+def one_line(report: str) -> str:
+    """The innermost complaint of a report, with the likeliest key where one is unknown."""
+    rest = " ".join(report.rsplit("error: ", 1)[-1].split())
+    keys, class_path = [], ""
+    while match := next((m for w in _WRAPPERS if (m := w.match(rest))), None):
+        found = match.groupdict()
+        keys += [found["key"]] if "key" in found else []
+        class_path = found.get("path", class_path)
+        rest = found["rest"]
+    rest = _TAIL.split(rest)[0]
+    where = f"{'.'.join(keys)}: " if keys else ""
+    return f"{where}{rest}{_suggestion(rest, class_path)}"
+
+
+def _suggestion(complaint: str, class_path: str) -> str:
+    match = _UNKNOWN.search(complaint)
+    if not match:
+        return ""
+    name = match["name"] or match["dotted"]
+    section, _, inner = name.partition(".")
+    if match["dotted"] and section in _SECTIONS and inner:
+        class_path, name = _SECTIONS[section], inner
+    close = difflib.get_close_matches(name, _parameters(class_path), n=1)
+    return f"; did you mean '{close[0]}'?" if close else "; --help and --model.help CLASS list what there is"
+
+
+def _parameters(class_path: str) -> list[str]:
+    if not class_path:
+        return [
+            "trainer",
+            "model",
+            "data",
+            "output_dir",
+            "chain",
+            "checkpoint",
+            "previews",
+            "ckpt_path",
+            "seed_everything",
+        ]
+    module, _, name = class_path.rpartition(".")
+    described = getattr(importlib.import_module(module), name)
+    names: list[str] = []
+    for owner in described.__mro__:
+        if "__init__" in vars(owner):
+            names += list(inspect.signature(owner.__init__).parameters)
+    return names

@@ -1,0 +1,149 @@
+"""Matrix-product FLOPs of one training step: what the network asks for, however it is computed.
+
+A multiplication and an addition are 2 FLOPs. Attention counts attended pairs only, so masks, packing and blocked
+tokens show. Norms, rotary positions, lookups, activations, the autoencoder (frozen, convolutions) and the optimizer
+are left out.
+
+A linear map y = x W of n tokens takes 2 n in out forward, and backward as much again for each gradient that is needed:
+for x unless nothing before it trains, for W if it trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from scone_pl.model.attention import attended_pairs
+from scone_pl.model.config import BridgeConfig, SconeConfig
+from scone_pl.model.sequence import PackedSequence
+
+TRAINED = ("understanding", "generation", "connector", "latent_projections", "time_embedder")
+"""Parts that train by default: everything but ViT and autoencoder; named as in `scone_pl.training.parts`."""
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What the FLOPs of a pack depend on."""
+
+    understanding: int
+    """Tokens of the understanding expert."""
+    generation: int
+    """Tokens of the generation expert."""
+    targets: int
+    """Tokens whose velocity is read."""
+    latent_splits: int
+    """Embedded timesteps."""
+    labels: int
+    """Tokens whose next token is predicted."""
+    vit: int
+    """ViT tokens."""
+    vit_pairs: int
+    """Pairs that attend in the ViT: every image to itself."""
+    pairs: tuple[int, ...]
+    """Pairs that attend, per decoder layer."""
+
+
+def count_tokens(
+    pack: PackedSequence, num_layers: int, bridge: BridgeConfig | None = None, blocked: Tensor | None = None
+) -> TokenCounts:
+    """Counts a pack.
+
+    Args:
+        pack: the sequence.
+        num_layers: decoder layers.
+        bridge: its settings, if it hides tokens.
+        blocked: (L,) bool, what it hides in its masked layers.
+    """
+    pairs = [attended_pairs(pack)] * num_layers
+    if bridge is not None and blocked is not None:
+        late = attended_pairs(pack, blocked)
+        early = attended_pairs(pack, pack.reference_tokens)
+        for layer in range(num_layers):
+            if bridge.hides_references_in(layer):
+                pairs[layer] = early
+            elif bridge.masks_layer(layer):
+                pairs[layer] = late
+    return TokenCounts(
+        understanding=len(pack.understanding_index),
+        generation=len(pack.latent_index),
+        targets=len(pack.target_index),
+        latent_splits=len(pack.latent_splits),
+        labels=len(pack.label_index),
+        vit=len(pack.vit_index),
+        vit_pairs=sum((rows * columns) ** 2 for rows, columns in pack.vit_grids),
+        pairs=tuple(pairs),
+    )
+
+
+@dataclass
+class StepFlops:
+    """FLOPs of one step, by part: the two experts, joint `attention`, `vit`, `ends` (all other linear maps)."""
+
+    forward: dict[str, int] = field(default_factory=dict)
+    backward: dict[str, int] = field(default_factory=dict)
+    recomputed: int = 0
+    """What activation checkpointing adds: the decoder layers' forward once more. Not part of `total`."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.forward.values()) + sum(self.backward.values())
+
+    def _add(self, part: str, forward: int, gradients: int) -> None:
+        self.forward[part] = self.forward.get(part, 0) + forward
+        self.backward[part] = self.backward.get(part, 0) + gradients * forward
+
+    def linear(self, part: str, tokens: int, sizes: tuple[int, int], *, grad_input: bool, grad_weight: bool) -> None:
+        """A linear map of `sizes` (in, out)."""
+        self._add(part, 2 * tokens * sizes[0] * sizes[1], grad_input + grad_weight)
+
+    def attention(self, part: str, pairs: int, width: int, *, grad: bool) -> None:
+        """Scores and weighted sum, 2 products; backward 4 (for v, the weights, q and k)."""
+        self._add(part, 2 * 2 * pairs * width, 2 * grad)
+
+
+def step_flops(config: SconeConfig, counts: TokenCounts, trained: Collection[str] = TRAINED) -> StepFlops:
+    """FLOPs of one training step on a pack, when the parts in `trained` train."""
+    flops = StepFlops()
+    decoder, vit = config.decoder, config.vit
+    hidden, inner = decoder.hidden_size, decoder.intermediate_size
+    kv = decoder.num_kv_heads * decoder.head_dim
+
+    # ViT: patch embedding; per layer q, k, v, out, two MLP maps, attention within each image.
+    trains = "vit" in trained
+    flops.linear("vit", counts.vit, (3 * vit.patch_size**2, vit.hidden_size), grad_input=False, grad_weight=trains)
+    for _ in range(vit.num_layers):
+        for sizes in 4 * [(vit.hidden_size, vit.hidden_size)] + 2 * [(vit.hidden_size, vit.intermediate_size)]:
+            flops.linear("vit", counts.vit, sizes, grad_input=trains, grad_weight=trains)
+        flops.attention("vit", counts.vit_pairs, vit.hidden_size, grad=trains)
+
+    # Into the decoder: connector, latents (which need no gradient), timesteps (neither do they).
+    connector, latents, times = (part in trained for part in ("connector", "latent_projections", "time_embedder"))
+    flops.linear("ends", counts.vit, (vit.hidden_size, hidden), grad_input=trains, grad_weight=connector)
+    flops.linear("ends", counts.vit, (hidden, hidden), grad_input=trains or connector, grad_weight=connector)
+    flops.linear("ends", counts.generation, (config.latent_token_size, hidden), grad_input=False, grad_weight=latents)
+    flops.linear("ends", counts.latent_splits, (256, hidden), grad_input=False, grad_weight=times)
+    flops.linear("ends", counts.latent_splits, (hidden, hidden), grad_input=times, grad_weight=times)
+
+    # Decoder. Each expert maps its own tokens. Where nothing before the first layer trains, its norm's input and so
+    # that of q, k and v needs no gradient; behind its attention everything does.
+    moved = {
+        "understanding": trains or connector or "understanding" in trained,
+        "generation": latents or times or "generation" in trained,
+    }
+    for layer in range(decoder.num_layers):
+        for part, tokens in (("understanding", counts.understanding), ("generation", counts.generation)):
+            mine = part in trained
+            for sizes in ((hidden, hidden), (hidden, kv), (hidden, kv)):  # q, k, v
+                flops.linear(part, tokens, sizes, grad_input=layer > 0 or moved[part], grad_weight=mine)
+            for sizes in ((hidden, hidden), (hidden, inner), (hidden, inner), (inner, hidden)):  # o, gate, up, down
+                flops.linear(part, tokens, sizes, grad_input=True, grad_weight=mine)
+        flops.attention("attention", counts.pairs[layer], hidden, grad=True)
+    flops.recomputed = sum(flops.forward[part] for part in ("understanding", "generation", "attention"))
+
+    # Out of it: velocities of the targets, words of the labels.
+    flops.linear("ends", counts.targets, (hidden, config.latent_token_size), grad_input=True, grad_weight=latents)
+    words = "understanding" in trained
+    flops.linear("ends", counts.labels, (hidden, decoder.vocab_size), grad_input=True, grad_weight=words)
+    return flops

@@ -1,0 +1,83 @@
+"""Fixtures that more than one room uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scone_pl.checkpoints import config_files
+from scone_pl.data.tokenizer import byte_tokenizer
+from scone_pl.mini.base import write_base
+from scone_pl.mini.shards import WORLD_SETS, write_world
+from scone_pl.model.config import bagel_7b
+from scone_pl.model.scone import Scone
+
+torch.set_num_threads(1)  # models are tiny, and tests run side by side
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def mini_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the mini recipes run: shards and random base weights, where the recipes look for them."""
+    folder = tmp_path_factory.mktemp("mini_world")
+    for name, world_set in WORLD_SETS.items():
+        write_world(
+            folder / "data_shards/mini" / name,
+            samples=120,
+            tasks=world_set.tasks,
+            stream=world_set.stream,
+            progress=False,
+        )
+    write_base(folder / "runs/mini/base")
+    write_base(folder / "runs/photos/base", preset="mini_photo")
+    tiny = folder / "data_shards/photos"
+    tiny.mkdir()
+    (tiny / "scone_single_candidate_refined").symlink_to(ROOT / "data_shards/tiny/single")
+    (tiny / "scone_multi_candidate").symlink_to(ROOT / "data_shards/tiny/multi")
+    (folder / "experiments").symlink_to(ROOT / "experiments")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bagel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with the published model's keys and shapes, and a hole in place of 29 GB of weights."""
+    folder = tmp_path_factory.mktemp("bagel") / "BAGEL-7B-MoT"
+    folder.mkdir()
+    with torch.device("meta"):
+        model = Scone(bagel_7b())
+    header: dict[str, object] = {}
+    end = 0
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("autoencoder."):
+            start, end = end, end + 2 * tensor.numel()
+            header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "ema.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    for name, content in config_files(bagel_7b()).items():
+        (folder / name).write_text(json.dumps(content))
+    byte_tokenizer().save(folder)
+    return folder
+
+
+def run_scone(*args: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """`python -m scone_pl ...` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "-m", "scone_pl", *args],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )

@@ -1,0 +1,72 @@
+"""No recipe can rot: each is parsed and instantiated, and those for a laptop are trained for two steps a stage."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_scone
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scone_pl.cli import SconeCLI, commands
+from scone_pl.training.parts import part_of
+
+RECIPES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").rglob("*.yaml"))
+LARGE = [p for p in RECIPES if p.parts[1] not in ("mini", "photos")]
+SMALL = [p for p in RECIPES if p.parts[1] in ("mini", "photos")]
+
+
+def test_there_are_recipes_of_both_sizes() -> None:
+    assert {"stage1.yaml", "stage2.yaml"} <= {p.name for p in LARGE}
+    assert len(SMALL) >= 3
+
+
+@pytest.mark.parametrize("recipe", LARGE, ids=str)
+def test_large_recipes_build_on_the_meta_device(
+    recipe: Path, bagel_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["scone_pl"])
+    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
+    planned = commands(["fit", "--config", str(ROOT / recipe), *here])
+    assert len(planned) == 2
+    for command in planned:
+        cli = SconeCLI([*command, "--model.init_args.init_from", str(bagel_folder)], until="build")
+        model = cli.model.meta_model()
+        assert 14.5e9 < sum(p.numel() for p in model.parameters()) < 14.8e9
+        assert {part_of(n) for n, p in model.named_parameters() if p.requires_grad} == set(cli.model.trainable)
+        assert cli.datamodule.packing.token_budget == 26496
+        assert cli.trainer.max_steps in (1000, 2000, 6000)
+
+
+@pytest.mark.parametrize("recipe", SMALL, ids=str)
+def test_small_recipes_train(recipe: Path, mini_world: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    args = ["fit", "--config", str(recipe), "--output_dir", str(output), "--trainer.max_steps", "2"]
+    args += ["--trainer.log_every_n_steps", "1", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
+    args += ["--data.packing.token_budget", "13000" if recipe.parts[1] == "photos" else "800"]
+    args += ["--model.init_args.init_from", str(_start(mini_world, recipe))]
+    done = run_scone(*args, cwd=mini_world)
+    assert done.returncode == 0, done.stderr
+    stages = [p for p in output.iterdir() if p.is_dir()]
+    assert len(stages) >= 2
+    for stage in stages:
+        assert json.loads((stage / "weights/training.json").read_text())["steps"] == 2
+        losses = _scalars(stage / "tensorboard", "train/loss")
+        assert len(losses) == 2
+        assert all(math.isfinite(loss) for loss in losses)
+    again = run_scone(*args, cwd=mini_world)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("already trained for 2 steps") == len(stages)
+
+
+def _start(mini_world: Path, recipe: Path) -> Path:
+    return mini_world / "runs" / ("photos" if recipe.parts[1] == "photos" else "mini") / "base"
+
+
+def _scalars(folder: Path, name: str) -> list[float]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.value for event in events.Scalars(name)]

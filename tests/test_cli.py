@@ -1,0 +1,119 @@
+"""What a person at the keyboard meets: help, and one line for each likely mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, run_scone
+
+from scone_pl.__main__ import main
+
+STAGE1 = str(ROOT / "experiments/mini/stage1.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(mini_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mini_world)
+    monkeypatch.setattr("sys.argv", ["scone_pl"])
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The single line that these arguments end in."""
+    assert main(list(args)) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def changed(tmp_path: Path, key: str, value: object) -> str:
+    """The mini Stage I recipe with one key set."""
+    content = yaml.safe_load(Path(STAGE1).read_text())
+    *path, last = key.split(".")
+    inner = content
+    for name in path:
+        inner = inner[name]
+    inner[last] = value
+    file = tmp_path / "changed.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.init_args.lr", 1, "error: model: Option 'lr' is not accepted"),
+        (
+            "model.init_args.optimizer.lr",
+            "fast",
+            "error: model.optimizer.lr: Expected a <class 'float'>. Got value: fast",
+        ),
+        ("model.init_args.trainable", ["und"], "error: model.trainable: Expected a typing.Literal['understanding'"),
+        ("model.class_path", "scone_pl.training.stages.Nope", "has no attribute 'Nope'"),
+        ("data.pack", 1, "did you mean 'packing'?"),
+        ("data.packing.tokenbudget", 1, "error: data.packing: Option 'tokenbudget' is not accepted; did you mean"),
+        ("trainer.max_step", 1, "did you mean 'max_steps'?"),
+        ("chain", [{"nam": "a"}], "did you mean 'name'?"),
+        ("data.train", [{"path": "nowhere"}], "error: nowhere: no such folder"),
+        ("model.init_args.init_from", "nowhere", "Hugging Face: ByteDance-Seed/BAGEL-7B-MoT"),
+        (
+            "model.init_args.bridge",
+            {"source_layer": 5, "first_masked_layer": 2, "last_masked_layer": 5},
+            "0 <= source_layer < first_masked_layer",
+        ),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_line(
+    key: str, value: object, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = changed(tmp_path, key, value)
+    line = error_of(capsys, "fit", "--config", file, "--output_dir", str(tmp_path / "out"))
+    assert expected in line
+    assert len(line) < 500
+
+
+def test_missing_files_and_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nope.yaml" in error_of(capsys, "fit", "--config", "nope.yaml")
+    assert "--trainer.max_stepz" in error_of(capsys, "fit", "--config", STAGE1, "--trainer.max_stepz", "3")
+    assert "fit.model" in error_of(capsys, "fit")
+    assert "no verb train" in error_of(capsys, "train")
+    line = error_of(capsys, "validate", "--config", STAGE1, "--output_dir", str(tmp_path / "never_trained"))
+    assert "no checkpoint folder" in line
+
+
+def test_7b_without_weights_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(capsys, "fit", "--config", str(ROOT / "experiments/stage2.yaml"))
+    for part in ("runs/scone-7b/stage1/refined/weights", "ByteDance-Seed/BAGEL-7B-MoT", "experiments/mini/stage1.yaml"):
+        assert part in line
+
+
+def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "shards" in capsys.readouterr().out
+    for args in (["fit", "--help"], ["fit", "--config", STAGE1, "--print_config"]):
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 0
+        printed = capsys.readouterr().out
+        assert "output_dir" in printed
+        assert "chain" in printed
+    assert yaml.safe_load(printed)["model"]["init_args"]["init_from"] == "runs/mini/base"
+
+
+def test_the_other_verbs(mini_world: Path, tmp_path: Path) -> None:
+    common = ["--config", STAGE1, "--output_dir", str(tmp_path), "--data.num_workers", "0"]
+    common += ["--trainer.enable_progress_bar", "false"]
+    fit = run_scone("fit", *common, "--trainer.max_steps", "1", "--data.packing.token_budget", "800", cwd=mini_world)
+    assert fit.returncode == 0, fit.stderr
+    found = run_scone("validate", *common, cwd=mini_world)
+    assert found.returncode == 0, found.stderr
+    assert "val/loss" in found.stdout
+    one = ["--trainer.limit_predict_batches", "3", "--data.predict+={path: data_shards/mini/validation}"]
+    predicted = run_scone("predict", *common, *one, cwd=mini_world)
+    assert predicted.returncode == 0, predicted.stderr
+    pictures = sorted((tmp_path / "refined/predictions").glob("*.png"))
+    assert len(pictures) == 3
+    tested = run_scone("test", *common, cwd=mini_world)
+    assert tested.returncode == 2
+    assert "data.test" in tested.stderr

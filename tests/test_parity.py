@@ -1,0 +1,72 @@
+"""Agreement with the published implementation, and that the report can disagree."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scone_pl.__main__ import main
+from scone_pl.parity import ParityCase
+
+GOLDEN = Path(__file__).parent / "golden/parity"
+
+
+@pytest.mark.parametrize("attention", ["split", "dense"])
+def test_everything_in_the_golden_folder_agrees(attention: str) -> None:
+    comparisons = list(ParityCase(GOLDEN, attention=attention, device="cpu").compare())
+    assert [c.name for c in comparisons if not c.agrees] == []
+    names = {c.name for c in comparisons}
+    assert len(comparisons) == 65
+    assert {"bridge.blocked", "train.bridge.loss", "infer.cfg_text_channel.image", "pack.attention_allowed.2"} <= names
+
+
+def test_shared_golden_folder_where_present() -> None:
+    shared = Path(__file__).parents[2] / "shared/golden/parity"
+    if shared.is_dir():
+        assert main(["parity", str(shared)]) == 0
+
+
+def test_exactly_the_wrong_numbers_are_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "parity"
+    shutil.copytree(GOLDEN, folder)
+    wrong = [
+        "pack.packed_position_ids",
+        "train.bridge.last_hidden_state",
+        "bridge.blocked",
+        "infer.cfg_global.velocity_first",
+    ]
+    tensors = load_file(folder / "expected.safetensors")
+    for name in wrong:
+        flat = tensors[name].flatten()
+        flat[3] = ~flat[3] if flat.dtype == torch.bool else flat[3] + 1
+    save_file(tensors, folder / "expected.safetensors")
+    expected = json.loads((folder / "expected.json").read_text())
+    expected["train.plain.grad_norms"]["vae2llm.bias"] *= 1.01
+    (folder / "expected.json").write_text(json.dumps(expected))
+    reported = {c.name for c in ParityCase(folder, attention="split", device="cpu").compare() if not c.agrees}
+    assert reported == {*wrong, "train.plain.grad_norms (556)"}
+
+
+def test_a_wrong_mask_range_changes_the_result(tmp_path: Path) -> None:
+    folder = tmp_path / "parity"
+    shutil.copytree(GOLDEN, folder)
+    expected = json.loads((folder / "expected.json").read_text())
+    expected["bridge"]["last_masked_layer"] = 15
+    (folder / "expected.json").write_text(json.dumps(expected))
+    wrong = [c.name for c in ParityCase(folder, attention="split", device="cpu").compare() if not c.agrees]
+    assert "train.bridge.last_hidden_state" in wrong
+    assert "train.plain.last_hidden_state" not in wrong
+
+
+def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["parity", str(tmp_path)]) == 2
+    assert main(["parity", str(GOLDEN), "--attention", "flex"]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 2
+    assert "not a parity folder" in errors[0]
+    assert "--device cuda" in errors[1]

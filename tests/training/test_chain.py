@@ -1,0 +1,65 @@
+"""Chains: command lines, folders, what happens on a second start."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scone_pl.errors import UserError
+from scone_pl.training.chain import ChainStep, check_names, plan
+from scone_pl.training.runs import RunFolder, weights_identity
+
+CHAIN = [
+    ChainStep(name="formation", trainer={"max_steps": 10}),
+    ChainStep(name="guidance", model={"class_path": "scone_pl.training.stages.BridgeGuidance"}),
+]
+
+
+def test_plan_lays_overrides_between_config_and_command_line() -> None:
+    args = ["fit", "--config", "a.yaml", "--config=b.yaml", "--trainer.max_steps", "2"]
+    first, second = plan(args, CHAIN, "base", "out")
+    assert first == [
+        *args[:4],
+        "--config",
+        json.dumps({"trainer": {"max_steps": 10}}),
+        "--trainer.max_steps",
+        "2",
+        "--model.init_args.init_from",
+        "base",
+        "--output_dir",
+        "out/formation",
+    ]
+    assert second[-4:] == ["--model.init_args.init_from", "out/formation/weights", "--output_dir", "out/guidance"]
+
+
+def test_steps_need_names_of_their_own() -> None:
+    with pytest.raises(UserError, match="two steps are called guidance"):
+        check_names([CHAIN[1], CHAIN[1]])
+    with pytest.raises(ValueError, match="letters"):
+        ChainStep(name="../up")
+
+
+def _weights(folder: Path, steps: int) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "training.json").write_text(json.dumps({"steps": steps}))
+    return str(folder)
+
+
+def test_a_run_resumes_only_from_the_weights_it_started_from(tmp_path: Path) -> None:
+    start = _weights(tmp_path / "before", 100)
+    run = RunFolder(tmp_path / "run")
+    assert run.finished_steps == 0
+    assert run.begin(start) is None
+    run.last_checkpoint.parent.mkdir()
+    run.last_checkpoint.touch()
+    assert run.begin(start) == str(run.last_checkpoint)
+    identity = weights_identity(start)
+    _weights(tmp_path / "before", 200)
+    assert weights_identity(start) != identity
+    with pytest.raises(UserError, match="started from other weights"):
+        run.begin(start)
+    _weights(run.weights, 7)
+    assert run.finished_steps == 7

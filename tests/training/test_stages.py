@@ -1,0 +1,79 @@
+"""The stages' table against SPEC 6, on the published model's own parameter names (meta device)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scone_pl.errors import UserError
+from scone_pl.model.config import BridgeConfig
+from scone_pl.training.module import OptimizerConfig, SconeModule
+from scone_pl.training.parts import part_of
+from scone_pl.training.stages import BridgeFormation, BridgeGuidance, Composition
+
+TRAINED = {
+    Composition: {"understanding", "generation", "connector", "latent_projections"},
+    BridgeFormation: {"understanding", "connector"},
+    BridgeGuidance: {"understanding", "generation"},
+}
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_trainable_sets_at_7b(stage: type[SconeModule], bagel_folder: Path) -> None:
+    module = stage(init_from=str(bagel_folder))
+    parameters = dict(module.meta_model().named_parameters())
+    trained = {part_of(name) for name, p in parameters.items() if p.requires_grad}
+    assert trained == TRAINED[stage]
+    # Every parameter of a part trains, none of any other, and the frozen towers never do (SPEC 2).
+    assert all(p.requires_grad == (part_of(n) in TRAINED[stage]) for n, p in parameters.items())
+    frozen = [n for n, p in parameters.items() if not p.requires_grad]
+    assert any(n.startswith("vit_model.") for n in frozen)
+    assert any(n.startswith("autoencoder.") for n in frozen)
+    layer = "language_model.model.layers.27.mlp.down_proj.weight"
+    assert parameters[layer].requires_grad
+    generation = parameters[layer.replace("mlp", "mlp_moe_gen")]
+    assert generation.requires_grad == ("generation" in TRAINED[stage])
+    assert all(p.is_meta for p in parameters.values())
+
+
+def test_masks_and_optimizer_are_the_papers() -> None:
+    assert BridgeConfig() == BridgeConfig(
+        source_layer=8, first_masked_layer=9, last_masked_layer=15, threshold=0.88, apply_mask=True
+    )
+    config = OptimizerConfig()
+    assert (config.lr, config.betas, config.eps, config.weight_decay) == (2e-5, (0.9, 0.95), 1e-15, 0.0)
+    assert config.warmup_steps == 2000
+
+
+def test_default_masks_of_the_stages(bagel_folder: Path) -> None:
+    folder = str(bagel_folder)
+    assert Composition(folder).bridge is None
+    assert BridgeFormation(folder).bridge == BridgeConfig()
+    assert BridgeGuidance(folder).bridge == BridgeConfig()
+    assert BridgeGuidance(folder, bridge=None).bridge is None
+    assert BridgeFormation(folder).sampling.bridge is None
+    assert BridgeFormation(folder, mask_sampling=True).sampling.bridge == BridgeConfig()
+
+
+def test_warmup_is_linear_then_constant(bagel_folder: Path) -> None:
+    module = BridgeFormation(str(bagel_folder), optimizer=OptimizerConfig(warmup_steps=4, lr=1.0))
+    module.model = torch.nn.Linear(1, 1)  # type: ignore[assignment]
+    made = module.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]  # type: ignore[index, call-overload]
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+
+
+def test_mistakes_are_named(bagel_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ByteDance-Seed/BAGEL-7B-MoT.*experiments/mini"):
+        Composition(str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"llm_config\.json is missing"):
+        Composition(str(tmp_path))
+    with pytest.raises(UserError, match=r"last_masked_layer is 28, but the last decoder layer .* is 27"):
+        BridgeFormation(str(bagel_folder), bridge=BridgeConfig(last_masked_layer=28))
