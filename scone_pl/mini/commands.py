@@ -103,8 +103,8 @@ def base(
     """
     from scone_pl.mini.base import write_base
 
-    write_base(output, preset=preset, canvas=canvas, seed=seed)
-    print(f"{output}: random weights of preset {preset}")
+    written = write_base(output, preset=preset, canvas=canvas, seed=seed)
+    print(f"{output}: random weights of preset {preset}, {'written' if written else 'already there'}")
 
 
 def evaluate(

@@ -17,6 +17,12 @@ RECIPES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").rglob("*.ya
 LARGE = [p for p in RECIPES if p.parts[1] not in ("mini", "photos")]
 SMALL = [p for p in RECIPES if p.parts[1] in ("mini", "photos")]
 
+SMALLER_PHOTOS = [  # `make photos` runs the recipe's own sizes
+    "--data.packing.token_budget=4000",
+    "--data.packing.vae_resize={max_size: 512, min_size: 256}",
+    "--data.packing.vit_resize={max_size: 224, min_size: 112}",
+]
+
 
 def test_there_are_recipes_of_both_sizes() -> None:
     assert {"stage1.yaml", "stage2.yaml"} <= {p.name for p in LARGE}
@@ -46,7 +52,7 @@ def test_small_recipes_train(recipe: Path, mini_world: Path, tmp_path: Path) -> 
     output = tmp_path / "out"
     args = ["fit", "--config", str(recipe), "--output_dir", str(output), "--trainer.max_steps", "2"]
     args += ["--trainer.log_every_n_steps", "1", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
-    args += ["--data.packing.token_budget", "13000" if recipe.parts[1] == "photos" else "800"]
+    args += SMALLER_PHOTOS if recipe.parts[1] == "photos" else ["--data.packing.token_budget", "800"]
     args += ["--model.init_args.init_from", str(_start(mini_world, recipe))]
     done = run_scone(*args, cwd=mini_world)
     assert done.returncode == 0, done.stderr

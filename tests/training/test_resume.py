@@ -1,0 +1,75 @@
+"""A killed run, started again by the same command, ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_scone
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+STEPS = 7
+ARGS = [
+    *("fit", "--config", "experiments/mini/stage1.yaml", "--chain", "null"),
+    *("--trainer.max_steps", str(STEPS), "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
+    *(
+        "--data.packing.token_budget",
+        "600",
+        "--trainer.limit_val_batches",
+        "0",
+        "--checkpoint.every_n_train_steps",
+        "2",
+    ),
+]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Loss per step; where a step ran twice, its last value."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("train/loss")}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_killed_twice_equals_straight(workers: str, mini_world: Path, tmp_path: Path) -> None:
+    common = [*ARGS, "--data.num_workers", workers, "--output_dir"]
+    straight = run_scone(*common, str(tmp_path / "straight"), cwd=mini_world)
+    assert straight.returncode == 0, straight.stderr
+    killed = tmp_path / "killed"
+    for step in (2, 4):
+        _run_until(killed / f"checkpoints/step={step}.ckpt", [*common, str(killed)], mini_world)
+        assert not (killed / "weights").exists()
+    last = run_scone(*common, str(killed), cwd=mini_world)
+    assert last.returncode == 0, last.stderr
+    assert "data.train goes on at pack" in last.stderr
+    expected, found = losses(tmp_path / "straight"), losses(killed)
+    assert len(expected) == STEPS
+    assert found == expected
+    ours, theirs = (load_file(f / "weights/model.safetensors") for f in (killed, tmp_path / "straight"))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def _run_until(checkpoint: Path, args: list[str], cwd: Path) -> None:
+    """Starts a run and kills its whole process group as soon as `checkpoint` is there."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scone_pl", *args],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
