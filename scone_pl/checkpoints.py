@@ -18,21 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from scone_pl.errors import UserError
 from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.embeddings import PositionTable
 from scone_pl.model.scone import Scone
+from scone_pl.tensor_files import WeightFiles, whole_tensor, write_tensors
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 """BAGEL's EMA weights are what Scone starts from, so they go first where both exist (SPEC 6)."""
-MAX_HEADER = 100_000_000
-"""Bytes; the format's own limit."""
 AUTOENCODER_FILE = "ae.safetensors"
 AUTOENCODER_PREFIX = "autoencoder."
 TOKENIZER_FILES = (
@@ -43,61 +38,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-
-
-class WeightFiles:
-    """Named tensors in one or several safetensors files: headers read at once, tensors memory-mapped when asked for."""
-
-    def __init__(self, files: list[Path], stack: ExitStack) -> None:
-        self._stack = stack
-        self._file_of: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._handles: dict[Path, Any] = {}
-        for file in files:
-            for name, entry in _read_header(file).items():
-                self._file_of[name] = file
-                self._shapes[name] = tuple(entry["shape"])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Without reading the tensor."""
-        return self._shapes[name]
-
-    def _handle(self, name: str) -> Any:
-        file = self._file_of[name]
-        if file not in self._handles:
-            try:
-                self._handles[file] = self._stack.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError, RuntimeError) as error:
-                raise UserError(f"{file}: can not be mapped into memory ({error}); is it whole?") from error
-        return self._handles[file]
-
-    def copy_into(self, name: str, tensor: Tensor) -> None:
-        """Fills `tensor`; of a sharded one only this rank's part is read."""
-        if isinstance(tensor, DTensor):
-            shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-            part = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
-            local = tensor.to_local()
-            if local.numel():
-                local.copy_(self._handle(name).get_slice(name)[part])
-        else:
-            tensor.copy_(self._handle(name).get_tensor(name))
-
-
-def _read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Name -> dtype, shape, offsets of a safetensors file."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= MAX_HEADER:
-                raise ValueError(f"header of {length} bytes")
-            header = json.loads(stream.read(length))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a readable safetensors file ({error}); copy it again") from error
-    header.pop("__metadata__", None)
-    return header
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -286,44 +226,56 @@ def save_pretrained(
     *,
     assets_from: str | os.PathLike[str] | None = None,
     training: dict[str, Any] | None = None,
+    write: bool = True,
 ) -> None:
     """Writes a checkpoint folder in the published layout; it appears whole or not at all.
+
+    Tensors are gathered and written one at a time, so a sharded model needs memory for one of them on top of its
+    shards. All ranks must call it, since gathering is a collective; those that do not write pass `write=False`.
 
     Args:
         model: the weights to write, in their dtype.
         folder: replaced if it exists.
         assets_from: checkpoint folder whose tokenizer files are copied along.
         training: how the weights came about, written as `training.json`.
+        write: whether this rank writes.
     """
     path = Path(folder)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    tensors = {n: _whole(t).detach().cpu().contiguous() for n, t in model.state_dict().items()}
+    tensors = model.state_dict()
     main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
-    save_file(main, aside / "model.safetensors", metadata={"format": "pt"})
     autoencoder = {
         n.removeprefix(AUTOENCODER_PREFIX): t for n, t in tensors.items() if n.startswith(AUTOENCODER_PREFIX)
     }
-    if autoencoder:
-        save_file(autoencoder, aside / AUTOENCODER_FILE, metadata={"format": "pt"})
-    for name, content in config_files(model.config).items():
-        (aside / name).write_text(json.dumps(content, indent=1) + "\n")
-    if training is not None:
-        (aside / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    if assets_from is not None:
-        for name in TOKENIZER_FILES:
-            if (Path(assets_from) / name).is_file():
-                shutil.copyfile(Path(assets_from) / name, aside / name)
+    if not write:
+        for tensor in (*main.values(), *autoencoder.values()):
+            whole_tensor(tensor)
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        write_tensors(main, aside / "model.safetensors")
+        if autoencoder:
+            write_tensors(autoencoder, aside / AUTOENCODER_FILE)
+        for name, content in config_files(model.config).items():
+            (aside / name).write_text(json.dumps(content, indent=1) + "\n")
+        if training is not None:
+            (aside / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+        if assets_from is not None:
+            for name in TOKENIZER_FILES:
+                if (Path(assets_from) / name).is_file():
+                    shutil.copyfile(Path(assets_from) / name, aside / name)
+        _replace_folder(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
         path.rename(old)
-    aside.rename(path)
+    new.rename(path)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:

@@ -130,13 +130,13 @@ class SconeCLI(LightningCLI):
         if self.trainer.fast_dev_run:
             return
         self.trainer.save_checkpoint(folder.last_checkpoint, weights_only=False)
-        if self.trainer.is_global_zero:
-            save_pretrained(
-                self.model.model,
-                folder.weights,
-                assets_from=self.model.init_from,
-                training=dict(self.model.describe()),
-            )
+        save_pretrained(
+            self.model.model,
+            folder.weights,
+            assets_from=self.model.init_from,
+            training=dict(self.model.describe()),
+            write=self.trainer.is_global_zero,
+        )
         self.trainer.strategy.barrier("weights written")
         rank_zero_info(f"{folder.weights}: written after {self.trainer.global_step} steps")
 

@@ -1,0 +1,104 @@
+"""Safetensors files of any size: read by slices, written in one pass.
+
+The format is a header (length, then JSON: name -> dtype, shape, offsets) followed by the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from scone_pl.errors import UserError
+
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""Names of parameter types in a safetensors header."""
+MAX_HEADER = 100_000_000
+"""Bytes; the format's own limit."""
+
+
+class WeightFiles:
+    """Named tensors in one or several safetensors files: headers read at once, tensors memory-mapped when asked for."""
+
+    def __init__(self, files: list[Path], stack: ExitStack) -> None:
+        self._stack = stack
+        self._file_of: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._handles: dict[Path, Any] = {}
+        for file in files:
+            for name, entry in _read_header(file).items():
+                self._file_of[name] = file
+                self._shapes[name] = tuple(entry["shape"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Without reading the tensor."""
+        return self._shapes[name]
+
+    def _handle(self, name: str) -> Any:
+        file = self._file_of[name]
+        if file not in self._handles:
+            try:
+                self._handles[file] = self._stack.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError, RuntimeError) as error:
+                raise UserError(f"{file}: can not be mapped into memory ({error}); is it whole?") from error
+        return self._handles[file]
+
+    def copy_into(self, name: str, tensor: Tensor) -> None:
+        """Fills `tensor`; of a sharded one only this rank's part is read."""
+        if isinstance(tensor, DTensor):
+            shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+            part = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+            local = tensor.to_local()
+            if local.numel():
+                local.copy_(self._handle(name).get_slice(name)[part])
+        else:
+            tensor.copy_(self._handle(name).get_tensor(name))
+
+
+def _read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Name -> dtype, shape, offsets of a safetensors file."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= MAX_HEADER:
+                raise ValueError(f"header of {length} bytes")
+            header = json.loads(stream.read(length))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error}); copy it again") from error
+    header.pop("__metadata__", None)
+    return header
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """A safetensors file, written in one pass: `safetensors.torch.save_file` would need all tensors in memory."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            whole = whole_tensor(tensor).detach().cpu().contiguous()
+            stream.write(whole.flatten().view(torch.uint8).numpy())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Gathers a sharded tensor, a collective; others pass through."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
