@@ -25,7 +25,7 @@ from scone_pl.complaints import one_line
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
 from scone_pl.training.callbacks import DataProgress, Previews, StepProgress, Throughput
-from scone_pl.training.chain import ChainStep, check_names, plan
+from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
 from scone_pl.training.module import SconeModule
 from scone_pl.training.runs import RunFolder
 
@@ -113,14 +113,15 @@ class SconeCLI(LightningCLI):
         folder = RunFolder(Path(self.settings.output_dir))
         max_steps = self.trainer.max_steps
         if max_steps >= 0 and folder.finished_steps >= max_steps and not kwargs.get("ckpt_path"):
-            folder.begin(self.model.init_from)
+            folder.begin(self.model.init_from, write=False)
             rank_zero_info(f"{folder.path}: already trained for {folder.finished_steps} steps, nothing to do")
             return
-        resume = folder.begin(self.model.init_from)
+        resume = folder.begin(self.model.init_from, write=self.trainer.is_global_zero)
         if not kwargs.get("ckpt_path"):
             kwargs["ckpt_path"] = resume
         rank_zero_info(f"--- {self.model.init_from} -> {folder.weights}")
-        self._write_config(folder.path / "config.yaml", resuming=resume is not None)
+        if self.trainer.is_global_zero:
+            self._write_config(folder.path / "config.yaml", resuming=resume is not None)
         try:
             self.trainer.fit(**kwargs)
         except SystemExit:
@@ -157,7 +158,8 @@ def parse(args: list[str]) -> SconeCLI:
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
-            return SconeCLI(args, until="parse")
+            sys.argv[1:] = args  # LightningCLI reads them there, and warns if they come another way
+            return SconeCLI(until="parse")
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
@@ -171,15 +173,22 @@ def _worth_reading(record: logging.LogRecord) -> bool:
 
 def main(args: list[str]) -> int:
     """Runs `fit`, `validate`, `test` or `predict`."""
-    sys.argv = [sys.argv[0]]  # LightningCLI warns about the process's own arguments otherwise
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
     if {"--help", "-h"} & set(args) or any(
         a.startswith(("--print_config", "--model.help", "--data.help")) for a in args
     ):
-        SconeCLI(args, until="parse")
+        sys.argv[1:] = args
+        SconeCLI(until="parse")
         return 0
-    for command in commands(args):
-        SconeCLI(command)
+    planned = commands(args)
+    apart = len(planned) > 1 and needs_own_process(parse(planned[0]).settings.trainer.devices)
+    for command in planned:
+        if apart:
+            if status := run_in_own_process(command):
+                return status
+        else:
+            sys.argv[1:] = command  # what Lightning starts the other ranks with
+            SconeCLI()
     return 0
 
 

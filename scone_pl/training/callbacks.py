@@ -59,7 +59,25 @@ class StepProgress(RichProgressBar):
 
 
 class DataProgress(pl.Callback):
-    """Tells the data module what has been trained on, before any checkpoint is written; logs skipped samples."""
+    """Tells the data module what has been trained on, before any checkpoint is written.
+
+    Logs what the data costs: samples skipped by all ranks, and the share of the time that this rank's steps waited
+    for data (above a few percent: more `data.num_workers`).
+    """
+
+    def __init__(self) -> None:
+        self._ended: float | None = None
+        self._since = time.perf_counter()
+        self._waited = 0.0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._ended is not None:
+            self._waited += time.perf_counter() - self._ended
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._ended, self._since, self._waited = None, time.perf_counter(), 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -68,8 +86,12 @@ class DataProgress(pl.Callback):
         data.consumed(batch)
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:
             pl_module.log("data/epoch", float(batch.place.epoch))
+            pl_module.log("data/seen", float(data.seen))
             for reason, count in data.skipped.items():
                 pl_module.log(f"data/skipped/{reason}", float(count))
+            pl_module.log("speed/data_wait_share", self._waited / (time.perf_counter() - self._since))
+            self._since, self._waited = time.perf_counter(), 0.0
+        self._ended = time.perf_counter()
 
 
 class Previews(pl.Callback):

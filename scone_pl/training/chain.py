@@ -7,8 +7,13 @@ interrupted one resumes, so the same command always goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,10 +57,33 @@ def plan(args: Sequence[str], chain: Sequence[ChainStep], init_from: str, output
     for step in chain:
         folder = f"{output_dir}/{step.name}"
         own = ["--config", json.dumps(step.overrides())] if step.overrides() else []
-        tail = ["--model.init_args.init_from", init_from, "--output_dir", folder]
+        # No chain within a step: Lightning starts the other ranks with the step's command line.
+        tail = ["--model.init_args.init_from", init_from, "--output_dir", folder, "--chain", "null"]
         commands.append([*args[:after], *own, *args[after:], *tail])
         init_from = f"{folder}/weights"
     return commands
+
+
+def needs_own_process(devices: Any) -> bool:
+    """Whether a step must not share its process with the next one.
+
+    Lightning starts the ranks of one fit as children of this process and leaves a process group behind whose other
+    members are gone when the next fit begins. Under torchrun or Slurm the ranks, and so the group, stay.
+    """
+    launched = any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "LOCAL_RANK"))
+    return not launched and devices not in (1, "1")
+
+
+def run_in_own_process(command: Sequence[str]) -> int:
+    """Runs `python -m scone_pl COMMAND`, passing on SIGTERM and leaving Ctrl-C to it; its exit status."""
+    process = subprocess.Popen([sys.executable, "-m", "scone_pl", *command])
+    before = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    try:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):  # the terminal sent it to the child as well
+                return process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _after_last_config(args: Sequence[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,17 @@ from scone_pl.checkpoints import check_folder, load_weights, read_config
 from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
+from scone_pl.generation.checks import check_sampling
 from scone_pl.generation.pictures import save_picture
-from scone_pl.generation.prompts import prompts_of
+from scone_pl.generation.prompts import picture_size, prompts_of
 from scone_pl.generation.sampler import SamplingConfig, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
 from scone_pl.training import losses
 from scone_pl.training.parts import Part, count_parameters, set_trainable
-from scone_pl.training.sharding import ShardingConfig, shard
+from scone_pl.training.predictions import PredictionFolder, picture_seed
+from scone_pl.training.runs import weights_identity
+from scone_pl.training.sharding import ShardingConfig, is_sharded, shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,9 @@ class SconeModule(pl.LightningModule):
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (immutable)
         mask_sampling: bool = False,
         sampling_seed: int = 1234,
+        sampling_round: int = 0,
+        height: int | None = None,
+        width: int | None = None,
     ) -> None:
         """Checks the checkpoint folder; weights are read when the trainer asks for the model.
 
@@ -98,7 +103,11 @@ class SconeModule(pl.LightningModule):
             sharding: FSDP2 settings, used under ModelParallelStrategy.
             sampling: How previews and predictions are sampled.
             mask_sampling: Apply `bridge` while sampling too (the release samples without).
-            sampling_seed: Seed of predictions; a picture's noise depends on it and on the sample's key alone.
+            sampling_seed: Seed of predictions; a picture's noise depends on it, the round and the sample's key alone.
+            sampling_round: Number of the round, where a benchmark asks for several; give each its own output_dir.
+            height: Of pictures predicted for prompts without a target, in pixels; null = 1024, or the largest that the
+                checkpoint's position table holds. With a target its size counts.
+            width: Likewise.
         """
         super().__init__()
         self.init_from = str(init_from)
@@ -112,7 +121,7 @@ class SconeModule(pl.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.sharding = sharding
         self.sampling = dataclasses.replace(sampling, bridge=bridge if mask_sampling else sampling.bridge)
-        self.sampling_seed = sampling_seed
+        self.sampling_seed, self.sampling_round = sampling_seed, sampling_round
         if alignment.weight and bridge is None:
             raise UserError(
                 "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"
@@ -127,6 +136,8 @@ class SconeModule(pl.LightningModule):
             )
         self.tokenizer = Tokenizer.from_folder(folder)
         self.sequence_format = self.config.sequence_format(self.tokenizer.special)
+        self.picture_size = picture_size(self.sequence_format, height, width)
+        check_sampling(self.sampling, self.config.decoder.num_layers)
 
     # ------------------------------------------------------------------ building
     def configure_model(self) -> None:
@@ -236,19 +247,42 @@ class SconeModule(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
+    # ------------------------------------------------------------------ prediction
+    @property
+    def predictions(self) -> PredictionFolder:
+        """Where predicted pictures go."""
+        return PredictionFolder(Path(self.trainer.default_root_dir) / "predictions")
+
+    def on_predict_start(self) -> None:
+        """Refuses to add to pictures that were made with other settings."""
+        settings = {
+            "weights": weights_identity(self.init_from),
+            "seed": self.sampling_seed,
+            "round": self.sampling_round,
+            "size": self.picture_size,
+            "dtype": str(self.model.vae2llm.weight.dtype),
+            "sampling": dataclasses.asdict(self.sampling),
+        }
+        self.predictions.begin(settings, write=self.trainer.is_global_zero)
+
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Path]:
-        """Generates a picture per sample into `<output_dir>/predictions`; finished pictures are kept."""
-        folder = Path(self.trainer.default_root_dir) / "predictions"
-        written = []
-        for key, prompt in zip(batch.sequence.keys, prompts_of(batch.sequence), strict=True):
-            file = folder / f"{key}.png"
-            if not file.exists():
-                seed = int.from_bytes(hashlib.sha256(f"{self.sampling_seed}/{key}".encode()).digest()[:7], "big")
-                noise = initial_noise(prompt, self.model, self.sequence_format, torch.Generator().manual_seed(seed))
-                found = sample(self.model, self.sequence_format, [prompt], self.sampling, [noise])
-                save_picture(to_uint8(decode_latents(self.model, found[0])).numpy(), file)
-            written.append(file)
-        return written
+        """Generates a picture per sample, see `PredictionFolder`; finished ones are kept, broken ones made again."""
+        folder = self.predictions
+        for wanted, prompt in zip(batch.samples, prompts_of(batch.sequence, self.picture_size), strict=True):
+            needed = not folder.is_finished(wanted)
+            if is_sharded(self.model):  # all ranks must run it, or none: each holds a part of the weights
+                flag = torch.tensor(float(needed), device=self.device)
+                if not self.trainer.strategy.reduce(flag, reduce_op="max"):
+                    continue
+            elif not needed:
+                continue
+            task_type = wanted.metadata.get("task_type", "")
+            seed = picture_seed(self.sampling_seed, self.sampling_round, wanted.key, task_type)
+            noise = initial_noise(prompt, self.model, self.sequence_format, torch.Generator().manual_seed(seed))
+            found = sample(self.model, self.sequence_format, [prompt], self.sampling, [noise])
+            if needed:
+                save_picture(to_uint8(decode_latents(self.model, found[0])).numpy(), folder.file_of(wanted))
+        return [folder.file_of(wanted) for wanted in batch.samples]
 
     # ------------------------------------------------------------------ description
     def describe(self) -> Mapping[str, Any]:

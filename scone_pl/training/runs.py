@@ -60,8 +60,12 @@ class RunFolder:
         file = self.weights / "training.json"
         return int(json.loads(file.read_text())["steps"]) if file.is_file() else 0
 
-    def begin(self, init_from: str) -> str | None:
+    def begin(self, init_from: str, *, write: bool = True) -> str | None:
         """Records the weights that this run starts from, and says where to resume.
+
+        Args:
+            init_from: the weights' folder.
+            write: whether this rank writes the record.
 
         Returns:
             The checkpoint to resume from, or None for a fresh start.
@@ -72,7 +76,8 @@ class RunFolder:
         start = self.path / "start.json"
         identity = {"init_from": str(init_from), "identity": weights_identity(init_from)}
         if not self.last_checkpoint.exists():
-            write_json(identity, start)
+            if write:
+                write_json(identity, start)
             return None
         before = json.loads(start.read_text()) if start.is_file() else {}
         if before.get("identity") != identity["identity"]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from scone_pl.model.scone import Scone
 
@@ -36,3 +37,8 @@ def shard(model: Scone, mesh: DeviceMesh, config: ShardingConfig) -> None:
     for layer in (*model.language_model.model.layers, *model.vit_model.vision_model.encoder.layers):
         fully_shard(layer, mesh=data_mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     fully_shard(model, mesh=data_mesh, mp_policy=policy, ignored_params=set(model.autoencoder.parameters()))
+
+
+def is_sharded(model: Scone) -> bool:
+    """Whether each rank holds only a part of the weights."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())

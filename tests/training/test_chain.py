@@ -30,8 +30,10 @@ def test_plan_lays_overrides_between_config_and_command_line() -> None:
         "base",
         "--output_dir",
         "out/formation",
+        "--chain",
+        "null",
     ]
-    assert second[-4:] == ["--model.init_args.init_from", "out/formation/weights", "--output_dir", "out/guidance"]
+    assert second[-6:-2] == ["--model.init_args.init_from", "out/formation/weights", "--output_dir", "out/guidance"]
 
 
 def test_steps_need_names_of_their_own() -> None:

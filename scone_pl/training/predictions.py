@@ -1,0 +1,69 @@
+"""The folder of predicted pictures: which are finished, and with which settings they were made.
+
+<output_dir>/predictions/
+  settings.json             what every picture in here was made with
+  [task_type/]key.png       one a prompt, whole or not there
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from scone_pl.data.sample import Sample
+from scone_pl.data.seeding import seed_of
+from scone_pl.errors import UserError
+from scone_pl.training.runs import write_json
+
+
+def picture_seed(seed: int, sampling_round: int, key: str, task_type: str = "") -> int:
+    """Seed of a picture's noise: neither its rank, its neighbours nor an interruption has a part in it."""
+    return seed_of("picture", seed, sampling_round, task_type, key)
+
+
+@dataclass(frozen=True)
+class PredictionFolder:
+    """Where pictures go."""
+
+    path: Path
+
+    def file_of(self, sample: Sample) -> Path:
+        """The picture of a sample."""
+        return self.path / sample.metadata.get("task_type", "") / f"{sample.key}.png"
+
+    def is_finished(self, sample: Sample) -> bool:
+        """Whether its picture is there and can be decoded to its last pixel."""
+        try:
+            with Image.open(self.file_of(sample)) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError):
+            return False
+        return True
+
+    def begin(self, settings: dict[str, Any], *, write: bool) -> None:
+        """Records what the pictures are made with; `write` on one rank only.
+
+        Raises:
+            UserError: the folder holds pictures made with other settings.
+        """
+        file = self.path / "settings.json"
+        settings = json.loads(json.dumps(settings))
+        try:
+            before = json.loads(file.read_text())
+        except FileNotFoundError:
+            if write:
+                write_json(settings, file)
+            return
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{file}: not readable ({error}); delete {self.path} to start over") from None
+        other = [name for name in settings if before.get(name) != settings[name]]
+        if other:
+            name = other[0]
+            raise UserError(
+                f"{self.path}: holds pictures made with other settings ({name} was {before.get(name)}, now "
+                f"{settings[name]}); choose another --output_dir, or delete that folder"
+            )
