@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_scone
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scone_pl.cli import SconeCLI, commands
@@ -76,3 +77,23 @@ def _scalars(folder: Path, name: str) -> list[float]:
     events = EventAccumulator(str(folder))
     events.Reload()
     return [event.value for event in events.Scalars(name)]
+
+
+def test_a_chain_on_two_sharded_ranks(mini_world: Path, tmp_path: Path) -> None:
+    args = ["fit", "--config", "experiments/mini/stage1.yaml", "--output_dir", str(tmp_path)]
+    args += ["--trainer.max_steps", "2"]
+    args += ["--trainer.devices", "2", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
+    args += ["--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"]
+    args += ["--trainer.strategy.process_group_backend", "gloo", "--model.init_args.sharding.compute_dtype", "float32"]
+    args += ["--data.packing.token_budget", "600", "--data.num_workers", "0"]
+    args += ["--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2"]
+    done = run_scone(*args, cwd=mini_world)
+    assert done.returncode == 0, done.stderr
+    base, refined = (load_file(tmp_path / name / "weights/model.safetensors") for name in ("base", "refined"))
+    start = load_file(mini_world / "runs/mini/base/model.safetensors")
+    assert base.keys() == start.keys()
+    changed = [name for name in start if not base[name].equal(start[name])]
+    assert {part_of(n) for n in changed} >= {"understanding", "generation", "connector", "latent_projections"}
+    assert any(not refined[name].equal(base[name]) for name in base)
+    assert all(math.isfinite(loss) for loss in _scalars(tmp_path / "refined/tensorboard", "train/loss"))
+    assert list((tmp_path / "base/previews").glob("*.png"))
