@@ -13,6 +13,7 @@ VERBS = {
     "validate": ("scone_pl.cli", "loss on the validation data"),
     "test": ("scone_pl.cli", "loss on the test data"),
     "predict": ("scone_pl.cli", "generate a picture for every sample of the prediction data"),
+    "generate": ("scone_pl.generation.commands", "one picture from reference images and an instruction"),
     "shards": ("scone_pl.data.commands", "convert, verify and describe data sets"),
     "parity": ("scone_pl.parity", "compare with numbers that the published implementation computed"),
     "mini": ("scone_pl.mini.commands", "the mini-world: shards, base weights, exact evaluation, pictures"),

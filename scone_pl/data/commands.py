@@ -2,67 +2,106 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse import auto_cli
 
-from scone_pl.data.convert import Faults, convert_parquet
-from scone_pl.data.inspection import shard_statistics, verify_shards
+from scone_pl.data import convert as conversion
+from scone_pl.data.faults import Faults
+from scone_pl.data.image_lists import FieldNames
+from scone_pl.data.inputs import Format, open_input
 from scone_pl.data.packing import PackingConfig
+from scone_pl.data.sample import Kind
+from scone_pl.data.statistics import contact_sheet as draw_contact_sheet
+from scone_pl.data.statistics import shard_statistics
+from scone_pl.data.storage import StorageConfig
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
 from scone_pl.data.transforms import ResizeLimits
+from scone_pl.data.verify import verify_shards
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
+
+_CORES = len(os.sched_getaffinity(0))
 
 
 def convert(
     source: str,
     output: str,
+    format: Format = "auto",
     subset: str | None = None,
-    kind: Literal["single", "multi"] | None = None,
-    samples_per_shard: int = 1000,
+    fields: FieldNames = FieldNames(),  # noqa: B008 (immutable)
+    image_root: str | None = None,
+    require_target: bool = True,
+    kind: Kind | None = None,
+    only: Kind | None = None,
+    min_side: int = 0,
     limit: int | None = None,
+    samples_per_shard: int = 1000,
     shrink: int | None = None,
+    reencode: Literal["jpeg", "png", "webp"] | None = None,
+    quality: int = 85,
     decode: bool = True,
+    workers: int = _CORES,
 ) -> int:
-    """Convert the published Scone-S2I parquet layout to shards.
+    """Convert parquet, JSONL + images, or another shard set to shards; the same command goes on after a stop.
 
     Args:
-        source: root of the parquet data set, one subset's folder, or one parquet file.
+        source: parquet: root of the Scone-S2I data set (without --subset all its subsets become one set), one
+            subset's folder, or one file. jsonl: a .jsonl file or a folder of them. shards: folder or URL of a set.
         output: folder to write the shards to.
-        subset: convert only the subset of this name.
-        kind: kind of the samples; by default "multi" where the subset's name says so.
-        samples_per_shard: samples of a tar.
-        limit: stop after so many samples.
-        shrink: re-encode images as JPEG with at most so many pixels on the long side.
+        format: of the source; auto tells by what is there.
+        subset: parquet: only the subset of this name.
+        fields: jsonl: names of the fields.
+        image_root: jsonl: what image paths are relative to; by default the file's folder.
+        require_target: jsonl: a line without a target is left out; false for sets to generate from.
+        kind: kind of all samples; by default what the source says (parquet: multi where the subset's name says so).
+        only: keep samples of this kind only.
+        min_side: leave out samples with an image whose shorter side has fewer pixels.
+        limit: stop after so many good samples.
+        samples_per_shard: items of the source that make a tar.
+        shrink: re-encode images so that the long side has at most so many pixels.
+        reencode: re-encode images in this format; by default their bytes are kept (with --shrink: jpeg).
+        quality: of re-encoded JPEG and WebP images.
         decode: decode every image now to find damaged ones; otherwise only their headers are read.
+        workers: processes; by default one a core.
     """
-    manifest, faults = convert_parquet(
-        source,
-        output,
-        subset=subset,
-        kind=kind,
+    config = conversion.ConvertConfig(
         samples_per_shard=samples_per_shard,
         limit=limit,
+        kind=kind,
+        only=only,
+        min_side=min_side,
         shrink=shrink,
+        reencode=reencode,
+        quality=quality,
         decode=decode,
     )
+    opened = open_input(
+        source, format, subset=subset, fields=fields, image_root=image_root, require_target=require_target
+    )
+    manifest, faults = conversion.convert(opened, output, config, workers=workers)
     _say(f"{output}: {manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB")
-    _say_faults(faults, "left out")
+    _say_faults(faults, "left out", 20)
     return 0
 
 
-def verify(folder: str) -> int:
+def verify(folder: str, workers: int = _CORES, show: int = 100) -> int:
     """Decode everything in a shard set, check it against checksums and index; exits with 1 if anything is wrong.
 
     Args:
-        folder: folder of the shard set.
+        folder: folder or URL of the shard set.
+        workers: processes; by default one a core.
+        show: problems to list; all are counted.
     """
-    samples, faults = verify_shards(folder)
-    _say(f"{folder}: {samples} samples looked at, {faults.total} problems")
-    _say_faults(faults, "problems")
-    return 1 if faults.total else 0
+    verdict = verify_shards(folder, workers=workers)
+    _say(f"{folder}: {verdict.samples} samples looked at, {verdict.faults.total} problems")
+    _say_faults(verdict.faults, "problems", show)
+    if verdict.by_shard:
+        _say("by file: " + ", ".join(f"{file}: {count}" for file, count in sorted(verdict.by_shard.items())))
+    return 1 if verdict.faults.total else 0
 
 
 def stats(
@@ -78,11 +117,12 @@ def stats(
     targets_per_sample: int = 1,
     lookahead: int = 64,
     ranks: int = 8,
+    contact_sheet: str | None = None,
 ) -> int:
     """Print what training will see of a shard set: sizes, tokens, how full packs are, steps an epoch.
 
     Args:
-        folder: folder of the shard set.
+        folder: folder or URL of the shard set.
         token_budget: most tokens of a packed sequence.
         tokenizer: checkpoint folder with tokenizer files; by default bytes are counted, which is more than tokens.
         vae_max_size: longest side of VAE images in pixels.
@@ -94,6 +134,7 @@ def stats(
         targets_per_sample: noise levels per sample and context.
         lookahead: samples among which those that fill a pack best are chosen.
         ranks: GPUs that share an epoch.
+        contact_sheet: picture of some samples to write; by default runs/contact_sheets/NAME.png.
     """
     words = byte_tokenizer() if tokenizer is None else Tokenizer.from_folder(tokenizer)
     try:
@@ -115,7 +156,11 @@ def stats(
         vit_patch_size=vit_patch_size,
         vit_positions_per_side=vit_max_size,
     )
-    _say(shard_statistics(folder, form, words, packing).report(ranks))
+    _say(shard_statistics(folder, form, words, packing, StorageConfig()).report(ranks))
+    picture = Path(contact_sheet or f"runs/contact_sheets/{folder.rstrip('/').rsplit('/', 1)[-1]}.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    draw_contact_sheet(folder).save(picture)
+    _say(f"contact sheet     {picture}")
     return 0
 
 
@@ -128,10 +173,10 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _say_faults(faults: Faults, what: str) -> None:
+def _say_faults(faults: Faults, what: str, show: int) -> None:
     if faults.total:
         _say(f"{what}: {faults}")
-        for example in faults.examples:
+        for example in faults.examples[:show]:
             _say(f"  {example}")
-        if faults.total > len(faults.examples):
-            _say(f"  ... and {faults.total - len(faults.examples)} more")
+        if faults.total > show:
+            _say(f"  ... and {faults.total - show} more")

@@ -1,107 +1,236 @@
-"""From the published parquet layout to shards."""
+"""From any source to shards: in parallel, going on where it was stopped, a sample at a time.
+
+The items of a source are cut into ranges of `samples_per_shard`; each range becomes one tar, made by one process.
+Until all are done the output folder holds a folder `.convert` with the settings, and per finished range its index
+lines and counts; at the end these become `index.jsonl` and `manifest.json`. The same source and settings give the
+same bytes, whatever the number of workers and however often it was stopped.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
+import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from scone_pl.data.parquet import ParquetFile, find_parquet, iter_rows, key_of, row_to_sample
+from scone_pl.data.faults import Faults
+from scone_pl.data.inputs import Input
+from scone_pl.data.jobs import Tick, run_jobs
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample
-from scone_pl.data.shard_writer import write_shards
-from scone_pl.data.shards import Manifest
-from scone_pl.data.transforms import decode_rgb
+from scone_pl.data.seeding import seed_of
+from scone_pl.data.shard_writer import complete_or_absent, describe, write_manifest, write_tar
+from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo
+from scone_pl.data.transforms import decode_rgb, open_image
+from scone_pl.errors import UserError
 
-_EXAMPLES_KEPT = 20
+WORK = ".convert"
 
 
-@dataclass
-class Faults:
-    """Samples that could not be used, counted per reason."""
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What to take from a source and how to store it."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-    """The first few, with reason, key and details."""
+    samples_per_shard: int = 1000
+    """Items of the source that make one tar; it holds fewer samples where some are left out."""
+    limit: int | None = None
+    """Stop after so many good samples."""
+    kind: Kind | None = None
+    """Kind of all samples; null = what the source says (parquet: "multi" where the subset's name says so)."""
+    only: Kind | None = None
+    """Keep samples of this kind only."""
+    min_side: int = 0
+    """Leave out samples with an image whose shorter side has fewer pixels."""
+    shrink: int | None = None
+    """Re-encode images so that the long side has at most so many pixels."""
+    reencode: Literal["jpeg", "png", "webp"] | None = None
+    """Re-encode images in this format; null = keep their bytes (with `shrink`: jpeg)."""
+    quality: int = 85
+    """Of re-encoded JPEG and WebP images."""
+    decode: bool = True
+    """Decode every image now to find damaged ones; otherwise only headers are read."""
 
-    def add(self, key: str, error: BrokenSampleError) -> None:
-        """Counts one."""
-        self.counts[error.reason] += 1
-        if len(self.examples) < _EXAMPLES_KEPT:
-            self.examples.append(f"{key}: {error.reason}: {error}")
+    def __post_init__(self) -> None:
+        for name in ("samples_per_shard", "limit", "shrink", "quality"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class _Shared:
+    source: Input
+    config: ConvertConfig
+    output: Path
+    doubled: frozenset[int]
+    """Items whose key an earlier one has."""
+
+
+@dataclass(frozen=True)
+class _Range:
+    number: int
+    start: int
+    stop: int
+    most: int | None = None
+    """Stop after so many good samples."""
+
+    def files(self, output: Path) -> tuple[Path, Path, Path]:
+        """The tar, its index lines, its counts."""
+        name = f"{self.number:05d}"
+        return output / f"{name}.tar", output / WORK / f"{name}.jsonl", output / WORK / f"{name}.json"
+
+
+@dataclass(frozen=True)
+class _Done:
+    range: _Range
+    shard: ShardInfo | None
+    """None = no sample of the range is good."""
+    kinds: dict[str, int]
+    faults: Faults
 
     @property
-    def total(self) -> int:
-        return sum(self.counts.values())
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common()) or "none"
+    def samples(self) -> int:
+        return self.shard.samples if self.shard else 0
 
 
-def convert_parquet(
-    source: str | Path,
-    output: str | Path,
-    *,
-    subset: str | None = None,
-    kind: Kind | None = None,
-    samples_per_shard: int = 1000,
-    limit: int | None = None,
-    shrink: int | None = None,
-    decode: bool = True,
-    progress: bool = True,
+def convert(
+    source: Input, output: str | Path, config: ConvertConfig | None = None, *, workers: int = 1, progress: bool = True
 ) -> tuple[Manifest, Faults]:
-    """Converts the parquet files under `source` to a data set in `output`.
+    """Writes the good samples of `source` to a data set in `output`; a stopped conversion goes on.
 
     Args:
-        source: see `find_parquet`.
-        output: folder of the data set; must not hold one yet.
-        subset: only this subset; otherwise all, one after the other.
-        kind: kind of all samples; otherwise `multi` for subsets with "multi" in their name.
-        samples_per_shard: samples of a tar.
-        limit: stop after so many good samples.
-        shrink: re-encode images to JPEG with at most so many pixels on the long side (for tiny test sets).
-        decode: decode every image to find damaged ones now; otherwise only headers are read.
+        source: see `inputs.open_input`.
+        output: folder of the data set; must not hold a complete one.
+        config: what to take and how to store it.
+        workers: processes.
         progress: whether to show a progress bar.
 
     Raises:
-        UserError: see `find_parquet`, `iter_rows` and `write_shards`.
+        UserError: nothing good in the source, or `output` holds another data set or another unfinished conversion.
     """
-    files = find_parquet(source, subset)
+    config, output = config or ConvertConfig(), Path(output)
+    _begin(output, source, config)
+    shared = _Shared(source, config, output, _doubled(source))
+    size = config.samples_per_shard
+    ranges = [_Range(n, start, min(start + size, len(source))) for n, start in enumerate(range(0, len(source), size))]
+    total = 0
+    accepted: list[_Done] = []
+    with tqdm(total=len(source), desc=output.name, unit="item", disable=not progress, smoothing=0.05) as bar:
+        for done in run_jobs(_convert_range, shared, ranges, workers=min(workers, len(ranges)), bar=bar):
+            if config.limit is not None and total + done.samples > config.limit:
+                _remove(done.range, output)
+                done = _convert_range(shared, dataclasses.replace(done.range, most=config.limit - total), lambda: None)
+            accepted.append(done)
+            total += done.samples
+            if total == config.limit:
+                break
+    return _finish(output, accepted, ranges)
+
+
+def _begin(output: Path, source: Input, config: ConvertConfig) -> None:
+    if (output / MANIFEST).exists():
+        raise UserError(f"{output} already holds a data set; remove it or choose another folder")
+    plan = output / WORK / "plan.json"
+    text = json.dumps({"source": source.identity(), "config": asdict(config)}, indent=1)
+    if plan.exists() and plan.read_text() != text:
+        raise UserError(
+            f"{output} holds an unfinished conversion of another source or with other settings; remove it, "
+            "or give the same ones to go on"
+        )
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    with complete_or_absent(plan) as file:
+        file.write(text.encode())
+
+
+def _doubled(source: Input) -> frozenset[int]:
+    hashes = np.fromiter((seed_of(key) for key in source.keys()), dtype=np.int64, count=len(source))  # noqa: SIM118
+    _, first = np.unique(hashes, return_index=True)
+    again = np.ones(len(hashes), dtype=bool)
+    again[first] = False
+    return frozenset(np.flatnonzero(again).tolist())
+
+
+def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _Done:
+    """Makes one tar, unless an earlier process has."""
+    tar, index, counts = range_.files(shared.output)
+    if counts.exists():
+        fields = json.loads(counts.read_text())
+        if fields["most"] == range_.most:
+            for _ in range(range_.start, range_.stop):
+                tick()
+            faults = Faults(Counter(fields["faults"]["counts"]), fields["faults"]["examples"])
+            return _Done(range_, ShardInfo(**fields["shard"]) if fields["shard"] else None, fields["kinds"], faults)
     faults = Faults()
-    rows = sum(file.rows for file in files)
-    samples = itertools.islice(_good_samples(files, kind, shrink, decode, faults), limit)
-    manifest = write_shards(
-        samples,
-        output,
-        samples_per_shard=samples_per_shard,
-        total=rows if limit is None else min(rows, limit),
-        progress=progress,
+    entries = write_tar(_good_samples(shared, range_, faults, tick), tar, range_.number)
+    with complete_or_absent(index) as file:
+        file.writelines(entry.to_json().encode() + b"\n" for entry in entries)
+    shard = describe(tar, len(entries)) if entries else None
+    kinds = dict(Counter(entry.kind for entry in entries))
+    record = {
+        "most": range_.most,
+        "shard": shard and asdict(shard),
+        "kinds": kinds,
+        "faults": {"counts": dict(faults.counts), "examples": faults.examples},
+    }
+    with complete_or_absent(counts) as file:
+        file.write(json.dumps(record).encode())
+    return _Done(range_, shard, kinds, faults)
+
+
+def _good_samples(shared: _Shared, range_: _Range, faults: Faults, tick: Tick) -> Iterator[Sample]:
+    good = 0
+    for number, (key, found) in enumerate(shared.source.read(range_.start, range_.stop), range_.start):
+        if good == range_.most:
+            return
+        tick()
+        try:
+            if number in shared.doubled:
+                raise BrokenSampleError("duplicate key", "an earlier sample has this key")
+            if isinstance(found, BrokenSampleError):
+                raise found
+            sample = _stored(found, shared.config)
+        except BrokenSampleError as error:
+            faults.add(key, error)
+            continue
+        good += 1
+        yield sample
+
+
+def _stored(sample: Sample, config: ConvertConfig) -> Sample:
+    """The sample as it is written.
+
+    Raises:
+        BrokenSampleError: it is not wanted, or an image is damaged.
+    """
+    if config.kind is not None:
+        sample = dataclasses.replace(sample, kind=config.kind)
+    if config.only not in (None, sample.kind):
+        raise BrokenSampleError("other kind", f"its kind is {sample.kind}")
+    if not sample.instruction.strip():
+        raise BrokenSampleError("missing instruction", "the instruction is empty")
+    images = [*sample.references, sample.target] if sample.target else list(sample.references)
+    for data in images:
+        if min(size := open_image(data).size) < config.min_side:
+            raise BrokenSampleError("small image", f"an image has {size[0]} x {size[1]} pixels")
+    if config.shrink is None and config.reencode is None:
+        if config.decode:
+            check_images(sample)
+        return sample
+    encode = partial(_encode, config=config)
+    return dataclasses.replace(
+        sample,
+        references=tuple(map(encode, sample.references)),
+        target=encode(sample.target) if sample.target else b"",
     )
-    return manifest, faults
-
-
-def _good_samples(
-    files: list[ParquetFile], kind: Kind | None, shrink: int | None, decode: bool, faults: Faults
-) -> Iterator[Sample]:
-    for file in files:
-        for number, row in enumerate(iter_rows(file)):
-            key = key_of(file, number)
-            try:
-                source = {"file": file.path.name, "subset": file.subset, "row": number}
-                sample = row_to_sample(row, key, file.kind(kind), {"source": source})
-                if shrink is not None:
-                    sample = _shrunk(sample, shrink)
-                elif decode:
-                    check_images(sample)
-            except BrokenSampleError as error:
-                faults.add(key, error)
-                continue
-            yield sample
 
 
 def check_images(sample: Sample) -> None:
@@ -116,14 +245,41 @@ def check_images(sample: Sample) -> None:
         decode_rgb(sample.target)
 
 
-def _shrunk(sample: Sample, side: int) -> Sample:
-    references = tuple(_shrink_image(data, side) for data in sample.references)
-    return dataclasses.replace(sample, references=references, target=_shrink_image(sample.target, side))
-
-
-def _shrink_image(data: bytes, side: int) -> bytes:
+def _encode(data: bytes, config: ConvertConfig) -> bytes:
     image = decode_rgb(data)
-    image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    if config.shrink is not None:
+        image.thumbnail((config.shrink, config.shrink), Image.Resampling.BICUBIC)
     encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=85)
+    image.save(encoded, config.reencode or "jpeg", quality=config.quality)
     return encoded.getvalue()
+
+
+def _remove(range_: _Range, output: Path) -> None:
+    for file in reversed(range_.files(output)):
+        file.unlink(missing_ok=True)
+
+
+def _finish(output: Path, accepted: list[_Done], ranges: list[_Range]) -> tuple[Manifest, Faults]:
+    faults, kinds, shards = Faults(), Counter[str](), []
+    for range_ in ranges[len(accepted) :]:
+        _remove(range_, output)
+    for part in output.glob(".*.part"):
+        part.unlink()
+    with complete_or_absent(output / INDEX) as index:
+        for done in accepted:
+            faults.merge(done.faults)
+            kinds.update(done.kinds)
+            if done.shard is None:
+                continue
+            with done.range.files(output)[1].open("rb") as lines:
+                for line in lines:
+                    entry = dataclasses.replace(IndexEntry.from_json(line), shard=len(shards))
+                    index.write(entry.to_json().encode() + b"\n")
+            shards.append(done.shard)
+    if not shards:
+        shutil.rmtree(output / WORK)
+        (output / INDEX).unlink()
+        raise UserError(f"{output}: no sample of the source is good ({faults}); check the source and the options")
+    manifest = write_manifest(output, kinds, shards)
+    shutil.rmtree(output / WORK)
+    return manifest, faults

@@ -8,25 +8,30 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
+from scone_pl.data.agreement import Agreement
+from scone_pl.data.jsonl import SUFFIX, JsonlPrompts, Request, read_requests
+from scone_pl.data.loading import PackLoader
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.sources import Mixture, Source
+from scone_pl.data.storage import StorageConfig
 from scone_pl.data.stream import Batch, Cursor, FixedPacks, PackMaker, PackStream, SingleSamples
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
 
 _FAIR_SAMPLES = 1000
+_MOST_COMPLAINTS = 20
 
 
 class PackedDataModule(pl.LightningDataModule):
     """Packed sequences from shards; resumes exactly.
 
     The training module calls `consumed(batch)` within `training_step`; checkpoints then hold the place (see
-    `Cursor`), a fingerprint of the data, and the samples seen and skipped by rank 0.
+    `Cursor`), a fingerprint of the data, and the samples seen and skipped by all ranks.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class PackedDataModule(pl.LightningDataModule):
         seed: int = 0,
         val_packs: int = 8,
         max_skipped_share: float = 0.01,
+        shuffle_window: int | None = None,
+        storage: StorageConfig = StorageConfig(),  # noqa: B008 (immutable)
     ) -> None:
         """What to read and how.
 
@@ -47,12 +54,16 @@ class PackedDataModule(pl.LightningDataModule):
             train: data sets to train on, mixed in one shuffled order an epoch.
             val: data sets to validate on.
             test: data sets to test on.
-            predict: data sets to generate from, one sample a batch.
+            predict: data sets to generate from, one sample a batch; or `.jsonl` files of prompts (`data/jsonl.py`).
             packing: how samples become sequences; the defaults are the release's.
             num_workers: processes a rank that decode and pack ahead; 0 = in the training process.
             seed: decides order, dropouts and noise levels.
             val_packs: packs a rank of a validation (fewer if the data set has fewer).
-            max_skipped_share: training stops when more than this share of the samples could not be used.
+            max_skipped_share: training stops when more than this share of the samples could not be used; until 1000
+                samples are seen, when more than this share of 1000 could not (0.01: the eleventh stops a young run).
+            shuffle_window: shards among which samples are shuffled; null = the whole set. For remote sets that should
+                not be cached whole.
+            storage: how data sets behind a URL are fetched and cached.
         """
         super().__init__()
         self.sources = {"train": train or [], "val": val or [], "test": test or [], "predict": predict or []}
@@ -62,14 +73,19 @@ class PackedDataModule(pl.LightningDataModule):
         self.val_packs = val_packs
         self.max_skipped_share = max_skipped_share
         self.skipped: Counter[str] = Counter()
-        """Training samples skipped by this rank so far, per reason."""
+        """Training samples skipped by all ranks so far, per reason."""
         self.seen = 0
-        """Training samples met by this rank so far, skipped ones included."""
+        """Training samples met by all ranks so far, skipped ones included."""
+        self.shuffle_window = shuffle_window
+        self.storage = storage
+        self._agreement = Agreement()
+        self._complaints = 0
         self._cursor = Cursor()
         self._loaded_fingerprint: str | None = None
         self._form: SequenceFormat | None = None
         self._tokenizer: Tokenizer | None = None
         self._mixtures: dict[str, Mixture] = {}
+        self._requests: list[Request] = []
         if not 0 <= max_skipped_share <= 1:
             raise UserError(f"data.max_skipped_share is {max_skipped_share}; it is a share, from 0 to 1")
         if val_packs < 1 or num_workers < 0:
@@ -94,10 +110,20 @@ class PackedDataModule(pl.LightningDataModule):
             self._form, self._tokenizer = module.sequence_format, module.tokenizer
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         for split in needed.get(stage or "", tuple(self.sources)):
-            if self.sources[split]:
+            if split == "predict" and self._jsonl_files():
+                self._requests = read_requests(self._jsonl_files())
+            elif self.sources[split]:
                 self.mixture(split)
             elif stage is not None and split != "val":
                 raise UserError(f"data.{split} lists no data set; give at least one folder of shards")
+
+    def _jsonl_files(self) -> list[str]:
+        """The prediction sources if they are files of prompts, else none."""
+        paths = [source.path for source in self.sources["predict"]]
+        files = [path for path in paths if path.endswith(SUFFIX)]
+        if files and len(files) < len(paths):
+            raise UserError(f"data.predict: give either {SUFFIX} files or folders of shards, not both")
+        return files
 
     def mixture(self, split: str) -> Mixture:
         """The opened data sets of `train`, `val`, `test` or `predict`."""
@@ -107,7 +133,8 @@ class PackedDataModule(pl.LightningDataModule):
             packing = self.packing if split == "train" else self.packing.without_dropout()
             if split == "predict":  # a sample by itself: there is no pack to fit into
                 packing = replace(packing, token_budget=sys.maxsize)
-            mixture = Mixture(self.sources[split], self._form, self._tokenizer, packing)
+            window = self.shuffle_window if split == "train" else None
+            mixture = Mixture(self.sources[split], self._form, self._tokenizer, packing, self.storage, window)
             self._mixtures[split] = mixture
             if message := mixture.over_budget_message():
                 rank_zero_warn(f"data.{split}: {message}")
@@ -118,20 +145,24 @@ class PackedDataModule(pl.LightningDataModule):
         return len(self.mixture("train").plan(self.seed, epoch))
 
     # ------------------------------------------------------------------ loaders
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> PackLoader:
         self._check_resumed()
         return self._loader(PackStream(self._maker("train"), self._cursor, *self._consumer()))
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+    def val_dataloader(self) -> PackLoader | list[PackLoader]:
         return self._fixed("val", self.val_packs) if self.sources["val"] else []
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> PackLoader:
         return self._fixed("test", None)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> PackLoader:
+        if self._requests:
+            if self._form is None or self._tokenizer is None:
+                raise RuntimeError("call setup() first")
+            return self._loader(JsonlPrompts(self._requests, self._form, self._tokenizer, *self._consumer()))
         return self._loader(SingleSamples(self._maker("predict"), None, *self._consumer()))
 
-    def _fixed(self, split: str, packs: int | None) -> DataLoader:
+    def _fixed(self, split: str, packs: int | None) -> PackLoader:
         return self._loader(FixedPacks(self._maker(split), packs, *self._consumer()))
 
     def _maker(self, split: str) -> PackMaker:
@@ -148,46 +179,67 @@ class PackedDataModule(pl.LightningDataModule):
         kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
         return kwargs["rank"], kwargs["num_replicas"]
 
-    def _loader(self, dataset: IterableDataset) -> DataLoader:
-        # Not persistent: a new pass must start from the cursor as it is then.
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=2 if self.num_workers else None,
-        )
+    def _loader(self, dataset: IterableDataset) -> PackLoader:
+        if self._form is None:
+            raise RuntimeError("call setup() first")
+        return PackLoader(dataset, self._form, self.num_workers)
 
     # ------------------------------------------------------------------ progress
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Raises what a worker could not."""
-        if isinstance(batch, Batch) and batch.failure is not None:
-            raise UserError(batch.failure)
-        return batch
+        """Tells the other ranks about a batch, and puts the sums over ranks into it.
+
+        Raises:
+            UserError: on every rank, if any of them got a batch that a worker could not make.
+        """
+        if not isinstance(batch, Batch):
+            return batch
+        failed, seen, skipped = self._agreement.sums(batch.failure is not None, batch.seen, sum(batch.skipped.values()))
+        if failed:
+            raise UserError(next(filter(None, self._agreement.gather(batch.failure))))
+        if not skipped:
+            return replace(batch, seen=self._per_replica(seen))
+        told = self._agreement.gather((batch.skipped, batch.complaints))
+        total: Counter[str] = Counter()
+        for counts, _ in told:
+            total.update(counts)
+        self._complain([line for _, lines in told for line in lines])
+        total = Counter({reason: self._per_replica(count) for reason, count in total.items()})
+        return replace(batch, seen=self._per_replica(seen), skipped=dict(total))
+
+    def _per_replica(self, count: int) -> int:
+        """A sum over processes as a sum over those with different data (tensor-parallel ranks share theirs)."""
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return count * self._consumer()[1] // ranks
+
+    def _complain(self, lines: list[str]) -> None:
+        for line in lines[: _MOST_COMPLAINTS - self._complaints]:
+            self._complaints += 1
+            rank_zero_warn(f"data: left out: {line}")
+            if self._complaints == _MOST_COMPLAINTS:
+                rank_zero_warn("data: further samples that are left out are only counted (data/skipped in TensorBoard)")
 
     def consumed(self, batch: Batch) -> None:
         """Notes that a training batch has been used; call it in `training_step`, before any checkpoint is written.
 
         Raises:
-            UserError: more samples were skipped than `max_skipped_share` allows.
+            UserError: more samples were skipped than `max_skipped_share` allows; on every rank at the same step.
         """
         rank, world_size = self._consumer()
         place = batch.place
         self._cursor.consumed = place.number - rank + world_size
         self._cursor.epoch, self._cursor.epoch_start = place.epoch, place.number - place.pack
         self.skipped.update(batch.skipped)
-        self.seen += batch.sequence.num_samples + sum(batch.skipped.values())
+        self.seen += batch.seen
         self._check_skipped()
 
     def _check_skipped(self) -> None:
-        total = sum(self.skipped.values())
-        # One broken sample among the first ten is no reason to stop; judge on a fair number of samples.
-        fair = min(_FAIR_SAMPLES, self.mixture("train").num_samples)
-        if total > self.max_skipped_share * max(self.seen, fair):
+        # One broken sample among the first ten is no reason to stop: the share is of 1000 samples at least.
+        if self.skipped.total() > self.max_skipped_share * max(self.seen, _FAIR_SAMPLES):
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
             raise UserError(
-                f"{total} of {self.seen} training samples could not be used ({reasons}), more than "
-                f"data.max_skipped_share {self.max_skipped_share}; run `shards verify` on the data or raise the share"
+                f"{self.skipped.total()} of {self.seen} training samples could not be used ({reasons}), more than "
+                f"data.max_skipped_share {self.max_skipped_share} of {max(self.seen, _FAIR_SAMPLES)}; run `shards "
+                "verify` on the data or raise the share"
             )
 
     def state_dict(self) -> dict[str, Any]:

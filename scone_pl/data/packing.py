@@ -39,6 +39,9 @@ class PackingConfig:
     """Sizes of ViT images (release: 224..518 in training, up to 980 in inference)."""
     vit_source: Literal["original", "vae_resized"] = "original"
     """What the ViT image is made from (release: original in training, vae_resized in inference)."""
+    pixels: Literal["exact", "fast"] = "exact"
+    """`exact`: the release's pixels. `fast`: quicker; JPEGs of more than twice the wanted size are decoded
+    at a fraction of it, and torch resizes (errors: see `benchmarks/data.py`). Same sizes and token counts."""
     lookahead: int = 64
     """Samples of the shuffled order among which those that fill a pack best are chosen; larger fills better."""
 
@@ -53,9 +56,31 @@ class PackingConfig:
         """The same for validation and prediction."""
         return dataclasses.replace(self, instruction_dropout=0.0, vae_dropout=0.0, vit_dropout=0.0)
 
+    @classmethod
+    def for_inference(cls, form: SequenceFormat) -> PackingConfig:
+        """The release's sizes in inference (VAE 512..1024, ViT 224..980 from the resized VAE image), or the largest
+        that the model's position tables hold where those are smaller.
+        """
+        vae = min(1024, form.latent_positions_per_side * form.latent_stride)
+        vit = min(980, form.vit_positions_per_side * form.vit_patch_size)
+        return cls(
+            instruction_dropout=0.0,
+            vae_resize=ResizeLimits(max_size=vae, min_size=min(512, vae)),
+            vit_resize=ResizeLimits(max_size=vit, min_size=min(224, vit)),
+            vit_source="vae_resized",
+        )
+
     def resizes(self, form: SequenceFormat) -> tuple[ImageResize, ImageResize]:
         """The resize of VAE images and of ViT images for a model."""
-        return self.vae_resize.with_stride(form.latent_stride), self.vit_resize.with_stride(form.vit_patch_size)
+        fast = self.pixels == "fast"
+        return (
+            self.vae_resize.with_stride(form.latent_stride, fast=fast),
+            self.vit_resize.with_stride(form.vit_patch_size, fast=fast),
+        )
+
+    def decode(self, data: bytes, form: SequenceFormat) -> Image.Image:
+        """An encoded image in RGB, as large as the resizes need it."""
+        return decode_rgb(data, draft_for=self.resizes(form) if self.pixels == "fast" else ())
 
     def check(self, form: SequenceFormat) -> None:
         """Checks that the largest images fit the model's position tables.
@@ -169,7 +194,6 @@ def prepare_sample(
         BrokenSampleError: an image cannot be decoded, or candidates do not fit the references.
         UserError: a word that the tokenizer does not know.
     """
-    vae, vit = config.resizes(form)
     if sample.candidates is not None and len(sample.candidates) != len(sample.references):
         raise BrokenSampleError("wrong candidates", f"{sample.key}: candidates are not one list a reference")
     # All draws come first and their number does not depend on settings, so that changing one changes only its own.
@@ -177,8 +201,12 @@ def prepare_sample(
     drop_images = rng.random((len(sample.references), 2)) < (config.vae_dropout, config.vit_dropout)
     logits = rng.standard_normal(config.targets_per_sample).tolist()
     references = tuple(
-        _prepare_reference(
-            data, vae, vit, config, drop=tuple(drop), candidates=sample.candidates and sample.candidates[number]
+        prepare_reference(
+            config.decode(data, form),
+            form,
+            config,
+            drop=tuple(drop),
+            candidates=sample.candidates and sample.candidates[number],
         )
         for number, (data, drop) in enumerate(zip(sample.references, drop_images, strict=True))
     )
@@ -186,7 +214,7 @@ def prepare_sample(
         key=sample.key,
         references=references,
         ids=None if drop_text else tokenizer.encode(sample.instruction),
-        target=vae(decode_rgb(sample.target)) if sample.target else None,
+        target=config.resizes(form)[0](config.decode(sample.target, form)) if sample.target else None,
         timestep_logits=logits,
     )
 
@@ -202,24 +230,33 @@ def add_sample(
     prepare_sample(sample, builder.form, tokenizer, config, rng).append_to(builder)
 
 
-def _prepare_reference(
-    data: bytes,
-    vae: ImageResize,
-    vit: ImageResize,
+def prepare_reference(
+    original: Image.Image,
+    form: SequenceFormat,
     config: PackingConfig,
     *,
-    drop: tuple[bool, ...],
-    candidates: tuple[Candidate, ...] | None,
+    drop: tuple[bool, ...] = (False, False),
+    candidates: tuple[Candidate, ...] | None = None,
 ) -> PreparedReference:
+    """A reference image as tensors.
+
+    Args:
+        original: in RGB.
+        form: of the model.
+        config: limits of the sizes.
+        drop: leave out the VAE version, the ViT version.
+        candidates: the subjects in it, where known.
+    """
+    vae, vit = config.resizes(form)
     drop_vae, drop_vit = drop
-    original: Image.Image = decode_rgb(data)
-    resized = vae.resize(original) if not drop_vae or config.vit_source == "vae_resized" else None
-    vit_tensor = meant = None
+    resized = vae.resize(original) if config.vit_source == "vae_resized" else None
+    vit_tensor = meant = vae_tensor = None
+    if not drop_vae:
+        vae_tensor = vae(original) if resized is None else to_tensor(resized)
     if not drop_vit:
-        vit_tensor = vit(resized if config.vit_source == "vae_resized" and resized else original)
+        vit_tensor = vit(original if resized is None else resized, interleaved=True)
         rows, columns = (side // vit.stride for side in vit_tensor.shape[-2:])
         meant = None if candidates is None else meant_grid(candidates, rows, columns)
-    vae_tensor = to_tensor(resized) if resized is not None and not drop_vae else None
     return PreparedReference(vae_tensor, vit_tensor, meant)
 
 

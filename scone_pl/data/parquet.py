@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from scone_pl.data.sample import BrokenSampleError, Kind, Sample
+from scone_pl.data.sample import BrokenSampleError, Kind, Sample, usable
 from scone_pl.errors import UserError
 
 COLUMNS = ["image", "instruction"]
@@ -26,9 +26,10 @@ class ParquetFile:
     subset: str
     rows: int
 
-    def kind(self, forced: Kind | None) -> Kind:
-        """Kind of its samples: `forced`, or told by the subset's name."""
-        return forced or ("multi" if "multi" in self.subset else "single")
+    @property
+    def kind(self) -> Kind:
+        """Kind of its samples, told by the subset's name."""
+        return "multi" if "multi" in self.subset else "single"
 
 
 def find_parquet(source: str | Path, subset: str | None = None) -> list[ParquetFile]:
@@ -67,19 +68,67 @@ def _check(path: Path) -> ParquetFile:
     return ParquetFile(path, path.parent.name, rows)
 
 
-def iter_rows(file: ParquetFile) -> Iterator[dict[str, Any]]:
+class ParquetInput:
+    """Files one after the other; see `inputs.Input`."""
+
+    def __init__(self, files: list[ParquetFile]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    def identity(self) -> list[Any]:
+        stats = [file.path.stat() for file in self.files]
+        return ["parquet", *([str(f.path), s.st_size, s.st_mtime_ns] for f, s in zip(self.files, stats, strict=True))]
+
+    def keys(self) -> Iterator[str]:
+        return (key_of(file, row) for file in self.files for row in range(file.rows))
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BrokenSampleError]]:
+        before = 0
+        for file in self.files:
+            first, last = max(start - before, 0), min(stop - before, file.rows)
+            for number, row in enumerate(iter_rows(file, first, last), first):
+                key = key_of(file, number)
+                metadata = {"source": {"file": file.path.name, "subset": file.subset, "row": number}}
+                yield key, usable(row_to_sample, row, key, file.kind, metadata)
+            before += file.rows
+
+
+def iter_rows(file: ParquetFile, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
     """Rows as {"image": list of bytes, "instruction": str}; memory is bounded by a few rows, not by a row group.
 
     Raises:
         UserError: the file is damaged within.
     """
+    stop = file.rows if stop is None else stop
+    if start >= stop:
+        return
     try:
         # Without a pre-buffer pages are read as needed instead of a whole row group at once.
         with pyarrow.parquet.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False) as reader:
-            for batch in reader.iter_batches(_ROWS_AT_A_TIME, columns=COLUMNS, use_threads=False):
-                yield from batch.to_pylist()
+            groups, before = _groups(reader, start, stop)
+            number = before
+            for batch in reader.iter_batches(_ROWS_AT_A_TIME, row_groups=groups, columns=COLUMNS, use_threads=False):
+                wanted = batch[max(start - number, 0) : max(stop - number, 0)]
+                number += len(batch)
+                yield from wanted.to_pylist()
+                if number >= stop:
+                    return
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file.path}: damaged ({_one_line(error)}); fetch it again") from None
+
+
+def _groups(reader: pyarrow.parquet.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
+    """Row groups that hold the rows from `start` to `stop`, and the number of the first row in them."""
+    groups, first, row = [], start, 0
+    for group in range(reader.num_row_groups):
+        rows = reader.metadata.row_group(group).num_rows
+        if row < stop and row + rows > start:
+            first = first if groups else row
+            groups.append(group)
+        row += rows
+    return groups, first
 
 
 def row_to_sample(row: dict[str, Any], key: str, kind: Kind, metadata: dict[str, Any]) -> Sample:

@@ -49,6 +49,21 @@ def plan_packs(lengths: Sequence[int], budget: int, lookahead: int = 64) -> Plan
         window = [i for i in others if i not in taken]
 
 
+def first_come_packs(lengths: Sequence[int], budget: int) -> Plan:
+    """The plain way, to compare with: a pack is closed as soon as the next sample does not fit."""
+    packs: list[list[int]] = []
+    used = budget
+    for i, length in enumerate(lengths):
+        if length > budget:
+            continue
+        if used + length > budget:
+            packs.append([])
+            used = 0
+        packs[-1].append(i)
+        used += int(length)
+    return Plan(packs, [i for i, length in enumerate(lengths) if length > budget])
+
+
 def _fill(lengths: list[int], room: int) -> list[int]:
     """Which of `lengths` add up to the most that is at most `room`; earlier ones first where there is a choice."""
     mask = (1 << (room + 1)) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,3 +50,11 @@ class BrokenSampleError(ValueError):
 
     def __reduce__(self) -> tuple[type[BrokenSampleError], tuple[str, str]]:
         return type(self), (self.reason, str(self))
+
+
+def usable(read: Callable[..., Sample], *args: Any) -> Sample | BrokenSampleError:
+    """What `read(*args)` returns, or why it cannot."""
+    try:
+        return read(*args)
+    except BrokenSampleError as error:
+        return error

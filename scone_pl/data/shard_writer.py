@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -13,8 +14,10 @@ from typing import IO
 import webdataset
 from tqdm import tqdm
 
+from scone_pl.data.members import sample_json
 from scone_pl.data.sample import Sample
-from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo, Size, sample_json, sha256_of
+from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo, Size
+from scone_pl.data.storage import sha256_of
 from scone_pl.data.transforms import open_image
 from scone_pl.errors import UserError
 
@@ -55,25 +58,54 @@ def write_shards(
     kinds: Counter[str] = Counter()
     keys: set[str] = set()
     stream = iter(tqdm(samples, total=total, desc=folder.name, unit="sample", disable=not progress))
-    with _complete_or_absent(folder / INDEX) as index:
+    with complete_or_absent(folder / INDEX) as index:
         for first in stream:
-            name = f"{len(shards):05d}.tar"
-            count = 0
-            with (
-                _complete_or_absent(folder / name) as file,
-                # A fixed time and no owner: the same samples give the same bytes.
-                webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer,
-            ):
-                for sample in _first_then(first, stream, samples_per_shard):
-                    _check_key(sample.key, keys)
-                    entry = _write_sample(writer, sample, len(shards))
-                    index.write(entry.to_json().encode() + b"\n")
-                    kinds[sample.kind] += 1
-                    count += 1
-            path = folder / name
-            shards.append(ShardInfo(name, count, path.stat().st_size, sha256_of(path)))
+            number = len(shards)
+            entries = write_tar(
+                (_unique(sample, keys) for sample in _first_then(first, stream, samples_per_shard)),
+                folder / f"{number:05d}.tar",
+                number,
+            )
+            for entry in entries:
+                index.write(entry.to_json().encode() + b"\n")
+                kinds[entry.kind] += 1
+            shards.append(describe(folder / f"{number:05d}.tar", len(entries)))
         if not shards:
             raise UserError(f"{folder}: there is no sample to write; check the source")
+    return write_manifest(folder, kinds, shards)
+
+
+def write_tar(samples: Iterable[Sample], path: Path, shard: int) -> list[IndexEntry]:
+    """Writes one shard; its index entries. Without any sample there will be no file.
+
+    Args:
+        samples: read one by one; only one is held at a time.
+        path: of the tar; it appears when it is complete.
+        shard: its number for the index.
+
+    Raises:
+        UserError: an unusable key.
+        BrokenSampleError: an image whose header cannot be read.
+    """
+    stream = iter(samples)
+    first = next(stream, None)
+    if first is None:
+        return []
+    with (
+        complete_or_absent(path) as file,
+        # A fixed time and no owner: the same samples give the same bytes.
+        webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer,
+    ):
+        return [_write_sample(writer, sample, shard) for sample in itertools.chain([first], stream)]
+
+
+def describe(path: Path, samples: int) -> ShardInfo:
+    """The manifest's entry for a tar."""
+    return ShardInfo(path.name, samples, path.stat().st_size, sha256_of(path))
+
+
+def write_manifest(folder: Path, kinds: Mapping[str, int], shards: Sequence[ShardInfo]) -> Manifest:
+    """The last file of a data set."""
     manifest = Manifest(
         samples=sum(shard.samples for shard in shards),
         bytes=sum(shard.bytes for shard in shards),
@@ -81,7 +113,7 @@ def write_shards(
         index_sha256=sha256_of(folder / INDEX),
         shards=tuple(shards),
     )
-    with _complete_or_absent(folder / MANIFEST) as file:
+    with complete_or_absent(folder / MANIFEST) as file:
         file.write(manifest.to_json().encode())
     return manifest
 
@@ -95,15 +127,16 @@ def _first_then(first: Sample, rest: Iterator[Sample], count: int) -> Iterator[S
         yield sample
 
 
-def _check_key(key: str, keys: set[str]) -> None:
-    if not _KEY.match(key):
-        raise UserError(f"the sample key {key!r} must be 1 to 80 letters, digits, _ or -; rename it")
-    if key in keys:
-        raise UserError(f"two samples have the key {key!r}; keys must be unique within a data set")
-    keys.add(key)
+def _unique(sample: Sample, keys: set[str]) -> Sample:
+    if sample.key in keys:
+        raise UserError(f"two samples have the key {sample.key!r}; keys must be unique within a data set")
+    keys.add(sample.key)
+    return sample
 
 
 def _write_sample(writer: webdataset.TarWriter, sample: Sample, shard: int) -> IndexEntry:
+    if not _KEY.match(sample.key):
+        raise UserError(f"the sample key {sample.key!r} must be 1 to 80 letters, digits, _ or -; rename it")
     members: dict[str, str | bytes] = {"__key__": sample.key, "json": sample_json(sample)}
     sizes: list[Size] = []
     for i, data in enumerate(sample.references):
@@ -135,7 +168,8 @@ def _extension_and_size(data: bytes) -> tuple[str, Size]:
 
 
 @contextmanager
-def _complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
+def complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears under its name only if all goes well."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as file:

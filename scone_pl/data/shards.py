@@ -1,4 +1,4 @@
-"""Reading a data set: a folder of WebDataset tars, a manifest, and an index (documented in data_shards/README.md).
+"""Reading a data set: WebDataset tars, a manifest, and an index (documented in data_shards/README.md).
 
 The index says where in which tar every sample lies and all that planning needs (image sizes, instruction), so packs
 are planned without opening an image, and any sample is one read away. Writing is in `shard_writer`.
@@ -6,27 +6,24 @@ are planned without opening an image, and any sample is one read away. Writing i
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import mmap
 import os
-import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
-from scone_pl.data.sample import BrokenSampleError, Candidate, Kind, Sample
+from scone_pl.data.members import parse_members
+from scone_pl.data.sample import BrokenSampleError, Kind, Sample
+from scone_pl.data.storage import FetchError, LocalFolder, StorageConfig, open_storage
 from scone_pl.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
-_REFERENCE = re.compile(r"ref(\d+)\.\w+$")
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -141,49 +138,92 @@ class Index(Sequence[IndexEntry]):
                 f"{self.file}: line {number + 1} is damaged ({error!r}); convert the data set again"
             ) from None
 
+    def first_repeated(self, hashes: np.ndarray) -> str | None:
+        """The key of a sample that an earlier one has too, given a hash of every key; 8 bytes a sample are enough."""
+        order = np.argsort(hashes, kind="stable")
+        for place in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]).tolist():
+            one, two = self[int(order[place])].key, self[int(order[place + 1])].key
+            if one == two:
+                return one
+        return None
+
     def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
         return Index, (self.file,)
 
 
 class ShardSet:
-    """A data set on disk: random access to its samples. Cheap to pickle and safe to use after a fork."""
+    """A data set: random access to its samples. Cheap to pickle and safe to use after a fork."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Opens `folder`, checking that every shard is there with its full size.
+    def __init__(self, path: str | Path, storage: StorageConfig | None = None, *, check_shards: bool = True) -> None:
+        """Opens a folder or URL, checking that every shard is there with its full size.
+
+        Args:
+            path: local folder, or a URL that fsspec knows.
+            storage: how a URL is fetched.
+            check_shards: off = missing and torn shards show when their samples are read. Remote shards always do.
 
         Raises:
             UserError: anything missing or of another size than the manifest says.
         """
-        self.folder = Path(folder)
-        self.manifest = Manifest.read(self.folder)
-        for shard in self.manifest.shards:
-            path = self.folder / shard.file
-            if not path.is_file():
-                raise UserError(f"{path} is missing; copy the data set again or convert it again")
-            if path.stat().st_size != shard.bytes:
-                raise UserError(
-                    f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {shard.bytes}; "
-                    "copy the data set again or convert it again"
-                )
-        if not (self.folder / INDEX).is_file():
-            raise UserError(f"{self.folder / INDEX} is missing; copy the data set again or convert it again")
-        self.index = Index(self.folder / INDEX)
+        self.storage = open_storage(path, storage)
+        self.manifest = self._read_manifest()
+        if check_shards and not self.storage.remote:
+            for shard in self.manifest.shards:
+                self._check_shard(shard)
+        file = self._index_file()
+        self.index = Index(file)
         if len(self.index) != self.manifest.samples:
             raise UserError(
-                f"{self.folder / INDEX} has {len(self.index)} lines where {MANIFEST} says {self.manifest.samples} "
+                f"{file} has {len(self.index)} lines where {MANIFEST} says {self.manifest.samples} "
                 "samples; copy the data set again or convert it again"
             )
 
     @classmethod
-    def open(cls, folder: str | Path) -> ShardSet:
-        """Opens the data set in `folder`."""
-        return cls(folder)
+    def open(cls, path: str | Path, storage: StorageConfig | None = None) -> ShardSet:
+        """Opens the data set in a folder or behind a URL."""
+        return cls(path, storage)
+
+    def _read_manifest(self) -> Manifest:
+        if isinstance(self.storage, LocalFolder):
+            return Manifest.read(self.storage.path)
+        try:
+            return Manifest.read(self.storage.local(MANIFEST).parent)
+        except FetchError as error:
+            raise UserError(f"{error}; check the URL (of the folder that holds {MANIFEST}) and the network") from None
+
+    def _index_file(self) -> Path:
+        try:
+            file = self.storage.local(INDEX, sha256=self.manifest.index_sha256)
+        except FetchError as error:
+            raise UserError(f"{error}; copy the data set there again") from None
+        if not file.is_file():
+            raise UserError(f"{file} is missing; copy the data set again or convert it again")
+        return file
+
+    def _check_shard(self, shard: ShardInfo) -> None:
+        path = self.storage.local(shard.file)
+        if not path.is_file():
+            raise UserError(f"{path} is missing; copy the data set again or convert it again")
+        if path.stat().st_size != shard.bytes:
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {shard.bytes}; "
+                "copy the data set again or convert it again"
+            )
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))
+
+    def fetch(self, shard: int) -> Path:
+        """A local copy of a shard.
+
+        Raises:
+            FetchError: it cannot be fetched.
+        """
+        info = self.manifest.shards[shard]
+        return self.storage.local(info.file, sha256=info.sha256)
 
     def read(self, i: int) -> Sample:
         """The i-th sample, images still encoded.
@@ -192,92 +232,22 @@ class ShardSet:
             BrokenSampleError: its shard cannot be read, or its members are damaged.
         """
         entry = self.index[i]
-        path = self.folder / self.manifest.shards[entry.shard].file
+        origin = f"{self.storage.name}/{self.manifest.shards[entry.shard].file}"
         try:
-            with path.open("rb", buffering=0) as stream:
-                data = os.pread(stream.fileno(), entry.length, entry.offset)
+            data = self._read_bytes(entry)
         except OSError as error:
-            raise BrokenSampleError("unreadable shard", f"{path}: {error.strerror}") from None
+            raise BrokenSampleError("unreadable shard", f"{origin}: {error.strerror or error}") from None
         if len(data) != entry.length:
-            raise BrokenSampleError("torn shard", f"{path}: ends within sample {entry.key}")
-        return parse_members(data, entry.key, str(path))
+            raise BrokenSampleError("torn shard", f"{origin}: ends within sample {entry.key}")
+        return parse_members(data, entry.key, origin)
 
-
-def parse_members(data: bytes, key: str, origin: str) -> Sample:
-    """The sample in a run of tar members.
-
-    Args:
-        data: the bytes of all members of one sample.
-        key: the key that the members must have.
-        origin: where the bytes came from, for messages.
-
-    Raises:
-        BrokenSampleError: damaged headers, another sample's members, missing members, wrong JSON.
-    """
-    references: dict[int, bytes] = {}
-    target, info = b"", None
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                stem, _, part = member.name.partition(".")
-                stream = tar.extractfile(member)
-                if stem != key or stream is None:
-                    raise BrokenSampleError("torn shard", f"{origin}: found {member.name} in the place of {key}")
-                content = stream.read()
-                if match := _REFERENCE.match(part):
-                    references[int(match[1])] = content
-                elif part.startswith("target."):
-                    target = content
-                elif part == "json":
-                    info = json.loads(content)
-    except (tarfile.TarError, EOFError) as error:
-        raise BrokenSampleError("torn shard", f"{origin}: sample {key}: {error}") from None
-    except ValueError as error:
-        if isinstance(error, BrokenSampleError):
-            raise
-        raise BrokenSampleError("wrong JSON", f"{origin}: {key}.json: {error}") from None
-    if info is None or sorted(references) != list(range(len(references))):
-        raise BrokenSampleError("missing member", f"{origin}: sample {key} lacks its JSON or a reference image")
-    try:
-        return Sample(
-            key=key,
-            references=tuple(references[i] for i in range(len(references))),
-            target=target,
-            **_from_json(info),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BrokenSampleError("wrong JSON", f"{origin}: {key}.json: {error!r}") from None
-
-
-def sample_json(sample: Sample) -> bytes:
-    """What the member `{key}.json` holds."""
-    info = {
-        "instruction": sample.instruction,
-        "kind": sample.kind,
-        "candidates": None
-        if sample.candidates is None
-        else [[asdict(candidate) for candidate in group] for group in sample.candidates],
-        "metadata": sample.metadata,
-    }
-    return json.dumps(info, ensure_ascii=False).encode()
-
-
-def _from_json(info: dict[str, Any]) -> dict[str, Any]:
-    groups = info.get("candidates")
-    return {
-        "instruction": str(info["instruction"]),
-        "kind": info.get("kind", "single"),
-        "candidates": None
-        if groups is None
-        else tuple(tuple(Candidate(**{**c, "box": tuple(c["box"])}) for c in group) for group in groups),
-        "metadata": info.get("metadata") or {},
-    }
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    def _read_bytes(self, entry: IndexEntry) -> bytes:
+        tries = 3 if self.storage.remote else 1
+        while True:
+            tries -= 1
+            try:
+                with self.fetch(entry.shard).open("rb", buffering=0) as stream:
+                    return os.pread(stream.fileno(), entry.length, entry.offset)
+            except FileNotFoundError:  # a cached copy may be removed before it is opened
+                if not tries:
+                    raise

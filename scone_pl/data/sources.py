@@ -16,6 +16,7 @@ from scone_pl.data.planning import plan_packs
 from scone_pl.data.sample import Sample
 from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet
+from scone_pl.data.storage import StorageConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
@@ -26,7 +27,7 @@ class Source:
     """A data set and how much of it an epoch holds."""
 
     path: str
-    """Folder of a shard set."""
+    """Folder of a shard set, or its URL (http, https, s3, hf, ...; see `StorageConfig`)."""
     weight: float = 1.0
     """Times that each sample is seen in an epoch; 0.5 = a random half, another one every epoch."""
 
@@ -46,14 +47,30 @@ class Mixture:
     """The union of sources: lengths of all samples, and the packs of every epoch."""
 
     def __init__(
-        self, sources: Sequence[Source], form: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig
+        self,
+        sources: Sequence[Source],
+        form: SequenceFormat,
+        tokenizer: Tokenizer,
+        packing: PackingConfig,
+        storage: StorageConfig | None = None,
+        shuffle_window: int | None = None,
     ) -> None:
         """Opens the sources and measures every sample, from the indices alone.
 
+        Args:
+            sources: what to mix.
+            form: what the model expects.
+            tokenizer: counts the tokens of instructions.
+            packing: how long samples become and how they are packed.
+            storage: how sources behind a URL are fetched.
+            shuffle_window: see `order`.
+
         Raises:
-            UserError: no sources, one that is missing, broken or empty, a wrong weight, sizes over the model's
-                position tables, or no sample within the token budget.
+            UserError: no sources, one that is missing, broken or empty, a key that comes twice, a wrong weight, sizes
+                over the model's position tables, or no sample within the token budget.
         """
+        if shuffle_window is not None and shuffle_window < 1:
+            raise UserError(f"data.shuffle_window is {shuffle_window}; it must be at least 1 shard, or null for all")
         if not sources:
             raise UserError("the list of data sources is empty; give at least one folder of shards")
         packing.check(form)
@@ -61,8 +78,11 @@ class Mixture:
         for source in self.sources:
             if not (math.isfinite(source.weight) and source.weight > 0):
                 raise UserError(f"{source.path}: the weight is {source.weight}; it must be more than 0")
-        self.sets = tuple(ShardSet.open(source.path) for source in self.sources)
+        self.sets = tuple(ShardSet.open(source.path, storage) for source in self.sources)
         self.packing = packing
+        self.storage = storage or StorageConfig()
+        self.shuffle_window = shuffle_window
+        self._shard_ends = [np.cumsum([shard.samples for shard in shards.manifest.shards]) for shards in self.sets]
         self.lengths = [_lengths(shards, form, tokenizer, packing) for shards in self.sets]
         """Per source (samples,) int64: tokens of every sample."""
         budget = packing.token_budget
@@ -113,13 +133,27 @@ class Mixture:
                 for source, shards in zip(self.sources, self.sets, strict=True)
             ],
         ]
+        if self.shuffle_window is not None:
+            facts.append(self.shuffle_window)
         digest = hashlib.sha256(json.dumps(facts).encode())
         for lengths in self.lengths:
             digest.update(lengths.tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def has_remote(self) -> bool:
+        return any(shards.storage.remote for shards in self.sets)
+
+    def shard_of(self, draw: Draw) -> int:
+        """Number of the shard that holds the sample."""
+        return int(np.searchsorted(self._shard_ends[draw.source], draw.index, side="right"))
+
     def order(self, seed: int, epoch: int) -> list[Draw]:
-        """All samples of an epoch, shuffled."""
+        """All samples of an epoch, shuffled.
+
+        With a `shuffle_window` of n, shards are shuffled, and samples within each n shards that follow one another:
+        remote data then comes shard by shard, and a cache of two windows is enough.
+        """
         draws = []
         for number, (source, usable) in enumerate(zip(self.sources, self.usable, strict=True)):
             whole = int(source.weight)
@@ -130,7 +164,17 @@ class Mixture:
             if part:
                 some = generator("subset", seed, epoch, number).permutation(usable)[:part]
                 draws += [Draw(number, int(i), whole) for i in np.sort(some)]
-        return [draws[i] for i in generator("order", seed, epoch).permutation(len(draws))]
+        shuffled = generator("order", seed, epoch).permutation(len(draws))
+        if self.shuffle_window is not None:
+            windows = self._windows(draws, self.shuffle_window, generator("shards", seed, epoch))
+            shuffled = shuffled[np.argsort(windows[shuffled], kind="stable")]
+        return [draws[i] for i in shuffled]
+
+    def _windows(self, draws: list[Draw], size: int, rng: np.random.Generator) -> np.ndarray:
+        """(draws,) int64: in which window of shards each is. Copies of a sample are as good as other shards."""
+        units = np.array([(draw.source, self.shard_of(draw), draw.copy) for draw in draws])
+        distinct, unit = np.unique(units, axis=0, return_inverse=True)
+        return rng.permutation(len(distinct))[unit.reshape(-1)] // size
 
     def _plan(self, seed: int, epoch: int) -> tuple[tuple[Draw, ...], ...]:
         """The packs of an epoch, the same in every process. Never empty."""
@@ -138,6 +182,12 @@ class Mixture:
         lengths = [int(self.lengths[draw.source][draw.index]) for draw in order]
         plan = plan_packs(lengths, self.packing.token_budget, self.packing.lookahead)
         return tuple(tuple(order[i] for i in pack) for pack in plan.packs)
+
+    def name_of(self, draw: Draw) -> str:
+        """Shard and key of a draw, for messages."""
+        shards = self.sets[draw.source]
+        shard = shards.manifest.shards[self.shard_of(draw)].file
+        return f"{shards.storage.name}/{shard}: {shards.index[draw.index].key}"
 
     def read(self, draw: Draw) -> Sample:
         """The sample of a draw; see `ShardSet.read`."""
@@ -152,5 +202,14 @@ def _restore(state: dict[str, object]) -> Mixture:
 
 
 def _lengths(shards: ShardSet, form: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig) -> np.ndarray:
-    lengths = (sample_length(entry, form, tokenizer, packing) for entry in shards.index)
-    return np.fromiter(lengths, dtype=np.int64, count=len(shards))
+    lengths = np.zeros(len(shards), dtype=np.int64)
+    keys = np.zeros(len(shards), dtype=np.int64)
+    for i, entry in enumerate(shards.index):
+        lengths[i] = sample_length(entry, form, tokenizer, packing)
+        keys[i] = hash(entry.key)
+    if (again := shards.index.first_repeated(keys)) is not None:
+        raise UserError(
+            f"{shards.storage.name}: two samples have the key {again!r}; run `shards convert` from this set to "
+            "another folder, which leaves the second out"
+        )
+    return lengths

@@ -1,66 +1,26 @@
-"""Looking at a data set: is it sound, and what will training see of it."""
+"""What training will see of a data set, from its index alone; and a picture of a few samples."""
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from PIL import Image, ImageDraw
 
-from scone_pl.data.convert import Faults, check_images
 from scone_pl.data.packing import PackingConfig, sample_length
-from scone_pl.data.planning import plan_packs
+from scone_pl.data.planning import first_come_packs, plan_packs
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.seeding import generator
-from scone_pl.data.shards import INDEX, IndexEntry, ShardSet, Size, sha256_of
+from scone_pl.data.shards import ShardSet, Size
+from scone_pl.data.storage import StorageConfig
 from scone_pl.data.tokenizer import Tokenizer
-from scone_pl.data.transforms import open_image
+from scone_pl.data.transforms import decode_rgb
 from scone_pl.model.sequence import SequenceFormat
 
-
-def verify_shards(folder: str | Path, progress: bool = True) -> tuple[int, Faults]:
-    """Checks every checksum, decodes every image and compares every sample with its index entry.
-
-    Returns:
-        The number of samples looked at, and what is wrong with them.
-
-    Raises:
-        UserError: the folder is no complete shard set.
-    """
-    shards = ShardSet.open(folder)
-    faults = Faults()
-    if sha256_of(shards.folder / INDEX) != shards.manifest.index_sha256:
-        faults.add(INDEX, BrokenSampleError("wrong checksum", "differs from the manifest"))
-    for info in tqdm(shards.manifest.shards, desc="checksums", unit="shard", disable=not progress):
-        if sha256_of(shards.folder / info.file) != info.sha256:
-            faults.add(info.file, BrokenSampleError("wrong checksum", "differs from the manifest"))
-    keys: set[str] = set()
-    for i in tqdm(range(len(shards)), desc="samples", unit="sample", disable=not progress):
-        entry = shards.index[i]
-        where = f"{shards.manifest.shards[entry.shard].file}: {entry.key}"
-        try:
-            if entry.key in keys:
-                raise BrokenSampleError("duplicate key", "an earlier sample has this key")
-            keys.add(entry.key)
-            _check_sample(shards, i, entry)
-        except BrokenSampleError as error:
-            faults.add(where, error)
-    return len(shards), faults
-
-
-def _check_sample(shards: ShardSet, i: int, entry: IndexEntry) -> None:
-    sample = shards.read(i)
-    check_images(sample)
-    sizes = tuple(open_image(data).size for data in sample.references)
-    target = open_image(sample.target).size if sample.target else None
-    if (sizes, target) != (entry.references, entry.target):
-        raise BrokenSampleError("index differs", f"images {sizes}, {target}, index {entry.references}, {entry.target}")
-    if (sample.instruction, sample.kind) != (entry.instruction, entry.kind):
-        raise BrokenSampleError("index differs", "another instruction or kind than the index says")
-    if not sample.instruction.strip():
-        raise BrokenSampleError("missing instruction", "the instruction is empty")
+_BAR = 40
 
 
 @dataclass(frozen=True)
@@ -68,6 +28,8 @@ class Statistics:
     """What training will see of a data set."""
 
     samples: int
+    bytes: int
+    shards: int
     kinds: dict[str, int]
     references: dict[int, int]
     """Samples per number of reference images."""
@@ -80,36 +42,48 @@ class Statistics:
     packs: int
     efficiency: float
     """Share of a pack's tokens that are used."""
+    first_come: float
+    """The same if a pack were closed as soon as the next sample does not fit."""
 
     def report(self, ranks: int) -> str:
-        """A table for people; `ranks`: GPUs that share an epoch."""
+        """Tables for people; `ranks`: GPUs that share an epoch."""
+        per_step = self.samples - self.over_budget
         lines = [
             f"samples           {self.samples} ({_counts(self.kinds)})",
-            f"reference images  {_counts(self.references)} (images a sample: samples)",
+            f"size              {self.bytes / 1e6:.1f} MB in {self.shards} shards, "
+            f"{self.bytes / self.samples / 1e3:.0f} kB a sample",
             "image sizes       " + ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.sizes),
-            f"tokens a sample   min {self.lengths.min()}, mean {self.lengths.mean():.0f}, max {self.lengths.max()}",
+            "reference images  a sample",
+            *(_row(f"{number}", count, self.references) for number, count in self.references.items()),
+            f"tokens a sample   min {self.lengths.min()}, mean {self.lengths.mean():.0f}, "
+            f"median {np.median(self.lengths):.0f}, max {self.lengths.max()}",
         ]
         counts, edges = np.histogram(self.lengths, bins=min(10, len(np.unique(self.lengths))))
-        for count, low, high in zip(counts, edges, edges[1:], strict=False):
-            bar = "#" * round(40 * count / counts.max())
-            lines.append(f"  {low:8.0f} to {high:<8.0f} {count:7d} {bar}")
+        table = {f"{low:.0f} to {high:.0f}": int(n) for n, low, high in zip(counts, edges[:-1], edges[1:], strict=True)}
+        lines += [_row(name, count, table) for name, count in table.items()]
+        steps = -(-self.packs // ranks)
         lines += [
             f"token budget      {self.token_budget}; longer, and left out: {self.over_budget} samples",
-            f"packs an epoch    {self.packs}, filled to {self.efficiency:.1%}",
-            f"steps an epoch    {-(-self.packs // ranks)} on {ranks} ranks",
+            f"packs an epoch    {self.packs}, filled to {self.efficiency:.1%} (first come, first packed: "
+            f"{self.first_come:.1%})",
+            f"steps an epoch    {steps} on {ranks} ranks, {per_step / max(steps, 1):.1f} samples a step",
         ]
         return "\n".join(lines)
 
 
 def shard_statistics(
-    folder: str | Path, form: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig
+    path: str | Path,
+    form: SequenceFormat,
+    tokenizer: Tokenizer,
+    packing: PackingConfig,
+    storage: StorageConfig | None = None,
 ) -> Statistics:
-    """Statistics of the data set in `folder`, from its index alone.
+    """Statistics of a data set, from its index alone.
 
     Raises:
-        UserError: the folder is no complete shard set.
+        UserError: it is no complete shard set.
     """
-    shards = ShardSet.open(folder)
+    shards = ShardSet(path, storage)
     lengths = np.zeros(len(shards), dtype=np.int64)
     references: Counter[int] = Counter()
     sizes: Counter[Size] = Counter()
@@ -118,19 +92,58 @@ def shard_statistics(
         references[len(entry.references)] += 1
         sizes.update((*entry.references, entry.target) if entry.target else entry.references)
     shuffled = generator("statistics").permutation(lengths)
-    plan = plan_packs(shuffled, packing.token_budget, packing.lookahead)
+    budget = packing.token_budget
+    plan, greedy = plan_packs(shuffled, budget, packing.lookahead), first_come_packs(shuffled, budget)
     return Statistics(
         samples=len(shards),
+        bytes=shards.manifest.bytes,
+        shards=len(shards.manifest.shards),
         kinds=shards.manifest.kinds,
         references=dict(sorted(references.items())),
         sizes=sizes.most_common(8),
         lengths=lengths,
-        token_budget=packing.token_budget,
+        token_budget=budget,
         over_budget=len(plan.over_budget),
         packs=len(plan.packs),
-        efficiency=plan.efficiency(shuffled, packing.token_budget),
+        efficiency=plan.efficiency(shuffled, budget),
+        first_come=greedy.efficiency(shuffled, budget),
     )
 
 
-def _counts(counts: dict) -> str:
+def contact_sheet(
+    path: str | Path, rows: int = 12, side: int = 160, storage: StorageConfig | None = None
+) -> Image.Image:
+    """A row a sample, taken evenly from the whole set: references, target (framed), key and instruction.
+
+    Broken samples show as a row that says why.
+    """
+    shards = ShardSet(path, storage, check_shards=False)
+    chosen = np.unique(np.linspace(0, len(shards) - 1, min(rows, len(shards))).astype(int)).tolist()
+    columns = max(len(shards.index[i].references) for i in chosen) + 1
+    sheet = Image.new("RGB", (columns * side + 3 * side, len(chosen) * side), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, i in enumerate(chosen):
+        entry, top = shards.index[i], row * side
+        text = entry.instruction
+        try:
+            sample = shards.read(i)
+            pictures = [decode_rgb(data) for data in (*sample.references, sample.target) if data]
+        except BrokenSampleError as error:
+            pictures, text = [], f"{error.reason}: {error}"
+        first = columns - len(pictures)
+        for column, picture in enumerate(pictures, first):
+            picture.thumbnail((side - 8, side - 8))
+            place = (column * side + (side - picture.width) // 2, top + (side - picture.height) // 2)
+            sheet.paste(picture, place)
+        draw.rectangle((columns * side - side + 1, top + 1, columns * side - 2, top + side - 2), outline="darkorange")
+        lines = [entry.key, f"{entry.kind}, {len(entry.references)} references", *textwrap.wrap(text, side // 2 - 6)]
+        draw.multiline_text((columns * side + 6, top + 6), "\n".join(lines[: side // 14]), fill="black")
+    return sheet
+
+
+def _row(name: str, count: int, table: dict) -> str:
+    return f"  {name:>18} {count:8d} {'#' * round(_BAR * count / max(table.values()))}"
+
+
+def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in counts.items())

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scone_pl.data.packing import PackingConfig, prepare_sample
+from scone_pl.data.prefetch import Prefetcher, ahead
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import generator, seed_of
 from scone_pl.data.sources import Draw, Mixture
@@ -48,8 +49,12 @@ class Batch:
     place: Place
     seed: int
     """For everything random that the step does with it (noise): depends on seed and place only."""
+    seen: int = 0
+    """Samples met for it, skipped ones included; over all ranks once the data module has passed it on."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Samples left out of it, per reason."""
+    """Samples left out of it, per reason; over all ranks once the data module has passed it on."""
+    complaints: tuple[str, ...] = ()
+    """Key and details of some of those."""
     samples: tuple[Sample, ...] = ()
     """The samples as read, in the order of the sequence (validation, test and prediction only)."""
     failure: str | None = None
@@ -89,18 +94,21 @@ class PackMaker:
             UserError: too many packs in a row without a readable sample.
         """
         skipped: Counter[str] = Counter()
+        complaints: list[str] = []
         tries = min(len(packs), _MOST_EMPTY_PACKS)
         for step in range(tries):
             batch = self._make_one(packs[(place.pack + step) % len(packs)], place, repeated=step)
             skipped.update(batch.skipped)
+            complaints += batch.complaints
             if len(batch.sequence):
-                return dataclasses.replace(batch, skipped=dict(skipped))
+                seen = batch.sequence.num_samples + skipped.total()
+                return dataclasses.replace(batch, seen=seen, skipped=dict(skipped), complaints=tuple(complaints[:4]))
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
         paths = " ".join(sorted({source.path for source in self.mixture.sources}))
         raise UserError(f"{tries} packs in a row hold no readable sample ({reasons}); run `shards verify` on {paths}")
 
     def _make_one(self, draws: tuple[Draw, ...], place: Place, repeated: int) -> Batch:
-        prepared, skipped = [], Counter[str]()
+        prepared, skipped, complaints = [], Counter[str](), []
         for draw in draws:
             try:
                 sample = self.mixture.read(draw)
@@ -109,8 +117,11 @@ class PackMaker:
                 ready = prepare_sample(sample, self.form, self.tokenizer, self.packing, rng)
                 if ready.target is None and self.purpose != "predict":
                     raise BrokenSampleError("missing target", f"{sample.key} has no target image")
+                if not sample.instruction.strip() and self.purpose != "predict":
+                    raise BrokenSampleError("missing instruction", f"{sample.key} has an empty instruction")
             except BrokenSampleError as error:
                 skipped[error.reason] += 1
+                complaints.append(f"{self.mixture.name_of(draw)}: {error.reason}: {error}")
                 continue
             prepared.append((ready, sample))
         # Equal layouts side by side: attention takes such neighbours in one call.
@@ -123,6 +134,7 @@ class PackMaker:
             place=place,
             seed=seed_of("step", self.purpose, self.seed, place.epoch, place.pack),
             skipped=dict(skipped),
+            complaints=tuple(complaints),
             samples=tuple(sample for _, sample in prepared) if self.keep_samples else (),
         )
 
@@ -159,7 +171,10 @@ class PackStream(IterableDataset):
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
         number = self.cursor.consumed + self.world_size * worker + self.rank
-        for place, packs in self._places(number, self.world_size * workers):
+        places, prefetcher = self._places(number, self.world_size * workers), Prefetcher(self.maker.mixture)
+        for (place, packs), new in ahead(places, self.maker.mixture.storage.prefetch_packs):
+            for coming, its_packs in new:
+                prefetcher.want(its_packs[coming.pack])
             yield self.maker.make_or_fail(packs, place)
 
     def _places(self, number: int, step: int) -> Iterator[tuple[Place, tuple[tuple[Draw, ...], ...]]]:

@@ -1,17 +1,25 @@
 """Keys and values of prefilled contexts, and attention of targets over them.
 
-`RecordingPlan` runs a context once and keeps every layer's keys and values. `CachedPlan` lets target splits attend to
-them at every denoising step; what the bridge blocked is left out once, so each step reads less.
+`RecordingPlan` runs contexts once and keeps every layer's keys and values. A `ContextCache` puts those of some prompts
+of equal layout into one buffer a layer, with room for the target's own. Attention does not care about the order of
+keys, so they are ordered such that whatever a target may see is one slice of the buffer, never a copy:
 
-Shapes: L context tokens, H query heads, K key/value heads, E head dimension; G targets of equal layout side by side.
+    blocked references | other references | frames | the target's own | instruction
+
+All of it is the full context, without its right end the context without instruction, without its left end what the
+bridge leaves. `CachedPlan` is the attention plan of a denoising step: it writes the targets' own keys and values into
+their places and attends.
+
+Shapes: L context tokens, H query heads, K key/value heads, E head dimension; G prompts of equal layout side by side,
+C context tokens of each, T tokens of its target (frame included), S = C + T.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scone_pl.model.attention import AttentionPlan, attend
@@ -31,120 +39,151 @@ class RecordingPlan(AttentionPlan):
         # A context has no target queries, so there is nothing that hiding could change.
         return self
 
+    @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         self.keys[layer], self.values[layer] = k, v
         return self.inner(q, k, v, layer)
 
 
 @dataclass(frozen=True)
-class ContextView:
-    """The part of a recorded context that one target sees."""
+class ContextSpan:
+    """Where the contexts of G prompts of equal layout lie in a recorded pack."""
 
-    record: RecordingPlan
     start: int
-    stop: int
-    blocked: Tensor | None = None
-    """(stop - start,) bool: left out in the bridge's masked layers; None = the bridge is off."""
-    reference: Tensor | None = None
-    """(stop - start,) bool: reference tokens, left out up to the source layer with `hide_references_early`."""
+    num_prompts: int
+    length: int
+    """C."""
+    text_length: int
+    """The last so many of the C tokens are the instruction."""
+
+
+class ContextCache:
+    """Keys and values of G contexts of equal layout, and room for those of their targets."""
+
+    def __init__(
+        self,
+        span: ContextSpan,
+        num_own: int,
+        reference: Tensor,
+        blocked: Tensor | None = None,
+        bridge: BridgeConfig | None = None,
+    ) -> None:
+        """Decides the order of the tokens; `fill` brings them.
+
+        Args:
+            span: where they are in the recorded pack.
+            num_own: T.
+            reference: (L,) bool, reference tokens of that pack.
+            blocked: (L,) bool, those that targets do not see in the bridge's masked layers; None = the bridge is off.
+            bridge: its settings.
+        """
+        self.span, self.num_own = span, num_own
+        self.bridge = None if blocked is None else bridge
+        self.own_start = span.length - span.text_length
+        rows = slice(span.start, span.start + span.num_prompts * span.length)
+        reference = reference[rows].view(span.num_prompts, span.length)[:, : self.own_start]
+        hidden = torch.zeros_like(reference)
+        if blocked is not None:
+            hidden = blocked[rows].view(span.num_prompts, span.length)[:, : self.own_start]
+        order = torch.argsort(2 - reference.int() - hidden.int(), dim=1, stable=True)  # (G, own_start)
+        place = span.start + torch.arange(span.num_prompts, device=order.device)[:, None] * span.length
+        text = torch.arange(self.own_start, span.length, device=order.device).expand(span.num_prompts, -1)
+        self._rows_before, self._rows_text = order + place, text + place
+        self.num_references = int(reference[0].sum()) if span.num_prompts and self.own_start else 0
+        counts = hidden.sum(1)
+        self.num_blocked = int(counts.min()) if len(counts) else 0
+        """Blocked tokens that are left out by a slice: the fewest of all prompts, the others are masked."""
+        self._mask: Tensor | None = None
+        if len(counts) and int(counts.max()) > self.num_blocked:
+            places = torch.arange(self.num_blocked, span.length + num_own, device=counts.device)
+            self._mask = (places >= counts[:, None])[:, None, None]  # (G, 1, 1, S - num_blocked)
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        """Layer -> keys and values (G, K, S, E)."""
+
+    def fill(self, record: RecordingPlan, layer: int) -> None:
+        """Takes its tokens of one layer from a recorded pack; also fine if that had none."""
+        if layer in record.keys:
+            source = record.keys[layer], record.values[layer]
+            self._buffers[layer] = (self._gathered(source[0]), self._gathered(source[1]))
+
+    def _gathered(self, source: Tensor) -> Tensor:
+        num_prompts, text_start = self.span.num_prompts, self.own_start + self.num_own
+        buffer = source.new_empty(num_prompts, source.shape[1], self.span.length + self.num_own, source.shape[2])
+        for rows, start in ((self._rows_before, 0), (self._rows_text, text_start)):
+            tokens = source.index_select(0, rows.flatten()).view(num_prompts, -1, *source.shape[1:])
+            buffer[:, :, start : start + rows.shape[1]] = tokens.transpose(1, 2)
+        return buffer
 
     @property
-    def length(self) -> int:
-        return self.stop - self.start
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(x.nbytes for pair in self._buffers.values() for x in pair)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, *, with_text: bool) -> Tensor:
+        """Attention of the G targets to their contexts and to themselves.
+
+        Args:
+            q: (G * T, H, E).
+            k: (G * T, K, E), and `v` alike.
+            v: see `k`.
+            layer: decoder layer.
+            with_text: False = as if there were no instruction (and so no mask, SPEC 5).
+        """
+        q, k, v = (x.unflatten(0, (self.span.num_prompts, -1)).transpose(1, 2) for x in (q, k, v))
+        keys, values = self._with_own(k, v, layer)
+        if not with_text:
+            stop = self.own_start + self.num_own
+            keys, values = keys[:, :, :stop], values[:, :, :stop]
+        left, mask = self._left_out(layer, with_text=with_text)
+        if not left and mask is None:
+            attended = attend(q, keys, values)
+        else:
+            # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
+            frame = attend(torch.cat([q[:, :, :1], q[:, :, -1:]], dim=2), keys, values)
+            content = attend(q[:, :, 1:-1], keys[:, :, left:], values[:, :, left:], mask)
+            attended = torch.cat([frame[:, :, :1], content, frame[:, :, 1:]], dim=2)
+        return attended.transpose(1, 2).flatten(0, 1)
+
+    def _with_own(self, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        if layer not in self._buffers:  # a context without a token
+            self._buffers[layer] = torch.empty_like(k.contiguous()), torch.empty_like(v.contiguous())
+        keys, values = self._buffers[layer]
+        own = slice(self.own_start, self.own_start + self.num_own)
+        keys[:, :, own], values[:, :, own] = k, v
+        return keys, values
+
+    def _left_out(self, layer: int, *, with_text: bool) -> tuple[int, Tensor | None]:
+        """How many tokens at the left end target latents do not see, and which of the others (mask)."""
+        if self.bridge is None:
+            return 0, None
+        if self.bridge.masks_layer(layer) and with_text:
+            return self.num_blocked, self._mask
+        if self.bridge.hides_references_in(layer):
+            return self.num_references, None
+        return 0, None
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Targets with equally long contexts and equally many tokens: one batch."""
+class Branch:
+    """Some targets of a step's pack and the context that guides them."""
 
-    num_tokens: int
-    num_targets: int
-    full: dict[int, tuple[Tensor, Tensor]]
-    """Layer -> keys, values (G, K, context, E)."""
-    shown: dict[int, tuple[Tensor, Tensor, Tensor | None]]
-    """Layers in which target latents see less -> keys, values (G, K, kept, E), mask (G, 1, 1, kept)."""
+    cache: ContextCache
+    with_text: bool
+    """False = without the instruction."""
 
 
 class CachedPlan(AttentionPlan):
     """Target splits attend to their recorded contexts and to themselves."""
 
-    def __init__(self, views: list[ContextView], lengths: list[int], bridge: BridgeConfig | None = None) -> None:
-        """Gathers the caches.
-
-        Args:
-            views: the context of each target split of the pack, in order.
-            lengths: tokens of each target split, frame included.
-            bridge: in which layers `blocked` and `reference` of the views are left out.
-        """
-        self.groups: list[_Group] = []
-        start = 0
-        while start < len(views):
-            stop = start + 1
-            while stop < len(views) and _alike(views, lengths, start, stop):
-                stop += 1
-            self.groups.append(_gather(views[start:stop], lengths[start], bridge))
-            start = stop
+    def __init__(self, branches: Sequence[Branch]) -> None:
+        """`branches`: in the order of the pack. Two may share a cache: each writes its own keys before it attends."""
+        self.branches = tuple(branches)
+        self._sizes = [b.cache.span.num_prompts * b.cache.num_own for b in self.branches]
 
     def hiding(self, blocked: Tensor) -> AttentionPlan:
         raise RuntimeError("a cached context was already filtered when the plan was made")
 
+    @torch.compiler.disable  # attention is one kernel already, and the slices differ from layer to layer
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        sizes = [g.num_targets * g.num_tokens for g in self.groups]
-        parts = zip(self.groups, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-        return torch.cat([_attend_group(*part, layer) for part in parts])
-
-
-def _alike(views: list[ContextView], lengths: list[int], a: int, b: int) -> bool:
-    return (
-        views[a].length == views[b].length
-        and lengths[a] == lengths[b]
-        and (views[a].blocked is None) == (views[b].blocked is None)
-    )
-
-
-def _gather(views: list[ContextView], num_tokens: int, bridge: BridgeConfig | None) -> _Group:
-    layers = views[0].record.keys
-
-    def stack(layer: int, source: str) -> Tensor:
-        rows = [getattr(view.record, source)[layer][view.start : view.stop] for view in views]
-        return torch.stack(rows).transpose(1, 2)
-
-    full = {layer: (stack(layer, "keys"), stack(layer, "values")) for layer in layers}
-    shown = {}
-    if bridge is not None and views[0].blocked is not None:
-        hidden_late = torch.stack([view.blocked for view in views])  # type: ignore[misc]
-        hidden_early = torch.stack([view.reference for view in views])  # type: ignore[misc]
-        for layer in layers:
-            if bridge.masks_layer(layer):
-                shown[layer] = _leave_out(*full[layer], hidden_late)
-            elif bridge.hides_references_in(layer):
-                shown[layer] = _leave_out(*full[layer], hidden_early)
-    return _Group(num_tokens, len(views), full, shown)
-
-
-def _leave_out(keys: Tensor, values: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys and values (G, K, C, E) without those `hidden` (G, C); shorter rows are filled up and masked."""
-    counts = (~hidden).sum(1)
-    most = int(counts.max())
-    order = torch.argsort(hidden.int(), dim=1, stable=True)[:, :most]
-    index = order[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-    mask = None
-    if int(counts.min()) < most:
-        mask = (torch.arange(most, device=hidden.device) < counts[:, None])[:, None, None]
-    return keys.gather(2, index), values.gather(2, index), mask
-
-
-def _attend_group(group: _Group, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-    q, k, v = (x.view(group.num_targets, group.num_tokens, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-    keys, values = group.full[layer]
-    if layer not in group.shown:
-        attended = attend(q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2))
-    else:
-        # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
-        frame_q = torch.cat([q[:, :, :1], q[:, :, -1:]], dim=2)
-        frame = attend(frame_q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2))
-        keys, values, mask = group.shown[layer]
-        mask = None if mask is None else F.pad(mask, (0, k.shape[2]), value=True)
-        content = attend(q[:, :, 1:-1], torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2), mask)
-        attended = torch.cat([frame[:, :, :1], content, frame[:, :, 1:]], dim=2)
-    return attended.transpose(1, 2).flatten(0, 1)
+        parts = zip(self.branches, q.split(self._sizes), k.split(self._sizes), v.split(self._sizes), strict=True)
+        return torch.cat([b.cache.attend(*qkv, layer, with_text=b.with_text) for b, *qkv in parts])

@@ -77,3 +77,24 @@ def grid_of(
             canvas.paste(Image.fromarray(picture), (left, top))
         draw.text((gap, top + cell + 2), caption, fill=(20, 20, 20))
     return np.asarray(canvas)
+
+
+def bridge_picture(rows: Sequence[tuple[Picture, np.ndarray, np.ndarray]], *, cell: int = 256) -> Picture:
+    """What the bridge did: a row per reference, as it is, blocked regions pale, similarity as heat.
+
+    Args:
+        rows: per reference its picture, its similarity (rows, columns) and what of it is blocked, a bool grid alike.
+        cell: height of a picture in pixels.
+    """
+    shown = []
+    for number, (picture, similarity, blocked) in enumerate(rows, 1):
+        # Similarities lie close together: the colours span this reference's own range, which the caption tells.
+        spread = max(float(np.ptp(similarity)), 1e-6)
+        heat = heat_map(2 * (similarity - similarity.min()) / spread - 1, cell)
+        caption = (
+            f"reference {number}: {blocked.mean():.0%} blocked, "
+            f"similarity {similarity.min():.2f} to {similarity.max():.2f}"
+        )
+        pale = dim_blocked(scale_to(picture, cell), blocked)
+        shown.append(([picture, pale, heat], caption))
+    return grid_of(shown, cell=cell, titles=("reference", "what the picture may see", "similarity"))

@@ -8,6 +8,7 @@ from typing import Literal
 
 from jsonargparse import auto_cli
 
+from scone_pl.errors import UserError
 from scone_pl.mini.episode import TASKS
 from scone_pl.mini.shards import WORLD_SETS, write_world
 from scone_pl.mini.world import World, WorldConfig, fixed_set
@@ -15,9 +16,10 @@ from scone_pl.mini.world import World, WorldConfig, fixed_set
 
 def shards(
     output: Path = Path("data_shards/mini"),
-    base_single: int = 40_000,
-    refined_single: int = 10_000,
-    multi_candidate: int = 20_000,
+    base_single: int = 16_000,
+    refined_single: int = 4_000,
+    multi_candidate: int = 10_000,
+    understanding: int = 12_000,
     validation: int = 240,
     seed: int = 0,
     world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
@@ -31,6 +33,7 @@ def shards(
         base_single: samples of the base single-candidate set; 0 leaves a set out.
         refined_single: samples of the refined single-candidate set.
         multi_candidate: samples of the multi-candidate set.
+        understanding: samples of the set that stands in for BAGEL's understanding training.
         validation: samples of the validation set.
         seed: of the world.
         world: sizes and difficulty.
@@ -41,6 +44,7 @@ def shards(
         "base_single": base_single,
         "refined_single": refined_single,
         "multi_candidate": multi_candidate,
+        "understanding": understanding,
         "validation": validation,
     }
     for name, samples in sizes.items():
@@ -52,6 +56,7 @@ def shards(
             seed=seed,
             tasks=WORLD_SETS[name].tasks,
             stream=WORLD_SETS[name].stream,
+            grounding=WORLD_SETS[name].grounding,
             config=world,
             samples_per_shard=samples_per_shard,
             progress=progress,
@@ -159,10 +164,16 @@ def report(scores: list[Path], names: list[str]) -> None:
         scores: scores.json files that `mini evaluate` wrote.
         names: what to call each.
     """
-    from scone_pl.mini.evaluate import score_table, task_table
+    from scone_pl.mini.evaluate import bridge_table, failure_table, score_table, task_table
 
+    if len(scores) != len(names):
+        raise UserError(f"report: {len(scores)} --scores and {len(names)} --names; give each file a name")
+    for file in scores:
+        if not file.is_file():
+            raise UserError(f"report: no file {file}; `mini evaluate` writes it as OUTPUT/scores.json")
     reports = {name: json.loads(file.read_text()) for name, file in zip(names, scores, strict=True)}
-    print(score_table(reports), task_table(reports), sep="\n\n")
+    tables = [table(reports) for table in (score_table, task_table, failure_table, bridge_table)]
+    print(*filter(None, tables), sep="\n\n")
 
 
 COMMANDS = {"shards": shards, "base": base, "evaluate": evaluate, "report": report, "picture": picture}

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from scone_pl.evaluation.scores import SCONEEVAL_TASKS, average_row, overall_sco
 from scone_pl.generation.prompts import prompts_of
 from scone_pl.generation.sampler import SampledLatents, SamplingConfig, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.mini.episode import Episode
-from scone_pl.mini.judge import judge
+from scone_pl.mini.judge import Failure, judge
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceBuilder
@@ -96,6 +96,7 @@ def evaluate(
         "checkpoint": str(folder),
         "mask": config.bridge is not None,
         "blocked_share": float(np.mean(blocked)) if blocked else 0.0,
+        "kept": kept_tokens(drawn),
         "num_inference_steps": config.num_inference_steps,
         "pictures": len(drawn),
         "tasks": per_task,
@@ -107,26 +108,89 @@ def evaluate(
     return report, drawn
 
 
+def kept_tokens(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:
+    """Per task how well the reference tokens that the bridge kept match the boxes of the meant subjects.
+
+    Returns:
+        Task -> precision and recall over all its tokens, in [0, 1]; empty without a mask.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for one in drawn:
+        for reference, blocked in enumerate(one.latents.blocked):
+            kept = ~blocked.cpu().numpy()
+            meant = _meant_tokens(one.episode, reference, kept.shape)
+            count = counts.setdefault(one.episode.task, Counter())
+            count.update(kept=int(kept.sum()), meant=int(meant.sum()), both=int((kept & meant).sum()))
+    return {
+        task: {"precision": c["both"] / max(c["kept"], 1), "recall": c["both"] / max(c["meant"], 1)}
+        for task, c in counts.items()
+    }
+
+
+def _meant_tokens(episode: Episode, reference: int, grid: tuple[int, ...]) -> np.ndarray:
+    """(rows, columns) bool: tokens whose centre lies in the box of the meant subject."""
+    y, x = ((np.arange(n) + 0.5) / n * episode.canvas for n in grid)
+    found = np.zeros(grid, dtype=bool)
+    for subject in episode.candidates[reference]:
+        if subject.meant:
+            left, top, right, bottom = subject.box
+            found |= ((y >= top) & (y < bottom))[:, None] & (x >= left) & (x < right)
+    return found
+
+
 def score_table(reports: dict[str, dict[str, Any]]) -> str:
     """Composition, distinction and overall of several reports side by side, as Markdown."""
-    lines = ["| weights | composition (COM) | distinction (DIS) | overall | failures |", "|---|---|---|---|---|"]
+    rows = []
     for name, report in reports.items():
         average = report["average"]
-        failures = ", ".join(f"{k} {v}" for k, v in sorted(report["failures"].items()) if k != "none") or "none"
-        lines.append(
-            f"| {name} | {average['COM']:.2f} | {average['DIS']:.2f} | {report['overall']:.2f} "
-            f"| {failures} of {report['pictures']} |"
-        )
-    return "\n".join(lines)
+        right = report["failures"].get("none", 0) / report["pictures"]
+        scores = (average["COM"], average["DIS"], report["overall"])
+        rows.append([name, *(f"{s:.2f}" for s in scores), f"{right:.0%}"])
+    return _table(["weights", "composition (COM)", "distinction (DIS)", "overall", "exactly the meant"], rows)
 
 
 def task_table(reports: dict[str, dict[str, Any]]) -> str:
     """COM and DIS per task, as Markdown."""
-    lines = [f"| task | {' | '.join(f'{n}: COM / DIS' for n in reports)} |", "|---|" + "---|" * len(reports)]
+    rows = []
     for task in SCONEEVAL_TASKS:
-        cells = []
+        row = [task]
         for report in reports.values():
-            row = report["tasks"][task]
-            cells.append(f"{row['COM']:.2f} / {row['DIS']:.2f}" if "DIS" in row else f"{row['COM']:.2f} / -")
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            scores = report["tasks"][task]
+            row += [f"{scores['COM']:.2f}", f"{scores['DIS']:.2f}" if "DIS" in scores else "-"]
+        rows.append(row)
+    return _table(["task", *(f"{n}: {column}" for n in reports for column in ("COM", "DIS"))], rows)
+
+
+def failure_table(reports: dict[str, dict[str, Any]]) -> str:
+    """How many pictures failed in which way, as Markdown."""
+    names: tuple[str, ...] = get_args(Failure)
+    rows = [[name, *(str(report["failures"].get(f, 0)) for f in names)] for name, report in reports.items()]
+    heads = ["as asked" if f == "none" else f.replace("_", " ") for f in names]
+    return _table(["pictures", *heads], rows)
+
+
+def bridge_table(reports: dict[str, dict[str, Any]]) -> str:
+    """What the bridge kept, per task, for the reports that were sampled with it, as Markdown; empty if there is none.
+
+    Precision: share of the kept reference tokens that lie on the meant subject. Recall: share of the meant subject's
+    tokens that are kept.
+    """
+    rows = [
+        [name, f"{report['blocked_share']:.0%}", task, f"{kept['precision']:.0%}", f"{kept['recall']:.0%}"]
+        for name, report in reports.items()
+        for task, kept in report["kept"].items()
+    ]
+    heads = ["weights", "blocked", "task", "kept tokens: precision", "recall"]
+    return _table(heads, rows) if rows else ""
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    """Markdown with columns aligned, so that it reads well in a terminal too; the first column is text."""
+    widths = [max(len(row[c]) for row in (heads, *rows)) for c in range(len(heads))]
+    lines = [[h.ljust(w) for h, w in zip(heads, widths, strict=True)]]
+    lines.append(["-" * w if c == 0 else "-" * (w - 1) + ":" for c, w in enumerate(widths)])
+    lines += [
+        [cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scone_pl.data.sample import Candidate
 from scone_pl.errors import UserError
-from scone_pl.mini.episode import TASKS
+from scone_pl.mini.episode import TASKS, Episode
 from scone_pl.mini.world import World, WorldConfig
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "world.json"
 """Beside the manifest: what a set was made with."""
-GENERATION = 1
+GENERATION = 2
 """Raised when the same settings come to give other episodes, so that old sets are not taken for new ones."""
 
 
@@ -30,27 +31,57 @@ class WorldSet:
     """One of `world.STREAMS`."""
     tasks: tuple[str, ...]
     """Taken in turn; a task named twice comes twice as often."""
+    grounding: bool = False
+    """Whether its samples are `Episode.to_grounding`: which subject the words mean, without drawing it."""
+
+    def sample_of(self, episode: Episode) -> Sample:
+        """The episode as this set tells it.
+
+        Boxes are told of several candidates only: an alignment term that sees lone subjects, where every word means
+        all there is, makes all subjects look alike, and shapes are then never told apart. The background counts as
+        meant: only distractors are to be blocked, so that what is left looks like a reference of Stage I.
+        """
+        sample = episode.to_grounding() if self.grounding else episode.to_sample()
+        if sample.candidates is None or sample.kind == "single":
+            return replace(sample, candidates=None)
+        return replace(sample, candidates=tuple((*group, *_background(group)) for group in sample.candidates))
+
+
+def _background(group: Sequence[Candidate]) -> list[Candidate]:
+    """The parts of a picture above and below all of its subjects, as something that is meant."""
+    top, bottom = min(c.box[1] for c in group), max(c.box[3] for c in group)
+    boxes = [(0.0, 0.0, 1.0, top), (0.0, bottom, 1.0, 1.0)]
+    return [Candidate(box=box, meant=True, name="background") for box in boxes if box[1] < box[3]]
 
 
 WORLD_SETS: dict[str, WorldSet] = {
     "base_single": WorldSet("base", TASKS[:2]),
     "refined_single": WorldSet("refined", TASKS[:2]),
     "multi_candidate": WorldSet("multi", TASKS[2:]),
+    "understanding": WorldSet("understanding", (TASKS[0], TASKS[2], TASKS[2], TASKS[3]), grounding=True),
     "validation": WorldSet("validation", TASKS),
 }
-"""The mini twins of the three subsets of Scone-S2I-57K (SPEC 6, 9), and a set to watch training by."""
+"""The mini twins of the three subsets of Scone-S2I-57K (SPEC 6, 9), a stand-in for what BAGEL's understanding
+training teaches (shapes take twice as long to learn as places), and a set to watch training by."""
 
 
 def world_samples(
-    samples: int, *, seed: int, tasks: Sequence[str], stream: str, config: WorldConfig | None = None
+    samples: int,
+    *,
+    seed: int,
+    tasks: Sequence[str],
+    stream: str,
+    config: WorldConfig | None = None,
+    grounding: bool = False,
 ) -> Iterator[Sample]:
     """The first `samples` samples of a stream, `tasks` in turn."""
     world = World(seed, config, stream=stream)
+    world_set = WorldSet(stream, tuple(tasks), grounding)
     for number in range(samples):
         index, turn = divmod(number, len(tasks))
         # A task that is named twice goes on counting instead of repeating its episodes.
         same = [place for place, task in enumerate(tasks) if task == tasks[turn]]
-        yield world.sample(tasks[turn], index * len(same) + same.index(turn)).to_sample()
+        yield world_set.sample_of(world.sample(tasks[turn], index * len(same) + same.index(turn)))
 
 
 def write_world(
@@ -61,6 +92,7 @@ def write_world(
     tasks: Sequence[str] = TASKS,
     stream: str = "base",
     config: WorldConfig | None = None,
+    grounding: bool = False,
     samples_per_shard: int = 5000,
     progress: bool = True,
 ) -> Manifest | None:
@@ -73,6 +105,7 @@ def write_world(
         tasks: taken in turn; a task named twice comes twice as often.
         stream: one of `world.STREAMS`.
         config: sizes and difficulty.
+        grounding: see `WorldSet`.
         samples_per_shard: samples in one tar file.
         progress: whether to show a progress bar.
 
@@ -95,6 +128,7 @@ def write_world(
         "tasks": list(tasks),
         "stream": stream,
         "config": asdict(config or WorldConfig()),
+        **({"grounding": True} if grounding else {}),
         "samples_per_shard": samples_per_shard,
     }
     text = json.dumps(settings, indent=1) + "\n"
@@ -107,7 +141,7 @@ def write_world(
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text, "utf-8")
     return write_shards(
-        world_samples(samples, seed=seed, tasks=tasks, stream=stream, config=config),
+        world_samples(samples, seed=seed, tasks=tasks, stream=stream, config=config, grounding=grounding),
         folder,
         samples_per_shard=samples_per_shard,
         total=samples,

@@ -19,8 +19,8 @@ from scone_pl.mini.shapes import BASE_CELL, SHAPES
 WORDS: tuple[str, ...] = ("draw", "the", "and", "on", "only", *list(SLOTS)[1:], *SHAPES, *BACKGROUNDS)
 """Every word an instruction can hold, whatever the settings. `centre` is missing: it never tells candidates apart."""
 
-STREAMS: tuple[str, ...] = ("base", "refined", "multi", "validation", "test")
-"""Disjoint sources of episodes: three to train on, one to choose by, one to report."""
+STREAMS: tuple[str, ...] = ("base", "refined", "multi", "validation", "test", "understanding")
+"""Disjoint sources of episodes: three to train on, one to choose by, one to report, one that only teaches words."""
 
 _FAR = 100.0
 """Two independent patterns differ by at least this (root mean square over patches and channels, of 255)."""

@@ -90,4 +90,7 @@ class Bridge:
     def __call__(self, understanding: Tensor) -> BridgeState:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             similarity = self.similarity(understanding)
-        return BridgeState(similarity, similarity.detach() < self.config.threshold)
+        # Where no similarity is defined nothing is blocked, not even by a threshold over 1.
+        guided = torch.tensor(self._guided, dtype=torch.bool, device=self.pack.device)[self.pack.sample_of_token]
+        defined = self.pack.reference_tokens & guided
+        return BridgeState(similarity, (similarity.detach() < self.config.threshold) & defined)

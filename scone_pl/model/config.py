@@ -185,7 +185,8 @@ def bagel_7b() -> SconeConfig:
 def mini(vocab_size: int = 64) -> SconeConfig:
     """A model for the mini-world: 16 x 16 canvas, 4 x 4 pixel tokens, trained in minutes on two cores.
 
-    Its autoencoder is a space-to-depth: latents are pixels, so decoding is exact.
+    Its autoencoder is a space-to-depth: latents are pixels, so decoding is exact. The ViT is wide, as SigLIP brings
+    features that tell shapes apart and random ones do so only if there are many.
     """
     return SconeConfig(
         decoder=DecoderConfig(
@@ -197,8 +198,8 @@ def mini(vocab_size: int = 64) -> SconeConfig:
             num_kv_heads=2,
         ),
         vit=ViTConfig(
-            hidden_size=64,
-            intermediate_size=128,
+            hidden_size=128,
+            intermediate_size=512,
             num_layers=1,
             num_heads=2,
             patch_size=4,

@@ -4,9 +4,11 @@ import pytest
 from data_helpers import TINY, encode
 
 from scone_pl.data.commands import main
-from scone_pl.data.convert import convert_parquet
-from scone_pl.data.inspection import shard_statistics, verify_shards
+from scone_pl.data.convert import ConvertConfig, convert
+from scone_pl.data.inputs import open_input
 from scone_pl.data.shards import ShardSet
+from scone_pl.data.statistics import shard_statistics
+from scone_pl.data.verify import verify_shards
 from scone_pl.errors import UserError
 
 
@@ -14,6 +16,10 @@ def write_parquet(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = pyarrow.schema([("image", pyarrow.list_(pyarrow.binary())), ("instruction", pyarrow.string())])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=2)
+
+
+def convert_parquet(source, output, subset=None, **config):
+    return convert(open_input(str(source), "parquet", subset=subset), output, ConvertConfig(**config), progress=False)
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def source(tmp_path):
 
 
 def test_rows_become_samples_and_faults_are_counted(source, tmp_path):
-    manifest, faults = convert_parquet(source, tmp_path / "out", samples_per_shard=2, progress=False)
+    manifest, faults = convert_parquet(source, tmp_path / "out", samples_per_shard=2)
     assert manifest.kinds == {"multi": 2, "single": 3}
     assert faults.counts == {
         "missing image": 3,
@@ -57,9 +63,7 @@ def test_rows_become_samples_and_faults_are_counted(source, tmp_path):
 
 
 def test_subset_kind_limit_and_shrink(source, tmp_path):
-    manifest, _ = convert_parquet(
-        source, tmp_path / "out", subset="x_single", kind="multi", limit=2, shrink=4, progress=False
-    )
+    manifest, _ = convert_parquet(source, tmp_path / "out", subset="x_single", kind="multi", limit=2, shrink=4)
     assert manifest.kinds == {"multi": 2}
     entry = ShardSet.open(tmp_path / "out").index[0]
     assert (entry.references, entry.target) == (((4, 2),), (2, 4))
@@ -80,14 +84,14 @@ def test_wrong_sources_are_one_line(source, tmp_path, change, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     pyarrow.parquet.write_table(pyarrow.table({"instruction": ["a"]}), tmp_path / "other.parquet")
-    arguments = {"source": source, "output": tmp_path / "out", "progress": False, **change(source)}
+    arguments = {"source": source, "output": tmp_path / "out", **change(source)}
     with pytest.raises(UserError, match=message) as error:
         convert_parquet(**arguments)
     assert "\n" not in str(error.value)
 
 
 def test_verify_finds_each_problem(shard_folder, tmp_path):
-    assert verify_shards(shard_folder, progress=False)[1].total == 0
+    assert verify_shards(shard_folder, progress=False).faults.total == 0
     folder = tmp_path / "copy"
     folder.mkdir()
     for file in shard_folder.iterdir():
@@ -100,8 +104,9 @@ def test_verify_finds_each_problem(shard_folder, tmp_path):
     (folder / "00000.tar").write_bytes(tar)
     index = (folder / "index.jsonl").read_text().replace('"s0020"', '"s0021"')
     (folder / "index.jsonl").write_text(index)
-    samples, faults = verify_shards(folder, progress=False)
-    assert samples == 60
+    verdict = verify_shards(folder, progress=False)
+    faults = verdict.faults
+    assert verdict.samples == 60
     assert faults.counts["wrong checksum"] == 2
     assert faults.counts["torn shard"] == 1
     assert faults.counts["duplicate key"] == 1
@@ -118,7 +123,8 @@ def test_statistics(shard_folder, form, tokenizer, packing):
     assert "steps an epoch" in statistics.report(ranks=2)
 
 
-def test_command_line(source, tmp_path, capsys):
+def test_command_line(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     assert main(["convert", str(source), str(out), "--limit", "4"]) == 0
     text = capsys.readouterr().out
@@ -133,4 +139,4 @@ def test_command_line(source, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["verify", "--help"])
     assert exit_.value.code == 0
-    assert "folder of the shard set" in capsys.readouterr().out
+    assert "URL of the shard set" in capsys.readouterr().out

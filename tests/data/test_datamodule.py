@@ -167,9 +167,10 @@ def broken_copy(shard_folder, folder, count):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_broken_samples_stop_the_run(build, shard_folder, tmp_path, workers):
-    trainer, module, data = build(50, folder=broken_copy(shard_folder, tmp_path / "s", 8), num_workers=workers)
-    with pytest.raises(UserError, match=r"training samples could not be used \(\d unreadable image"):
+    trainer, module, data = build(150, folder=broken_copy(shard_folder, tmp_path / "s", 8), num_workers=workers)
+    with pytest.raises(UserError, match=r"training samples could not be used \(\d+ unreadable image"):
         trainer.fit(module, data)
+    assert data.skipped.total() == 11  # 1 % of 1000 samples, and one more
 
 
 @pytest.mark.parametrize("workers", [0, 1])

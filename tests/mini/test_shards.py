@@ -5,14 +5,16 @@ from scone_pl.errors import UserError
 from scone_pl.mini.commands import main
 from scone_pl.mini.episode import TASKS
 from scone_pl.mini.shards import WORLD_SETS, world_samples, write_world
+from scone_pl.mini.world import World
 
-SIZES = ["--base_single", "7", "--refined_single", "4", "--multi_candidate", "8", "--progress", "false"]
+SIZES = {"base_single": 7, "refined_single": 4, "multi_candidate": 8, "understanding": 8, "validation": 12}
+ARGS = [*(part for name, n in SIZES.items() for part in (f"--{name}", str(n))), "--progress", "false"]
 
 
-def test_three_sets_are_written_once(tmp_path, capsys):
+def test_every_set_is_written_once(tmp_path, capsys):
     from scone_pl.data.shards import ShardSet
 
-    assert main(["shards", "--output", str(tmp_path), *SIZES]) == 0
+    assert main(["shards", "--output", str(tmp_path), *ARGS]) == 0
     assert "written" in capsys.readouterr().out
     kinds = {}
     for name in WORLD_SETS:
@@ -20,13 +22,20 @@ def test_three_sets_are_written_once(tmp_path, capsys):
         samples = list(shards)
         kinds[name] = {s.kind for s in samples}
         assert {s.metadata["task"] for s in samples} == set(WORLD_SETS[name].tasks)
-    assert kinds == {"base_single": {"single"}, "refined_single": {"single"}, "multi_candidate": {"multi"}}
+    both = {"single", "multi"}
+    assert kinds == {
+        "base_single": {"single"},
+        "refined_single": {"single"},
+        "multi_candidate": {"multi"},
+        "understanding": both,
+        "validation": both,
+    }
     before = (tmp_path / "base_single" / "manifest.json").stat().st_mtime_ns
-    assert main(["shards", "--output", str(tmp_path), *SIZES]) == 0
-    assert capsys.readouterr().out.count("already there") == 3
+    assert main(["shards", "--output", str(tmp_path), *ARGS]) == 0
+    assert capsys.readouterr().out.count("already there") == len(SIZES)
     assert (tmp_path / "base_single" / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="base_single holds another data set"):
-        main(["shards", "--output", str(tmp_path), *SIZES, "--seed", "1"])
+        main(["shards", "--output", str(tmp_path), *ARGS, "--seed", "1"])
 
 
 def test_an_unfinished_set_is_written_again(tmp_path):
@@ -41,6 +50,15 @@ def test_a_task_named_twice_comes_twice_as_often_without_repeats():
     samples = list(world_samples(9, seed=0, tasks=(TASKS[0], TASKS[1], TASKS[0]), stream="base"))
     assert len({s.key for s in samples}) == 9
     assert sum(s.metadata["task"] == TASKS[0] for s in samples) == 6
+
+
+def test_grounding_shows_the_words_but_not_how_to_draw_them():
+    episode = World(0, stream="understanding").sample("distinction_multi_cross", 0)
+    sample, drawing = episode.to_grounding(), episode.to_sample()
+    names = [f"the only {s.shape}" for s in episode.asked]
+    assert sample.instruction == " and ".join(names)
+    assert sample.target == sample.references[0] == drawing.references[0]
+    assert sample.candidates == drawing.candidates
 
 
 def test_contact_sheet(tmp_path):

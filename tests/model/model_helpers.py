@@ -2,7 +2,6 @@
 
 import math
 import random
-from dataclasses import replace
 
 import torch
 
@@ -105,14 +104,14 @@ def random_layout(rng: random.Random, long_text=False):
 def random_pack(seed):
     """3-6 random samples; some twice in a row, so that samples are batched; one long text."""
     rng = random.Random(seed)
-    samples = []
+    groups = []
     for _ in range(rng.randint(2, 4)):
         layout = random_layout(rng)
-        samples += [layout | {"seed": rng.randrange(1000)} for _ in range(rng.randint(1, 3))]
-    samples.append(random_layout(rng, long_text=True))
-    samples.append({"text": rng.randint(300, 600)})
-    rng.shuffle(samples)
-    return make_pack(*samples)
+        groups.append([layout | {"seed": rng.randrange(1000)} for _ in range(rng.randint(1, 3))])
+    groups.append([random_layout(rng, long_text=True)])
+    groups.append([{"text": rng.randint(300, 600)}])
+    rng.shuffle(groups)
+    return make_pack(*(sample for group in groups for sample in group))
 
 
 def random_blocked(pack, seed, share):
@@ -129,7 +128,3 @@ def noisy_inputs(model, pack, seed=0):
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     times = flow.timesteps_from_logits(pack.timestep_logits)
     return flow.add_noise(clean, noise, pack.expand_latent_splits(times)), times
-
-
-def without_autoencoder_weights(config):
-    return replace(config, autoencoder=AutoencoderConfig(kind="space_to_depth"))

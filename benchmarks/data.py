@@ -1,0 +1,214 @@
+"""Decode + transform + pack: samples and tokens a second of one core, against a plain parquet reader.
+
+The baseline does the same work in the way of the release: read a row group, open each image with PIL, resize it for
+the VAE and again for the ViT, to-tensor and normalise in float, pack first come, first packed. Both use CPU time of one
+thread, taken in turns, so other load on the machine matters little. Every part is a function; run them all with
+
+    .venv/bin/python benchmarks/data.py            # about 4 minutes; --quick for one
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+from data_parts import measure_memory, measure_packing, measure_prefetch
+from PIL import Image
+from workload import FORM
+
+from scone_pl.data.convert import ConvertConfig, convert
+from scone_pl.data.inputs import open_input
+from scone_pl.data.packing import PackingConfig
+from scone_pl.data.parquet import find_parquet
+from scone_pl.data.sources import Mixture, Source
+from scone_pl.data.stream import Cursor, PackMaker, PackStream
+from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
+from scone_pl.data.transforms import ImageResize, decode_rgb, to_tensor
+from scone_pl.model.sequence import PackedSequence, SequenceBuilder
+
+SAMPLE = Path(__file__).parents[2] / "shared/data/scone_s2i_sample"
+
+
+def release_style(
+    root: Path, packing: PackingConfig, words: Tokenizer, *, decode_again: bool
+) -> Iterator[PackedSequence]:
+    """Packs from parquet row groups, the plain way; `decode_again`: open each reference a second time for the ViT."""
+    vae, vit = packing.resizes(FORM)
+    builder, pending = SequenceBuilder(FORM), 0
+    for file in find_parquet(root):
+        reader = pyarrow.parquet.ParquetFile(file.path)
+        for group in range(reader.num_row_groups):
+            for row in reader.read_row_group(group, columns=["image", "instruction"]).to_pylist():
+                sample = _plain_sample(row, vae, vit, words, decode_again)
+                tokens = sum(length for length, _ in sample)
+                if pending + tokens > packing.token_budget:
+                    yield builder.build()
+                    builder, pending = SequenceBuilder(FORM), 0
+                builder.begin_sample()
+                for _, add in sample:
+                    add(builder)
+                pending += tokens
+    if pending:
+        yield builder.build()
+
+
+def _plain_sample(row: dict, vae: ImageResize, vit: ImageResize, words: Tokenizer, decode_again: bool) -> list:
+    parts = []
+    *references, target = row["image"]
+    for number, data in enumerate(references):
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        pixels = _plain_tensor(image, vae)
+        if decode_again:
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+        small = _plain_tensor(image, vit)
+        parts.append((_tokens(pixels, 16), lambda b, p=pixels, n=number: b.add_vae(p, reference=n)))
+        parts.append((_tokens(small, 14), lambda b, p=small, n=number: b.add_vit(p, reference=n)))
+    ids = words.encode(row["instruction"])
+    parts.append((len(ids) + 2, lambda b: b.add_text(ids)))
+    pixels = _plain_tensor(Image.open(io.BytesIO(target)).convert("RGB"), vae)
+    parts.append((_tokens(pixels, 16), lambda b: b.add_targets(pixels, [0.0])))
+    return parts
+
+
+def _plain_tensor(image: Image.Image, resize: ImageResize) -> torch.Tensor:
+    """torchvision's resize, ToTensor and Normalize(0.5, 0.5), as they work inside."""
+    image = image.resize(resize.size(*image.size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).contiguous()
+    return pixels.to(torch.float32).div(255).sub_(0.5).div_(0.5)
+
+
+def _tokens(image: torch.Tensor, stride: int) -> int:
+    return image.shape[1] * image.shape[2] // stride**2 + 2
+
+
+def ours(folder: Path, packing: PackingConfig, words: Tokenizer) -> Iterator[PackedSequence]:
+    """One epoch of the training stream."""
+    mixture = Mixture([Source(str(folder))], FORM, words, packing)
+    maker = PackMaker(mixture, FORM, words, packing, seed=0)
+    for _, batch in zip(range(len(mixture.plan(0, 0))), PackStream(maker, Cursor()), strict=False):
+        yield batch.sequence
+
+
+def timed(make: Callable[[], Iterator[PackedSequence]]) -> tuple[float, int, int]:
+    """CPU seconds, samples, tokens."""
+    began, samples, tokens = time.process_time(), 0, 0
+    for pack in make():
+        samples += pack.num_samples
+        tokens += len(pack)
+    return time.process_time() - began, samples, tokens
+
+
+def enlarged(source: Path, folder: Path, side: int, limit: int) -> Path:
+    """Part of the sample with its images' long sides brought to `side` pixels, as parquet."""
+    rows = []
+    for file in find_parquet(source):
+        for row in pyarrow.parquet.read_table(file.path, columns=["image", "instruction"]).to_pylist()[: limit // 5]:
+            images = []
+            for data in row["image"]:
+                image = decode_rgb(data)
+                scale = side / max(image.size)
+                out = io.BytesIO()
+                size = tuple(round(s * scale) for s in image.size)
+                image.resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=92)
+                images.append(out.getvalue())
+            rows.append({"image": images, "instruction": row["instruction"]})
+    path = folder / f"side{side}" / "set" / "00000.parquet"
+    path.parent.mkdir(parents=True)
+    schema = pyarrow.schema([("image", pyarrow.list_(pyarrow.binary())), ("instruction", pyarrow.string())])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=8)
+    return path.parent.parent
+
+
+def compare(name: str, source: Path, scratch: Path, repeats: int) -> None:
+    """The table of one workload."""
+    words = byte_tokenizer()
+    shards = scratch / f"{name}-shards"
+    convert(open_input(str(source), "parquet"), shards, ConvertConfig(), progress=False)
+    exact = PackingConfig().without_dropout()
+    fast = PackingConfig(pixels="fast").without_dropout()
+    runs = {
+        "parquet reader, decodes twice": lambda: release_style(source, exact, words, decode_again=True),
+        "parquet reader, decodes once": lambda: release_style(source, exact, words, decode_again=False),
+        "shards, pixels: exact": lambda: ours(shards, exact, words),
+        "shards, pixels: fast": lambda: ours(shards, fast, words),
+    }
+    best: dict[str, tuple[float, int, int]] = {}
+    for _ in range(repeats):
+        for run, make in runs.items():
+            best[run] = min(best.get(run, (math.inf, 0, 0)), timed(make))
+    base = best["parquet reader, decodes twice"][0]
+    print(f"\n{name}: {best['shards, pixels: exact'][1]} samples, {best['shards, pixels: exact'][2]} tokens")
+    print(
+        f"  {'one core':32}{'samples/s':>10}{'tokens/s':>10}{'ratio':>7}   workers for a GPU at 18 s, 5 s, 2 s a step"
+    )
+    for run, (seconds, samples, tokens) in best.items():
+        pack = exact.token_budget * seconds / tokens
+        workers = ", ".join(str(math.ceil(pack / step)) for step in (18, 5, 2))
+        print(
+            f"  {run:32}{samples / seconds:10.1f}{tokens / seconds:10.0f}{base / seconds:7.2f}   "
+            f"{workers} ({pack:.2f} s a pack)"
+        )
+    _where_time_goes(shards, exact, fast)
+
+
+def _where_time_goes(shards: Path, exact: PackingConfig, fast: PackingConfig) -> None:
+    mixture = Mixture([Source(str(shards))], FORM, byte_tokenizer(), exact)
+    began = time.process_time()
+    samples = [mixture.read(draw) for draw in mixture.order(0, 0)[:60]]
+    read = time.process_time() - began
+    images = [data for sample in samples for data in sample.references]
+    parts, error = {"read and parse the tar": read / len(images)}, {}
+    results: dict[str, list[Image.Image]] = {}
+    for name, packing in (("exact", exact), ("fast", fast)):
+        vae, vit = packing.resizes(FORM)
+        pictures, parts[f"decode ({name})"] = _each(lambda data, p=packing: p.decode(data, FORM), images)
+        results[f"VAE {name}"], parts[f"resize for the VAE ({name})"] = _each(vae.resize, pictures)
+        results[f"ViT {name}"], parts[f"resize for the ViT ({name})"] = _each(vit.resize, pictures)
+    _, parts["to tensor, VAE"] = _each(to_tensor, results["VAE exact"])
+    for kind in ("VAE", "ViT"):
+        pairs = zip(results[f"{kind} exact"], results[f"{kind} fast"], strict=True)
+        gaps = np.concatenate([np.abs(np.array(a, np.int16) - np.array(b, np.int16)).ravel() for a, b in pairs])
+        error[kind] = f"{kind} mean {gaps.mean():.4f}, largest {gaps.max()}, over 2 in {(gaps > 2).mean():.2%}"
+    print("  ms a reference: " + ", ".join(f"{name} {1e3 * value:.1f}" for name, value in parts.items()))
+    print("  pixel error of fast, of 255: " + "; ".join(error.values()))
+
+
+def _each(function: Callable, items: list) -> tuple[list, float]:
+    began = time.process_time()
+    results = [function(item) for item in items]
+    return results, (time.process_time() - began) / len(items)
+
+
+def main() -> None:
+    """All measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=SAMPLE, help="a data set in the Scone-S2I parquet layout")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=100_000, help="of the memory measurement")
+    parser.add_argument("--quick", action="store_true", help="one repeat, 5000 samples for memory")
+    options = parser.parse_args()
+    if options.quick:
+        options.repeats, options.samples = 1, 5000
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        compare("the sample as it is", options.source, scratch, options.repeats)
+        for side, limit in ((1024, 40), (3000, 15)):
+            source = enlarged(options.source, scratch, side, limit)
+            compare(f"long sides of {side} pixels", source, scratch, options.repeats)
+        measure_packing(scratch / "the sample as it is-shards", FORM)
+        measure_prefetch(scratch)
+        measure_memory(scratch, options.samples)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Time of sampling, per step and per picture, against doing everything again in every step; error of the step cache.
+
+A random model and one prompt with two references, guided by text and references (three branches). Rows:
+
+    naive            the branches one after the other, each step with references encoded and contexts run again
+    ours             contexts prefilled once, all branches in one pass, keys and values in place
+    ours, bridge n%  the same with n % of the reference tokens hidden from the picture in the masked layers
+    ours, cache k/o  every k-th step computed, the others extrapolated with order o
+
+Per picture = prefill + 49 steps (Scone's published number), from the median step; ratios are to naive in the same run.
+The error of a cache row is the largest difference of its final latents from those of all steps, over their largest
+value, in a run of `--cache-steps` steps; with `--checkpoint` that model's, where velocities are not random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from scone_pl import flow
+from scone_pl.checkpoints import from_pretrained
+from scone_pl.generation.context import Prompt, prefill
+from scone_pl.generation.guidance import GuidanceConfig, guide
+from scone_pl.generation.sampler import SamplingConfig, initial_noise, sample
+from scone_pl.generation.step_cache import StepCacheConfig
+from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig
+from scone_pl.model.initialize import random_model
+from scone_pl.model.scone import Scone
+from scone_pl.model.sequence import SequenceBuilder, SequenceFormat, SpecialTokens
+
+PUBLISHED_STEPS = 49
+GUIDANCE = GuidanceConfig()
+
+
+def benchmark_model(options: argparse.Namespace) -> Scone:
+    """Random, of real token sizes, with a velocity that is not 0."""
+    config = SconeConfig(
+        decoder=DecoderConfig(
+            vocab_size=260,
+            hidden_size=options.width,
+            intermediate_size=3 * options.width,
+            num_layers=options.layers,
+            num_heads=options.width // 32,
+            num_kv_heads=max(1, options.width // 128),
+        ),
+        vit=ViTConfig(hidden_size=96, intermediate_size=192, num_layers=2, num_heads=4),
+        autoencoder=AutoencoderConfig(kind="space_to_depth", block_size=8),
+    )
+    model = random_model(config, 0).eval().requires_grad_(False)
+    nn.init.normal_(model.llm2vae.weight, std=options.width**-0.5, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def benchmark_prompt(form: SequenceFormat, pixels: int, references: int) -> Prompt:
+    """References and picture of `pixels` a side, an instruction of 60 tokens."""
+    random = torch.Generator().manual_seed(0)
+    stride, patch = form.latent_stride, form.vit_patch_size
+    vae = min(pixels // stride, form.latent_positions_per_side) * stride
+    vit = min(round(pixels / patch), form.vit_positions_per_side) * patch
+    pairs = tuple(
+        (torch.rand(3, vae, vae, generator=random) * 2 - 1, torch.rand(3, vit, vit, generator=random) * 2 - 1)
+        for _ in range(references)
+    )
+    return Prompt(pairs, tuple(4 + i % 20 for i in range(60)), (vae, vae))
+
+
+@torch.no_grad()
+def naive(model: Scone, form: SequenceFormat, prompt: Prompt, noise: Tensor, steps: int) -> list[float]:
+    """Seconds of each step."""
+    packs = []
+    for references, text in ((True, True), (True, False), (False, True)):
+        builder = SequenceBuilder(form)
+        builder.begin_sample()
+        for i, (vae, vit) in enumerate(prompt.references if references else ()):
+            builder.add_vae(vae, reference=i)
+            builder.add_vit(vit, reference=i)
+        if text:
+            builder.add_text(list(prompt.text_ids))
+        builder.add_targets(torch.zeros(3, *prompt.size), [0.0])
+        packs.append(builder.build())
+    times, latents, seconds = flow.time_grid(PUBLISHED_STEPS, 3.0), noise, []
+    for i in range(steps):
+        start = time.perf_counter()
+        velocities = []
+        for pack in packs:
+            clean = model.encode_images(pack).clone()
+            clean[pack.target_in_latents] = latents
+            t = torch.zeros(len(pack.latent_splits))
+            t[-1] = times[i]
+            velocities.append(model(pack, clean, t).velocity)
+        latents = flow.euler_step(latents, guide(GUIDANCE, *velocities), times[i], times[i + 1])
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def ours(
+    model: Scone, form: SequenceFormat, prompt: Prompt, noise: Tensor, config: SamplingConfig
+) -> tuple[float, list[float]]:
+    """Seconds until the first step is done, less a median step (the prefill); seconds of the other steps."""
+    marks = [time.perf_counter()]
+    sample(model, form, [prompt], config, [noise], lambda *_: marks.append(time.perf_counter()))
+    seconds = [b - a for a, b in pairwise(marks)]
+    return max(0.0, seconds[0] - statistics.median(seconds[1:])), seconds[1:]
+
+
+def bridge_blocking(
+    model: Scone, form: SequenceFormat, prompt: Prompt, share: float, options: argparse.Namespace
+) -> BridgeConfig:
+    """A bridge over the paper's share of the layers whose threshold hides `share` of the reference tokens."""
+    layers = options.layers
+    last = layers * 15 // 28 if options.last_masked_layer is None else options.last_masked_layer
+    bridge = BridgeConfig(
+        source_layer=layers * 8 // 28, first_masked_layer=layers * 8 // 28 + 1, last_masked_layer=last, threshold=0.0
+    )
+    found = prefill(model, form, [prompt], bridge, references=True)
+    if found.bridge is None:
+        raise RuntimeError("the prompt has no references")
+    similarity = found.bridge.similarity[found.pack.reference_tokens]
+    return dataclasses.replace(bridge, threshold=similarity.quantile(share).item())
+
+
+def time_rows(options: argparse.Namespace) -> None:
+    """Prints naive and ours, without and with the bridge."""
+    model = benchmark_model(options)
+    form = model.sequence_format(SpecialTokens(0, 1, 2, 3))
+    prompt = benchmark_prompt(form, options.pixels, options.references)
+    noise = initial_noise(prompt, model, form, torch.Generator().manual_seed(0))
+    config = SamplingConfig(num_inference_steps=options.steps, guidance=GUIDANCE)
+    ours(model, form, prompt, noise, dataclasses.replace(config, num_inference_steps=2))  # starts threads
+    plain = statistics.median(naive(model, form, prompt, noise, options.naive_steps))
+    reference = plain * PUBLISHED_STEPS
+    print("| sampling | s a step | / naive | s a picture | / naive |\n|---|---|---|---|---|")
+    print(f"| naive | {plain:.3f} | 1 | {reference:.1f} | 1 |", flush=True)
+
+    def row(name: str, settings: SamplingConfig) -> None:
+        prefilled, seconds = ours(model, form, prompt, noise, settings)
+        step = statistics.median(seconds)
+        picture = prefilled + PUBLISHED_STEPS * step
+        print(f"| {name} | {step:.3f} | {step / plain:.2f} | {picture:.1f} | {picture / reference:.2f} |", flush=True)
+
+    row("ours", config)
+    for percent in options.blocked:
+        bridge = bridge_blocking(model, form, prompt, percent / 100, options)
+        layers = f"layers {bridge.first_masked_layer}-{bridge.last_masked_layer} of {options.layers}"
+        row(f"ours, bridge {percent} % ({layers})", dataclasses.replace(config, bridge=bridge))
+
+
+def cache_rows(options: argparse.Namespace, seconds_of: Callable[[], float] = time.perf_counter) -> None:
+    """Prints error and time of the step cache."""
+    model = benchmark_model(options) if options.checkpoint is None else from_pretrained(options.checkpoint)
+    form = model.sequence_format(SpecialTokens(0, 1, 2, 3))
+    prompt = benchmark_prompt(form, options.cache_pixels, options.references)
+    noise = initial_noise(prompt, model, form, torch.Generator().manual_seed(0))
+    config = SamplingConfig(num_inference_steps=options.cache_steps, guidance=GUIDANCE)
+    start = seconds_of()
+    whole = sample(model, form, [prompt], config, [noise])[0].tokens
+    full = seconds_of() - start
+    print(f"\n| step cache, {options.cache_steps} steps | error | time / all steps |\n|---|---|---|")
+    for interval in options.intervals:
+        for order in options.orders:
+            cached = dataclasses.replace(config, step_cache=StepCacheConfig(interval=interval, order=order))
+            start = seconds_of()
+            found = sample(model, form, [prompt], cached, [noise])[0].tokens
+            took = (seconds_of() - start) / full
+            error = ((found - whole).abs().max() / whole.abs().max()).item()
+            print(f"| interval {interval}, order {order} | {error:.4f} | {took:.2f} |", flush=True)
+
+
+def main() -> None:
+    """Prints Markdown tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=256, help="hidden size of the decoder (%(default)s)")
+    parser.add_argument("--layers", type=int, default=8, help="decoder layers (%(default)s)")
+    parser.add_argument("--pixels", type=int, default=512, help="side of references and picture (%(default)s)")
+    parser.add_argument("--references", type=int, default=2, help="reference images (%(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="steps timed of ours (%(default)s)")
+    parser.add_argument("--naive-steps", type=int, default=2, help="steps timed of naive (%(default)s)")
+    parser.add_argument("--blocked", type=int, nargs="*", default=[0, 50, 90], help="%% of reference tokens hidden")
+    parser.add_argument("--last-masked-layer", type=int, help="by default the paper's share of the layers (15 of 28)")
+    parser.add_argument("--cache-steps", type=int, default=49, help="steps of the step cache's runs (%(default)s)")
+    parser.add_argument("--cache-pixels", type=int, default=128, help="picture side in them (%(default)s)")
+    parser.add_argument("--intervals", type=int, nargs="*", default=[2, 3], help="intervals of the step cache")
+    parser.add_argument("--orders", type=int, nargs="*", default=[0, 1, 2], help="orders of the step cache")
+    parser.add_argument("--checkpoint", help="checkpoint folder for the step cache rows, instead of a random model")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"width {options.width}, {options.layers} layers, {options.references} references and picture of "
+        f"{options.pixels} pixels a side, float32, {options.threads} threads, torch {torch.__version__}\n"
+    )
+    time_rows(options)
+    if options.intervals and options.orders:
+        cache_rows(options)
+
+
+if __name__ == "__main__":
+    main()

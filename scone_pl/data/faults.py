@@ -1,0 +1,38 @@
+"""Samples that could not be used, counted per reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from scone_pl.data.sample import BrokenSampleError
+
+_EXAMPLES_KEPT = 10_000
+
+
+@dataclass
+class Faults:
+    """Samples that could not be used."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """Per reason."""
+    examples: list[str] = field(default_factory=list)
+    """Each (the first 10,000) with key, reason and details, on one line."""
+
+    def add(self, key: str, error: BrokenSampleError) -> None:
+        """Counts one."""
+        self.counts[error.reason] += 1
+        if len(self.examples) < _EXAMPLES_KEPT:
+            self.examples.append(" ".join(f"{key}: {error.reason}: {error}".split()))
+
+    def merge(self, other: Faults) -> None:
+        """Adds those of `other`."""
+        self.counts.update(other.counts)
+        self.examples += other.examples[: _EXAMPLES_KEPT - len(self.examples)]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common()) or "none"

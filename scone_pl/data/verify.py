@@ -1,0 +1,126 @@
+"""Is a data set sound: every checksum, every image, every sample against its index entry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from scone_pl.data.convert import check_images
+from scone_pl.data.faults import Faults
+from scone_pl.data.jobs import Tick, run_jobs
+from scone_pl.data.sample import BrokenSampleError
+from scone_pl.data.seeding import seed_of
+from scone_pl.data.shards import INDEX, IndexEntry, ShardSet
+from scone_pl.data.storage import FetchError, StorageConfig, sha256_of
+from scone_pl.data.transforms import open_image
+
+_SAMPLES_A_JOB = 256
+
+
+@dataclass
+class Verdict:
+    """What was looked at and what is wrong."""
+
+    samples: int = 0
+    faults: Faults = field(default_factory=Faults)
+    by_shard: dict[str, int] = field(default_factory=dict)
+    """Problems per shard that has any."""
+
+    def add(self, shard: str, faults: Faults) -> None:
+        """Counts those of one shard."""
+        if faults.total:
+            self.faults.merge(faults)
+            self.by_shard[shard] = self.by_shard.get(shard, 0) + faults.total
+
+
+def verify_shards(
+    path: str | Path, *, workers: int = 1, progress: bool = True, storage: StorageConfig | None = None
+) -> Verdict:
+    """Checks every checksum, decodes every image and compares every sample with its index entry.
+
+    Args:
+        path: folder or URL of the data set.
+        workers: processes.
+        progress: whether to show a progress bar.
+        storage: how a URL is fetched.
+
+    Raises:
+        UserError: no manifest, or an index that cannot be read.
+    """
+    shards = ShardSet(path, storage, check_shards=False)
+    verdict, keys = Verdict(len(shards)), Faults()
+    workers = min(workers, -(-len(shards) // _SAMPLES_A_JOB))  # a process takes seconds to start
+    if sha256_of(shards.index.file) != shards.manifest.index_sha256:
+        keys.add(INDEX, BrokenSampleError("wrong checksum", "differs from the manifest"))
+    _find_doubled(shards, keys)
+    verdict.add(INDEX, keys)
+    with tqdm(total=len(shards), desc=shards.storage.name, unit="sample", disable=not progress) as bar:
+        for number, faults in run_jobs(_verify, shards, _jobs(shards), workers=workers, bar=bar):
+            verdict.add(shards.manifest.shards[number].file, faults)
+    return verdict
+
+
+@dataclass(frozen=True)
+class _Job:
+    shard: int
+    samples: range
+    whole: bool
+    """Whether to check the shard's checksum too."""
+
+
+def _jobs(shards: ShardSet) -> Iterator[_Job]:
+    start = 0
+    for number, info in enumerate(shards.manifest.shards):
+        yield _Job(number, range(0), whole=True)
+        for first in range(start, start + info.samples, _SAMPLES_A_JOB):
+            yield _Job(number, range(first, min(first + _SAMPLES_A_JOB, start + info.samples)), whole=False)
+        start += info.samples
+
+
+def _verify(shards: ShardSet, job: _Job, tick: Tick) -> tuple[int, Faults]:
+    faults, file = Faults(), shards.manifest.shards[job.shard].file
+    if job.whole:
+        try:
+            if sha256_of(shards.fetch(job.shard)) != shards.manifest.shards[job.shard].sha256:
+                faults.add(file, BrokenSampleError("wrong checksum", "differs from the manifest"))
+        except FileNotFoundError:
+            faults.add(file, BrokenSampleError("missing shard", "no such file"))
+        except FetchError as error:
+            faults.add(file, BrokenSampleError("unreadable shard", str(error)))
+    for i in job.samples:
+        entry = shards.index[i]
+        try:
+            if entry.shard != job.shard:
+                raise BrokenSampleError("index differs", f"listed in shard number {entry.shard}")
+            _check_sample(shards, i, entry)
+        except BrokenSampleError as error:
+            faults.add(f"{file}: {entry.key}", error)
+        tick()
+    return job.shard, faults
+
+
+def _find_doubled(shards: ShardSet, faults: Faults) -> None:
+    """Keys that come twice; 8 bytes a sample are held."""
+    hashes = np.fromiter((seed_of(entry.key) for entry in shards.index), dtype=np.int64, count=len(shards))
+    _, first = np.unique(hashes, return_index=True)
+    for i in np.setdiff1d(np.arange(len(hashes)), first).tolist():
+        entry = shards.index[i]
+        where = f"{shards.manifest.shards[entry.shard].file}: {entry.key}"
+        faults.add(where, BrokenSampleError("duplicate key", "an earlier sample has this key"))
+
+
+def _check_sample(shards: ShardSet, i: int, entry: IndexEntry) -> None:
+    sample = shards.read(i)
+    check_images(sample)
+    if not sample.instruction.strip():
+        raise BrokenSampleError("missing instruction", "the instruction is empty")
+    sizes = tuple(open_image(data).size for data in sample.references)
+    target = open_image(sample.target).size if sample.target else None
+    if (sizes, target) != (entry.references, entry.target):
+        raise BrokenSampleError("index differs", f"images {sizes}, {target}, index {entry.references}, {entry.target}")
+    if (sample.instruction, sample.kind) != (entry.instruction, entry.kind):
+        raise BrokenSampleError("index differs", "another instruction or kind than the index says")

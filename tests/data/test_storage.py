@@ -1,0 +1,146 @@
+"""Data sets behind a URL, on a real HTTP server."""
+
+import itertools
+import multiprocessing
+
+import pytest
+from data_helpers import Server, make_sample
+from torch.utils.data import DataLoader
+
+from scone_pl.data.sample import BrokenSampleError
+from scone_pl.data.shard_writer import write_shards
+from scone_pl.data.shards import ShardSet
+from scone_pl.data.sources import Mixture, Source
+from scone_pl.data.storage import StorageConfig
+from scone_pl.data.stream import Cursor, PackMaker, PackStream
+from scone_pl.errors import UserError
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return StorageConfig(cache_dir=str(tmp_path / "cache"), attempts=3, backoff_seconds=0.01, timeout_seconds=5)
+
+
+def stream_of(url, form, tokenizer, packing, storage, window=None):
+    mixture = Mixture([Source(url)], form, tokenizer, packing, storage, window)
+    return PackStream(PackMaker(mixture, form, tokenizer, packing, seed=3), Cursor())
+
+
+def test_remote_equals_local_and_is_fetched_once(shard_folder, storage):
+    with Server(shard_folder) as server:
+        for _ in range(2):
+            shards = ShardSet.open(server.url, storage)
+            assert list(shards) == list(ShardSet.open(shard_folder))
+        tars = {path: count for path, count in server.requests.items() if path.endswith(".tar")}
+    assert tars == {f"/{i:05d}.tar": 1 for i in range(5)}
+    assert not list(storage.cache.rglob("*.part"))
+
+
+def test_memory_file_system(shard_folder, storage):
+    import fsspec
+
+    fsspec.filesystem("memory").put(str(shard_folder), "/set", recursive=True)
+    assert ShardSet.open("memory://set", storage).read(3) == make_sample(3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_server_that_recovers_leaves_no_trace(shard_folder, form, tokenizer, packing, storage, workers):
+    expected = [
+        b.sequence.keys for b in itertools.islice(stream_of(str(shard_folder), form, tokenizer, packing, None), 9)
+    ]
+    with Server(shard_folder, lambda path, count: 500 if count == 1 else None) as server:
+        loader = DataLoader(stream_of(server.url, form, tokenizer, packing, storage), None, num_workers=workers)
+        batches = list(itertools.islice(loader, 9))
+    assert [batch.sequence.keys for batch in batches] == expected
+    assert not any(batch.skipped for batch in batches)
+
+
+def test_a_shard_that_cannot_be_had_is_skipped_and_not_asked_for_again_at_once(shard_folder, storage):
+    with Server(shard_folder, lambda path, count: 500 if path == "/00001.tar" else None) as server:
+        shards = ShardSet.open(server.url, storage)
+        for i in (13, 14):
+            with pytest.raises(BrokenSampleError, match=r"00001\.tar.*500") as error:
+                shards.read(i)
+            assert error.value.reason == "unreadable shard"
+        assert shards.read(12) == make_sample(12)
+        assert server.requests["/00001.tar"] == storage.attempts
+
+
+def test_wrong_bytes_are_never_cached(shard_folder, storage, tmp_path):
+    folder = tmp_path / "copy"
+    write_shards((make_sample(i) for i in range(4)), folder, progress=False)
+    tar = (folder / "00000.tar").read_bytes()
+    (folder / "00000.tar").write_bytes(tar[:-100])
+    with Server(folder) as server:
+        shards = ShardSet.open(server.url, storage)
+        with pytest.raises(BrokenSampleError, match="checksum differs"):
+            shards.read(0)
+    assert not list(storage.cache.rglob("*.tar"))
+
+
+def test_no_data_set_there_is_one_line(tmp_path, storage):
+    with Server(tmp_path) as server, pytest.raises(UserError, match=r"manifest\.json: cannot be fetched") as error:
+        ShardSet.open(server.url, storage)
+    assert "\n" not in str(error.value)
+    assert sum(server.requests.values()) == 1  # a 404 is an answer
+    with pytest.raises(UserError, match=r"nosuch://bucket.*install that, or copy") as error:
+        ShardSet.open("nosuch://bucket/set", storage)
+    assert "\n" not in str(error.value)
+
+
+def _read_all(url, storage):
+    assert len(list(ShardSet.open(url, storage))) == 60
+
+
+def test_processes_share_a_cache(shard_folder, storage):
+    context = multiprocessing.get_context("fork")
+    with Server(shard_folder, delay=0.05) as server:
+        processes = [context.Process(target=_read_all, args=(server.url, storage)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert all(count == 1 for path, count in server.requests.items() if path.endswith(".tar"))
+
+
+def test_cache_limit(shard_folder, storage):
+    sizes = [path.stat().st_size for path in sorted(shard_folder.glob("*.tar"))]
+    limited = StorageConfig(cache_dir=storage.cache_dir, cache_gigabytes=2.5 * max(sizes) / 1e9)
+    with Server(shard_folder) as server:
+        shards = ShardSet.open(server.url, limited)
+        assert list(shards) == list(ShardSet.open(shard_folder))
+        assert sum(path.stat().st_size for path in limited.cache.rglob("*.tar")) <= 2.5 * max(sizes)
+        assert shards.read(0) == make_sample(0)  # fetched again
+
+
+def test_shuffle_window(shard_folder, form, tokenizer, packing):
+    mixture = Mixture([Source(str(shard_folder), 1.5)], form, tokenizer, packing, shuffle_window=2)
+    whole = Mixture([Source(str(shard_folder), 1.5)], form, tokenizer, packing)
+    orders = [mixture.order(3, epoch) for epoch in range(2)]
+    assert orders[0] != orders[1]
+    for epoch, order in enumerate(orders):
+        assert sorted(order, key=str) == sorted(whole.order(3, epoch), key=str)
+        shards = [(mixture.shard_of(draw), draw.copy) for draw in order]
+        starts = [i for i, unit in enumerate(shards) if unit not in shards[:i]]
+        ends = [len(shards) - 1 - shards[::-1].index(shards[i]) for i in starts]
+        for k in range(2, len(starts), 2):  # a window begins only after the one before has ended
+            assert max(ends[k - 2 : k]) < starts[k]
+    assert mixture.fingerprint(3) != whole.fingerprint(3)
+    with pytest.raises(UserError, match="shuffle_window is 0"):
+        Mixture([Source(str(shard_folder))], form, tokenizer, packing, shuffle_window=0)
+
+
+def test_prefetch_hides_a_slow_server(shard_folder, form, tokenizer, packing, storage):
+    import time
+
+    with Server(shard_folder, delay=0.2) as server:
+        stream = iter(stream_of(server.url, form, tokenizer, packing, storage, window=1))
+        next(stream)
+        waited = 0.0
+        for _ in range(12):
+            time.sleep(0.1)  # the step
+            began = time.perf_counter()
+            next(stream)
+            waited += time.perf_counter() - began
+    assert waited < 0.4  # without prefetch: four more shards, 0.8 s

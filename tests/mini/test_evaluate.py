@@ -1,0 +1,72 @@
+"""Scoring a checkpoint folder: report, tables, picture grid."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scone_pl.errors import UserError
+from scone_pl.generation.sampler import SampledLatents
+from scone_pl.mini.base import write_base
+from scone_pl.mini.commands import main
+from scone_pl.mini.evaluate import Drawn, kept_tokens
+from scone_pl.mini.gallery import gallery
+from scone_pl.mini.world import World, fixed_set
+from scone_pl.model.config import BridgeConfig
+
+
+def answer(episode, blocked):
+    """The perfect picture, with a mask over a grid of 4 x 4 tokens a reference."""
+    return Drawn(episode, episode.target, SampledLatents(torch.zeros(16, 48), (4, 4), blocked=blocked))
+
+
+def test_kept_tokens_are_compared_with_the_box_of_the_meant_subject():
+    episode = World(0).sample("distinction_single_intra", 0)
+    meant = torch.zeros(4, 4, dtype=torch.bool)
+    column = next(s for s in episode.candidates[0] if s.meant).box[0] // 4
+    meant[1:3, column : column + 2] = True
+    assert kept_tokens([answer(episode, (~meant,))]) == {episode.task: {"precision": 1.0, "recall": 1.0}}
+    everything, nothing = torch.zeros(4, 4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)
+    assert kept_tokens([answer(episode, (everything,))]) == {episode.task: {"precision": 0.25, "recall": 1.0}}
+    assert kept_tokens([answer(episode, (nothing,))]) == {episode.task: {"precision": 0.0, "recall": 0.0}}
+    assert kept_tokens([answer(episode, ())]) == {}
+
+
+def test_gallery_has_columns_for_the_bridge_only_where_there_is_a_mask():
+    episodes = fixed_set(1)
+    none = gallery([answer(e, ()) for e in episodes])
+    some = torch.eye(4).bool()
+    masked = gallery([answer(e, (some,) * len(e.references)) for e in episodes])
+    assert none.dtype == np.uint8
+    assert none.shape[0] == masked.shape[0]
+    assert none.shape[1] < masked.shape[1]
+
+
+def test_evaluate_and_report(tmp_path, capsys):
+    write_base(tmp_path / "plain")
+    write_base(tmp_path / "masked")
+    bridge = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=5, threshold=0.0)
+    training = {"mask_sampling": True, "bridge": dataclasses.asdict(bridge)}
+    (tmp_path / "masked/training.json").write_text(json.dumps(training))
+    files = []
+    for name in ("plain", "masked"):
+        output = tmp_path / f"scores of {name}"
+        options = ["--per_task", "2", "--num_inference_steps", "2", "--progress", "false"]
+        assert main(["evaluate", "--checkpoint", str(tmp_path / name), "--output", str(output), *options]) == 0
+        assert (output / "pictures.png").is_file()
+        files.append(str(output / "scores.json"))
+    reports = [json.loads(Path(file).read_text()) for file in files]
+    assert [r["mask"] for r in reports] == [False, True]
+    assert [bool(r["kept"]) for r in reports] == [False, True]
+    assert all(r["pictures"] == 12 and 0 <= r["overall"] <= 10 for r in reports)
+    capsys.readouterr()
+    assert main(["report", "--scores", json.dumps(files), "--names", "[before, after]"]) == 0
+    printed = capsys.readouterr().out
+    assert "composition (COM)" in printed
+    for table in printed.strip().split("\n\n"):
+        assert len({len(line) for line in table.splitlines()}) == 1
+    with pytest.raises(UserError, match="2 --scores and 1 --names"):
+        main(["report", "--scores", json.dumps(files), "--names", "[before]"])
