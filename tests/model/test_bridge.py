@@ -1,0 +1,113 @@
+"""The bridge against a loop that follows SPEC 5 word by word, and what must not have a mask."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from model_helpers import ONE_REFERENCE, TWO_REFERENCES, make_pack, tiny_model
+
+from scone_pl.model.bridge import Bridge
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.sequence import PackedSequence, SplitKind
+from scone_pl.training.losses import flow_matching
+
+CONFIG = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=2, threshold=0.1)
+
+
+def similarity_by_loop(pack: PackedSequence, states: torch.Tensor) -> torch.Tensor:
+    """`states` (L, D) in sequence order."""
+    result = torch.ones(len(pack))
+    for splits in pack.by_sample:
+        text = [s for s in splits if s.kind == SplitKind.TEXT]
+        vae = {s.image: s for s in splits if s.kind == SplitKind.VAE}
+        for split in (s for s in splits if s.kind == SplitKind.VIT):
+            if not text or not vae:
+                continue
+            words = states[text[0].start : text[0].stop]
+            for place in split.content:
+                cosines = [F.cosine_similarity(states[place], word, dim=0) for word in words]
+                result[place] = torch.stack(cosines).mean()
+            if split.image in vae:
+                other = vae[split.image]
+                grid = result[split.start + 1 : split.stop - 1].view(1, 1, *split.grid)
+                resized = F.interpolate(grid, size=other.grid, mode="bilinear", align_corners=False)
+                result[other.start + 1 : other.stop - 1] = resized.flatten()
+    return result
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        (TWO_REFERENCES,),
+        (ONE_REFERENCE, TWO_REFERENCES, ONE_REFERENCE),
+        (ONE_REFERENCE, {**TWO_REFERENCES, "text": None}),
+        ({**ONE_REFERENCE, "references": [((3, 2), None)]}, TWO_REFERENCES),
+        ({**ONE_REFERENCE, "references": [(None, (2, 3))]}, TWO_REFERENCES),
+        ({"text": 4, "targets": [(2, 2)]}, ONE_REFERENCE),
+    ],
+)
+def test_similarity_equals_the_loop(samples: tuple[dict[str, object], ...]) -> None:
+    pack = make_pack(*samples)
+    states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(1))
+    found = Bridge(CONFIG, pack).similarity(states[pack.understanding_index])
+    torch.testing.assert_close(found, similarity_by_loop(pack, states), rtol=1e-5, atol=1e-6)
+
+
+def test_the_threshold_is_strict_and_only_references_are_blocked() -> None:
+    pack = make_pack(TWO_REFERENCES)
+    states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(2))[pack.understanding_index]
+    similarity = Bridge(CONFIG, pack).similarity(states)
+    value = similarity[pack.vit_index].sort().values[3].item()
+    state = Bridge(dataclasses.replace(CONFIG, threshold=value), pack)(states)
+    assert state.blocked.equal(similarity < value)
+    assert not state.blocked[similarity == value].any()
+    assert not state.blocked[~pack.reference_tokens].any()
+    assert state.blocked.sum() >= 3
+
+
+def velocity(bridge: BridgeConfig | None, attention: str = "split") -> torch.Tensor:
+    pack, model = make_pack(TWO_REFERENCES, ONE_REFERENCE), tiny_model()
+    model.attention = attention
+    clean = model.encode_images(pack)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    return flow_matching(model, pack, clean, noise, bridge=bridge).output.velocity
+
+
+def test_hiding_changes_velocities_and_measuring_does_not() -> None:
+    with torch.no_grad():
+        plain = velocity(None)
+        assert velocity(dataclasses.replace(CONFIG, apply_mask=False)).equal(plain)
+        assert velocity(dataclasses.replace(CONFIG, threshold=-1.5)).equal(plain)  # nothing is below it
+        everything = velocity(dataclasses.replace(CONFIG, threshold=1.5))
+        early = velocity(dataclasses.replace(CONFIG, threshold=-1.5, hide_references_early=True))
+        for other in (everything, early):
+            assert (other - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("attention", ["split", "flex"])
+def test_backends_hide_alike(attention: str, early: bool) -> None:
+    config = dataclasses.replace(CONFIG, threshold=0.0, hide_references_early=early)
+    with torch.no_grad():
+        torch.testing.assert_close(velocity(config, attention), velocity(config, "dense"), rtol=1e-4, atol=1e-5)
+
+
+def test_similarity_keeps_its_graph_only_on_request() -> None:
+    pack, model = make_pack(ONE_REFERENCE), tiny_model()
+    clean = model.encode_images(pack)
+    for wanted in (False, True):
+        result = flow_matching(model, pack, clean, clean, bridge=CONFIG, similarity_grad=wanted)
+        assert result.output.bridge is not None
+        assert result.output.bridge.similarity.requires_grad == wanted
+
+
+def test_layers_must_be_in_order_and_exist() -> None:
+    with pytest.raises(ValueError, match="source_layer < first_masked_layer"):
+        BridgeConfig(source_layer=9)
+    pack, model = make_pack(ONE_REFERENCE), tiny_model()
+    clean = model.encode_images(pack)
+    with pytest.raises(ValueError, match=r"last_masked_layer is 15 but the decoder's last layer is 3"):
+        flow_matching(model, pack, clean, clean, bridge=BridgeConfig())
