@@ -49,12 +49,13 @@ parity: install ## compare with the published implementation's numbers
 photos: install ## real photographs through every stage at real resolutions, two steps each (needs ../shared)
 	$(SCONE) mini base --preset mini_photo --output runs/photos/base
 	for subset in scone_single_candidate_refined scone_multi_candidate; do \
-	  $(SCONE) shards convert ../shared/data/scone_s2i_sample data_shards/photos/$$subset --subset $$subset || exit 1; done
+	  [ -e data_shards/photos/$$subset/manifest.json ] || $(SCONE) shards convert ../shared/data/scone_s2i_sample data_shards/photos/$$subset --subset $$subset || exit 1; done
 	$(SCONE) fit --config experiments/photos/stages.yaml
 
-bench: install ## attention and training step: time, memory, ratios to their baselines
+bench: install ## attention, training step and sampling: time, memory, ratios to their baselines
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/sampling.py
 
 tensorboard: install ## watch the runs
 	$(BIN)/tensorboard --logdir runs

@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -36,6 +35,8 @@ from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceBuilder, SequenceFormat, SpecialTokens
 
 PUBLISHED_STEPS = 49
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+clock = CLOCKS["wall"]
 GUIDANCE = GuidanceConfig()
 
 
@@ -87,7 +88,7 @@ def naive(model: Scone, form: SequenceFormat, prompt: Prompt, noise: Tensor, ste
         packs.append(builder.build())
     times, latents, seconds = flow.time_grid(PUBLISHED_STEPS, 3.0), noise, []
     for i in range(steps):
-        start = time.perf_counter()
+        start = clock()
         velocities = []
         for pack in packs:
             clean = model.encode_images(pack).clone()
@@ -96,7 +97,7 @@ def naive(model: Scone, form: SequenceFormat, prompt: Prompt, noise: Tensor, ste
             t[-1] = times[i]
             velocities.append(model(pack, clean, t).velocity)
         latents = flow.euler_step(latents, guide(GUIDANCE, *velocities), times[i], times[i + 1])
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     return seconds
 
 
@@ -104,8 +105,8 @@ def ours(
     model: Scone, form: SequenceFormat, prompt: Prompt, noise: Tensor, config: SamplingConfig
 ) -> tuple[float, list[float]]:
     """Seconds until the first step is done, less a median step (the prefill); seconds of the other steps."""
-    marks = [time.perf_counter()]
-    sample(model, form, [prompt], config, [noise], lambda *_: marks.append(time.perf_counter()))
+    marks = [clock()]
+    sample(model, form, [prompt], config, [noise], lambda *_: marks.append(clock()))
     seconds = [b - a for a, b in pairwise(marks)]
     return max(0.0, seconds[0] - statistics.median(seconds[1:])), seconds[1:]
 
@@ -152,23 +153,23 @@ def time_rows(options: argparse.Namespace) -> None:
         row(f"ours, bridge {percent} % ({layers})", dataclasses.replace(config, bridge=bridge))
 
 
-def cache_rows(options: argparse.Namespace, seconds_of: Callable[[], float] = time.perf_counter) -> None:
+def cache_rows(options: argparse.Namespace) -> None:
     """Prints error and time of the step cache."""
     model = benchmark_model(options) if options.checkpoint is None else from_pretrained(options.checkpoint)
     form = model.sequence_format(SpecialTokens(0, 1, 2, 3))
     prompt = benchmark_prompt(form, options.cache_pixels, options.references)
     noise = initial_noise(prompt, model, form, torch.Generator().manual_seed(0))
     config = SamplingConfig(num_inference_steps=options.cache_steps, guidance=GUIDANCE)
-    start = seconds_of()
+    start = clock()
     whole = sample(model, form, [prompt], config, [noise])[0].tokens
-    full = seconds_of() - start
+    full = clock() - start
     print(f"\n| step cache, {options.cache_steps} steps | error | time / all steps |\n|---|---|---|")
     for interval in options.intervals:
         for order in options.orders:
             cached = dataclasses.replace(config, step_cache=StepCacheConfig(interval=interval, order=order))
-            start = seconds_of()
+            start = clock()
             found = sample(model, form, [prompt], cached, [noise])[0].tokens
-            took = (seconds_of() - start) / full
+            took = (clock() - start) / full
             error = ((found - whole).abs().max() / whole.abs().max()).item()
             print(f"| interval {interval}, order {order} | {error:.4f} | {took:.2f} |", flush=True)
 
@@ -189,12 +190,16 @@ def main() -> None:
     parser.add_argument("--intervals", type=int, nargs="*", default=[2, 3], help="intervals of the step cache")
     parser.add_argument("--orders", type=int, nargs="*", default=[0, 1, 2], help="orders of the step cache")
     parser.add_argument("--checkpoint", help="checkpoint folder for the step cache rows, instead of a random model")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: on a machine with other work")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()
+    global clock
+    clock = CLOCKS[options.clock]
     torch.set_num_threads(options.threads)
     print(
         f"width {options.width}, {options.layers} layers, {options.references} references and picture of "
-        f"{options.pixels} pixels a side, float32, {options.threads} threads, torch {torch.__version__}\n"
+        f"{options.pixels} pixels a side, float32, {options.threads} threads, {options.clock} clock, "
+        f"torch {torch.__version__}\n"
     )
     time_rows(options)
     if options.intervals and options.orders:

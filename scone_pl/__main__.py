@@ -29,9 +29,12 @@ def _usage() -> str:
 
 def _user_error(error: BaseException | None) -> UserError | None:
     """The `UserError` that an exception is or was caused by: jsonargparse wraps what a constructor raises."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, UserError):
+        found = found.__cause__ or found.__context__
+    if found is None and type(error).__name__ in ("MisconfigurationException", "FileNotFoundError"):
+        return UserError(str(error))  # Lightning's own words: no GPU, no such strategy, no such ckpt_path
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,10 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: no verb {verb}; one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         module = importlib.import_module(VERBS[verb][0])
         return module.main(args if verb in LIGHTNING_VERBS else args[1:])
-    except ValueError as error:
+    except Exception as error:
         meant = _user_error(error)
         if meant is None:
             raise

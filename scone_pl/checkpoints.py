@@ -47,7 +47,7 @@ def _weight_files(folder: Path) -> list[Path]:
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return [folder / file for file in sorted(set(_read_json(index)["weight_map"].values()))]
+            return [folder / file for file in sorted(set(_read_json(index).get("weight_map", {}).values()))]
     raise UserError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)} there")
 
 
@@ -97,8 +97,10 @@ def read_config(folder: str | os.PathLike[str]) -> SconeConfig:
             raise UserError(f"{path}: the weights lack {error}; is this a BAGEL or Scone checkpoint?") from error
     if llm.get("tie_word_embeddings"):
         raise UserError(f"{path / 'llm_config.json'}: tie_word_embeddings must be false, BAGEL's head is untied")
-    autoencoder = _read_autoencoder_config(path)
+    if vit.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+        raise UserError(f"{path / 'vit_config.json'}: hidden_act {vit['hidden_act']} is not gelu_pytorch_tanh (SigLIP)")
     try:
+        autoencoder = _read_autoencoder_config(path)
         return SconeConfig(
             decoder=DecoderConfig(
                 vocab_size=llm["vocab_size"],
@@ -125,7 +127,7 @@ def read_config(folder: str | os.PathLike[str]) -> SconeConfig:
             latent_positions_per_side=_side(shapes["latent_pos_embed.pos_embed"]),
         )
     except KeyError as error:
-        raise UserError(f"{path}: llm_config.json or vit_config.json lacks the key {error}") from error
+        raise UserError(f"{path}: llm_config.json, vit_config.json or vae_config.json lacks the key {error}") from error
 
 
 def _side(shape: tuple[int, ...]) -> int:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl.checkpoints import save_pretrained
 from scone_pl.complaints import one_line
@@ -26,8 +27,14 @@ from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
 from scone_pl.training.callbacks import DataProgress, Previews, StepProgress, Throughput
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
-from scone_pl.training.module import SconeModule
+from scone_pl.training.module import SconeModule, check_start
 from scone_pl.training.runs import RunFolder
+
+FREE_ON_RESUME = {
+    *("init_from", "attention", "activation_checkpointing", "sharding"),
+    *("sampling", "mask_sampling", "sampling_seed", "sampling_round", "height", "width"),
+}
+"""Model settings that may change when a run goes on: where and how it computes, not what."""
 
 
 class SconeCLI(LightningCLI):
@@ -48,6 +55,7 @@ class SconeCLI(LightningCLI):
             seed_everything_default=1234,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_kwargs={verb: {"prog": f"python -m scone_pl {verb}"} for verb in self.subcommands()},
             args=args,
         )
 
@@ -99,19 +107,32 @@ class SconeCLI(LightningCLI):
         self._get(self.config_init, "checkpoint").dirpath = str(folder / "checkpoints")
         trainer = self._get(self.config_init, "trainer")
         settings = {"default_root_dir": str(folder), **kwargs}
+        if str(trainer.get("precision")) not in ("None", "32", "32-true", "bf16-mixed"):
+            raise UserError(
+                f"trainer.precision {trainer['precision']} would round the weights that the optimizer updates; use "
+                "32-true with model.sharding.compute_dtype bfloat16 (FullySharded), or bf16-mixed"
+            )
         if trainer.get("logger") in (None, True):
             settings["logger"] = TensorBoardLogger(folder, name="", version="tensorboard")
         callbacks = [DataProgress(), Throughput(), *(trainer.get("callbacks") or [])]
         if trainer.get("enable_progress_bar") is not False:
             callbacks.append(StepProgress())
         settings["callbacks"] = callbacks
-        return super().instantiate_trainer(**settings)
+        built = super().instantiate_trainer(**settings)
+        if built.world_size > 1:
+            # Saving is a collective: a rank that failed alone would wait in it for ever.
+            self._get(self.config_init, "checkpoint").save_on_exception = False
+        return built
 
     # ------------------------------------------------------------------ fit
     def fit(self, **kwargs: Any) -> None:
         """Trains, resuming where an earlier run of the same folder stopped, and writes the weights at the end."""
         folder = RunFolder(Path(self.settings.output_dir))
+        if self.trainer.fast_dev_run:
+            self.trainer.fit(**kwargs)
+            return
         max_steps = self.trainer.max_steps
+        self._check_settings(folder.path / "config.yaml")
         if max_steps >= 0 and folder.finished_steps >= max_steps and not kwargs.get("ckpt_path"):
             folder.begin(self.model.init_from, write=False)
             rank_zero_info(f"{folder.path}: already trained for {folder.finished_steps} steps, nothing to do")
@@ -121,15 +142,15 @@ class SconeCLI(LightningCLI):
             kwargs["ckpt_path"] = resume
         rank_zero_info(f"--- {self.model.init_from} -> {folder.weights}")
         if self.trainer.is_global_zero:
-            self._write_config(folder.path / "config.yaml", resuming=resume is not None)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
+            (folder.path / "config.yaml").write_text(text)
         try:
             self.trainer.fit(**kwargs)
         except SystemExit:
             if self.trainer.interrupted:
                 raise KeyboardInterrupt from None  # Lightning's way out of Ctrl-C, its checkpoint written
             raise
-        if self.trainer.fast_dev_run:
-            return
         self.trainer.save_checkpoint(folder.last_checkpoint, weights_only=False)
         save_pretrained(
             self.model.model,
@@ -141,16 +162,26 @@ class SconeCLI(LightningCLI):
         self.trainer.strategy.barrier("weights written")
         rank_zero_info(f"{folder.weights}: written after {self.trainer.global_step} steps")
 
-    def _write_config(self, file: Path, *, resuming: bool) -> None:
-        """Stores the resolved settings, and says which differ from those that the run began with."""
-        text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
-        if resuming and file.is_file():
-            before, now = yaml.safe_load(file.read_text()), yaml.safe_load(text)
-            changed = [key for key in ("model", "data") if before.get(key) != now.get(key)]
-            for key in changed:
-                rank_zero_warn(f"{file}: resuming with other `{key}` settings than the run began with")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+    def _check_settings(self, file: Path) -> None:
+        """Refuses to resume a run, or to call it finished, when what it trains has other settings now.
+
+        A resumed optimizer keeps its state, so a new learning rate would not even act.
+
+        Raises:
+            UserError: naming the settings that differ from those in `file`.
+        """
+        if not file.is_file() or not RunFolder(file.parent).last_checkpoint.exists():
+            return
+        before = yaml.safe_load(file.read_text())["model"]
+        now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))["model"]
+        changed = ["class_path"] if before["class_path"] != now["class_path"] else []
+        names = before["init_args"].keys() & now["init_args"].keys() - FREE_ON_RESUME
+        changed += sorted(n for n in names if before["init_args"][n] != now["init_args"][n])
+        if changed:
+            raise UserError(
+                f"{file.parent}: began with another model.{', model.'.join(changed)}; restore it, delete that folder, "
+                "or choose another --output_dir"
+            )
 
 
 def parse(args: list[str]) -> SconeCLI:
@@ -198,13 +229,43 @@ def commands(args: list[str]) -> list[list[str]]:
     A wrong key in the last step of a chain must not show after days. Verbs other than `fit` mean the chain's result.
     """
     settings = parse(args).settings
+    weights = settings.model.init_args.init_from
     if not settings.chain:
+        result = RunFolder(Path(settings.output_dir)).weights
+        if args[0] != "fit" and result.is_dir():
+            rank_zero_info(f"weights: {result}, the result of {settings.output_dir}")
+            return [[*args, "--model.init_args.init_from", str(result)]]
+        check_start(weights)
         return [args]
     chain = [ChainStep(**step.as_dict()) for step in settings.chain]
     check_names(chain)
-    planned = plan(args, chain, settings.model.init_args.init_from, settings.output_dir)
-    for command in planned:
-        parse(command)
-    if args[0] == "fit":
-        return planned
-    return [[*planned[-1], "--model.init_args.init_from", f"{settings.output_dir}/{chain[-1].name}/weights"]]
+    planned = plan(args, chain, weights, settings.output_dir)
+    steps = [parse(command).settings for command in planned]
+    if args[0] != "fit":
+        result = RunFolder(Path(steps[-1].output_dir)).weights
+        check_start(str(result))
+        return [[*planned[-1], "--model.init_args.init_from", str(result)]]
+    check_start(weights)
+    check_data(steps)
+    check_stale(steps)
+    return planned
+
+
+def check_data(steps: Sequence[Any]) -> None:
+    """Raises `UserError` if a data set that any step of a chain needs is not there."""
+    for step in steps:
+        for source in [*(step.data.train or []), *(step.data.val or [])]:
+            if "://" not in source.path and not Path(source.path).exists():
+                raise UserError(f"{source.path}: no such folder; {step.output_dir} needs it (see `shards convert`)")
+
+
+def check_stale(steps: Sequence[Any]) -> None:
+    """Raises `UserError` if a step would train on, and so change the weights that a later one has started from."""
+    for i, step in enumerate(steps):
+        unfinished = RunFolder(Path(step.output_dir)).finished_steps < step.trainer.max_steps
+        begun = [s.output_dir for s in steps[i + 1 :] if RunFolder(Path(s.output_dir)).last_checkpoint.exists()]
+        if unfinished and begun:
+            raise UserError(
+                f"{step.output_dir} would train on to {step.trainer.max_steps} steps, but {' and '.join(begun)} "
+                "started from its present weights; delete the latter, or choose another --output_dir"
+            )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +29,7 @@ from scone_pl.data.packing import PackingConfig, PreparedSample, prepare_sample
 from scone_pl.data.sample import Sample
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
+from scone_pl.generation.checks import as_device
 from scone_pl.generation.guidance import GuidanceConfig
 from scone_pl.generation.prompts import prompts_of
 from scone_pl.generation.sampler import Prompt, SamplingConfig, decode_latents, sample, to_uint8
@@ -80,6 +82,20 @@ def close(name: str, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE)
     return Comparison(name, error if error == error else float("inf"), tolerance)
 
 
+class _Noted(dict[str, Tensor]):
+    """Tensors by name that remember which were asked for, so that nothing in a folder passes unread."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise UserError(f"expected.safetensors: no tensor {name}; is the parity folder whole?")
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
 class _GivenIds:
     """Stands in for a tokenizer where the ids are given."""
 
@@ -95,10 +111,10 @@ class ParityCase:
 
     def __init__(self, folder: Path, *, attention: str, device: str) -> None:
         """Raises `UserError` if the folder is not a parity folder."""
-        self.device = torch.device(device)
+        self.device = as_device(device)
         try:
             self.expected: dict[str, Any] = json.loads((folder / "expected.json").read_text())
-            self.tensors = load_file(folder / "expected.safetensors")
+            self.tensors = _Noted(load_file(folder / "expected.safetensors"))
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise UserError(
                 f"{folder}: not a parity folder, expected.json or .safetensors unreadable ({error})"
@@ -118,7 +134,7 @@ class ParityCase:
         self.bridge = BridgeConfig(
             source_layer=bridge["source_layer"],
             first_masked_layer=bridge["first_masked_layer"],
-            last_masked_layer=bridge["last_masked_layer"],
+            last_masked_layer=min(bridge["last_masked_layer"], self.model.config.decoder.num_layers - 1),
             threshold=bridge["threshold"],
         )
 
@@ -128,7 +144,8 @@ class ParityCase:
         described = self.expected["samples"][number]
         encoded = [_png(self.tensors[f"sample{number}.image{i}"]) for i in range(described["num_refs"] + 1)]
         packing = PackingConfig(
-            instruction_dropout=1.0 if described["drop_text"] else 0.0,
+            # Sampling always has its instruction; dropping it is for training.
+            instruction_dropout=1.0 if described["drop_text"] and vit_source == "original" else 0.0,
             vae_resize=self._limits("vae_transform"),
             vit_resize=self._limits("vit_transform"),
             vit_source=vit_source,
@@ -165,6 +182,8 @@ class ParityCase:
         yield from self._training("bridge", pack, clean, self.bridge)
         if "infer" in self.expected:
             yield from self._inference()
+        for name in sorted(self.tensors.keys() - self.tensors.read):
+            yield Comparison(f"{name}: not compared", math.inf, 0)
 
     def _packing(self, pack: PackedSequence) -> Iterator[Comparison]:
         expected, tensors = self.expected["pack"], self.tensors
@@ -239,6 +258,7 @@ class ParityCase:
         # A norm far below the others is rounding noise of sums that cancel; it is measured against their scale.
         floor = 1e-3 * max(expected.values())
         errors = {n: abs(ours[n] - norm) / max(norm, floor) for n, norm in expected.items()}
+        errors |= {n: math.inf for n, norm in expected.items() if (norm == 0) != (ours[n] == 0)}
         worst = max(errors, key=lambda n: errors[n])
         yield Comparison(f"{prefix}.grad_norms ({len(expected)})", errors[worst], TOLERANCE)
 
@@ -296,7 +316,7 @@ def parity(folder: Path, attention: Literal["split", "flex", "dense"] = "split",
         attention: attention backend.
         device: cpu or cuda.
     """
-    if attention == "flex" and torch.device(device).type == "cpu":
+    if attention == "flex" and as_device(device).type == "cpu":
         raise UserError("FlexAttention has no backward on the CPU; use --device cuda, or --attention split")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     case = ParityCase(folder, attention=attention, device=device)

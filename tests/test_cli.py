@@ -117,3 +117,32 @@ def test_the_other_verbs(mini_world: Path, tmp_path: Path) -> None:
     tested = run_scone("test", *common, cwd=mini_world)
     assert tested.returncode == 2
     assert "data.test" in tested.stderr
+
+
+def test_what_would_silently_mean_something_else_is_refused(
+    mini_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["fit", "--config", STAGE1, "--output_dir", str(tmp_path), "--data.num_workers", "0"]
+    args += ["--trainer.enable_progress_bar", "false", "--data.packing.token_budget", "800"]
+    assert run_scone(*args, "--trainer.max_steps", "1", cwd=mini_world).returncode == 0
+    line = error_of(capsys, *args, "--trainer.max_steps", "2")
+    assert "base would train on to 2 steps, but" in line
+    single = [*args[:4], str(tmp_path / "base"), *args[5:], "--chain", "null", "--trainer.max_steps", "2"]
+    other_rate = "--model.init_args.optimizer.lr=0.5"
+    assert "began with another model.optimizer" in error_of(capsys, *single, other_rate)
+    assert "would round the weights" in error_of(capsys, *single, "--trainer.precision", "bf16-true")
+    moved = run_scone("validate", *single[1:], "--trainer.limit_val_batches", "1", cwd=mini_world)
+    assert moved.returncode == 0, moved.stderr
+    assert f"weights: {tmp_path / 'base/weights'}" in moved.stderr
+
+
+def test_every_step_s_data_is_looked_for_before_the_first_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(Path(STAGE1).read_text())
+    content["chain"][1]["data"] = {"train": [{"path": "nowhere"}]}
+    file = tmp_path / "changed.yaml"
+    file.write_text(yaml.safe_dump(content))
+    line = error_of(capsys, "fit", "--config", str(file), "--output_dir", str(tmp_path / "out"))
+    assert "nowhere: no such folder" in line
+    assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from scone_pl import flow
+from scone_pl.generation.guidance import GuidanceConfig
 
 
 def test_timesteps() -> None:
@@ -39,3 +40,13 @@ def test_euler_steps_along_the_true_velocity_reach_the_image() -> None:
     for t, t_next in pairwise(grid):
         latents = flow.euler_step(latents, flow.velocity_target(clean, noise), t, t_next)
     torch.testing.assert_close(latents, clean, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("points", "interval", "guided"), [(6, (0.4, 1.0), 3), (11, (0.4, 1.0), 6), (5, (0.0, 1.0), 4)]
+)
+def test_guidance_leaves_out_the_lower_end_of_its_interval(
+    points: int, interval: tuple[float, float], guided: int
+) -> None:
+    config = GuidanceConfig(interval=interval)
+    assert sum(config.active(t) for t in flow.time_grid(points - 1, 1.0)[:-1]) == guided

@@ -15,15 +15,16 @@ Item = TypeVar("Item")
 
 
 class Prefetcher:
-    """One background thread; without remote sources none."""
+    """Two background threads (one waits, one receives); without remote sources none."""
 
     def __init__(self, mixture: Mixture) -> None:
         self._mixture = mixture
         self._wanted: queue.Queue[tuple[int, int]] = queue.Queue()
         self._asked: dict[tuple[int, int], None] = {}
         if mixture.has_remote:
-            # A daemon: neither the end of a run nor a killed worker waits for a slow server.
-            threading.Thread(target=self._work, daemon=True).start()
+            for _ in range(2):
+                # A daemon: neither the end of a run nor a killed worker waits for a slow server.
+                threading.Thread(target=self._work, daemon=True).start()
 
     def want(self, draws: Iterable[Draw]) -> None:
         """Asks for the shards of a pack; returns at once."""

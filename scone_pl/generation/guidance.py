@@ -30,9 +30,13 @@ class GuidanceConfig:
     rescale_min: float = 0.0
     """Smallest factor that rescaling may apply."""
 
-    def active(self, t: float) -> bool:
-        """Whether the guided branches are needed at time `t`."""
-        return self.text_scale > 1 and self.interval[0] < t <= self.interval[1]
+    def active(self, t: Tensor) -> bool:
+        """Whether the guided branches are needed at time `t`, a 0-d float32 tensor.
+
+        Torch brings the interval's ends to float32 for the comparison, as the release does: a time that is an end of
+        the interval would otherwise fall on either side of it.
+        """
+        return self.text_scale > 1 and bool(self.interval[0] < t) and bool(t <= self.interval[1])
 
     @property
     def needs_image_branch(self) -> bool:

@@ -92,7 +92,7 @@ def sample(
     cache = None if config.step_cache is None else StepCache(config.step_cache, config.num_inference_steps)
     for i in range(config.num_inference_steps):
         t = times[i].item()
-        guided = config.guidance.active(t)
+        guided = config.guidance.active(times[i])
         velocity = None if cache is None else cache.guess(i, t, guided=guided)
         if velocity is None:
             velocity = branches.velocity(latents, t, sizes, guided=guided)

@@ -37,13 +37,16 @@ class WorldSet:
     def sample_of(self, episode: Episode) -> Sample:
         """The episode as this set tells it.
 
-        Boxes are told of several candidates only: an alignment term that sees lone subjects, where every word means
-        all there is, makes all subjects look alike, and shapes are then never told apart. The background counts as
-        meant: only distractors are to be blocked, so that what is left looks like a reference of Stage I.
+        Boxes are told where there are several candidates: an alignment term that sees lone subjects, where every word
+        means all there is, makes all subjects look alike, and shapes are then never told apart. Outside of grounding
+        the background counts as meant, so that the mask hides distractors only and what is left looks like a
+        reference of Stage I; in grounding it does not, since telling subjects from it is a step on the way to shapes.
         """
         sample = episode.to_grounding() if self.grounding else episode.to_sample()
         if sample.candidates is None or sample.kind == "single":
             return replace(sample, candidates=None)
+        if self.grounding:
+            return sample
         return replace(sample, candidates=tuple((*group, *_background(group)) for group in sample.candidates))
 
 

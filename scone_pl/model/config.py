@@ -116,7 +116,7 @@ class BridgeConfig:
     """False: similarity is only measured, nothing is hidden (monitoring; the alignment term before Stage II)."""
     hide_references_early: bool = False
     """Beyond the paper: up to and including the source layer target queries see no reference token at all, so that
-    nothing of a distractor is copied before the mask exists. Needed by small models, see docs."""
+    nothing of a distractor is copied before the mask exists. Needed by small models (experiments/mini)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.source_layer < self.first_masked_layer <= self.last_masked_layer:

@@ -8,6 +8,7 @@ Shapes: L tokens = U understanding + N latent tokens, D hidden size, H heads, K 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +18,7 @@ from scone_pl.model.bridge import Bridge, BridgeState
 from scone_pl.model.config import DecoderConfig
 from scone_pl.model.embeddings import apply_rotary, rotary_tables
 from scone_pl.model.experts import ByExpert, RMSNorm, Routing
+from scone_pl.model.heap import trim_heap
 
 Rotary = tuple[Tensor, Tensor]
 
@@ -89,6 +91,8 @@ class DecoderLayer(nn.Module):
         self, understanding: Tensor, generation: Tensor, routing: Routing, rotary: Rotary, plan: AttentionPlan
     ) -> ByExpert:
         """(U, D), (N, D) -> the same, updated."""
+        if understanding.device.type == "cpu" and torch.is_grad_enabled():
+            trim_heap()  # also when a checkpointed layer is recomputed in the backward pass
         x = ByExpert(understanding, generation)
         normed = x.map(self.input_layernorm, self.input_layernorm_moe_gen)
         x = x + self.self_attn(normed, routing, rotary, plan, self.layer)

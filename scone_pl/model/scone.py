@@ -72,6 +72,8 @@ class Scone(nn.Module):
         self.config = config
         self.attention = "split"
         """Name of the attention backend, a key of `ATTENTION_BACKENDS`."""
+        self.runs_towers_always = False
+        """Run the ViT for packs without ViT tokens too: under FSDP every rank must gather the same weights."""
         hidden = config.decoder.hidden_size
         self.language_model = LanguageModel(config.decoder)
         self.vit_model = SiglipModel(config.vit)
@@ -104,6 +106,10 @@ class Scone(nn.Module):
             features = self.connector(self.vit_model(pack.vit_patches, pack.vit_positions, lengths))
             features = features + self.vit_pos_embed(pack.vit_positions).to(features.dtype)
             understanding = understanding.index_copy(0, row[pack.vit_index], features)
+        elif self.runs_towers_always:
+            blank = pack.vit_patches.new_zeros(1, 3 * self.config.vit.patch_size**2)
+            unused = self.connector(self.vit_model(blank, pack.text_ids.new_zeros(1), [1]))
+            understanding = understanding + 0 * unused.sum().to(understanding.dtype)
         generation = self.vae2llm(latents.to(self.vae2llm.weight.dtype))
         generation = generation + pack.expand_latent_splits(self.time_embedder(timesteps))
         generation = generation + self.latent_pos_embed(pack.latent_positions).to(generation.dtype)

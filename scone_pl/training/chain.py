@@ -1,7 +1,7 @@
 """One stage after the other: a configuration with a `chain` is run step by step.
 
 Each step is the configuration plus its own overrides, in a folder of its own, starting from the weights of the step
-before with a fresh optimizer. Command-line arguments win over both. A step that is finished is skipped, an
+before with a fresh optimizer. Arguments typed behind --config win over both. A step that is finished is skipped, an
 interrupted one resumes, so the same command always goes on where it stopped.
 """
 
@@ -37,6 +37,8 @@ class ChainStep:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"chain step name {self.name!r} must consist of letters, digits, _ and -")
+        if "init_from" in self.model.get("init_args", {}):
+            raise ValueError(f"chain step {self.name} starts from the weights before it; leave out its init_from")
 
     def overrides(self) -> dict[str, Any]:
         """As a configuration to lay over the common one."""

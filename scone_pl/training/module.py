@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from scone_pl.checkpoints import check_folder, load_weights, read_config
+from scone_pl.data.seeding import seed_of
 from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
@@ -96,7 +97,7 @@ class SconeModule(pl.LightningModule):
             bridge: The understanding bridge; null = no mask.
             optimizer: AdamW settings.
             timestep_shift: Shift of the training noise levels (SPEC 4: 1).
-            text_loss_weight: Weight of the cross-entropy on labelled text, where the data has any.
+            text_loss_weight: Weight of the cross-entropy on labelled text (no data source here yields any yet).
             alignment: Optional supervision of the bridge's similarity.
             attention: Attention backend: split (any device) or flex (CUDA).
             activation_checkpointing: Recompute each decoder layer in the backward pass to save memory.
@@ -135,6 +136,11 @@ class SconeModule(pl.LightningModule):
                 f"{folder} is {last_layer}"
             )
         self.tokenizer = Tokenizer.from_folder(folder)
+        if self.tokenizer.vocab_size > self.config.decoder.vocab_size:
+            raise UserError(
+                f"{folder}: its tokenizer has {self.tokenizer.vocab_size} ids, but the model embeds "
+                f"{self.config.decoder.vocab_size}; use the tokenizer files that belong to these weights"
+            )
         self.sequence_format = self.config.sequence_format(self.tokenizer.special)
         self.picture_size = picture_size(self.sequence_format, height, width)
         check_sampling(self.sampling, self.config.decoder.num_layers)
@@ -145,6 +151,8 @@ class SconeModule(pl.LightningModule):
         if hasattr(self, "model"):
             return
         model = self.meta_model()
+        if self.attention == "flex" and self.trainer.strategy.root_device.type == "cpu":
+            raise UserError("model.attention: flex has no backward on the CPU; use split")
         if getattr(self, "_device_mesh", None) is not None:
             shard(model, self.device_mesh, self.sharding)
         model.to_empty(device=self.trainer.strategy.root_device)
@@ -181,9 +189,10 @@ class SconeModule(pl.LightningModule):
         pack = batch.sequence
         # The noise depends on the batch's own seed alone: neither ranks nor resuming change it.
         with torch.no_grad():
-            device_generator = torch.Generator(self.device).manual_seed(batch.seed)
+            device_generator = torch.Generator(self.device).manual_seed(seed_of("posterior", batch.seed))
             clean = self.model.encode_images(pack, device_generator, sample=sample_posterior).float()
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(batch.seed)).to(clean.device)
+        noise_generator = torch.Generator().manual_seed(seed_of("noise", batch.seed))
+        noise = torch.randn(clean.shape, generator=noise_generator).to(clean.device)
         aligned = self.alignment.weight > 0
         result = losses.flow_matching(
             self.model,
@@ -208,18 +217,19 @@ class SconeModule(pl.LightningModule):
                 found["alignment"] = losses.alignment(state, pack, self.bridge.threshold, self.alignment.temperature)
         return found
 
-    def _per_token(self, total: Tensor, count: Tensor) -> Tensor:
-        """One rank's share of a mean over the tokens of all ranks.
+    def _mean_counts(self, found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Target tokens and labels of a rank, averaged over the ranks.
 
-        Ranks' gradients are averaged, so the sum is divided by the mean count: every token weighs the same (SPEC 4).
+        Ranks' gradients are averaged, so sums are divided by mean counts: every token of all ranks weighs the same
+        (SPEC 4). Packs of one accumulated step count alike whatever their size.
         """
-        mean_count = self.trainer.strategy.reduce(count.detach(), reduce_op="mean")
-        return total / mean_count.clamp(min=1)
+        counts = torch.stack([found["targets"], found["labels"]])
+        return self.trainer.strategy.reduce(counts, reduce_op="mean").clamp(min=1).unbind()  # type: ignore[return-value]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         found = self._losses(batch, sample_posterior=True)
-        flow_loss = self._per_token(found["squared_error"], found["targets"])
-        text_loss = self._per_token(found["cross_entropy"], found["labels"])
+        targets, labels = self._mean_counts(found)
+        flow_loss, text_loss = found["squared_error"] / targets, found["cross_entropy"] / labels
         # Without labels the text loss is an exact 0 that still ties the language head into the graph.
         loss = flow_loss + self.text_loss_weight * text_loss
         logged = {"train/flow": flow_loss, "train/text": text_loss}
@@ -228,8 +238,9 @@ class SconeModule(pl.LightningModule):
             logged["train/alignment"] = found["alignment"]
         if "blocked_share" in found:
             logged["bridge/blocked_share"] = found["blocked_share"]
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({name: value.detach() for name, value in logged.items()})
+        # Each rank holds its share of a global mean, so the mean over ranks is that mean.
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
+        self.log_dict({name: value.detach() for name, value in logged.items()}, sync_dist=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
@@ -304,9 +315,18 @@ def check_start(init_from: str) -> Path:
         UserError: it is not there; the message says where published weights come from and what runs without them.
     """
     if not Path(init_from).is_dir():
+        missing = f"model.init_from: no checkpoint folder {init_from}"
+        if Path(init_from).name == "base":
+            preset = " --preset mini_photo" if "photo" in init_from else ""
+            raise UserError(f"{missing}; make it with: python -m scone_pl mini base --output {init_from}{preset}")
+        bagel = "BAGEL-7B-MoT (Hugging Face: ByteDance-Seed/BAGEL-7B-MoT, to be put into weights/BAGEL-7B-MoT)"
+        how = f"it is {bagel}"
+        if Path(init_from).name == "weights":
+            how = (
+                f"the stage before writes it, so run that first; at 7B Stage I, experiments/stage1.yaml, needs {bagel}"
+            )
         raise UserError(
-            f"model.init_from: no checkpoint folder {init_from}; either run the earlier stage that "
-            "writes it, or put BAGEL-7B-MoT (Hugging Face: ByteDance-Seed/BAGEL-7B-MoT) into weights/BAGEL-7B-MoT; "
-            "without weights `make demo` runs the same recipe small: experiments/mini/stage1.yaml and stage2.yaml"
+            f"{missing}; {how}; without published weights `make demo` runs the same recipe small: "
+            "experiments/mini/stage1.yaml and stage2.yaml"
         )
     return check_folder(init_from)

@@ -36,9 +36,11 @@ class PredictionFolder:
         return self.path / sample.metadata.get("task_type", "") / f"{sample.key}.png"
 
     def is_finished(self, sample: Sample) -> bool:
-        """Whether its picture is there and can be decoded to its last pixel."""
+        """Whether its picture is there, whole to its last chunk, and can be decoded."""
         try:
             with Image.open(self.file_of(sample)) as image:
+                image.verify()
+            with Image.open(self.file_of(sample)) as image:  # verifying uses an image up
                 image.load()
         except (OSError, SyntaxError, ValueError):
             return False

@@ -2,6 +2,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from data_helpers import TINY, encode
+from PIL import Image
 
 from scone_pl.data.commands import main
 from scone_pl.data.convert import ConvertConfig, convert
@@ -132,7 +133,11 @@ def test_command_line(source, tmp_path, capsys, monkeypatch):
     assert "3 missing image" in text
     assert main(["verify", str(out)]) == 0
     assert main(["stats", str(TINY / "multi"), "--token_budget", "8000", "--ranks", "1"]) == 0
-    assert "8 (multi: 8)" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "8 (multi: 8)" in text
+    assert "first come, first packed" in text
+    with Image.open(tmp_path / "runs/contact_sheets/multi.png") as sheet:
+        assert sheet.height == 8 * 160
     tar = out / "00000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"IDAT", b"IDAX"))
     assert main(["verify", str(out)]) == 1

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
+import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,3 +225,16 @@ def test_samples_over_the_budget_are_reported(shard_folder, form, tokenizer, pac
     assert mixture.over_budget == sum(length > 60 for length in mixture.lengths[0])
     assert f"{mixture.over_budget} of 60 samples" in mixture.over_budget_message()
     assert sum(map(len, mixture.plan(0, 0))) == 60 - mixture.over_budget
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def test_memory_does_not_grow(maker):
+    """At a larger scale: `benchmarks/data.py`."""
+    stream, marks, seen = iter(PackStream(maker, Cursor())), [], 0
+    while seen < 3000:
+        seen += next(stream).sequence.num_samples
+        marks.append(resident())
+    assert marks[-1] - marks[len(marks) // 3] < 5

@@ -150,3 +150,32 @@ def test_to_tensor_range():
     image = Image.new("RGB", (2, 1))
     image.putpixel((1, 0), (255, 255, 255))
     assert to_tensor(image).tolist() == [[[-1.0, 1.0]]] * 3
+
+
+def photo(width, height):
+    """Smooth colours, as JPEG likes them."""
+    y, x = np.mgrid[:height, :width] / 100
+    pixels = np.stack([np.sin(x + y), np.cos(x), np.sin(y)], -1)
+    return Image.fromarray((127.5 + 120 * pixels).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("size", "gap"), [((300, 200), 2), ((1000, 333), 12), ((2400, 1600), 12)])
+def test_fast_pixels_have_the_same_sizes_and_nearly_the_same_values(size, gap):
+    data = save(photo(*size), "JPEG", quality=95)
+    limits = ResizeLimits(max_size=256, min_size=128)
+    exact, fast = limits.with_stride(16), limits.with_stride(16, fast=True)
+    drafted = decode_rgb(data, draft_for=[fast])
+    assert (drafted.size != size) == (size[0] > 512)
+    for interleaved in (False, True):
+        one, two = exact(decode_rgb(data)), fast(drafted, interleaved=interleaved)
+        assert one.shape == two.shape
+        assert (one - two).abs().max() * 127.5 <= gap
+    assert torch.equal(fast(drafted), to_tensor(fast.resize(drafted)))
+    png = save(photo(600, 400))
+    assert decode_rgb(png, draft_for=[fast]).size == (600, 400)
+
+
+def test_interleaved_is_only_a_layout():
+    image = photo(30, 20)
+    assert torch.equal(to_tensor(image), to_tensor(image, interleaved=True))
+    assert to_tensor(image).is_contiguous()

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from scone_pl.cli import SconeCLI, commands
 from scone_pl.training.parts import part_of
 
-RECIPES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").rglob("*.yaml"))
+RECIPES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").rglob("*.yaml") if p.name != "predict.yaml")
+"""Of `fit`; predict.yaml is run by tests/generation/test_predict_jsonl.py."""
 LARGE = [p for p in RECIPES if p.parts[1] not in ("mini", "photos")]
 SMALL = [p for p in RECIPES if p.parts[1] in ("mini", "photos")]
 

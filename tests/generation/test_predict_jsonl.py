@@ -1,5 +1,6 @@
 """`predict` over a JSONL: the same pictures whatever the ranks and interruptions, and one line for what is wrong."""
 
+import io
 import json
 import os
 import signal
@@ -10,9 +11,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_scone
 from PIL import Image
-from pipeline_helpers import pixels, write_folder, write_jsonl, write_picture
+from pipeline_helpers import ROOT, pixels, run_scone, write_folder, write_jsonl, write_picture
 
 from scone_pl.cli import SconeCLI
 from scone_pl.data.jsonl import JsonlPrompts, read_requests
@@ -20,6 +20,7 @@ from scone_pl.data.sample import Sample
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.generation.images import load_all
+from scone_pl.generation.pictures import save_picture
 from scone_pl.generation.pipeline import SconePipeline
 from scone_pl.training.predictions import PredictionFolder, picture_seed
 
@@ -91,14 +92,8 @@ def test_equals_the_pipeline_with_the_seed_of_the_key(straight, folder, prompts)
             output_type="np",
         ).images[0]
         file = f"{record['task_type']}/{record['key']}.png" if "task_type" in record else f"{record['key']}.png"
-        with Image.open(_bytes(straight[file])) as image:
+        with Image.open(io.BytesIO(straight[file])) as image:
             assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
-
-
-def _bytes(data):
-    import io
-
-    return io.BytesIO(data)
 
 
 def test_seed_and_round_change_all_pictures(straight, folder, prompts, tmp_path, monkeypatch):
@@ -133,7 +128,7 @@ def test_finished_pictures_are_kept_and_broken_ones_made_again(straight, folder,
 
 def test_other_settings_do_not_mix_into_a_folder(folder, prompts, tmp_path, monkeypatch):
     run(monkeypatch, folder, prompts, tmp_path)
-    with pytest.raises(UserError, match="round was 0, now 1.*--output_dir"):
+    with pytest.raises(UserError, match=r"round was 0, now 1.*--output_dir"):
         run(monkeypatch, folder, prompts, tmp_path, "--model.init_args.sampling_round", "1")
 
 
@@ -156,14 +151,12 @@ def test_killed_in_the_middle_then_started_again(straight, folder, prompts, tmp_
 
 
 def test_a_half_written_picture_never_has_the_final_name(tmp_path, monkeypatch):
-    from scone_pl.generation import pictures as module
-
-    def fail(*_):
+    def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.os, "replace", fail)
+    monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        module.save_picture(pixels(), tmp_path / "x.png")
+        save_picture(pixels(), tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
 

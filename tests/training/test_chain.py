@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def test_a_run_resumes_only_from_the_weights_it_started_from(tmp_path: Path) -> 
     run.last_checkpoint.touch()
     assert run.begin(start) == str(run.last_checkpoint)
     identity = weights_identity(start)
+    assert weights_identity(shutil.copytree(start, tmp_path / "copy")) == identity
     _weights(tmp_path / "before", 200)
     assert weights_identity(start) != identity
     with pytest.raises(UserError, match="started from other weights"):
