@@ -126,14 +126,16 @@ def test_what_would_silently_mean_something_else_is_refused(
     args += ["--trainer.enable_progress_bar", "false", "--data.packing.token_budget", "800"]
     assert run_scone(*args, "--trainer.max_steps", "1", cwd=mini_world).returncode == 0
     line = error_of(capsys, *args, "--trainer.max_steps", "2")
-    assert "base would train on to 2 steps, but" in line
-    single = [*args[:4], str(tmp_path / "base"), *args[5:], "--chain", "null", "--trainer.max_steps", "2"]
+    first = Path(line.split()[1])
+    assert first.parent == tmp_path
+    assert "would train on to 2 steps, but" in line
+    single = [*args[:4], str(first), *args[5:], "--chain", "null", "--trainer.max_steps", "2"]
     other_rate = "--model.init_args.optimizer.lr=0.5"
     assert "began with another model.optimizer" in error_of(capsys, *single, other_rate)
     assert "would round the weights" in error_of(capsys, *single, "--trainer.precision", "bf16-true")
     moved = run_scone("validate", *single[1:], "--trainer.limit_val_batches", "1", cwd=mini_world)
     assert moved.returncode == 0, moved.stderr
-    assert f"weights: {tmp_path / 'base/weights'}" in moved.stderr
+    assert f"weights: {first / 'weights'}" in moved.stderr
 
 
 def test_every_step_s_data_is_looked_for_before_the_first_trains(

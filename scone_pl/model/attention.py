@@ -47,6 +47,9 @@ class AttentionPlan(ABC):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """(G, H, q, E), (G, K, k, E), (G, K, k, E) -> (G, H, q, E), with grouped-query heads where H > K."""
+    if mask is not None and q.is_cuda and q.shape[1] != k.shape[1]:
+        # No CUDA kernel takes both a mask and grouped heads: the fallback would hold all scores.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )

@@ -105,7 +105,7 @@ class Scone(nn.Module):
             lengths = [rows * columns for rows, columns in pack.vit_grids]
             features = self.connector(self.vit_model(pack.vit_patches, pack.vit_positions, lengths))
             features = features + self.vit_pos_embed(pack.vit_positions).to(features.dtype)
-            understanding = understanding.index_copy(0, row[pack.vit_index], features)
+            understanding = understanding.index_copy(0, row[pack.vit_index], features.to(words.dtype))
         elif self.runs_towers_always:
             blank = pack.vit_patches.new_zeros(1, 3 * self.config.vit.patch_size**2)
             unused = self.connector(self.vit_model(blank, pack.text_ids.new_zeros(1), [1]))
