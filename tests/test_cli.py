@@ -129,7 +129,7 @@ def test_what_would_silently_mean_something_else_is_refused(
     first = Path(line.split()[1])
     assert first.parent == tmp_path
     assert "would train on to 2 steps, but" in line
-    single = [*args[:4], str(first), *args[5:], "--chain", "null", "--trainer.max_steps", "2"]
+    single = ["fit", "--config", str(first / "config.yaml"), "--trainer.max_steps", "2"]  # what the run left
     other_rate = "--model.init_args.optimizer.lr=0.5"
     assert "began with another model.optimizer" in error_of(capsys, *single, other_rate)
     assert "would round the weights" in error_of(capsys, *single, "--trainer.precision", "bf16-true")

@@ -222,7 +222,7 @@ def main(args: list[str]) -> int:
 def _spelled_out(args: list[str]) -> list[str]:
     """As jsonargparse spells it: `--image+` appends to a list, switches have a value."""
     spelled = []
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
         if arg == "--image" or arg.startswith("--image="):
             arg = arg.replace("--image", "--image+", 1)
         elif arg in ("--dry_run", "--compile") and following not in ("true", "false"):
