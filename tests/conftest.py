@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from running import ROOT
 
 from scone_pl.checkpoints import config_files
 from scone_pl.data.tokenizer import byte_tokenizer
@@ -20,8 +18,6 @@ from scone_pl.model.config import bagel_7b
 from scone_pl.model.scone import Scone
 
 torch.set_num_threads(1)  # models are tiny, and tests run side by side
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -67,17 +63,3 @@ def bagel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text(json.dumps(content))
     byte_tokenizer().save(folder)
     return folder
-
-
-def run_scone(*args: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """`python -m scone_pl ...` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    return subprocess.run(
-        [sys.executable, "-m", "scone_pl", *args],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, run_scone
+from running import ROOT, run_scone
 
 from scone_pl.__main__ import main
 

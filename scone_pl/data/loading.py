@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset
 
 from scone_pl.data.stream import Batch, Place
@@ -33,14 +35,26 @@ class PackLoader:
     def __iter__(self) -> Iterator[Batch]:
         try:
             yield from self._begin()
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except Exception as error:  # whatever it is, the other ranks would wait for this one
+            failure = self._failure(error)
+            if failure is None:
                 raise
-            message = (
-                f"a data worker process ended ({' '.join(str(error).split())}): out of memory or shared memory? "
-                "Use fewer data.num_workers; the same command goes on from the last checkpoint"
+            yield Batch(SequenceBuilder(self._form).build(), Place(0, 0, 0), seed=0, failure=failure)
+
+    def _failure(self, error: Exception) -> str | None:
+        """What to tell all ranks; None = there are no others and it is no dead worker, so it may be raised."""
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raised_there = "in DataLoader worker process" in text
+        if self.num_workers and isinstance(error, (RuntimeError, OSError, EOFError)) and not raised_there:
+            # A dead worker shows as PyTorch's RuntimeError, or as a connection that ends while a batch is received.
+            return (
+                f"a data worker process ended ({text}): out of memory or shared memory? Use fewer data.num_workers; "
+                "the same command goes on from the last checkpoint"
             )
-            yield Batch(SequenceBuilder(self._form).build(), Place(0, 0, 0), seed=0, failure=message)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            traceback.print_exception(error)
+            return f"reading data failed on rank {dist.get_rank()} ({text}); its traceback is in the log"
+        return None
 
     def _begin(self) -> Iterator[Batch]:
         if not self.num_workers or threading.current_thread() is not threading.main_thread():

@@ -57,6 +57,7 @@ def shards(
             tasks=WORLD_SETS[name].tasks,
             stream=WORLD_SETS[name].stream,
             grounding=WORLD_SETS[name].grounding,
+            boxes=WORLD_SETS[name].boxes,
             config=world,
             samples_per_shard=samples_per_shard,
             progress=progress,

@@ -21,7 +21,7 @@ from scone_pl.data.transforms import ResizeLimits
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS, average_row, overall_score, task_means
 from scone_pl.generation.prompts import prompts_of
 from scone_pl.generation.sampler import SampledLatents, SamplingConfig, decode_latents, initial_noise, sample, to_uint8
-from scone_pl.mini.episode import Episode
+from scone_pl.mini.episode import Episode, Subject
 from scone_pl.mini.judge import Failure, judge
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
@@ -109,32 +109,33 @@ def evaluate(
 
 
 def kept_tokens(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:
-    """Per task how well the reference tokens that the bridge kept match the boxes of the meant subjects.
+    """Per task how well the bridge told the meant subjects' reference tokens from their distractors'.
 
     Returns:
-        Task -> precision and recall over all its tokens, in [0, 1]; empty without a mask.
+        Task -> precision (of the kept tokens that show a subject, the share that show a meant one) and recall (of the
+        tokens that show a meant subject, the share that are kept), in [0, 1]; empty without a mask.
     """
     counts: dict[str, Counter[str]] = {}
     for one in drawn:
-        for reference, blocked in enumerate(one.latents.blocked):
+        for candidates, blocked in zip(one.episode.candidates, one.latents.blocked, strict=False):
             kept = ~blocked.cpu().numpy()
-            meant = _meant_tokens(one.episode, reference, kept.shape)
+            meant = _tokens_of([s for s in candidates if s.meant], one.episode.canvas, kept.shape)
+            shown = _tokens_of(candidates, one.episode.canvas, kept.shape)
             count = counts.setdefault(one.episode.task, Counter())
-            count.update(kept=int(kept.sum()), meant=int(meant.sum()), both=int((kept & meant).sum()))
+            count.update(kept=int((kept & shown).sum()), meant=int(meant.sum()), both=int((kept & meant).sum()))
     return {
         task: {"precision": c["both"] / max(c["kept"], 1), "recall": c["both"] / max(c["meant"], 1)}
         for task, c in counts.items()
     }
 
 
-def _meant_tokens(episode: Episode, reference: int, grid: tuple[int, ...]) -> np.ndarray:
-    """(rows, columns) bool: tokens whose centre lies in the box of the meant subject."""
-    y, x = ((np.arange(n) + 0.5) / n * episode.canvas for n in grid)
+def _tokens_of(subjects: Sequence[Subject], canvas: int, grid: tuple[int, ...]) -> np.ndarray:
+    """(rows, columns) bool: tokens whose centre lies in the box of one of `subjects`."""
+    y, x = ((np.arange(n) + 0.5) / n * canvas for n in grid)
     found = np.zeros(grid, dtype=bool)
-    for subject in episode.candidates[reference]:
-        if subject.meant:
-            left, top, right, bottom = subject.box
-            found |= ((y >= top) & (y < bottom))[:, None] & (x >= left) & (x < right)
+    for subject in subjects:
+        left, top, right, bottom = subject.box
+        found |= ((y >= top) & (y < bottom))[:, None] & (x >= left) & (x < right)
     return found
 
 
@@ -172,15 +173,14 @@ def failure_table(reports: dict[str, dict[str, Any]]) -> str:
 def bridge_table(reports: dict[str, dict[str, Any]]) -> str:
     """What the bridge kept, per task, for the reports that were sampled with it, as Markdown; empty if there is none.
 
-    Precision: share of the kept reference tokens that lie on the meant subject. Recall: share of the meant subject's
-    tokens that are kept.
+    See `kept_tokens`.
     """
     rows = [
         [name, f"{report['blocked_share']:.0%}", task, f"{kept['precision']:.0%}", f"{kept['recall']:.0%}"]
         for name, report in reports.items()
         for task, kept in report["kept"].items()
     ]
-    heads = ["weights", "blocked", "task", "kept tokens: precision", "recall"]
+    heads = ["weights", "blocked", "task", "subject tokens kept: precision", "recall"]
     return _table(heads, rows) if rows else ""
 
 

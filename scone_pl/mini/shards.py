@@ -34,16 +34,18 @@ class WorldSet:
     grounding: bool = False
     """Whether its samples are `Episode.to_grounding`: which subject the words mean, without drawing it."""
 
+    boxes: bool = True
+    """Whether its samples tell which subjects the words mean."""
+
     def sample_of(self, episode: Episode) -> Sample:
         """The episode as this set tells it.
 
-        Boxes are told where there are several candidates: an alignment term that sees lone subjects, where every word
-        means all there is, makes all subjects look alike, and shapes are then never told apart. Outside of grounding
-        the background counts as meant, so that the mask hides distractors only and what is left looks like a
-        reference of Stage I; in grounding it does not, since telling subjects from it is a step on the way to shapes.
+        The background counts as meant, so that the mask hides distractors only and what is left looks like a reference
+        of Stage I. Not so in grounding, where telling subjects from background is a step on the way to shapes; there
+        lone subjects tell no boxes, as every word means all there is and all shapes would come to look alike.
         """
         sample = episode.to_grounding() if self.grounding else episode.to_sample()
-        if sample.candidates is None or sample.kind == "single":
+        if sample.candidates is None or not self.boxes or (self.grounding and sample.kind == "single"):
             return replace(sample, candidates=None)
         if self.grounding:
             return sample
@@ -51,17 +53,20 @@ class WorldSet:
 
 
 def _background(group: Sequence[Candidate]) -> list[Candidate]:
-    """The parts of a picture above and below all of its subjects, as something that is meant."""
-    top, bottom = min(c.box[1] for c in group), max(c.box[3] for c in group)
-    boxes = [(0.0, 0.0, 1.0, top), (0.0, bottom, 1.0, 1.0)]
+    """What of a picture is no subject, as something that is meant: all around a lone subject, else above and below."""
+    if len(group) == 1:
+        boxes = [(0.0, 0.0, 1.0, 1.0)]
+    else:
+        top, bottom = min(c.box[1] for c in group), max(c.box[3] for c in group)
+        boxes = [(0.0, 0.0, 1.0, top), (0.0, bottom, 1.0, 1.0)]
     return [Candidate(box=box, meant=True, name="background") for box in boxes if box[1] < box[3]]
 
 
 WORLD_SETS: dict[str, WorldSet] = {
-    "base_single": WorldSet("base", TASKS[:2]),
+    "base_single": WorldSet("base", TASKS[:2], boxes=False),
     "refined_single": WorldSet("refined", TASKS[:2]),
     "multi_candidate": WorldSet("multi", TASKS[2:]),
-    "understanding": WorldSet("understanding", (TASKS[0], TASKS[2], TASKS[2], TASKS[3]), grounding=True),
+    "understanding": WorldSet("understanding", (TASKS[0], TASKS[2], *TASKS[2:]), grounding=True),
     "validation": WorldSet("validation", TASKS),
 }
 """The mini twins of the three subsets of Scone-S2I-57K (SPEC 6, 9), a stand-in for what BAGEL's understanding
@@ -76,10 +81,11 @@ def world_samples(
     stream: str,
     config: WorldConfig | None = None,
     grounding: bool = False,
+    boxes: bool = True,
 ) -> Iterator[Sample]:
     """The first `samples` samples of a stream, `tasks` in turn."""
     world = World(seed, config, stream=stream)
-    world_set = WorldSet(stream, tuple(tasks), grounding)
+    world_set = WorldSet(stream, tuple(tasks), grounding, boxes)
     for number in range(samples):
         index, turn = divmod(number, len(tasks))
         # A task that is named twice goes on counting instead of repeating its episodes.
@@ -96,6 +102,7 @@ def write_world(
     stream: str = "base",
     config: WorldConfig | None = None,
     grounding: bool = False,
+    boxes: bool = True,
     samples_per_shard: int = 5000,
     progress: bool = True,
 ) -> Manifest | None:
@@ -109,6 +116,7 @@ def write_world(
         stream: one of `world.STREAMS`.
         config: sizes and difficulty.
         grounding: see `WorldSet`.
+        boxes: see `WorldSet`.
         samples_per_shard: samples in one tar file.
         progress: whether to show a progress bar.
 
@@ -131,7 +139,8 @@ def write_world(
         "tasks": list(tasks),
         "stream": stream,
         "config": asdict(config or WorldConfig()),
-        **({"grounding": True} if grounding else {}),
+        "grounding": grounding,
+        "boxes": boxes,
         "samples_per_shard": samples_per_shard,
     }
     text = json.dumps(settings, indent=1) + "\n"
@@ -144,7 +153,7 @@ def write_world(
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text, "utf-8")
     return write_shards(
-        world_samples(samples, seed=seed, tasks=tasks, stream=stream, config=config, grounding=grounding),
+        world_samples(samples, seed=seed, tasks=tasks, stream=stream, config=config, grounding=grounding, boxes=boxes),
         folder,
         samples_per_shard=samples_per_shard,
         total=samples,

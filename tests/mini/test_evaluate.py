@@ -30,7 +30,7 @@ def test_kept_tokens_are_compared_with_the_box_of_the_meant_subject():
     meant[1:3, column : column + 2] = True
     assert kept_tokens([answer(episode, (~meant,))]) == {episode.task: {"precision": 1.0, "recall": 1.0}}
     everything, nothing = torch.zeros(4, 4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)
-    assert kept_tokens([answer(episode, (everything,))]) == {episode.task: {"precision": 0.25, "recall": 1.0}}
+    assert kept_tokens([answer(episode, (everything,))]) == {episode.task: {"precision": 0.5, "recall": 1.0}}
     assert kept_tokens([answer(episode, (nothing,))]) == {episode.task: {"precision": 0.0, "recall": 0.0}}
     assert kept_tokens([answer(episode, ())]) == {}
 
