@@ -66,7 +66,7 @@ WORLD_SETS: dict[str, WorldSet] = {
     "base_single": WorldSet("base", TASKS[:2], boxes=False),
     "refined_single": WorldSet("refined", TASKS[:2]),
     "multi_candidate": WorldSet("multi", TASKS[2:]),
-    "understanding": WorldSet("understanding", (TASKS[0], TASKS[2], *TASKS[2:]), grounding=True),
+    "understanding": WorldSet("understanding", (TASKS[0], TASKS[2], TASKS[2], TASKS[3]), grounding=True),
     "validation": WorldSet("validation", TASKS),
 }
 """The mini twins of the three subsets of Scone-S2I-57K (SPEC 6, 9), a stand-in for what BAGEL's understanding
