@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SCONE := $(BIN)/python -m scone_pl
-# What the demo's steps use up; both sets of weights start from the same shards.
-DEMO_SIZES := --base_single 20000 --refined_single 2000 --multi_candidate 4000
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format parity photos bench tensorboard clean
@@ -31,7 +29,7 @@ format: install ## ruff, fixing
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 demo: install ## mini-world: shards, Stage I, Stage II, scores before and after, pictures (under 10 minutes on 2 cores)
-	$(SCONE) mini shards --output data_shards/mini $(DEMO_SIZES)
+	$(SCONE) mini shards --output data_shards/mini
 	$(SCONE) mini base --output runs/mini/base
 	$(SCONE) fit --config experiments/mini/stage1.yaml
 	$(SCONE) mini evaluate --checkpoint runs/mini/stage1/refined/weights --output runs/mini/before
@@ -56,6 +54,7 @@ bench: install ## attention, training step and sampling: time, memory, ratios to
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/data.py
 
 tensorboard: install ## watch the runs
 	$(BIN)/tensorboard --logdir runs
