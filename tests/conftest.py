@@ -30,6 +30,8 @@ def mini_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             samples=120,
             tasks=world_set.tasks,
             stream=world_set.stream,
+            grounding=world_set.grounding,
+            boxes=world_set.boxes,
             progress=False,
         )
     write_base(folder / "runs/mini/base")
