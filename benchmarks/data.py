@@ -1,10 +1,12 @@
 """Decode + transform + pack: samples and tokens a second of one core, against a plain parquet reader.
 
-The baseline does the same work in the way of the release: read a row group, open each image with PIL, resize it for
-the VAE and again for the ViT, to-tensor and normalise in float, pack first come, first packed. Both use CPU time of one
-thread, taken in turns, so other load on the machine matters little. Every part is a function; run them all with
+The baseline does the same work in the way of the release: read a row group, open each image with PIL once, resize it
+for the VAE and for the ViT, to-tensor and normalise in float, pack first come, first packed. Both use CPU time of one
+thread, taken in turns, so other load on the machine matters little. A row of its own is what Pillow alone takes to
+decode and resize to exactly these pixels: less than that no reader with `pixels: exact` can take.
 
-    .venv/bin/python benchmarks/data.py            # about 4 minutes; --quick for one
+    .venv/bin/python benchmarks/data.py                  # about 4 minutes; --quick for one
+    .venv/bin/python benchmarks/data.py --only memory    # one part: compare, packing, prefetch or memory
 """
 
 from __future__ import annotations
@@ -38,17 +40,15 @@ from scone_pl.model.sequence import PackedSequence, SequenceBuilder
 SAMPLE = Path(__file__).parents[2] / "shared/data/scone_s2i_sample"
 
 
-def release_style(
-    root: Path, packing: PackingConfig, words: Tokenizer, *, decode_again: bool
-) -> Iterator[PackedSequence]:
-    """Packs from parquet row groups, the plain way; `decode_again`: open each reference a second time for the ViT."""
+def release_style(root: Path, packing: PackingConfig, words: Tokenizer) -> Iterator[PackedSequence]:
+    """Packs from parquet row groups, the plain way."""
     vae, vit = packing.resizes(FORM)
     builder, pending = SequenceBuilder(FORM), 0
     for file in find_parquet(root):
         reader = pyarrow.parquet.ParquetFile(file.path)
         for group in range(reader.num_row_groups):
             for row in reader.read_row_group(group, columns=["image", "instruction"]).to_pylist():
-                sample = _plain_sample(row, vae, vit, words, decode_again)
+                sample = _plain_sample(row, vae, vit, words)
                 tokens = sum(length for length, _ in sample)
                 if pending + tokens > packing.token_budget:
                     yield builder.build()
@@ -61,14 +61,12 @@ def release_style(
         yield builder.build()
 
 
-def _plain_sample(row: dict, vae: ImageResize, vit: ImageResize, words: Tokenizer, decode_again: bool) -> list:
+def _plain_sample(row: dict, vae: ImageResize, vit: ImageResize, words: Tokenizer) -> list:
     parts = []
     *references, target = row["image"]
     for number, data in enumerate(references):
         image = Image.open(io.BytesIO(data)).convert("RGB")
         pixels = _plain_tensor(image, vae)
-        if decode_again:
-            image = Image.open(io.BytesIO(data)).convert("RGB")
         small = _plain_tensor(image, vit)
         parts.append((_tokens(pixels, 16), lambda b, p=pixels, n=number: b.add_vae(p, reference=n)))
         parts.append((_tokens(small, 14), lambda b, p=small, n=number: b.add_vit(p, reference=n)))
@@ -96,6 +94,21 @@ def ours(folder: Path, packing: PackingConfig, words: Tokenizer) -> Iterator[Pac
     maker = PackMaker(mixture, FORM, words, packing, seed=0)
     for _, batch in zip(range(len(mixture.plan(0, 0))), PackStream(maker, Cursor()), strict=False):
         yield batch.sequence
+
+
+def pillow_alone(mixture: Mixture, packing: PackingConfig) -> tuple[float, int, int]:
+    """CPU seconds, samples and tokens of decoding and resizing every image of a mixture, and nothing else."""
+    vae, vit = packing.resizes(FORM)
+    spent, draws = 0.0, mixture.order(0, 0)
+    for draw in draws:
+        sample = mixture.read(draw)
+        began = time.process_time()
+        for data in sample.references:
+            image = decode_rgb(data)
+            vae.resize(image), vit.resize(image)
+        vae.resize(decode_rgb(sample.target))
+        spent += time.process_time() - began
+    return spent, len(draws), int(sum(mixture.lengths[0]))
 
 
 def timed(make: Callable[[], Iterator[PackedSequence]]) -> tuple[float, int, int]:
@@ -128,24 +141,38 @@ def enlarged(source: Path, folder: Path, side: int, limit: int) -> Path:
     return path.parent.parent
 
 
+def as_shards(source: Path, scratch: Path, name: str) -> Path:
+    """A shard set of a parquet data set."""
+    folder = scratch / f"{name}-shards"
+    convert(open_input(str(source), "parquet"), folder, ConvertConfig(), progress=False)
+    return folder
+
+
+def compare_all(source: Path, scratch: Path, repeats: int) -> None:
+    """The tables of all workloads."""
+    compare("the sample as it is", source, scratch, repeats)
+    for side, limit in ((1024, 40), (3000, 15)):
+        compare(f"long sides of {side} pixels", enlarged(source, scratch, side, limit), scratch, repeats)
+
+
 def compare(name: str, source: Path, scratch: Path, repeats: int) -> None:
     """The table of one workload."""
     words = byte_tokenizer()
-    shards = scratch / f"{name}-shards"
-    convert(open_input(str(source), "parquet"), shards, ConvertConfig(), progress=False)
+    shards = as_shards(source, scratch, name)
     exact = PackingConfig().without_dropout()
     fast = PackingConfig(pixels="fast").without_dropout()
+    mixture = Mixture([Source(str(shards))], FORM, words, exact)
     runs = {
-        "parquet reader, decodes twice": lambda: release_style(source, exact, words, decode_again=True),
-        "parquet reader, decodes once": lambda: release_style(source, exact, words, decode_again=False),
-        "shards, pixels: exact": lambda: ours(shards, exact, words),
-        "shards, pixels: fast": lambda: ours(shards, fast, words),
+        "parquet reader": lambda: timed(lambda: release_style(source, exact, words)),
+        "shards, pixels: exact": lambda: timed(lambda: ours(shards, exact, words)),
+        "shards, pixels: fast": lambda: timed(lambda: ours(shards, fast, words)),
+        "Pillow's decode and resize alone": lambda: pillow_alone(mixture, exact),
     }
     best: dict[str, tuple[float, int, int]] = {}
     for _ in range(repeats):
-        for run, make in runs.items():
-            best[run] = min(best.get(run, (math.inf, 0, 0)), timed(make))
-    base = best["parquet reader, decodes twice"][0]
+        for run, measure in runs.items():
+            best[run] = min(best.get(run, (math.inf, 0, 0)), measure())
+    base = best["parquet reader"][0]
     print(f"\n{name}: {best['shards, pixels: exact'][1]} samples, {best['shards, pixels: exact'][2]} tokens")
     print(
         f"  {'one core':32}{'samples/s':>10}{'tokens/s':>10}{'ratio':>7}   workers for a GPU at 18 s, 5 s, 2 s a step"
@@ -157,11 +184,10 @@ def compare(name: str, source: Path, scratch: Path, repeats: int) -> None:
             f"  {run:32}{samples / seconds:10.1f}{tokens / seconds:10.0f}{base / seconds:7.2f}   "
             f"{workers} ({pack:.2f} s a pack)"
         )
-    _where_time_goes(shards, exact, fast)
+    _where_time_goes(mixture, exact, fast)
 
 
-def _where_time_goes(shards: Path, exact: PackingConfig, fast: PackingConfig) -> None:
-    mixture = Mixture([Source(str(shards))], FORM, byte_tokenizer(), exact)
+def _where_time_goes(mixture: Mixture, exact: PackingConfig, fast: PackingConfig) -> None:
     began = time.process_time()
     samples = [mixture.read(draw) for draw in mixture.order(0, 0)[:60]]
     read = time.process_time() - began
@@ -195,19 +221,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--samples", type=int, default=100_000, help="of the memory measurement")
     parser.add_argument("--quick", action="store_true", help="one repeat, 5000 samples for memory")
+    parser.add_argument("--only", choices=["compare", "packing", "prefetch", "memory"], help="one part of it")
     options = parser.parse_args()
     if options.quick:
         options.repeats, options.samples = 1, 5000
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        compare("the sample as it is", options.source, scratch, options.repeats)
-        for side, limit in ((1024, 40), (3000, 15)):
-            source = enlarged(options.source, scratch, side, limit)
-            compare(f"long sides of {side} pixels", source, scratch, options.repeats)
-        measure_packing(scratch / "the sample as it is-shards", FORM)
-        measure_prefetch(scratch)
-        measure_memory(scratch, options.samples)
+        parts = {
+            "compare": lambda: compare_all(options.source, scratch, options.repeats),
+            "packing": lambda: measure_packing(as_shards(options.source, scratch, "packing"), FORM),
+            "prefetch": lambda: measure_prefetch(scratch),
+            "memory": lambda: measure_memory(scratch, options.samples),
+        }
+        for name, part in parts.items():
+            if options.only in (None, name):
+                part()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,17 @@ VERBS = {
     "validate": ("scone_pl.cli", "loss on the validation data"),
     "test": ("scone_pl.cli", "loss on the test data"),
     "predict": ("scone_pl.cli", "generate a picture for every sample of the prediction data"),
+    "estimate": ("scone_pl.estimate.commands", "memory, time and cost of a recipe on named GPUs"),
     "generate": ("scone_pl.generation.commands", "one picture from reference images and an instruction"),
+    "evaluate": ("scone_pl.evaluation.commands", "SconeEval or OmniContext: generate, judge, tables"),
+    "judge": ("scone_pl.evaluation.commands", "have a benchmark's pictures judged"),
+    "tables": ("scone_pl.evaluation.commands", "tables of judged pictures beside the paper's"),
     "shards": ("scone_pl.data.commands", "convert, verify and describe data sets"),
     "parity": ("scone_pl.parity", "compare with numbers that the published implementation computed"),
     "mini": ("scone_pl.mini.commands", "the mini-world: shards, base weights, exact evaluation, pictures"),
 }
-LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
+SHARED = ("fit", "validate", "test", "predict", "evaluate", "judge", "tables")
+"""Verbs that share a module with others: it is told which."""
 
 
 def _usage() -> str:
@@ -51,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         module = importlib.import_module(VERBS[verb][0])
-        return module.main(args if verb in LIGHTNING_VERBS else args[1:])
+        return module.main(args if verb in SHARED else args[1:])
     except Exception as error:
         meant = _user_error(error)
         if meant is None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from scone_pl.errors import UserError
+from scone_pl.files import replace_folder
 from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.embeddings import PositionTable
 from scone_pl.model.scone import Scone
@@ -267,17 +268,9 @@ def save_pretrained(
             for name in TOKENIZER_FILES:
                 if (Path(assets_from) / name).is_file():
                     shutil.copyfile(Path(assets_from) / name, aside / name)
-        _replace_folder(aside, path)
+        replace_folder(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _replace_folder(new: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The command line: LightningCLI, and what Scone adds to it.
 
 Added keys: `output_dir` (everything that a run writes), `chain` (stages one after the other, see
-`training/chain.py`), `checkpoint` (Lightning's ModelCheckpoint).
+`training/chain.py`), `checkpoint` (when to save, see `training/saving.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -25,13 +24,16 @@ from scone_pl.checkpoints import save_pretrained
 from scone_pl.complaints import one_line
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
-from scone_pl.training.callbacks import DataProgress, Previews, StepProgress, Throughput
+from scone_pl.files import write_text
+from scone_pl.training.callbacks import DataProgress, Previews, StepProgress
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
 from scone_pl.training.module import SconeModule, check_start
+from scone_pl.training.monitoring import Monitoring
 from scone_pl.training.runs import RunFolder
+from scone_pl.training.saving import Saving
 
 FREE_ON_RESUME = {
-    *("init_from", "attention", "activation_checkpointing", "sharding"),
+    *("init_from", "attention", "activation_checkpointing", "sharding", "nonfinite_gradient"),
     *("sampling", "mask_sampling", "sampling_seed", "sampling_round", "height", "width"),
 }
 """Model settings that may change when a run goes on: where and how it computes, not what."""
@@ -67,17 +69,9 @@ class SconeCLI(LightningCLI):
             default=None,
             help="Stages to run one after the other; each overrides model, data and trainer.",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.save_last": True,
-                "checkpoint.filename": "{step}",
-                "checkpoint.every_n_train_steps": 500,
-                "checkpoint.save_on_exception": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        parser.add_lightning_class_args(Saving, "checkpoint")
         parser.add_lightning_class_args(Previews, "previews")
+        parser.add_lightning_class_args(Monitoring, "monitoring")
 
     def _set_seed(self) -> None:
         if self._until != "parse":
@@ -104,7 +98,7 @@ class SconeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         folder = Path(self.settings.output_dir)
-        self._get(self.config_init, "checkpoint").dirpath = str(folder / "checkpoints")
+        self._get(self.config_init, "checkpoint").folder = RunFolder(folder).checkpoints
         trainer = self._get(self.config_init, "trainer")
         settings = {"default_root_dir": str(folder), **kwargs}
         if str(trainer.get("precision")) not in ("None", "32", "32-true", "bf16-mixed"):
@@ -114,15 +108,11 @@ class SconeCLI(LightningCLI):
             )
         if trainer.get("logger") in (None, True):
             settings["logger"] = TensorBoardLogger(folder, name="", version="tensorboard")
-        callbacks = [DataProgress(), Throughput(), *(trainer.get("callbacks") or [])]
+        callbacks = [DataProgress(), *(trainer.get("callbacks") or [])]
         if trainer.get("enable_progress_bar") is not False:
             callbacks.append(StepProgress())
         settings["callbacks"] = callbacks
-        built = super().instantiate_trainer(**settings)
-        if built.world_size > 1:
-            # Saving is a collective: a rank that failed alone would wait in it for ever.
-            self._get(self.config_init, "checkpoint").save_on_exception = False
-        return built
+        return super().instantiate_trainer(**settings)
 
     # ------------------------------------------------------------------ fit
     def fit(self, **kwargs: Any) -> None:
@@ -142,16 +132,9 @@ class SconeCLI(LightningCLI):
             kwargs["ckpt_path"] = resume
         rank_zero_info(f"--- {self.model.init_from} -> {folder.weights}")
         if self.trainer.is_global_zero:
-            folder.path.mkdir(parents=True, exist_ok=True)
             text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
-            (folder.path / "config.yaml").write_text(text)
-        try:
-            self.trainer.fit(**kwargs)
-        except SystemExit:
-            if self.trainer.interrupted:
-                raise KeyboardInterrupt from None  # Lightning's way out of Ctrl-C, its checkpoint written
-            raise
-        self.trainer.save_checkpoint(folder.last_checkpoint, weights_only=False)
+            write_text(text, folder.path / "config.yaml")
+        self.trainer.fit(**kwargs)
         save_pretrained(
             self.model.model,
             folder.weights,
@@ -170,7 +153,7 @@ class SconeCLI(LightningCLI):
         Raises:
             UserError: naming the settings that differ from those in `file`.
         """
-        if not file.is_file() or not RunFolder(file.parent).last_checkpoint.exists():
+        if not file.is_file() or not RunFolder(file.parent).last_snapshot:
             return
         before = yaml.safe_load(file.read_text())["model"]
         now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))["model"]
@@ -263,7 +246,7 @@ def check_stale(steps: Sequence[Any]) -> None:
     """Raises `UserError` if a step would train on, and so change the weights that a later one has started from."""
     for i, step in enumerate(steps):
         unfinished = RunFolder(Path(step.output_dir)).finished_steps < step.trainer.max_steps
-        begun = [s.output_dir for s in steps[i + 1 :] if RunFolder(Path(s.output_dir)).last_checkpoint.exists()]
+        begun = [s.output_dir for s in steps[i + 1 :] if RunFolder(Path(s.output_dir)).last_snapshot]
         if unfinished and begun:
             raise UserError(
                 f"{step.output_dir} would train on to {step.trainer.max_steps} steps, but {' and '.join(begun)} "

@@ -17,7 +17,7 @@ _UNKNOWN = re.compile(r"Option '(?P<name>[^']+)' is not accepted|does not accept
 _SECTIONS = {
     "trainer": "lightning.pytorch.Trainer",
     "data": "scone_pl.data.datamodule.PackedDataModule",
-    "checkpoint": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "checkpoint": "scone_pl.training.saving.Saving",
 }
 
 
@@ -57,6 +57,7 @@ def _parameters(class_path: str) -> list[str]:
             "chain",
             "checkpoint",
             "previews",
+            "monitoring",
             "ckpt_path",
             "seed_everything",
         ]

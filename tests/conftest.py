@@ -25,15 +25,7 @@ def mini_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the mini recipes run: shards and random base weights, where the recipes look for them."""
     folder = tmp_path_factory.mktemp("mini_world")
     for name, world_set in WORLD_SETS.items():
-        write_world(
-            folder / "data_shards/mini" / name,
-            samples=120,
-            tasks=world_set.tasks,
-            stream=world_set.stream,
-            grounding=world_set.grounding,
-            boxes=world_set.boxes,
-            progress=False,
-        )
+        write_world(folder / "data_shards/mini" / name, world_set, samples=120, progress=False)
     write_base(folder / "runs/mini/base")
     write_base(folder / "runs/photos/base", preset="mini_photo")
     tiny = folder / "data_shards/photos"

@@ -15,13 +15,12 @@ from scone_pl.data.image_lists import FieldNames
 from scone_pl.data.inputs import Format, open_input
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.sample import Kind
+from scone_pl.data.selection import BY_REQUEST, ConvertConfig
 from scone_pl.data.statistics import contact_sheet as draw_contact_sheet
 from scone_pl.data.statistics import shard_statistics
-from scone_pl.data.storage import StorageConfig
+from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
-from scone_pl.data.transforms import ResizeLimits
 from scone_pl.data.verify import verify_shards
-from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
 
 _CORES = len(os.sched_getaffinity(0))
@@ -44,6 +43,7 @@ def convert(
     reencode: Literal["jpeg", "png", "webp"] | None = None,
     quality: int = 85,
     decode: bool = True,
+    tokenizer: str | None = None,
     workers: int = _CORES,
 ) -> int:
     """Convert parquet, JSONL + images, or another shard set to shards; the same command goes on after a stop.
@@ -66,9 +66,11 @@ def convert(
         reencode: re-encode images in this format; by default their bytes are kept (with --shrink: jpeg).
         quality: of re-encoded JPEG and WebP images.
         decode: decode every image now to find damaged ones; otherwise only their headers are read.
+        tokenizer: checkpoint folder with tokenizer files, for the token counts that are stored (at the sizes of the
+            7B recipes); by default bytes are counted.
         workers: processes; by default one a core.
     """
-    config = conversion.ConvertConfig(
+    config = ConvertConfig(
         samples_per_shard=samples_per_shard,
         limit=limit,
         kind=kind,
@@ -82,21 +84,26 @@ def convert(
     opened = open_input(
         source, format, subset=subset, fields=fields, image_root=image_root, require_target=require_target
     )
-    manifest, faults = conversion.convert(opened, output, config, workers=workers)
-    _say(f"{output}: {manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB")
+    words = tokenizer and Tokenizer.from_folder(tokenizer)
+    manifest, faults = conversion.convert(opened, output, config, tokenizer=words or None, workers=workers)
+    tokens = f", {manifest.tokens.total} tokens" if manifest.tokens else ""
+    size = f"{len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB"
+    _say(f"{output}: {manifest.samples} samples in {size}{tokens}")
     _say_faults(faults, "left out", 20)
     return 0
 
 
-def verify(folder: str, workers: int = _CORES, show: int = 100) -> int:
+def verify(folder: str, tokenizer: str | None = None, workers: int = _CORES, show: int = 100) -> int:
     """Decode everything in a shard set, check it against checksums and index; exits with 1 if anything is wrong.
 
     Args:
         folder: folder or URL of the shard set.
+        tokenizer: the checkpoint folder given to convert, if any; stored token counts of another are not checked.
         workers: processes; by default one a core.
         show: problems to list; all are counted.
     """
-    verdict = verify_shards(folder, workers=workers)
+    words = tokenizer and Tokenizer.from_folder(tokenizer)
+    verdict = verify_shards(folder, tokenizer=words or None, workers=workers)
     _say(f"{folder}: {verdict.samples} samples looked at, {verdict.faults.total} problems")
     _say_faults(verdict.faults, "problems", show)
     if verdict.by_shard:
@@ -106,16 +113,10 @@ def verify(folder: str, workers: int = _CORES, show: int = 100) -> int:
 
 def stats(
     folder: str,
-    token_budget: int = 26496,
+    packing: PackingConfig = PackingConfig(),  # noqa: B008 (immutable)
     tokenizer: str | None = None,
-    vae_max_size: int = 1024,
-    vae_min_size: int = 512,
-    vit_max_size: int = 518,
-    vit_min_size: int = 224,
     latent_stride: int = 16,
     vit_patch_size: int = 14,
-    targets_per_sample: int = 1,
-    lookahead: int = 64,
     ranks: int = 8,
     contact_sheet: str | None = None,
 ) -> int:
@@ -123,40 +124,22 @@ def stats(
 
     Args:
         folder: folder or URL of the shard set.
-        token_budget: most tokens of a packed sequence.
+        packing: as `data.packing` of a recipe.
         tokenizer: checkpoint folder with tokenizer files; by default bytes are counted, which is more than tokens.
-        vae_max_size: longest side of VAE images in pixels.
-        vae_min_size: shorter side of VAE images, at least.
-        vit_max_size: longest side of ViT images in pixels.
-        vit_min_size: shorter side of ViT images, at least.
         latent_stride: pixels a side for one latent token.
         vit_patch_size: pixels a side for one ViT token.
-        targets_per_sample: noise levels per sample and context.
-        lookahead: samples among which those that fill a pack best are chosen.
         ranks: GPUs that share an epoch.
         contact_sheet: picture of some samples to write; by default runs/contact_sheets/NAME.png.
     """
     words = byte_tokenizer() if tokenizer is None else Tokenizer.from_folder(tokenizer)
-    try:
-        vae = ResizeLimits(max_size=vae_max_size, min_size=vae_min_size)
-        vit = ResizeLimits(max_size=vit_max_size, min_size=vit_min_size)
-    except ValueError as error:
-        raise UserError(f"shards stats: {error}") from None
-    packing = PackingConfig(
-        token_budget=token_budget,
-        targets_per_sample=targets_per_sample,
-        vae_resize=vae,
-        vit_resize=vit,
-        lookahead=lookahead,
-    )
     form = SequenceFormat(
         special=words.special,
         latent_stride=latent_stride,
-        latent_positions_per_side=vae_max_size,
+        latent_positions_per_side=packing.vae_resize.max_size,
         vit_patch_size=vit_patch_size,
-        vit_positions_per_side=vit_max_size,
+        vit_positions_per_side=packing.vit_resize.max_size,
     )
-    _say(shard_statistics(folder, form, words, packing, StorageConfig()).report(ranks))
+    _say(shard_statistics(folder, TokenCounter(form, words, packing)).report(ranks))
     picture = Path(contact_sheet or f"runs/contact_sheets/{folder.rstrip('/').rsplit('/', 1)[-1]}.png")
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw_contact_sheet(folder).save(picture)
@@ -174,9 +157,12 @@ def _say(text: str) -> None:
 
 
 def _say_faults(faults: Faults, what: str, show: int) -> None:
-    if faults.total:
-        _say(f"{what}: {faults}")
-        for example in faults.examples[:show]:
-            _say(f"  {example}")
-        if faults.total > show:
-            _say(f"  ... and {faults.total - show} more")
+    if not faults.total:
+        return
+    _say(f"{what}: {faults}")
+    examples = [line for line in faults.examples if not any(f": {reason}: " in line for reason in BY_REQUEST)]
+    for example in examples[:show]:
+        _say(f"  {example}")
+    unlisted = faults.total - sum(faults.counts[reason] for reason in BY_REQUEST) - show
+    if unlisted > 0:
+        _say(f"  ... and {unlisted} more")

@@ -9,61 +9,30 @@ same bytes, whatever the number of workers and however often it was stopped.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from scone_pl.data.faults import Faults
 from scone_pl.data.inputs import Input
 from scone_pl.data.jobs import Tick, run_jobs
-from scone_pl.data.sample import BrokenSampleError, Kind, Sample
+from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import seed_of
+from scone_pl.data.selection import ConvertConfig, as_stored
 from scone_pl.data.shard_writer import complete_or_absent, describe, write_manifest, write_tar
-from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo
-from scone_pl.data.transforms import decode_rgb, open_image
+from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo, TokenCounts
+from scone_pl.data.token_counts import TokenCounter
+from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 
 WORK = ".convert"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
-    """What to take from a source and how to store it."""
-
-    samples_per_shard: int = 1000
-    """Items of the source that make one tar; it holds fewer samples where some are left out."""
-    limit: int | None = None
-    """Stop after so many good samples."""
-    kind: Kind | None = None
-    """Kind of all samples; null = what the source says (parquet: "multi" where the subset's name says so)."""
-    only: Kind | None = None
-    """Keep samples of this kind only."""
-    min_side: int = 0
-    """Leave out samples with an image whose shorter side has fewer pixels."""
-    shrink: int | None = None
-    """Re-encode images so that the long side has at most so many pixels."""
-    reencode: Literal["jpeg", "png", "webp"] | None = None
-    """Re-encode images in this format; null = keep their bytes (with `shrink`: jpeg)."""
-    quality: int = 85
-    """Of re-encoded JPEG and WebP images."""
-    decode: bool = True
-    """Decode every image now to find damaged ones; otherwise only headers are read."""
-
-    def __post_init__(self) -> None:
-        for name in ("samples_per_shard", "limit", "shrink", "quality"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -73,6 +42,7 @@ class _Shared:
     output: Path
     doubled: frozenset[int]
     """Items whose key an earlier one has."""
+    counter: TokenCounter
 
 
 @dataclass(frozen=True)
@@ -103,7 +73,13 @@ class _Done:
 
 
 def convert(
-    source: Input, output: str | Path, config: ConvertConfig | None = None, *, workers: int = 1, progress: bool = True
+    source: Input,
+    output: str | Path,
+    config: ConvertConfig | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    workers: int = 1,
+    progress: bool = True,
 ) -> tuple[Manifest, Faults]:
     """Writes the good samples of `source` to a data set in `output`; a stopped conversion goes on.
 
@@ -111,6 +87,7 @@ def convert(
         source: see `inputs.open_input`.
         output: folder of the data set; must not hold a complete one.
         config: what to take and how to store it.
+        tokenizer: for the token counts in index and manifest, see `TokenCounter.published`.
         workers: processes.
         progress: whether to show a progress bar.
 
@@ -118,8 +95,9 @@ def convert(
         UserError: nothing good in the source, or `output` holds another data set or another unfinished conversion.
     """
     config, output = config or ConvertConfig(), Path(output)
-    _begin(output, source, config)
-    shared = _Shared(source, config, output, _doubled(source))
+    counter = TokenCounter.published(tokenizer)
+    _begin(output, source, config, counter)
+    shared = _Shared(source, config, output, _doubled(source), counter)
     size = config.samples_per_shard
     ranges = [_Range(n, start, min(start + size, len(source))) for n, start in enumerate(range(0, len(source), size))]
     total = 0
@@ -133,14 +111,15 @@ def convert(
             total += done.samples
             if total == config.limit:
                 break
-    return _finish(output, accepted, ranges)
+    return _finish(output, accepted, ranges, counter.settings)
 
 
-def _begin(output: Path, source: Input, config: ConvertConfig) -> None:
+def _begin(output: Path, source: Input, config: ConvertConfig, counter: TokenCounter) -> None:
     if (output / MANIFEST).exists():
         raise UserError(f"{output} already holds a data set; remove it or choose another folder")
     plan = output / WORK / "plan.json"
-    text = json.dumps({"source": source.identity(), "config": asdict(config)}, indent=1)
+    facts = {"source": source.identity(), "config": asdict(config), "tokens": counter.settings}
+    text = json.dumps(facts, indent=1)
     if plan.exists() and plan.read_text() != text:
         raise UserError(
             f"{output} holds an unfinished conversion of another source or with other settings; remove it, "
@@ -172,7 +151,8 @@ def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _Done:
     faults = Faults()
     entries = write_tar(_good_samples(shared, range_, faults, tick), tar, range_.number)
     with complete_or_absent(index) as file:
-        file.writelines(entry.to_json().encode() + b"\n" for entry in entries)
+        for entry in entries:
+            file.write(dataclasses.replace(entry, tokens=shared.counter(entry)).to_json().encode() + b"\n")
     shard = describe(tar, len(entries)) if entries else None
     kinds = dict(Counter(entry.kind for entry in entries))
     record = {
@@ -197,7 +177,7 @@ def _good_samples(shared: _Shared, range_: _Range, faults: Faults, tick: Tick) -
                 raise BrokenSampleError("duplicate key", "an earlier sample has this key")
             if isinstance(found, BrokenSampleError):
                 raise found
-            sample = _stored(found, shared.config)
+            sample = as_stored(found, shared.config)
         except BrokenSampleError as error:
             faults.add(key, error)
             continue
@@ -205,62 +185,15 @@ def _good_samples(shared: _Shared, range_: _Range, faults: Faults, tick: Tick) -
         yield sample
 
 
-def _stored(sample: Sample, config: ConvertConfig) -> Sample:
-    """The sample as it is written.
-
-    Raises:
-        BrokenSampleError: it is not wanted, or an image is damaged.
-    """
-    if config.kind is not None:
-        sample = dataclasses.replace(sample, kind=config.kind)
-    if config.only not in (None, sample.kind):
-        raise BrokenSampleError("other kind", f"its kind is {sample.kind}")
-    if not sample.instruction.strip():
-        raise BrokenSampleError("missing instruction", "the instruction is empty")
-    images = [*sample.references, sample.target] if sample.target else list(sample.references)
-    for data in images:
-        if min(size := open_image(data).size) < config.min_side:
-            raise BrokenSampleError("small image", f"an image has {size[0]} x {size[1]} pixels")
-    if config.shrink is None and config.reencode is None:
-        if config.decode:
-            check_images(sample)
-        return sample
-    encode = partial(_encode, config=config)
-    return dataclasses.replace(
-        sample,
-        references=tuple(map(encode, sample.references)),
-        target=encode(sample.target) if sample.target else b"",
-    )
-
-
-def check_images(sample: Sample) -> None:
-    """Decodes every image of `sample`.
-
-    Raises:
-        BrokenSampleError: one of them cannot be decoded.
-    """
-    for data in sample.references:
-        decode_rgb(data)
-    if sample.target:
-        decode_rgb(sample.target)
-
-
-def _encode(data: bytes, config: ConvertConfig) -> bytes:
-    image = decode_rgb(data)
-    if config.shrink is not None:
-        image.thumbnail((config.shrink, config.shrink), Image.Resampling.BICUBIC)
-    encoded = io.BytesIO()
-    image.save(encoded, config.reencode or "jpeg", quality=config.quality)
-    return encoded.getvalue()
-
-
 def _remove(range_: _Range, output: Path) -> None:
     for file in reversed(range_.files(output)):
         file.unlink(missing_ok=True)
 
 
-def _finish(output: Path, accepted: list[_Done], ranges: list[_Range]) -> tuple[Manifest, Faults]:
-    faults, kinds, shards = Faults(), Counter[str](), []
+def _finish(
+    output: Path, accepted: list[_Done], ranges: list[_Range], settings: dict[str, Any]
+) -> tuple[Manifest, Faults]:
+    faults, kinds, shards, tokens = Faults(), Counter[str](), [], 0
     for range_ in ranges[len(accepted) :]:
         _remove(range_, output)
     for part in output.glob(".*.part"):
@@ -275,11 +208,13 @@ def _finish(output: Path, accepted: list[_Done], ranges: list[_Range]) -> tuple[
                 for line in lines:
                     entry = dataclasses.replace(IndexEntry.from_json(line), shard=len(shards))
                     index.write(entry.to_json().encode() + b"\n")
+                    tokens += entry.tokens or 0
             shards.append(done.shard)
     if not shards:
         shutil.rmtree(output / WORK)
         (output / INDEX).unlink()
-        raise UserError(f"{output}: no sample of the source is good ({faults}); check the source and the options")
-    manifest = write_manifest(output, kinds, shards)
+        first = f", first {faults.examples[0]}" if faults.examples else ""
+        raise UserError(f"{output}: no sample of the source is good ({faults}{first}); check the source and options")
+    manifest = write_manifest(output, kinds, shards, TokenCounts(tokens, settings))
     shutil.rmtree(output / WORK)
     return manifest, faults

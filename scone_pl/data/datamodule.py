@@ -20,6 +20,7 @@ from scone_pl.data.sources import Mixture, Source
 from scone_pl.data.storage import StorageConfig
 from scone_pl.data.stream import Batch, Cursor, FixedPacks, PackMaker, PackStream, SingleSamples
 from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.data.windows import WindowedLoader
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
 
@@ -30,8 +31,8 @@ _MOST_COMPLAINTS = 20
 class PackedDataModule(pl.LightningDataModule):
     """Packed sequences from shards; resumes exactly.
 
-    The training module calls `consumed(batch)` within `training_step`; checkpoints then hold the place (see
-    `Cursor`), a fingerprint of the data, and the samples seen and skipped by all ranks.
+    The callback `DataProgress` calls `consumed(batch)` after each training batch; checkpoints then hold the place
+    (see `Cursor`), a fingerprint of the data, and the samples seen and skipped by all ranks.
     """
 
     def __init__(
@@ -140,14 +141,14 @@ class PackedDataModule(pl.LightningDataModule):
                 rank_zero_warn(f"data.{split}: {message}")
         return self._mixtures[split]
 
-    def packs_in_epoch(self, epoch: int = 0) -> int:
-        """Packs of a training epoch over all ranks; steps are this over the number of ranks."""
-        return len(self.mixture("train").plan(self.seed, epoch))
-
     # ------------------------------------------------------------------ loaders
-    def train_dataloader(self) -> PackLoader:
+    def train_dataloader(self) -> WindowedLoader:
         self._check_resumed()
-        return self._loader(PackStream(self._maker("train"), self._cursor, *self._consumer()))
+        mixture = self.mixture("train")
+        mixture.check_cache(self._consumer()[1] * max(1, self.num_workers))
+        rank_zero_info(f"data.train: {mixture.summary()}")
+        loader = self._loader(PackStream(self._maker("train"), self._cursor, *self._consumer()))
+        return WindowedLoader(loader, self.trainer.accumulate_grad_batches if self.trainer else 1)
 
     def val_dataloader(self) -> PackLoader | list[PackLoader]:
         return self._fixed("val", self.val_packs) if self.sources["val"] else []
@@ -193,18 +194,30 @@ class PackedDataModule(pl.LightningDataModule):
         """
         if not isinstance(batch, Batch):
             return batch
-        failed, seen, skipped = self._agreement.sums(batch.failure is not None, batch.seen, sum(batch.skipped.values()))
+        failed, seen, skipped, targets, labels = self._agreement.sums(
+            batch.failure is not None,
+            batch.seen,
+            sum(batch.skipped.values()),
+            batch.step_targets,
+            batch.step_labels,
+        )
         if failed:
             raise UserError(next(filter(None, self._agreement.gather(batch.failure))))
+        batch = replace(
+            batch,
+            seen=self._per_replica(seen),
+            step_targets=self._per_replica(targets),
+            step_labels=self._per_replica(labels),
+        )
         if not skipped:
-            return replace(batch, seen=self._per_replica(seen))
+            return batch
         told = self._agreement.gather((batch.skipped, batch.complaints))
         total: Counter[str] = Counter()
         for counts, _ in told:
             total.update(counts)
         self._complain([line for _, lines in told for line in lines])
         total = Counter({reason: self._per_replica(count) for reason, count in total.items()})
-        return replace(batch, seen=self._per_replica(seen), skipped=dict(total))
+        return replace(batch, skipped=dict(total))
 
     def _per_replica(self, count: int) -> int:
         """A sum over processes as a sum over those with different data (tensor-parallel ranks share theirs)."""
@@ -219,7 +232,7 @@ class PackedDataModule(pl.LightningDataModule):
                 rank_zero_warn("data: further samples that are left out are only counted (data/skipped in TensorBoard)")
 
     def consumed(self, batch: Batch) -> None:
-        """Notes that a training batch has been used; call it in `training_step`, before any checkpoint is written.
+        """Notes that a training batch has been used; call it once a batch, before any checkpoint is written.
 
         Raises:
             UserError: more samples were skipped than `max_skipped_share` allows; on every rank at the same step.

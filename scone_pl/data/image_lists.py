@@ -17,6 +17,7 @@ from scone_pl.errors import UserError
 REFERENCES = ("references", "image_paths", "input_images", "image_path", "input_image", "images")
 TARGET = ("target", "image_tgt_path", "output_image", "target_image", "target_path")
 INSTRUCTION = ("instruction", "prompt", "text", "caption")
+ANSWER = ("answer",)
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class FieldNames:
     """Path of the target image (UNO: image_tgt_path, X2I: output_image)."""
     instruction: str | None = None
     """The text (UNO: prompt, X2I: instruction)."""
+    answer: str | None = None
+    """Text to be said after the instruction; such a line needs no target."""
     key: str | None = None
     """A name of the sample, unique; null = file and line number."""
 
@@ -146,7 +149,10 @@ class ImageLists:
         paths = _take(content, self.fields.references, REFERENCES)
         paths = [paths] if isinstance(paths, str) else paths or []
         target = _take(content, self.fields.target, TARGET)
-        if not target and self.require_target:
+        answer = _take(content, self.fields.answer, ANSWER) or ""
+        if not isinstance(answer, str):
+            raise BrokenSampleError("wrong JSON", f"{where}: the answer must be a text")
+        if not target and not answer and self.require_target:
             raise BrokenSampleError("missing target", f"{where}: no target; fields are {_names(content)}")
         if not isinstance(paths, list) or not all(isinstance(p, str) for p in [*paths, target or ""]):
             raise BrokenSampleError("wrong JSON", f"{where}: image paths must be strings")
@@ -159,6 +165,7 @@ class ImageLists:
             kind=_kind(content.pop("kind", "single"), where),
             candidates=_candidates(content.pop("candidates", None), where),
             metadata={**content, "source": content.get("source", {"file": line.file.name})},
+            answer=answer,
         )
 
 

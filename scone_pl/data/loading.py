@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import signal
 import threading
 import traceback
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from scone_pl.data.stream import Batch, Place
 from scone_pl.model.sequence import SequenceBuilder, SequenceFormat
+
+_GRACE = 60
+"""Seconds that a worker lives on after SIGTERM."""
+
+
+def _outlive_signals(worker: int) -> None:
+    """Signals to the whole process group are the main process's to answer: it finishes its step and saves first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
 
 
 class PackLoader:
@@ -30,11 +42,12 @@ class PackLoader:
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=2 if num_workers else None,
+            worker_init_fn=_outlive_signals,
         )
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            yield from self._begin()
+            yield from self._batches()
         except Exception as error:  # whatever it is, the other ranks would wait for this one
             failure = self._failure(error)
             if failure is None:
@@ -56,12 +69,38 @@ class PackLoader:
             return f"reading data failed on rank {dist.get_rank()} ({text}); its traceback is in the log"
         return None
 
-    def _begin(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch]:
         if not self.num_workers or threading.current_thread() is not threading.main_thread():
-            return iter(self._loader)
-        # PyTorch would raise from a signal handler in mid-step, on this rank alone, while the others wait in a
-        # collective. Without it the loss shows at the next batch, where ranks agree on going on.
-        before = signal.getsignal(signal.SIGCHLD)
+            yield from self._loader
+            return
+        before, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
         iterator = iter(self._loader)
+        workers = [process for process in multiprocessing.active_children() if process not in others]
+        # PyTorch's handler would raise in mid-step, on this rank alone, while the others wait in a collective.
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-        return iterator
+        while True:
+            with _alive(workers):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
+
+@contextlib.contextmanager
+def _alive(workers: list[BaseProcess]) -> Iterator[None]:
+    """Waits for workers only while all live: one killed as it sends leaves half a batch in a pipe that stays open.
+
+    Raises:
+        RuntimeError: a worker has died before, or dies meanwhile.
+    """
+
+    def check(*_: object) -> None:
+        if dead := [worker.pid for worker in workers if worker.exitcode]:
+            raise RuntimeError(f"process {dead[0]} was killed or failed")
+
+    before = signal.signal(signal.SIGCHLD, check)
+    try:
+        check()
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)

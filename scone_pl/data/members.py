@@ -75,6 +75,7 @@ def sample_json(sample: Sample) -> bytes:
         if sample.candidates is None
         else [[asdict(candidate) for candidate in group] for group in sample.candidates],
         "metadata": sample.metadata,
+        **({"answer": sample.answer} if sample.answer else {}),
     }
     return json.dumps(info, ensure_ascii=False).encode()
 
@@ -83,8 +84,9 @@ def _from_json(info: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise TypeError("not an object")
     groups, kind, metadata = info.get("candidates"), info.get("kind", "single"), info.get("metadata") or {}
-    if kind not in get_args(Kind) or not isinstance(metadata, dict):
-        raise ValueError(f"kind {kind!r} or metadata of a wrong type")
+    answer = info.get("answer") or ""
+    if kind not in get_args(Kind) or not isinstance(metadata, dict) or not isinstance(answer, str):
+        raise ValueError(f"kind {kind!r}, metadata or answer of a wrong type")
     return {
         "instruction": info["instruction"],
         "kind": kind,
@@ -92,4 +94,5 @@ def _from_json(info: dict[str, Any]) -> dict[str, Any]:
         if groups is None
         else tuple(tuple(Candidate(**{**c, "box": tuple(c["box"])}) for c in group) for group in groups),
         "metadata": metadata,
+        "answer": answer,
     }

@@ -107,8 +107,12 @@ def sample_layout(
     vae, vit = config.resizes(form)
     lengths = []
     for size in entry.references:
-        lengths += [_tokens(vae.grid(*size)), _tokens(vit.grid(*_vit_original(size, vae, config)))]
+        if not (entry.answer and entry.target is None):  # as `PreparedSample.append_to`
+            lengths.append(_tokens(vae.grid(*size)))
+        lengths.append(_tokens(vit.grid(*_vit_original(size, vae, config))))
     lengths.append(len(tokenizer.encode(entry.instruction)) + 2)
+    if entry.answer:
+        lengths.append(len(tokenizer.encode(entry.answer)) + 2)
     if entry.target is not None:
         lengths += [_tokens(vae.grid(*entry.target))] * config.targets_per_sample
     return tuple(lengths)
@@ -151,6 +155,8 @@ class PreparedSample:
     """(3, H, W) in [-1, 1]."""
     timestep_logits: list[float]
     """One a target split."""
+    answer: list[int] | None = None
+    """Ids of the labelled text behind the instruction; None = none."""
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -159,15 +165,20 @@ class PreparedSample:
         for reference in self.references:
             for image in (reference.vae, reference.vit):
                 sizes += image.shape[-2:] if image is not None else (0, 0)
-        sizes.append(len(self.ids) if self.ids is not None else -1)
+        sizes += [len(ids) if ids is not None else -1 for ids in (self.ids, self.answer)]
         sizes += self.target.shape[-2:] if self.target is not None else (0, 0)
         return tuple(sizes)
 
     def append_to(self, builder: SequenceBuilder) -> None:
-        """Appends its splits in the order of SPEC 3."""
+        """Appends its splits in the order of SPEC 3, an answer between instruction and target.
+
+        A sample that only asks for an answer shows its references to the ViT alone, as BAGEL's understanding data does.
+        """
         builder.begin_sample(self.key)
         for number, reference in enumerate(self.references):
-            if reference.vae is None:
+            if self.answer is not None and self.target is None:
+                pass
+            elif reference.vae is None:
                 builder.skip_image()
             else:
                 builder.add_vae(reference.vae, reference=number)
@@ -177,6 +188,8 @@ class PreparedSample:
                 builder.add_vit(reference.vit, reference=number, meant=reference.meant)
         if self.ids is not None:
             builder.add_text(self.ids)
+        if self.answer is not None:
+            builder.add_text(self.answer, loss=True)
         if self.target is not None:
             builder.add_targets(self.target, self.timestep_logits)
 
@@ -200,6 +213,7 @@ def prepare_sample(
     drop_text = rng.random() < config.instruction_dropout
     drop_images = rng.random((len(sample.references), 2)) < (config.vae_dropout, config.vit_dropout)
     logits = rng.standard_normal(config.targets_per_sample).tolist()
+    drop_images[:, 0] |= bool(sample.answer and not sample.target)  # the ViT alone sees them, see `append_to`
     references = tuple(
         prepare_reference(
             config.decode(data, form),
@@ -213,9 +227,11 @@ def prepare_sample(
     return PreparedSample(
         key=sample.key,
         references=references,
-        ids=None if drop_text else tokenizer.encode(sample.instruction),
+        # An answer without its question would teach guessing.
+        ids=None if drop_text and not sample.answer else tokenizer.encode(sample.instruction),
         target=config.resizes(form)[0](config.decode(sample.target, form)) if sample.target else None,
         timestep_logits=logits,
+        answer=tokenizer.encode(sample.answer) if sample.answer else None,
     )
 
 

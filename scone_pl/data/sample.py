@@ -20,10 +20,16 @@ class Candidate:
     name: str = ""
     """Free description, for people."""
 
+    def __post_init__(self) -> None:
+        left, top, right, bottom = self.box
+        # A comparison with NaN is false, with a text a TypeError.
+        if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1) or not isinstance(self.meant, bool):
+            raise ValueError(f"the box {self.box} must be left, top, right, bottom from 0 to 1, `meant` true or false")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Reference images + instruction -> target image, images still encoded (PNG, JPEG, ...)."""
+    """Reference images + instruction -> target image or answer, images still encoded (PNG, JPEG, ...)."""
 
     key: str
     """Unique within its data set; letters, digits, `_` and `-` only (a tar member name)."""
@@ -31,13 +37,15 @@ class Sample:
     """Encoded reference images, in order. May be empty (text to image)."""
     instruction: str
     target: bytes
-    """Encoded target image."""
+    """Encoded target image; empty = none (understanding only, or a prompt)."""
     kind: Kind = "single"
     """`single`: every reference shows one subject. `multi`: a reference shows several candidates."""
     candidates: tuple[tuple[Candidate, ...], ...] | None = None
     """Per reference image the subjects in it, where known."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything JSON: category, source, licence."""
+    answer: str = ""
+    """Text that must be said after the instruction; empty = none. It is trained by cross-entropy (SPEC 4)."""
 
 
 class BrokenSampleError(ValueError):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from scone_pl.data.members import sample_json
 from scone_pl.data.sample import Sample
-from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo, Size
+from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo, Size, TokenCounts
 from scone_pl.data.storage import sha256_of
 from scone_pl.data.transforms import open_image
 from scone_pl.errors import UserError
@@ -104,7 +104,9 @@ def describe(path: Path, samples: int) -> ShardInfo:
     return ShardInfo(path.name, samples, path.stat().st_size, sha256_of(path))
 
 
-def write_manifest(folder: Path, kinds: Mapping[str, int], shards: Sequence[ShardInfo]) -> Manifest:
+def write_manifest(
+    folder: Path, kinds: Mapping[str, int], shards: Sequence[ShardInfo], tokens: TokenCounts | None = None
+) -> Manifest:
     """The last file of a data set."""
     manifest = Manifest(
         samples=sum(shard.samples for shard in shards),
@@ -112,6 +114,7 @@ def write_manifest(folder: Path, kinds: Mapping[str, int], shards: Sequence[Shar
         kinds=dict(sorted(kinds.items())),
         index_sha256=sha256_of(folder / INDEX),
         shards=tuple(shards),
+        tokens=tokens,
     )
     with complete_or_absent(folder / MANIFEST) as file:
         file.write(manifest.to_json().encode())
@@ -158,6 +161,7 @@ def _write_sample(writer: webdataset.TarWriter, sample: Sample, shard: int) -> I
         instruction=sample.instruction,
         references=tuple(sizes),
         target=target,
+        answer=sample.answer,
     )
 
 

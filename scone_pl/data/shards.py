@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -45,10 +45,19 @@ class IndexEntry:
     references: tuple[Size, ...]
     """Sizes of the reference images, as stored."""
     target: Size | None
-    """Size of the target image; None = the sample has none (prediction only)."""
+    """Size of the target image; None = the sample has none (understanding only, or a prompt)."""
+    answer: str = ""
+    """See `Sample.answer`."""
+    tokens: int | None = None
+    """Its tokens at the settings that the manifest names; None = not counted when the set was made."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        fields = asdict(self)
+        if not self.answer:
+            del fields["answer"]  # a set without answers reads and hashes as ever
+        if self.tokens is None:
+            del fields["tokens"]
+        return json.dumps(fields, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str | bytes) -> IndexEntry:
@@ -68,6 +77,15 @@ class ShardInfo:
     sha256: str
 
 
+@dataclass(frozen=True)
+class TokenCounts:
+    """What the samples' `tokens` in the index are."""
+
+    total: int
+    settings: dict[str, Any]
+    """What they hold for, see `TokenCounter.settings`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`manifest.json`: what the folder holds. Written last, so a folder with a manifest is complete."""
@@ -79,9 +97,14 @@ class Manifest:
     """Samples of each kind."""
     index_sha256: str
     shards: tuple[ShardInfo, ...]
+    tokens: TokenCounts | None = None
+    """None = not counted when the set was made; everything works without."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1) + "\n"
+        fields = asdict(self)
+        if self.tokens is None:
+            del fields["tokens"]
+        return json.dumps(fields, indent=1) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -100,6 +123,8 @@ class Manifest:
             version = fields["format"]
             if version == FORMAT_VERSION:
                 fields["shards"] = tuple(ShardInfo(**shard) for shard in fields["shards"])
+                if fields.get("tokens") is not None:
+                    fields["tokens"] = TokenCounts(**fields["tokens"])
                 return cls(**fields)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not a readable manifest ({error!r}); convert the data set again") from None

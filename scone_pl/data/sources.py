@@ -30,6 +30,31 @@ class Source:
     """Folder of a shard set, or its URL (http, https, s3, hf, ...; see `StorageConfig`)."""
     weight: float = 1.0
     """Times that each sample is seen in an epoch; 0.5 = a random half, another one every epoch."""
+    samples: int | None = None
+    """In place of a weight: how many of its samples an epoch holds; more than there are = some come again."""
+    name: str = ""
+    """What the log calls it; empty = the last part of the path."""
+
+    @property
+    def title(self) -> str:
+        return self.name or self.path.rstrip("/").rpartition("/")[2]
+
+    def draws(self, usable: int) -> tuple[int, int]:
+        """(times that all its `usable` samples come in an epoch, how many random ones come once more)."""
+        if self.samples is not None:
+            return divmod(self.samples, usable)
+        whole = int(self.weight)
+        part = round((self.weight - whole) * usable)
+        return whole, part if whole else max(part, 1)
+
+    def check(self) -> None:
+        """Raises a `UserError` if an epoch would hold nothing of it, or it is not clear how much."""
+        if not (math.isfinite(self.weight) and self.weight > 0):
+            raise UserError(f"{self.path}: the weight is {self.weight}; it must be more than 0")
+        if self.samples is not None and self.weight != 1:
+            raise UserError(f"{self.path}: has both weight and samples; give one of them")
+        if self.samples is not None and self.samples < 1:
+            raise UserError(f"{self.path}: samples is {self.samples}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -76,8 +101,7 @@ class Mixture:
         packing.check(form)
         self.sources = tuple(sources)
         for source in self.sources:
-            if not (math.isfinite(source.weight) and source.weight > 0):
-                raise UserError(f"{source.path}: the weight is {source.weight}; it must be more than 0")
+            source.check()
         self.sets = tuple(ShardSet.open(source.path, storage) for source in self.sources)
         self.packing = packing
         self.storage = storage or StorageConfig()
@@ -122,6 +146,46 @@ class Mixture:
             f"{self.lengths[longest].max()} tokens); raise token_budget or lower packing.vae_resize"
         )
 
+    def summary(self) -> str:
+        """One line: how much of which source is in an epoch."""
+        counts = []
+        for source, usable in zip(self.sources, self.usable, strict=True):
+            whole, part = source.draws(len(usable))
+            counts.append(whole * len(usable) + part)
+        parts = [
+            f"{count} of {source.title} ({count / sum(counts):.0%})"
+            for source, count in zip(self.sources, counts, strict=True)
+        ]
+        return f"samples an epoch: {', '.join(parts)}"
+
+    def check_cache(self, consumers: int) -> None:
+        """Checks that the cache holds what is in use at a time, else every sample would fetch its shard again.
+
+        Args:
+            consumers: processes that share the cache, all reading and fetching ahead.
+
+        Raises:
+            UserError: naming the smallest cache that does.
+        """
+        limit = self.storage.cache_gigabytes
+        if limit is None or not self.has_remote:
+            return
+        infos = [info for shards in self.sets if shards.storage.remote for info in shards.manifest.shards]
+        sizes = sorted((info.bytes for info in infos), reverse=True)
+        if self.shuffle_window is not None:
+            # The window that is read, and all that fetching ahead (and the loader's two packs) reaches into.
+            per_pack = self.packing.token_budget / np.concatenate(self.lengths).mean()
+            ahead = consumers * (self.storage.prefetch_packs + 3) * per_pack + self.packing.lookahead
+            window = self.shuffle_window * self.num_samples / sum(map(len, self._shard_ends))
+            sizes = sizes[: self.shuffle_window * (1 + math.ceil(ahead / window))]
+        if (need := sum(sizes) / 1e9) > limit:
+            digit = 10.0 ** (math.floor(math.log10(need)) - 2)
+            advice = " or set data.shuffle_window" if self.shuffle_window is None else ""
+            raise UserError(
+                f"storage.cache_gigabytes is {limit:g}, but {len(sizes)} remote shards are in use at a time: give at "
+                f"least {math.ceil(need / digit) * digit:.3g}{advice}"
+            )
+
     def fingerprint(self, seed: int) -> str:
         """Changes when anything changes that decides which samples are in which pack."""
         facts = [
@@ -135,6 +199,8 @@ class Mixture:
         ]
         if self.shuffle_window is not None:
             facts.append(self.shuffle_window)
+        if any(source.samples is not None for source in self.sources):
+            facts.append([source.samples for source in self.sources])
         digest = hashlib.sha256(json.dumps(facts).encode())
         for lengths in self.lengths:
             digest.update(lengths.tobytes())
@@ -156,10 +222,7 @@ class Mixture:
         """
         draws = []
         for number, (source, usable) in enumerate(zip(self.sources, self.usable, strict=True)):
-            whole = int(source.weight)
-            part = round((source.weight - whole) * len(usable))
-            if whole == 0:
-                part = max(part, 1)
+            whole, part = source.draws(len(usable))
             draws += [Draw(number, int(i), copy) for copy in range(whole) for i in usable]
             if part:
                 some = generator("subset", seed, epoch, number).permutation(usable)[:part]

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from scone_pl.data.packing import PackingConfig, sample_length
 from scone_pl.data.planning import first_come_packs, plan_packs
-from scone_pl.data.sample import BrokenSampleError
+from scone_pl.data.sample import BrokenSampleError, Candidate
 from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet, Size
 from scone_pl.data.storage import StorageConfig
-from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.transforms import decode_rgb
-from scone_pl.model.sequence import SequenceFormat
 
 _BAR = 40
 
@@ -37,6 +35,8 @@ class Statistics:
     """The most frequent image sizes (width, height), and how many images have them."""
     lengths: np.ndarray
     """(samples,) int64: tokens of every sample."""
+    stored: bool
+    """Whether the lengths are those stored with the data set."""
     token_budget: int
     over_budget: int
     packs: int
@@ -55,6 +55,7 @@ class Statistics:
             "image sizes       " + ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.sizes),
             "reference images  a sample",
             *(_row(f"{number}", count, self.references) for number, count in self.references.items()),
+            f"tokens            {self.lengths.sum()} ({'stored with the set' if self.stored else 'counted now'})",
             f"tokens a sample   min {self.lengths.min()}, mean {self.lengths.mean():.0f}, "
             f"median {np.median(self.lengths):.0f}, max {self.lengths.max()}",
         ]
@@ -71,29 +72,22 @@ class Statistics:
         return "\n".join(lines)
 
 
-def shard_statistics(
-    path: str | Path,
-    form: SequenceFormat,
-    tokenizer: Tokenizer,
-    packing: PackingConfig,
-    storage: StorageConfig | None = None,
-) -> Statistics:
-    """Statistics of a data set, from its index alone.
+def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageConfig | None = None) -> Statistics:
+    """Statistics of a data set, from its index alone; stored token counts are used where they hold.
 
     Raises:
         UserError: it is no complete shard set.
     """
     shards = ShardSet(path, storage)
-    lengths = np.zeros(len(shards), dtype=np.int64)
+    lengths = counter.count_all(shards)
     references: Counter[int] = Counter()
     sizes: Counter[Size] = Counter()
-    for i, entry in enumerate(shards.index):
-        lengths[i] = sample_length(entry, form, tokenizer, packing)
+    for entry in shards.index:
         references[len(entry.references)] += 1
         sizes.update((*entry.references, entry.target) if entry.target else entry.references)
     shuffled = generator("statistics").permutation(lengths)
-    budget = packing.token_budget
-    plan, greedy = plan_packs(shuffled, budget, packing.lookahead), first_come_packs(shuffled, budget)
+    budget = counter.packing.token_budget
+    plan, greedy = plan_packs(shuffled, budget, counter.packing.lookahead), first_come_packs(shuffled, budget)
     return Statistics(
         samples=len(shards),
         bytes=shards.manifest.bytes,
@@ -102,6 +96,7 @@ def shard_statistics(
         references=dict(sorted(references.items())),
         sizes=sizes.most_common(8),
         lengths=lengths,
+        stored=counter.agrees_with(shards),
         token_budget=budget,
         over_budget=len(plan.over_budget),
         packs=len(plan.packs),
@@ -115,7 +110,8 @@ def contact_sheet(
 ) -> Image.Image:
     """A row a sample, taken evenly from the whole set: references, target (framed), key and instruction.
 
-    Broken samples show as a row that says why.
+    Candidates of a reference, where known, are framed: green those that are meant, red the others. Broken samples
+    show as a row that says why.
     """
     shards = ShardSet(path, storage, check_shards=False)
     chosen = np.unique(np.linspace(0, len(shards) - 1, min(rows, len(shards))).astype(int)).tolist()
@@ -127,18 +123,31 @@ def contact_sheet(
         text = entry.instruction
         try:
             sample = shards.read(i)
-            pictures = [decode_rgb(data) for data in (*sample.references, sample.target) if data]
+            pictures = [decode_rgb(data) if data else None for data in (*sample.references, sample.target)]
         except BrokenSampleError as error:
             pictures, text = [], f"{error.reason}: {error}"
-        first = columns - len(pictures)
-        for column, picture in enumerate(pictures, first):
-            picture.thumbnail((side - 8, side - 8))
-            place = (column * side + (side - picture.width) // 2, top + (side - picture.height) // 2)
-            sheet.paste(picture, place)
+        for column, picture in enumerate(pictures, columns - len(pictures)):
+            if picture is not None:
+                picture.thumbnail((side - 8, side - 8))
+                place = (column * side + (side - picture.width) // 2, top + (side - picture.height) // 2)
+                sheet.paste(picture, place)
+                number = column - columns + len(pictures)
+                if sample.candidates is not None and number < len(sample.candidates):
+                    _draw_candidates(draw, sample.candidates[number], place, picture.size)
         draw.rectangle((columns * side - side + 1, top + 1, columns * side - 2, top + side - 2), outline="darkorange")
-        lines = [entry.key, f"{entry.kind}, {len(entry.references)} references", *textwrap.wrap(text, side // 2 - 6)]
+        facts = f"{entry.kind}, references: {len(entry.references)}"
+        answer = textwrap.wrap(f"answer: {entry.answer}", side // 2 - 6) if entry.answer else []
+        lines = [entry.key, facts, *textwrap.wrap(text, side // 2 - 6), *answer]
         draw.multiline_text((columns * side + 6, top + 6), "\n".join(lines[: side // 14]), fill="black")
     return sheet
+
+
+def _draw_candidates(
+    draw: ImageDraw.ImageDraw, candidates: tuple[Candidate, ...], place: tuple[int, int], size: Size
+) -> None:
+    for candidate in candidates:
+        corners = [round(place[i % 2] + share * (size[i % 2] - 1)) for i, share in enumerate(candidate.box)]
+        draw.rectangle(corners, outline="limegreen" if candidate.meant else "red", width=2)
 
 
 def _row(name: str, count: int, table: dict) -> str:

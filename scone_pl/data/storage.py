@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ from scone_pl.errors import UserError
 _LONGEST_WAIT = 30.0
 _GIVEN_UP_SECONDS = 60.0
 _PERMANENT = (401, 403, 404, 410)
+_ERRORS = {  # base classes that are no OSError; a library that is not imported has raised nothing
+    "aiohttp": "ClientError",
+    "httpx": "HTTPError",
+    "httpx2": "HTTPError",
+    "botocore.exceptions": "BotoCoreError",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,22 +207,17 @@ def _options(url: str, timeout: float) -> dict[str, Any]:
         limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
         return {"client_kwargs": {"timeout": limits}}
     if url.startswith("s3://"):
-        return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout}}
+        # Without attempts of its own: `attempts` says how often a file is asked for.
+        retries = {"total_max_attempts": 1}
+        return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout, "retries": retries}}
     return {}
 
 
 def _transient_errors() -> tuple[type[Exception], ...]:
     """What file systems raise when a server or the network fails."""
-    kinds: list[type[Exception]] = [OSError, EOFError, asyncio.TimeoutError]
-    with contextlib.suppress(ImportError):
-        import aiohttp
-
-        kinds.append(aiohttp.ClientError)
-    with contextlib.suppress(ImportError):
-        import httpx
-
-        kinds.append(httpx.HTTPError)
-    return tuple(kinds)
+    libraries = {module: sys.modules[module] for module in _ERRORS if module in sys.modules}
+    of_libraries = [getattr(library, _ERRORS[module]) for module, library in libraries.items()]
+    return (OSError, EOFError, asyncio.TimeoutError, *of_libraries)
 
 
 def sha256_of(path: Path) -> str:

@@ -57,6 +57,11 @@ class Batch:
     """Key and details of some of those."""
     samples: tuple[Sample, ...] = ()
     """The samples as read, in the order of the sequence (validation, test and prediction only)."""
+    step_targets: int = 0
+    """Target tokens of all batches in the same optimizer step (training only); over all ranks once the data module has
+    passed it on."""
+    step_labels: int = 0
+    """Labels of text, likewise."""
     failure: str | None = None
     """A message for the user if there is no way on; the data module raises it in the main process."""
 
@@ -115,8 +120,8 @@ class PackMaker:
                 # `repeated` > 0: a stand-in for an unreadable pack, seen twice in the epoch with other noise.
                 rng = generator(self.purpose, self.seed, place.epoch, draw.source, sample.key, draw.copy, repeated)
                 ready = prepare_sample(sample, self.form, self.tokenizer, self.packing, rng)
-                if ready.target is None and self.purpose != "predict":
-                    raise BrokenSampleError("missing target", f"{sample.key} has no target image")
+                if ready.target is None and ready.answer is None and self.purpose != "predict":
+                    raise BrokenSampleError("missing target", f"{sample.key} has no target image and no answer")
                 if not sample.instruction.strip() and self.purpose != "predict":
                     raise BrokenSampleError("missing instruction", f"{sample.key} has an empty instruction")
             except BrokenSampleError as error:

@@ -6,6 +6,7 @@ the special tokens that frame splits.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -68,10 +69,10 @@ class Tokenizer:
             )
         return encoding.ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text."""
-        # Not the library's own batch call: its thread pool does not survive the fork into data workers.
-        return [self.encode(text) for text in texts]
+    @property
+    def fingerprint(self) -> str:
+        """The same for two tokenizers that give the same ids."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scone_pl.data.sample import BrokenSampleError
+from scone_pl.errors import UserError
 
 MAX_DECODED_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own warning limit, 256 MB of RGB)."""
@@ -149,7 +150,10 @@ class ResizeLimits:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_size <= self.max_size:
-            raise ValueError(f"0 < min_size <= max_size must hold, got {self.min_size} and {self.max_size}")
+            raise UserError(
+                f"packing: a resize has min_size {self.min_size} and max_size {self.max_size}; "
+                "0 < min_size <= max_size must hold"
+            )
 
     def with_stride(self, stride: int, *, fast: bool = False) -> ImageResize:
         """The resize to sides that are multiples of `stride` pixels."""

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scone_pl.data.convert import check_images
 from scone_pl.data.faults import Faults
 from scone_pl.data.jobs import Tick, run_jobs
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.seeding import seed_of
-from scone_pl.data.shards import INDEX, IndexEntry, ShardSet
+from scone_pl.data.selection import check_images
+from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, ShardSet
 from scone_pl.data.storage import FetchError, StorageConfig, sha256_of
+from scone_pl.data.token_counts import TokenCounter
+from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import open_image
 
 _SAMPLES_A_JOB = 256
@@ -38,12 +40,18 @@ class Verdict:
 
 
 def verify_shards(
-    path: str | Path, *, workers: int = 1, progress: bool = True, storage: StorageConfig | None = None
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    workers: int = 1,
+    progress: bool = True,
+    storage: StorageConfig | None = None,
 ) -> Verdict:
     """Checks every checksum, decodes every image and compares every sample with its index entry.
 
     Args:
         path: folder or URL of the data set.
+        tokenizer: the one of the conversion; stored token counts that it or a setting made otherwise are not checked.
         workers: processes.
         progress: whether to show a progress bar.
         storage: how a URL is fetched.
@@ -57,11 +65,19 @@ def verify_shards(
     if sha256_of(shards.index.file) != shards.manifest.index_sha256:
         keys.add(INDEX, BrokenSampleError("wrong checksum", "differs from the manifest"))
     _find_doubled(shards, keys)
+    _check_total(shards, keys)
     verdict.add(INDEX, keys)
     with tqdm(total=len(shards), desc=shards.storage.name, unit="sample", disable=not progress) as bar:
-        for number, faults in run_jobs(_verify, shards, _jobs(shards), workers=workers, bar=bar):
+        shared = _Shared(shards, TokenCounter.published(tokenizer))
+        for number, faults in run_jobs(_verify, shared, _jobs(shards), workers=workers, bar=bar):
             verdict.add(shards.manifest.shards[number].file, faults)
     return verdict
+
+
+@dataclass(frozen=True)
+class _Shared:
+    shards: ShardSet
+    counter: TokenCounter
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,8 @@ def _jobs(shards: ShardSet) -> Iterator[_Job]:
         start += info.samples
 
 
-def _verify(shards: ShardSet, job: _Job, tick: Tick) -> tuple[int, Faults]:
+def _verify(shared: _Shared, job: _Job, tick: Tick) -> tuple[int, Faults]:
+    shards, counter = shared.shards, shared.counter if shared.counter.agrees_with(shared.shards) else None
     faults, file = Faults(), shards.manifest.shards[job.shard].file
     if job.whole:
         try:
@@ -97,6 +114,8 @@ def _verify(shards: ShardSet, job: _Job, tick: Tick) -> tuple[int, Faults]:
             if entry.shard != job.shard:
                 raise BrokenSampleError("index differs", f"listed in shard number {entry.shard}")
             _check_sample(shards, i, entry)
+            if counter and (tokens := counter(entry)) != entry.tokens:
+                raise BrokenSampleError("wrong token count", f"{tokens}, but the index says {entry.tokens}")
         except BrokenSampleError as error:
             faults.add(f"{file}: {entry.key}", error)
         tick()
@@ -113,6 +132,13 @@ def _find_doubled(shards: ShardSet, faults: Faults) -> None:
         faults.add(where, BrokenSampleError("duplicate key", "an earlier sample has this key"))
 
 
+def _check_total(shards: ShardSet, faults: Faults) -> None:
+    stored = shards.manifest.tokens
+    total = sum(entry.tokens or 0 for entry in shards.index) if stored else 0
+    if stored and total != stored.total:
+        faults.add(INDEX, BrokenSampleError("wrong token count", f"{total} in all, but {MANIFEST} says {stored.total}"))
+
+
 def _check_sample(shards: ShardSet, i: int, entry: IndexEntry) -> None:
     sample = shards.read(i)
     check_images(sample)
@@ -122,5 +148,5 @@ def _check_sample(shards: ShardSet, i: int, entry: IndexEntry) -> None:
     target = open_image(sample.target).size if sample.target else None
     if (sizes, target) != (entry.references, entry.target):
         raise BrokenSampleError("index differs", f"images {sizes}, {target}, index {entry.references}, {entry.target}")
-    if (sample.instruction, sample.kind) != (entry.instruction, entry.kind):
-        raise BrokenSampleError("index differs", "another instruction or kind than the index says")
+    if (sample.instruction, sample.answer, sample.kind) != (entry.instruction, entry.answer, entry.kind):
+        raise BrokenSampleError("index differs", "another instruction, answer or kind than the index says")

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scone_pl.model.attention import AttentionPlan, attend
@@ -37,6 +38,9 @@ class RecordingPlan(AttentionPlan):
 
     def hiding(self, blocked: Tensor) -> AttentionPlan:
         # A context has no target queries, so there is nothing that hiding could change.
+        return self
+
+    def biased(self, bias: Tensor) -> AttentionPlan:
         return self
 
     @torch.compiler.disable
@@ -67,6 +71,7 @@ class ContextCache:
         reference: Tensor,
         blocked: Tensor | None = None,
         bridge: BridgeConfig | None = None,
+        bias: Tensor | None = None,
     ) -> None:
         """Decides the order of the tokens; `fill` brings them.
 
@@ -76,6 +81,7 @@ class ContextCache:
             reference: (L,) bool, reference tokens of that pack.
             blocked: (L,) bool, those that targets do not see in the bridge's masked layers; None = the bridge is off.
             bridge: its settings.
+            bias: (L,), soft bridge: what target queries' logits of these tokens get in place of a mask.
         """
         self.span, self.num_own = span, num_own
         self.bridge = None if blocked is None else bridge
@@ -83,7 +89,7 @@ class ContextCache:
         rows = slice(span.start, span.start + span.num_prompts * span.length)
         reference = reference[rows].view(span.num_prompts, span.length)[:, : self.own_start]
         hidden = torch.zeros_like(reference)
-        if blocked is not None:
+        if blocked is not None and bias is None:
             hidden = blocked[rows].view(span.num_prompts, span.length)[:, : self.own_start]
         order = torch.argsort(2 - reference.int() - hidden.int(), dim=1, stable=True)  # (G, own_start)
         place = span.start + torch.arange(span.num_prompts, device=order.device)[:, None] * span.length
@@ -97,6 +103,9 @@ class ContextCache:
         if len(counts) and int(counts.max()) > self.num_blocked:
             places = torch.arange(self.num_blocked, span.length + num_own, device=counts.device)
             self._mask = (places >= counts[:, None])[:, None, None]  # (G, 1, 1, S - num_blocked)
+        elif bias is not None:
+            ordered = bias[rows].view(span.num_prompts, span.length)[:, : self.own_start].gather(1, order)
+            self._mask = F.pad(ordered, (0, num_own + span.text_length))[:, None, None]
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         """Layer -> keys and values (G, K, S, E)."""
 
@@ -140,6 +149,7 @@ class ContextCache:
         else:
             # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
             frame = attend(torch.cat([q[:, :, :1], q[:, :, -1:]], dim=2), keys, values)
+            mask = mask.to(q.dtype) if mask is not None and mask.dtype != torch.bool else mask
             content = attend(q[:, :, 1:-1], keys[:, :, left:], values[:, :, left:], mask)
             attended = torch.cat([frame[:, :, :1], content, frame[:, :, 1:]], dim=2)
         return attended.transpose(1, 2).flatten(0, 1)

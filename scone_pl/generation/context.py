@@ -112,13 +112,13 @@ def prefill(
     if len(pack):
         times = torch.zeros(len(pack.latent_splits), device=pack.device)
         state = model(pack, model.encode_images(pack), times, bridge, record).bridge
-    blocked = None if state is None else state.blocked
+    blocked, bias = (None, None) if state is None else (state.blocked, state.bias)
     reference = pack.reference_tokens
     lengths = [0] * len(prompts)
     for split in pack.splits:
         lengths[places[split.sample]] += split.length
     spans = _spans(form, prompts, lengths)
-    caches = [ContextCache(span, num_own, reference, blocked, bridge) for span, num_own in spans]
+    caches = [ContextCache(span, num_own, reference, blocked, bridge, bias) for span, num_own in spans]
     # Layer by layer, so that what was recorded and what the caches hold are never both there in full.
     for layer in list(record.keys):
         for cache in caches:

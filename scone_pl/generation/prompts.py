@@ -89,7 +89,7 @@ def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> lis
         )
         text_ids: tuple[int, ...] = ()
         for split in splits:
-            if split.kind == SplitKind.TEXT:
+            if split.kind == SplitKind.TEXT and not split.labelled:
                 inside = (text_row > split.start) & (text_row < split.stop - 1)
                 text_ids = tuple(pack.text_ids.cpu()[inside].tolist())
         has_target = size is None or splits[-1].kind == SplitKind.TARGET

@@ -16,6 +16,9 @@ from scone_pl.mini.world import World, WorldConfig, fixed_set
 
 def shards(
     output: Path = Path("data_shards/mini"),
+    questions: int = 24_000,
+    question_pairs: int = 12_000,
+    plain: int = 16_000,
     base_single: int = 16_000,
     refined_single: int = 4_000,
     multi_candidate: int = 10_000,
@@ -30,6 +33,9 @@ def shards(
 
     Args:
         output: folder in which each set gets a folder of its name.
+        questions: samples of the set of questions and answers, for the base.
+        question_pairs: the same about two references.
+        plain: samples of the set of plain generation, for the base.
         base_single: samples of the base single-candidate set; 0 leaves a set out.
         refined_single: samples of the refined single-candidate set.
         multi_candidate: samples of the multi-candidate set.
@@ -41,6 +47,9 @@ def shards(
         progress: whether to show progress bars.
     """
     sizes = {
+        "questions": questions,
+        "question_pairs": question_pairs,
+        "plain": plain,
         "base_single": base_single,
         "refined_single": refined_single,
         "multi_candidate": multi_candidate,
@@ -52,12 +61,9 @@ def shards(
             continue
         manifest = write_world(
             output / name,
+            WORLD_SETS[name],
             samples=samples,
             seed=seed,
-            tasks=WORLD_SETS[name].tasks,
-            stream=WORLD_SETS[name].stream,
-            grounding=WORLD_SETS[name].grounding,
-            boxes=WORLD_SETS[name].boxes,
             config=world,
             samples_per_shard=samples_per_shard,
             progress=progress,
@@ -137,12 +143,12 @@ def evaluate(
         world: sizes and difficulty.
         progress: whether to show progress bars.
     """
+    from scone_pl.files import write_json
     from scone_pl.generation.guidance import GuidanceConfig
     from scone_pl.generation.pictures import save_picture
     from scone_pl.generation.sampler import SamplingConfig
     from scone_pl.mini import evaluate as evaluation
     from scone_pl.mini.gallery import gallery
-    from scone_pl.training.runs import write_json
 
     config = SamplingConfig(
         num_inference_steps=num_inference_steps,
@@ -177,7 +183,79 @@ def report(scores: list[Path], names: list[str]) -> None:
     print(*filter(None, tables), sep="\n\n")
 
 
-COMMANDS = {"shards": shards, "base": base, "evaluate": evaluate, "report": report, "picture": picture}
+def evidence(
+    table: str,
+    seeds: int = 5,
+    quick: bool = False,
+    jobs: int = 2,
+    output: Path = Path("docs/evidence"),
+) -> None:
+    """Runs an experiment: every arm with every seed, then its JSON, its plot and the page docs/evidence.md.
+
+    What is finished is not run again; an interrupted run goes on. A quick look writes to runs/evidence instead.
+
+    Args:
+        table: name of a file in experiments/ablations/mini, without .yaml.
+        seeds: runs of each arm.
+        quick: fewer steps and test pictures, to see whether all works.
+        jobs: runs side by side, with one thread each.
+        output: folder of results that are kept.
+    """
+    from scone_pl.files import write_json
+    from scone_pl.mini.evidence.page import write_page
+    from scone_pl.mini.evidence.plot import plot
+    from scone_pl.mini.evidence.runner import collect, jobs_of, run_all
+    from scone_pl.mini.evidence.spec import Experiment
+    from scone_pl.mini.evidence.work import ROOT, prepare
+
+    if seeds < 1 or jobs < 1:
+        raise UserError(f"--seeds {seeds} and --jobs {jobs} must be at least 1")
+    experiment = Experiment.read(table)
+    prepare(experiment)
+    planned = jobs_of(experiment, seeds, quick=quick)
+    run_all(planned, side_by_side=jobs, quick=quick)
+    result = collect(experiment, planned)
+    folder = ROOT / "quick" if quick else output
+    write_json(result, folder / f"{table}.json")
+    plot(result, folder / f"{table}.png")
+    print(f"{folder / table}.json   {write_page(folder)}")
+
+
+def arm(table: str, arm: str, seed: int = 0, quick: bool = False) -> None:
+    """One run of one arm, as `mini evidence` starts it: trains, evaluates, writes result.json.
+
+    Args:
+        table: the experiment.
+        arm: name of the arm.
+        seed: decides data order, noise levels and noise.
+        quick: see `mini evidence`.
+    """
+    from scone_pl.mini.evidence.spec import Experiment
+    from scone_pl.mini.evidence.work import run
+
+    experiment = Experiment.read(table)
+    if arm not in experiment.arms:
+        raise UserError(f"{table} has no arm {arm}: choose from {', '.join(experiment.arms)}")
+    print(run(experiment, arm, seed, quick=quick))
+
+
+def page() -> None:
+    """Writes docs/evidence.md again from the JSON files in docs/evidence."""
+    from scone_pl.mini.evidence.page import write_page
+
+    print(write_page())
+
+
+COMMANDS = {
+    "shards": shards,
+    "base": base,
+    "evaluate": evaluate,
+    "report": report,
+    "picture": picture,
+    "evidence": evidence,
+    "arm": arm,
+    "page": page,
+}
 
 
 def main(args: list[str]) -> int:

@@ -119,8 +119,8 @@ def kept_tokens(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:
     for one in drawn:
         for candidates, blocked in zip(one.episode.candidates, one.latents.blocked, strict=False):
             kept = ~blocked.cpu().numpy()
-            meant = _tokens_of([s for s in candidates if s.meant], one.episode.canvas, kept.shape)
-            shown = _tokens_of(candidates, one.episode.canvas, kept.shape)
+            meant = tokens_of([s for s in candidates if s.meant], one.episode.canvas, kept.shape)
+            shown = tokens_of(candidates, one.episode.canvas, kept.shape)
             count = counts.setdefault(one.episode.task, Counter())
             count.update(kept=int((kept & shown).sum()), meant=int(meant.sum()), both=int((kept & meant).sum()))
     return {
@@ -129,7 +129,7 @@ def kept_tokens(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:
     }
 
 
-def _tokens_of(subjects: Sequence[Subject], canvas: int, grid: tuple[int, ...]) -> np.ndarray:
+def tokens_of(subjects: Sequence[Subject], canvas: int, grid: tuple[int, ...]) -> np.ndarray:
     """(rows, columns) bool: tokens whose centre lies in the box of one of `subjects`."""
     y, x = ((np.arange(n) + 0.5) / n * canvas for n in grid)
     found = np.zeros(grid, dtype=bool)
@@ -147,7 +147,7 @@ def score_table(reports: dict[str, dict[str, Any]]) -> str:
         right = report["failures"].get("none", 0) / report["pictures"]
         scores = (average["COM"], average["DIS"], report["overall"])
         rows.append([name, *(f"{s:.2f}" for s in scores), f"{right:.0%}"])
-    return _table(["weights", "composition (COM)", "distinction (DIS)", "overall", "exactly the meant"], rows)
+    return markdown_table(["weights", "composition (COM)", "distinction (DIS)", "overall", "exactly the meant"], rows)
 
 
 def task_table(reports: dict[str, dict[str, Any]]) -> str:
@@ -159,7 +159,7 @@ def task_table(reports: dict[str, dict[str, Any]]) -> str:
             scores = report["tasks"][task]
             row += [f"{scores['COM']:.2f}", f"{scores['DIS']:.2f}" if "DIS" in scores else "-"]
         rows.append(row)
-    return _table(["task", *(f"{n}: {column}" for n in reports for column in ("COM", "DIS"))], rows)
+    return markdown_table(["task", *(f"{n}: {column}" for n in reports for column in ("COM", "DIS"))], rows)
 
 
 def failure_table(reports: dict[str, dict[str, Any]]) -> str:
@@ -167,7 +167,7 @@ def failure_table(reports: dict[str, dict[str, Any]]) -> str:
     names: tuple[str, ...] = get_args(Failure)
     rows = [[name, *(str(report["failures"].get(f, 0)) for f in names)] for name, report in reports.items()]
     heads = ["as asked" if f == "none" else f.replace("_", " ") for f in names]
-    return _table(["pictures", *heads], rows)
+    return markdown_table(["pictures", *heads], rows)
 
 
 def bridge_table(reports: dict[str, dict[str, Any]]) -> str:
@@ -181,10 +181,10 @@ def bridge_table(reports: dict[str, dict[str, Any]]) -> str:
         for task, kept in report["kept"].items()
     ]
     heads = ["weights", "blocked", "task", "subject tokens kept: precision", "recall"]
-    return _table(heads, rows) if rows else ""
+    return markdown_table(heads, rows) if rows else ""
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
     """Markdown with columns aligned, so that it reads well in a terminal too; the first column is text."""
     widths = [max(len(row[c]) for row in (heads, *rows)) for c in range(len(heads))]
     lines = [[h.ljust(w) for h, w in zip(heads, widths, strict=True)]]

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scone_pl.data.sample import Candidate
+from scone_pl.data.seeding import generator
 from scone_pl.errors import UserError
 from scone_pl.mini.episode import TASKS, Episode
+from scone_pl.mini.questions import to_question
 from scone_pl.mini.world import World, WorldConfig
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "world.json"
 """Beside the manifest: what a set was made with."""
-GENERATION = 2
+GENERATION = 3
 """Raised when the same settings come to give other episodes, so that old sets are not taken for new ones."""
 
 
@@ -31,23 +33,29 @@ class WorldSet:
     """One of `world.STREAMS`."""
     tasks: tuple[str, ...]
     """Taken in turn; a task named twice comes twice as often."""
-    grounding: bool = False
-    """Whether its samples are `Episode.to_grounding`: which subject the words mean, without drawing it."""
-
+    form: Literal["drawing", "plain", "question", "grounding"] = "drawing"
+    """drawing: the episode as it is. plain: the same, a quarter of them without references (text to image). question:
+    `questions.to_question`. grounding: `Episode.to_grounding`."""
     boxes: bool = True
     """Whether its samples tell which subjects the words mean."""
 
-    def sample_of(self, episode: Episode) -> Sample:
+    def sample_of(self, episode: Episode, config: WorldConfig) -> Sample:
         """The episode as this set tells it.
 
-        The background counts as meant, so that the mask hides distractors only and what is left looks like a reference
-        of Stage I. Not so in grounding, where telling subjects from background is a step on the way to shapes; there
-        lone subjects tell no boxes, as every word means all there is and all shapes would come to look alike.
+        In drawings the background counts as meant, so that the mask hides distractors only and what is left looks like
+        a reference of Stage I. Not so elsewhere, where telling subjects from background is a step on the way to shapes;
+        there lone subjects tell no boxes, as every word means all there is and all shapes would come to look alike.
         """
-        sample = episode.to_grounding() if self.grounding else episode.to_sample()
-        if sample.candidates is None or not self.boxes or (self.grounding and sample.kind == "single"):
+        if self.form == "question":
+            sample = to_question(episode, generator("question", episode.key), config.shapes)
+        else:
+            sample = episode.to_grounding() if self.form == "grounding" else episode.to_sample()
+        if self.form == "plain" and generator("plain", episode.key).random() < 0.25:
+            sample = replace(sample, references=(), candidates=())
+        alone = len(episode.candidates[0]) == 1
+        if sample.candidates is None or not self.boxes or (self.form in ("question", "grounding") and alone):
             return replace(sample, candidates=None)
-        if self.grounding:
+        if self.form in ("question", "grounding"):
             return sample
         return replace(sample, candidates=tuple((*group, *_background(group)) for group in sample.candidates))
 
@@ -63,46 +71,39 @@ def _background(group: Sequence[Candidate]) -> list[Candidate]:
 
 
 WORLD_SETS: dict[str, WorldSet] = {
+    "questions": WorldSet("questions", (TASKS[0], TASKS[2], TASKS[3], TASKS[2]), "question"),
+    "question_pairs": WorldSet("questions", TASKS[4:], "question"),
+    "plain": WorldSet("plain", TASKS[:1], "plain", boxes=False),
     "base_single": WorldSet("base", TASKS[:2], boxes=False),
     "refined_single": WorldSet("refined", TASKS[:2]),
     "multi_candidate": WorldSet("multi", TASKS[2:]),
-    "understanding": WorldSet("understanding", (TASKS[0], TASKS[2], TASKS[2], TASKS[3]), grounding=True),
+    "understanding": WorldSet("understanding", (TASKS[0], TASKS[2], TASKS[2], TASKS[3]), "grounding"),
     "validation": WorldSet("validation", TASKS),
 }
-"""The mini twins of the three subsets of Scone-S2I-57K (SPEC 6, 9), a stand-in for what BAGEL's understanding
-training teaches (shapes take twice as long to learn as places), and a set to watch training by."""
+"""The mini twins of what BAGEL was pretrained on (understanding, plain generation), of the three subsets of
+Scone-S2I-57K (SPEC 6, 9), and a set to watch training by."""
 
 
 def world_samples(
-    samples: int,
-    *,
-    seed: int,
-    tasks: Sequence[str],
-    stream: str,
-    config: WorldConfig | None = None,
-    grounding: bool = False,
-    boxes: bool = True,
+    world_set: WorldSet, samples: int, *, seed: int = 0, config: WorldConfig | None = None
 ) -> Iterator[Sample]:
-    """The first `samples` samples of a stream, `tasks` in turn."""
-    world = World(seed, config, stream=stream)
-    world_set = WorldSet(stream, tuple(tasks), grounding, boxes)
+    """The first `samples` samples of a set, its tasks in turn."""
+    world, tasks = World(seed, config, stream=world_set.stream), world_set.tasks
     for number in range(samples):
         index, turn = divmod(number, len(tasks))
         # A task that is named twice goes on counting instead of repeating its episodes.
         same = [place for place, task in enumerate(tasks) if task == tasks[turn]]
-        yield world_set.sample_of(world.sample(tasks[turn], index * len(same) + same.index(turn)))
+        episode = world.sample(tasks[turn], index * len(same) + same.index(turn))
+        yield world_set.sample_of(episode, world.config)
 
 
 def write_world(
     folder: str | Path,
+    world_set: WorldSet,
     *,
     samples: int,
     seed: int = 0,
-    tasks: Sequence[str] = TASKS,
-    stream: str = "base",
     config: WorldConfig | None = None,
-    grounding: bool = False,
-    boxes: bool = True,
     samples_per_shard: int = 5000,
     progress: bool = True,
 ) -> Manifest | None:
@@ -110,13 +111,10 @@ def write_world(
 
     Args:
         folder: where; created.
+        world_set: what it draws on.
         samples: how many.
         seed: of the world.
-        tasks: taken in turn; a task named twice comes twice as often.
-        stream: one of `world.STREAMS`.
         config: sizes and difficulty.
-        grounding: see `WorldSet`.
-        boxes: see `WorldSet`.
         samples_per_shard: samples in one tar file.
         progress: whether to show a progress bar.
 
@@ -136,11 +134,8 @@ def write_world(
         "generation": GENERATION,
         "samples": samples,
         "seed": seed,
-        "tasks": list(tasks),
-        "stream": stream,
+        **asdict(world_set),
         "config": asdict(config or WorldConfig()),
-        "grounding": grounding,
-        "boxes": boxes,
         "samples_per_shard": samples_per_shard,
     }
     text = json.dumps(settings, indent=1) + "\n"
@@ -153,7 +148,7 @@ def write_world(
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text, "utf-8")
     return write_shards(
-        world_samples(samples, seed=seed, tasks=tasks, stream=stream, config=config, grounding=grounding, boxes=boxes),
+        world_samples(world_set, samples, seed=seed, config=config),
         folder,
         samples_per_shard=samples_per_shard,
         total=samples,

@@ -14,13 +14,16 @@ import numpy as np
 
 from scone_pl.errors import UserError
 from scone_pl.mini.episode import BACKGROUNDS, SLOTS, SLOTS_BY_COUNT, TASKS, Episode, Subject, slot_corner
+from scone_pl.mini.questions import QUESTION_WORDS
 from scone_pl.mini.shapes import BASE_CELL, SHAPES
 
-WORDS: tuple[str, ...] = ("draw", "the", "and", "on", "only", *list(SLOTS)[1:], *SHAPES, *BACKGROUNDS)
-"""Every word an instruction can hold, whatever the settings. `centre` is missing: it never tells candidates apart."""
+WORDS: tuple[str, ...] = tuple(
+    dict.fromkeys(("draw", "the", "and", "on", "only", *list(SLOTS)[1:], *SHAPES, *BACKGROUNDS, *QUESTION_WORDS))
+)
+"""Every word of instructions, questions and answers, whatever the settings."""
 
-STREAMS: tuple[str, ...] = ("base", "refined", "multi", "validation", "test", "understanding")
-"""Disjoint sources of episodes: three to train on, one to choose by, one to report, one that only teaches words."""
+STREAMS: tuple[str, ...] = ("base", "refined", "multi", "validation", "test", "understanding", "questions", "plain")
+"""Disjoint sources of episodes: one to choose by, one to report, the others to train on."""
 
 _FAR = 100.0
 """Two independent patterns differ by at least this (root mean square over patches and channels, of 255)."""

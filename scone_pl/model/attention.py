@@ -44,6 +44,13 @@ class AttentionPlan(ABC):
         Only context tokens can be blocked; a target always sees itself.
         """
 
+    def biased(self, bias: Tensor) -> AttentionPlan:
+        """The same plan, but `bias` (L,) float is added to the logits that target latent queries give context keys.
+
+        It passes a gradient. 0 for keys that are not to be touched.
+        """
+        raise ValueError(f"{type(self).__name__} has no soft bridge; use bridge.mode hard, or the split attention")
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """(G, H, q, E), (G, K, k, E), (G, K, k, E) -> (G, H, q, E), with grouped-query heads where H > K."""
@@ -112,11 +119,12 @@ class SplitPlan(AttentionPlan):
     def __init__(self, pack: PackedSequence) -> None:
         self.runs = runs_of(pack)
         self._kept: tuple[KeptContext | None, ...] = (None,) * len(self.runs)
+        self._bias: tuple[Tensor | None, ...] = (None,) * len(self.runs)
+        """Per run (G, 1, 1, C)."""
         self._causal = _causal_strip(self.runs, pack.device)
 
     def hiding(self, blocked: Tensor) -> SplitPlan:
-        plan = SplitPlan.__new__(SplitPlan)
-        plan.runs, plan._causal = self.runs, self._causal
+        plan = self._copy()
         visible = [
             ~blocked[run.start : run.start + run.num_tokens].view(run.num_samples, -1)[:, : run.context_length]
             for run in self.runs
@@ -129,12 +137,28 @@ class SplitPlan(AttentionPlan):
         plan._kept = tuple(kept)
         return plan
 
+    def biased(self, bias: Tensor) -> SplitPlan:
+        plan = self._copy()
+        rows = bias.split([run.num_tokens for run in self.runs])
+        plan._bias = tuple(
+            row.view(run.num_samples, -1)[:, None, None, : run.context_length]
+            for run, row in zip(self.runs, rows, strict=True)
+        )
+        return plan
+
+    def _copy(self) -> SplitPlan:
+        plan = SplitPlan.__new__(SplitPlan)
+        plan.__dict__.update(self.__dict__)
+        return plan
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         sizes = [run.num_tokens for run in self.runs]
-        parts = zip(self.runs, self._kept, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+        parts = zip(self.runs, self._kept, self._bias, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
         return torch.cat([self._attend_run(*part) for part in parts])
 
-    def _attend_run(self, run: Run, kept: KeptContext | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend_run(
+        self, run: Run, kept: KeptContext | None, bias: Tensor | None, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
         qs, ks, vs = (x.view(run.num_samples, run.length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         outputs = []
         *context_q, target_q = qs.split([*(s.length for s in run.context), run.length - run.context_length], dim=2)
@@ -147,7 +171,7 @@ class SplitPlan(AttentionPlan):
             else:
                 outputs.append(attend(split_q, keys, values))
         if run.targets:
-            outputs.append(_attend_targets(run, kept, target_q, k, v, ks, vs))
+            outputs.append(_attend_targets(run, kept, bias, target_q, k, v, ks, vs))
         return torch.cat(outputs, dim=2).transpose(1, 2).flatten(0, 1)
 
     def _attend_text(self, q: Tensor, k: Tensor, v: Tensor, prefix: int) -> list[Tensor]:
@@ -188,13 +212,14 @@ def _keep(run: Run, visible: Tensor, counts: list[int]) -> KeptContext:
 
 
 def _attend_targets(
-    run: Run, kept: KeptContext | None, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor
+    run: Run, kept: KeptContext | None, bias: Tensor | None, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor
 ) -> Tensor:
     """Each target split sees the context and itself.
 
     Args:
         run: the run.
         kept: context keys left by the bridge; None = all.
+        bias: (G, 1, 1, C), added to the logits of the context keys; None = nothing.
         q: (G, H, target tokens, E).
         k: (G * S, K, E), and `v` alike: the run's keys as rows, to gather from.
         v: see `k`.
@@ -210,14 +235,17 @@ def _attend_targets(
     start = run.context_length
     for split, split_q in zip(run.targets, q.split([s.length for s in run.targets], dim=2), strict=True):
         keys, values = (_context_and_own(run, x, start, split.length) for x in (ks, vs))
-        if kept is None:
+        if kept is None and bias is None:
             outputs.append(attend(split_q, keys, values))
         else:
             # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
             frame = attend(torch.cat([split_q[:, :, :1], split_q[:, :, -1:]], dim=2), keys, values)
-            own_k, own_v = (x[:, :, start : start + split.length] for x in (ks, vs))
-            keys, values = torch.cat([shown_k, own_k], dim=2), torch.cat([shown_v, own_v], dim=2)
-            mask = None if kept.mask is None else F.pad(kept.mask, (0, split.length), value=True)
+            if kept is None:
+                mask = F.pad(bias.to(q.dtype), (0, split.length))
+            else:
+                own_k, own_v = (x[:, :, start : start + split.length] for x in (ks, vs))
+                keys, values = torch.cat([shown_k, own_k], dim=2), torch.cat([shown_v, own_v], dim=2)
+                mask = None if kept.mask is None else F.pad(kept.mask, (0, split.length), value=True)
             content = attend(split_q[:, :, 1:-1], keys, values, mask)
             outputs += [frame[:, :, :1], content, frame[:, :, 1:]]
         start += split.length
@@ -272,13 +300,21 @@ def dense_mask(pack: PackedSequence, blocked: Tensor | None = None) -> Tensor:
 class DensePlan(AttentionPlan):
     """The reference: one product with an L x L mask."""
 
-    def __init__(self, pack: PackedSequence, blocked: Tensor | None = None) -> None:
+    def __init__(self, pack: PackedSequence, blocked: Tensor | None = None, bias: Tensor | None = None) -> None:
         self.pack = pack
         self.mask = dense_mask(pack, blocked)
+        if bias is not None:
+            target_query = torch.zeros(len(pack), dtype=torch.bool, device=pack.device)
+            target_query[pack.target_index] = True
+            self.mask = torch.where(target_query[:, None], bias, 0.0).masked_fill(~self.mask, -torch.inf)
 
     def hiding(self, blocked: Tensor) -> DensePlan:
         return DensePlan(self.pack, blocked)
 
+    def biased(self, bias: Tensor) -> DensePlan:
+        return DensePlan(self.pack, bias=bias)
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        return attend(q, k, v, self.mask)[0].transpose(0, 1)
+        mask = self.mask if self.mask.dtype == torch.bool else self.mask.to(q.dtype)
+        return attend(q, k, v, mask)[0].transpose(0, 1)

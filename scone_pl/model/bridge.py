@@ -4,6 +4,9 @@ After decoder layer e, per sample and reference image: s_i = mean over the instr
 cosine(h_vit_i, h_text_j) for each ViT token i; the grid of s is resized to the grid of the image's VAE tokens. A
 reference token with s below the threshold is blocked for target queries in the masked layers.
 
+Beyond the paper (`BridgeConfig`): tau as a quantile of s in each image, and in place of -inf a soft bias
+log sigmoid((s_i - tau) / T), through which the loss of the picture trains s.
+
 The mean of cosines is one product with the mean of the normalised text states, so everything here is O(L).
 
 Shapes: L tokens, U understanding tokens, V ViT tokens, D hidden size.
@@ -18,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scone_pl.model.attention import AttentionPlan
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import PackedSequence, SplitKind
 
@@ -29,23 +33,38 @@ class BridgeState:
     similarity: Tensor
     """(L,) float32; 1 where none is defined."""
     blocked: Tensor
-    """(L,) bool: hidden from target queries in the masked layers."""
+    """(L,) bool: below the threshold; a hard mask hides these from target queries in the masked layers."""
+    bias: Tensor | None = None
+    """(L,) float32, soft mode: added to target queries' logits in the masked layers; 0 where nothing is hidden."""
+
+    def apply(self, plan: AttentionPlan) -> AttentionPlan:
+        """`plan` for the masked layers."""
+        return plan.hiding(self.blocked) if self.bias is None else plan.biased(self.bias)
 
 
 class Bridge:
     """Compares references with instructions; the index tensors are built once a pack."""
 
     def __init__(self, config: BridgeConfig, pack: PackedSequence, *, differentiable: bool = False) -> None:
-        """With `differentiable` the similarity keeps its graph; the mask, a step, passes no gradient either way."""
+        """With `differentiable`, or in soft mode, the similarity keeps its graph; a hard mask, a step, passes none."""
         self.config = config
         self.pack = pack
-        self.differentiable = differentiable
+        self.differentiable = differentiable or config.mode == "soft"
 
     @cached_property
     def _guided(self) -> list[bool]:
         """Per sample whether it has an instruction, ViT and clean latent tokens; without them it has no mask."""
-        needed = {SplitKind.TEXT, SplitKind.VIT, SplitKind.VAE}
-        return [needed <= {s.kind for s in splits} for splits in self.pack.by_sample]
+        return [kinds >= {SplitKind.TEXT, SplitKind.VIT, SplitKind.VAE} for kinds in self._kinds]
+
+    @cached_property
+    def _compared(self) -> list[bool]:
+        """Per sample whether it has an instruction and ViT tokens; without them it has no similarity."""
+        return [kinds >= {SplitKind.TEXT, SplitKind.VIT} for kinds in self._kinds]
+
+    @cached_property
+    def _kinds(self) -> list[set[SplitKind]]:
+        """Per sample what it holds, answers left out."""
+        return [{s.kind for s in splits if not s.labelled} for splits in self.pack.by_sample]
 
     @cached_property
     def _image_pairs(self) -> list[tuple[Tensor, Tensor, tuple[int, int], tuple[int, int]]]:
@@ -70,7 +89,7 @@ class Bridge:
         pack, row = self.pack, self.pack.understanding_row
         similarity = torch.ones(len(pack), device=pack.device)
         vit_places, text_places = pack.vit_index, pack.instruction_index
-        if not len(vit_places) or not len(text_places) or not any(self._guided):
+        if not len(vit_places) or not len(text_places) or not any(self._compared):
             return similarity
         states = F.normalize(understanding.float(), dim=-1, eps=1e-8)
         sample = pack.sample_of_token
@@ -79,8 +98,8 @@ class Bridge:
         text_count = torch.bincount(sample[text_places], minlength=pack.num_samples).clamp(min=1)
         text_mean = text_mean / text_count[:, None]
         of_vit = (states[row[vit_places]] * text_mean[sample[vit_places]]).sum(-1)  # (V,)
-        guided = torch.tensor(self._guided, device=pack.device)[sample[vit_places]]
-        similarity = similarity.index_put((vit_places,), torch.where(guided, of_vit, 1.0))
+        compared = torch.tensor(self._compared, device=pack.device)[sample[vit_places]]
+        similarity = similarity.index_put((vit_places,), torch.where(compared, of_vit, 1.0))
         for vit, vae, vit_grid, vae_grid in self._image_pairs:
             grid = similarity[vit].view(-1, 1, *vit_grid)
             resized = F.interpolate(grid, size=vae_grid, mode="bilinear", align_corners=False)
@@ -93,4 +112,18 @@ class Bridge:
         # Where no similarity is defined nothing is blocked, not even by a threshold over 1.
         guided = torch.tensor(self._guided, dtype=torch.bool, device=self.pack.device)[self.pack.sample_of_token]
         defined = self.pack.reference_tokens & guided
-        return BridgeState(similarity, (similarity.detach() < self.config.threshold) & defined)
+        threshold = self.threshold(similarity.detach())
+        bias = None
+        if self.config.mode == "soft":
+            bias = F.logsigmoid((similarity - threshold) / self.config.temperature).masked_fill(~defined, 0.0)
+        return BridgeState(similarity, (similarity.detach() < threshold) & defined, bias)
+
+    def threshold(self, similarity: Tensor) -> Tensor | float:
+        """tau: a number, or with `quantile` (L,), one value a reference image; `similarity` is (L,)."""
+        if self.config.quantile is None:
+            return self.config.threshold
+        threshold = similarity.new_full((len(self.pack),), self.config.threshold)
+        for vit, vae, *_ in self._image_pairs:
+            of_image = similarity[vit].quantile(self.config.quantile, dim=1, keepdim=True)  # (images, 1)
+            threshold[vit], threshold[vae] = of_image.expand(vit.shape), of_image.expand(vae.shape)
+        return threshold

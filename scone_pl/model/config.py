@@ -111,7 +111,15 @@ class BridgeConfig:
     last_masked_layer: int = 15
     """Last such layer, inclusive (paper: 15; the released code masks up to 16)."""
     threshold: float = 0.88
-    """A reference token is blocked if its similarity is below this (paper Table 6: 0.88 is best)."""
+    """tau: a reference token is blocked if its similarity is below this (paper Table 6: 0.88 is best)."""
+    quantile: float | None = None
+    """Beyond the paper: tau is this quantile of the similarities of each reference image's ViT tokens, in (0, 1), in
+    place of `threshold`; null = the threshold as it is."""
+    mode: Literal["hard", "soft"] = "hard"
+    """hard (paper): blocked tokens get -inf. soft, beyond the paper: target queries' logits of a reference token get
+    log sigmoid((s - tau) / `temperature`), which passes a gradient to s; not in the flex attention backend."""
+    temperature: float = 0.05
+    """See `mode`."""
     apply_mask: bool = True
     """False: similarity is only measured, nothing is hidden (monitoring; the alignment term before Stage II)."""
     hide_references_early: bool = False
@@ -125,8 +133,13 @@ class BridgeConfig:
                 f"{self.source_layer}, {self.first_masked_layer}, {self.last_masked_layer}"
             )
 
+        if self.temperature <= 0:
+            raise ValueError(f"bridge.temperature is {self.temperature}; it must be more than 0")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(f"bridge.quantile is {self.quantile}; it must lie between 0 and 1")
+
     def masks_layer(self, layer: int) -> bool:
-        """Whether target queries skip blocked tokens in decoder layer `layer`."""
+        """Whether target queries skip blocked tokens, or see them weaker (`mode`), in decoder layer `layer`."""
         return self.apply_mask and self.first_masked_layer <= layer <= self.last_masked_layer
 
     def hides_references_in(self, layer: int) -> bool:

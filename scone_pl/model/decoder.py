@@ -154,5 +154,5 @@ class Decoder(nn.Module):
             if bridge is not None and i == bridge.config.source_layer:
                 state = bridge(x.understanding)
                 if bridge.config.apply_mask:
-                    late_plan = plan.hiding(state.blocked)
+                    late_plan = state.apply(plan)
         return x.map(self.norm, self.norm_moe_gen), state

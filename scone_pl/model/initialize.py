@@ -52,7 +52,8 @@ def random_model(config: SconeConfig, seed: int) -> Scone:
         nn.init.orthogonal_(model.vae2llm.weight)
         model.llm2vae.weight.copy_(_VELOCITY * model.vae2llm.weight.T)
         nn.init.zeros_(model.llm2vae.bias)
-        for layer in model.language_model.model.layers:
+        # Not in the first layer: what is copied there is copied before any bridge can have looked at it.
+        for layer in list(model.language_model.model.layers)[1:]:
             _find_and_subtract(layer.self_attn)
     return model
 

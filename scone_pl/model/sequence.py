@@ -83,6 +83,8 @@ class Split:
     """Which reference image of the sample; a VAE and a ViT split with the same number show the same image."""
     pixels: int | None = None
     """Index into `PackedSequence.images` (VAE and TARGET splits)."""
+    labelled: bool = False
+    """A text that is predicted, not given: an answer, no instruction."""
 
     @property
     def stop(self) -> int:
@@ -187,7 +189,7 @@ class PackedSequence:
     @cached_property
     def instruction_index(self) -> Tensor:
         """(tokens,) int64: places of instruction tokens, begin and end token included."""
-        return self._ranges([range(s.start, s.stop) for s in self.splits_of(SplitKind.TEXT)])
+        return self._ranges([range(s.start, s.stop) for s in self.splits_of(SplitKind.TEXT) if not s.labelled])
 
     @cached_property
     def vit_index(self) -> Tensor:
@@ -322,7 +324,7 @@ class SequenceBuilder:
     def add_text(self, ids: list[int], *, loss: bool = False) -> None:
         """Adds `begin ids end`; with `loss` the language head must predict every id and the end token (SPEC 4)."""
         framed = [self.form.special.begin_text, *ids, self.form.special.end_text]
-        split = self._append(SplitKind.TEXT, len(framed))
+        split = self._append(SplitKind.TEXT, len(framed), labelled=loss)
         self._text_ids += framed
         if loss:
             self._label_index += range(split.start, split.stop - 1)

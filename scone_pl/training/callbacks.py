@@ -1,8 +1,7 @@
-"""What a run shows while it trains: speed, and a grid of pictures at each validation."""
+"""What a run shows while it trains: its bar, its data, and a grid of pictures at each validation."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,33 +18,6 @@ from scone_pl.model.sequence import PackedSequence
 from scone_pl.training.module import SconeModule
 
 
-class Throughput(pl.Callback):
-    """Logs tokens and samples a second of all ranks, over each logging interval."""
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-        self._tokens = self._samples = 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = time.perf_counter()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since, self._tokens, self._samples = time.perf_counter(), 0, 0
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        self._tokens += len(batch.sequence)
-        self._samples += batch.sequence.num_samples
-        if (batch_idx + 1) % trainer.log_every_n_steps:
-            return
-        seconds = time.perf_counter() - self._since
-        scale = trainer.world_size / seconds
-        pl_module.log("speed/tokens_per_second", self._tokens * scale, prog_bar=True)
-        pl_module.log("speed/samples_per_second", self._samples * scale)
-        self._since, self._tokens, self._samples = time.perf_counter(), 0, 0
-
-
 class StepProgress(RichProgressBar):
     """A bar over the stage's steps, which the data, being endless, does not end."""
 
@@ -59,39 +31,18 @@ class StepProgress(RichProgressBar):
 
 
 class DataProgress(pl.Callback):
-    """Tells the data module what has been trained on, before any checkpoint is written.
-
-    Logs what the data costs: samples skipped by all ranks, and the share of the time that this rank's steps waited
-    for data (above a few percent: more `data.num_workers`).
-    """
-
-    def __init__(self) -> None:
-        self._ended: float | None = None
-        self._since = time.perf_counter()
-        self._waited = 0.0
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        if self._ended is not None:
-            self._waited += time.perf_counter() - self._ended
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._ended, self._since, self._waited = None, time.perf_counter(), 0.0
+    """Tells the data module what has been trained on, before any checkpoint is written; logs samples skipped."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         data = trainer.datamodule
         data.consumed(batch)
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:
             pl_module.log("data/epoch", float(batch.place.epoch))
             pl_module.log("data/seen", float(data.seen))
             for reason, count in data.skipped.items():
                 pl_module.log(f"data/skipped/{reason}", float(count))
-            pl_module.log("speed/data_wait_share", self._waited / (time.perf_counter() - self._since))
-            self._since, self._waited = time.perf_counter(), 0.0
-        self._ended = time.perf_counter()
 
 
 class Previews(pl.Callback):

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from scone_pl.checkpoints import check_folder, load_weights, read_config
 from scone_pl.data.seeding import seed_of
@@ -26,10 +27,11 @@ from scone_pl.generation.sampler import SamplingConfig, decode_latents, initial_
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
 from scone_pl.training import losses
+from scone_pl.training.gradients import GradientGuard
 from scone_pl.training.parts import Part, count_parameters, set_trainable
 from scone_pl.training.predictions import PredictionFolder, picture_seed
 from scone_pl.training.runs import weights_identity
-from scone_pl.training.sharding import ShardingConfig, is_sharded, shard
+from scone_pl.training.sharding import ShardingConfig, freeze_dtype, is_sharded, needs_wrapping, shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,7 @@ class SconeModule(pl.LightningModule):
         alignment: AlignmentConfig = AlignmentConfig(),
         attention: Literal["split", "flex"] = "split",
         activation_checkpointing: bool = True,
+        nonfinite_gradient: Literal["stop", "skip"] = "stop",
         sharding: ShardingConfig = ShardingConfig(),  # noqa: B008 (immutable)
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (immutable)
         mask_sampling: bool = False,
@@ -97,10 +100,11 @@ class SconeModule(pl.LightningModule):
             bridge: The understanding bridge; null = no mask.
             optimizer: AdamW settings.
             timestep_shift: Shift of the training noise levels (SPEC 4: 1).
-            text_loss_weight: Weight of the cross-entropy on labelled text (no data source here yields any yet).
+            text_loss_weight: Weight of the cross-entropy on labelled text, the samples' answers.
             alignment: Optional supervision of the bridge's similarity.
             attention: Attention backend: split (any device) or flex (CUDA).
             activation_checkpointing: Recompute each decoder layer in the backward pass to save memory.
+            nonfinite_gradient: Where a step's gradient is not finite: stop, naming step and samples, or skip that step.
             sharding: FSDP2 settings, used under ModelParallelStrategy.
             sampling: How previews and predictions are sampled.
             mask_sampling: Apply `bridge` while sampling too (the release samples without).
@@ -120,6 +124,8 @@ class SconeModule(pl.LightningModule):
         self.alignment = alignment
         self.attention = attention
         self.activation_checkpointing = activation_checkpointing
+        self.gradients = GradientGuard(nonfinite_gradient)
+        self._step_sums: dict[str, Tensor] = {}
         self.sharding = sharding
         self.sampling = dataclasses.replace(sampling, bridge=bridge if mask_sampling else sampling.bridge)
         self.sampling_seed, self.sampling_round = sampling_seed, sampling_round
@@ -153,8 +159,10 @@ class SconeModule(pl.LightningModule):
         model = self.meta_model()
         if self.attention == "flex" and self.trainer.strategy.root_device.type == "cpu":
             raise UserError("model.attention: flex has no backward on the CPU; use split")
-        if getattr(self, "_device_mesh", None) is not None:
-            shard(model, self.device_mesh, self.sharding)
+        mesh = getattr(self, "_device_mesh", None)
+        if mesh is not None and needs_wrapping(mesh, self.sharding):
+            freeze_dtype(model, self.sharding)
+            shard(model, mesh, self.sharding)
         model.to_empty(device=self.trainer.strategy.root_device)
         load_weights(model, self.init_from)
         self.model = model
@@ -217,19 +225,13 @@ class SconeModule(pl.LightningModule):
                 found["alignment"] = losses.alignment(state, pack, self.bridge.threshold, self.alignment.temperature)
         return found
 
-    def _mean_counts(self, found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Target tokens and labels of a rank, averaged over the ranks.
-
-        Ranks' gradients are averaged, so sums are divided by mean counts: every token of all ranks weighs the same
-        (SPEC 4). Packs of one accumulated step count alike whatever their size.
-        """
-        counts = torch.stack([found["targets"], found["labels"]])
-        return self.trainer.strategy.reduce(counts, reduce_op="mean").clamp(min=1).unbind()  # type: ignore[return-value]
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         found = self._losses(batch, sample_posterior=True)
-        targets, labels = self._mean_counts(found)
-        flow_loss, text_loss = found["squared_error"] / targets, found["cross_entropy"] / labels
+        # Lightning averages gradients over ranks and over the packs of a step. So sums are divided by the mean count
+        # of a pack: every token of all ranks and packs weighs the same (SPEC 4).
+        packs = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        flow_loss = found["squared_error"] * (packs / max(batch.step_targets, 1))
+        text_loss = found["cross_entropy"] * (packs / max(batch.step_labels, 1))
         # Without labels the text loss is an exact 0 that still ties the language head into the graph.
         loss = flow_loss + self.text_loss_weight * text_loss
         logged = {"train/flow": flow_loss, "train/text": text_loss}
@@ -238,11 +240,42 @@ class SconeModule(pl.LightningModule):
             logged["train/alignment"] = found["alignment"]
         if "blocked_share" in found:
             logged["bridge/blocked_share"] = found["blocked_share"]
-        # Each rank holds its share of a global mean, so the mean over ranks is that mean.
-        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=True)
-        self.log_dict({name: value.detach() for name, value in logged.items()}, sync_dist=True)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self._log_step({"train/loss": loss, **logged}, last=(batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
         return loss
+
+    def _log_step(self, values: Mapping[str, Tensor], *, last: bool) -> None:
+        """Logs means over the packs of an optimizer step and over ranks, at the last pack.
+
+        Each rank's pack holds its share of a global mean, so the mean over ranks and packs is that mean.
+        """
+        for name, value in values.items():
+            self._step_sums[name] = self._step_sums.get(name, 0) + value.detach()
+        if not last:
+            return
+        packs = self.trainer.accumulate_grad_batches
+        for name, total in self._step_sums.items():
+            self.log(name, total / packs, prog_bar=name == "train/loss", sync_dist=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self._step_sums.clear()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.gradients.remember(batch.sequence.keys)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm over all shards and keeps a gradient that is not finite from the weights."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise UserError(f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm}; only norm is supported")
+        parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        norms = self.gradients.apply(parameters, gradient_clip_val, self.trainer.global_step + 1, self.device)
+        self.log("gradient/norm", norms.total, prog_bar=True)
+        self.log_dict({f"gradient/{group}": norm for group, norm in norms.groups.items()})
+        if self.gradients.nonfinite == "skip":
+            self.log("gradient/skipped_steps", float(self.gradients.skipped))
 
     def _evaluate(self, batch: Batch, name: str) -> None:
         found = self._losses(batch, sample_posterior=False)

@@ -17,7 +17,7 @@ from PIL import Image
 from scone_pl.data.sample import Sample
 from scone_pl.data.seeding import seed_of
 from scone_pl.errors import UserError
-from scone_pl.training.runs import write_json
+from scone_pl.files import write_json
 
 
 def picture_seed(seed: int, sampling_round: int, key: str, task_type: str = "") -> int:

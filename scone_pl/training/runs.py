@@ -3,7 +3,7 @@
 <output_dir>/
   config.yaml        the resolved configuration of the last start
   start.json         which weights it started from
-  checkpoints/       for resuming: weights, optimizer, scheduler, place in the data
+  checkpoints/       for resuming, see `snapshots.py`
   weights/           the result, a checkpoint folder in the published layout, with training.json
   tensorboard/       event files
 """
@@ -15,21 +15,14 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scone_pl.errors import UserError
+from scone_pl.files import write_json
+from scone_pl.training.snapshots import snapshots
 
 SAMPLED_BLOCKS = 64
 SAMPLED_BYTES = 16384
 """Of each weights file, so many blocks of so many bytes at even distances decide its identity."""
-
-
-def write_json(content: dict[str, Any], file: Path) -> None:
-    """Whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(aside, file)
 
 
 def weights_identity(folder: str | os.PathLike[str]) -> str:
@@ -59,8 +52,14 @@ class RunFolder:
         return self.path / "weights"
 
     @property
-    def last_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "last.ckpt"
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last_snapshot(self) -> Path | None:
+        """The newest whole one, to resume from."""
+        found = snapshots(self.checkpoints)
+        return found[-1] if found else None
 
     @property
     def finished_steps(self) -> int:
@@ -83,7 +82,8 @@ class RunFolder:
         """
         start = self.path / "start.json"
         identity = {"init_from": str(init_from), "identity": weights_identity(init_from)}
-        if not self.last_checkpoint.exists():
+        last = self.last_snapshot
+        if last is None:
             if write:
                 write_json(identity, start)
             return None
@@ -93,4 +93,4 @@ class RunFolder:
                 f"{self.path}: holds a run that started from other weights ({before.get('init_from', 'unknown')} has "
                 "changed since, or is another folder); delete that folder or choose another --output_dir"
             )
-        return str(self.last_checkpoint)
+        return str(last)

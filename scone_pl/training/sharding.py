@@ -1,16 +1,29 @@
-"""FSDP2 sharding of the network, layer by layer."""
+"""FSDP2 sharding of the network, layer by layer, and the strategy that trains and saves it so."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.device_mesh import DeviceMesh
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
+from scone_pl.errors import UserError
 from scone_pl.model.scone import Scone
+from scone_pl.training.snapshots import SnapshotWriter, read_run, read_tensors
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,44 +31,138 @@ class ShardingConfig:
     """How parameters are sharded and in which precision they compute."""
 
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of parameters and activations in forward and backward; master weights keep the trainer's precision."""
+    """Precision of parameters and activations in forward and backward, and of frozen weights in memory; weights that
+    train are kept in float32."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which gradients are reduced over ranks."""
     reshard_after_forward: bool = True
     """Free a layer's gathered weights after its forward pass and gather them again for the backward."""
+    replicas: int = 1
+    """Hybrid sharding: copies of the sharded model, such as the number of nodes, so that weights are gathered within
+    a node and only gradients cross nodes. 1 = sharded over all ranks."""
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ValueError(f"sharding.replicas is {self.replicas}; it must be at least 1")
 
 
 class FullySharded(ModelParallelStrategy):
-    """Lightning's FSDP2 strategy over all devices: its own default would split tensors instead of data."""
+    """Every device of every node is a data-parallel rank that holds a part of the model (FSDP2).
+
+    With one device nothing is split, so the same recipes run everywhere. Saves snapshots (`snapshots.py`): only what
+    trains, every rank its own part, in the background.
+    """
+
+    _writer: SnapshotWriter
 
     def __init__(self, **kwargs: Any) -> None:
         """Arguments: see `ModelParallelStrategy`; the sizes of its mesh follow from the devices."""
         super().__init__(**kwargs)
 
     def setup_environment(self) -> None:
-        """Every device of every node is a data-parallel rank."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
+        self._writer = SnapshotWriter()
+
+    @property
+    def _network(self) -> Scone:
+        assert self.lightning_module is not None
+        return self.lightning_module.model
+
+    # ------------------------------------------------------------------ saving
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights that train, by their published names, sharded."""
+        return get_model_state_dict(self._network, options=StateDictOptions(ignore_frozen_params=True))
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """By the names of the weights, sharded, so that it fits any number of ranks."""
+        inner = getattr(optimizer, "_optimizer", optimizer)
+        return get_optimizer_state_dict(self._network, inner)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Begins a snapshot, behind the one before; see `SnapshotWriter.write`."""
+        self._writer.wait()
+        tensors = {"model": checkpoint.pop("state_dict")}
+        for i, state in enumerate(checkpoint.pop("optimizer_states", [])):
+            tensors[f"optimizer_{i}"] = state
+        self._writer.write(tensors, checkpoint, Path(self.broadcast(filepath)))
+
+    def wait_for_snapshot(self) -> None:
+        """See `SnapshotWriter.wait`."""
+        self._writer.wait()
+
+    # ------------------------------------------------------------------ loading
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Fills weights and optimizer in place from a snapshot; returns its other state.
+
+        Raises:
+            UserError: it is damaged, or its names or shapes are not those of what trains here.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        run = read_run(path)
+        tensors: dict[str, Any] = {"model": self.lightning_module_state_dict()}
+        for i, optimizer in enumerate(self.optimizers):
+            tensors[f"optimizer_{i}"] = self.optimizer_state(optimizer)
+        read_tensors(path, tensors, "model")
+        for i, optimizer in enumerate(self.optimizers):
+            set_optimizer_state_dict(self._network, optimizer, optim_state_dict=tensors[f"optimizer_{i}"])
+            if not optimizer.state:
+                raise UserError(f"{path}: holds no state of the optimizer; delete it to go on from the one before")
+        return run
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Nothing: `load_checkpoint` has done it."""
+
+
+# So that recipes and --trainer.strategy can say `fully_sharded`.
+StrategyRegistry.register("fully_sharded", FullySharded, description="FSDP2 over all devices, resumable on any number")
+
+
+def needs_wrapping(mesh: DeviceMesh, config: ShardingConfig) -> bool:
+    """Whether FSDP has anything to do: to split, or to compute in another precision than that of the weights."""
+    return mesh["data_parallel"].size() > 1 or config.compute_dtype != "float32"
+
+
+def freeze_dtype(model: Scone, config: ShardingConfig) -> None:
+    """Keeps frozen weights in the precision that they compute in anyway, so nothing but memory changes.
+
+    The autoencoder stays in float32: it runs outside of what FSDP casts.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and not name.startswith("autoencoder."):
+            parameter.data = parameter.data.to(DTYPES[config.compute_dtype])
 
 
 def shard(model: Scone, mesh: DeviceMesh, config: ShardingConfig) -> None:
     """Shards every decoder and ViT layer, then the rest, over the mesh's data-parallel axis, in place.
 
     The autoencoder stays whole: it is small, frozen, and runs outside of the model's forward.
+
+    Raises:
+        UserError: `config.replicas` does not divide the number of ranks.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     # Inputs stay as they are: a cast would rebuild the whole pack and round its timesteps; the model casts by itself.
     policy = MixedPrecisionPolicy(
-        param_dtype=dtypes[config.compute_dtype], reduce_dtype=dtypes[config.reduce_dtype], cast_forward_inputs=False
+        param_dtype=DTYPES[config.compute_dtype], reduce_dtype=DTYPES[config.reduce_dtype], cast_forward_inputs=False
     )
-    data_mesh = mesh["data_parallel"]
+    axes = _data_mesh(mesh, config.replicas)
     for layer in (*model.language_model.model.layers, *model.vit_model.vision_model.encoder.layers):
-        fully_shard(layer, mesh=data_mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+        fully_shard(layer, mesh=axes, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     model.runs_towers_always = True
-    fully_shard(model, mesh=data_mesh, mp_policy=policy, ignored_params=set(model.autoencoder.parameters()))
+    fully_shard(model, mesh=axes, mp_policy=policy, ignored_params=set(model.autoencoder.parameters()))
+
+
+def _data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
+    """One axis to shard over, or two: copies, and parts of a copy."""
+    ranks = mesh["data_parallel"].size()
+    if ranks % replicas:
+        raise UserError(f"model.sharding.replicas is {replicas}, which does not divide the {ranks} ranks")
+    if replicas == 1:
+        return mesh["data_parallel"]
+    return init_device_mesh(mesh.device_type, (replicas, ranks // replicas), mesh_dim_names=("replica", "part"))
 
 
 def is_sharded(model: Scone) -> bool:

@@ -1,3 +1,5 @@
+import io
+
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -7,8 +9,11 @@ from PIL import Image
 from scone_pl.data.commands import main
 from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.inputs import open_input
+from scone_pl.data.sample import Sample
+from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
-from scone_pl.data.statistics import shard_statistics
+from scone_pl.data.statistics import contact_sheet, shard_statistics
+from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.verify import verify_shards
 from scone_pl.errors import UserError
 
@@ -79,6 +84,10 @@ def test_subset_kind_limit_and_shrink(source, tmp_path):
         (lambda root: {"source": root.parent / "broken.parquet"}, "not a readable parquet file"),
         (lambda root: {"source": root.parent / "other.parquet"}, "no column image"),
         (lambda root: {"samples_per_shard": 0}, "samples_per_shard is 0"),
+        (
+            lambda root: {"min_side": 999},
+            r"no sample .* is good \(.*first x_multi-00000-0{6}: small image: an image has",
+        ),
     ],
 )
 def test_wrong_sources_are_one_line(source, tmp_path, change, message):
@@ -116,12 +125,28 @@ def test_verify_finds_each_problem(shard_folder, tmp_path):
 
 
 def test_statistics(shard_folder, form, tokenizer, packing):
-    statistics = shard_statistics(shard_folder, form, tokenizer, packing)
+    statistics = shard_statistics(shard_folder, TokenCounter(form, tokenizer, packing))
     assert statistics.samples == 60
     assert statistics.references == {0: 20, 1: 20, 2: 20}
     assert 0.5 < statistics.efficiency <= 1
     assert statistics.packs * packing.token_budget * statistics.efficiency == pytest.approx(statistics.lengths.sum())
     assert "steps an epoch" in statistics.report(ranks=2)
+
+
+def test_contact_sheet_keeps_references_and_targets_apart(tmp_path):
+    red = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(red, "PNG")
+    common = {"references": (red.getvalue(),), "instruction": "which colour?"}
+    samples = [
+        Sample(key="asks", target=b"", answer="red", **common),
+        Sample(key="draws", target=encode(64, 64), **common),
+    ]
+    write_shards(samples, tmp_path / "set", progress=False)
+    sheet = contact_sheet(tmp_path / "set", side=100)
+    assert sheet.size == (500, 200)
+    assert sheet.getpixel((50, 50)) == sheet.getpixel((50, 150)) == (255, 0, 0)
+    assert sheet.getpixel((150, 50)) == (255, 255, 255)  # no target
+    assert sheet.getpixel((150, 150)) not in ((255, 0, 0), (255, 255, 255))
 
 
 def test_command_line(source, tmp_path, capsys, monkeypatch):
@@ -131,8 +156,13 @@ def test_command_line(source, tmp_path, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "4 samples" in text
     assert "3 missing image" in text
+    assert "x_multi-00000-000007: missing instruction" in text
+    assert main(["convert", str(out), str(tmp_path / "multi"), "--only", "multi"]) == 0
+    text = capsys.readouterr().out
+    assert "left out: 2 other kind\n" in text  # as asked for: counted, not listed
+    assert "x_single" not in text
     assert main(["verify", str(out)]) == 0
-    assert main(["stats", str(TINY / "multi"), "--token_budget", "8000", "--ranks", "1"]) == 0
+    assert main(["stats", str(TINY / "multi"), "--packing.token_budget", "8000", "--ranks", "1"]) == 0
     text = capsys.readouterr().out
     assert "8 (multi: 8)" in text
     assert "first come, first packed" in text

@@ -52,6 +52,11 @@ def edited(**changes):
     return lambda old: json.dumps({**json.loads(old), **changes}).encode() if old[:1] == b"{" else old
 
 
+def each_its_own(faults):
+    """Spoils each sample of `faults` in the way that it names."""
+    return lambda key, members: FAULTS[faults[key]][0](BAD, members) if key in faults else members
+
+
 FAULTS = {
     "truncated image": (replace("ref0.png", lambda old: old[: len(old) // 2]), "truncated image"),
     "corrupt image": (replace("target.png", b"no image"), "unreadable image"),
@@ -65,6 +70,8 @@ FAULTS = {
     "wrong JSON": (replace("json", b'{"instruction": '), "wrong JSON"),
     "JSON list": (replace("json", b"[1]"), "wrong JSON"),
     "unknown kind": (replace("json", edited(kind="triple")), "wrong JSON"),
+    "wrong box": (replace("json", edited(candidates=[[{"box": [0, 0, "a", 1], "meant": True}]] * 2)), "wrong JSON"),
+    "turned box": (replace("json", edited(candidates=[[{"box": [1, 0, 0, 1], "meant": True}]] * 2)), "wrong JSON"),
     "another sample": (lambda key, members: members if key != BAD else [("x.json", b"{}")], "torn shard"),
 }
 
@@ -111,18 +118,27 @@ def test_a_torn_tar_loses_only_what_is_gone(form, tokenizer, packing, tmp_path):
     assert skipped.total() == 2
 
 
-def test_duplicate_keys_and_empty_sources_end_before_the_first_step(form, tokenizer, packing, tmp_path):
-    folder = tmp_path / "s"
+def key_twice(folder):
     write_shards([make_sample(i) for i in range(5)], folder, progress=False)
     index = (folder / "index.jsonl").read_text()
     (folder / "index.jsonl").write_text(index.replace("s0004", "s0002"))
-    with pytest.raises(UserError, match="two samples have the key 's0002'"):
-        Mixture([Source(str(folder))], form, tokenizer, packing)
+
+
+def empty_set(folder):
+    """As a tool would write it that left every sample out."""
+    write_shards([make_sample(0)], folder, progress=False)
     (folder / "index.jsonl").write_text("")
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "samples": 0, "shards": []}))
+
+
+def test_duplicate_keys_and_empty_sources_end_before_the_first_step(form, tokenizer, packing, tmp_path):
+    key_twice(tmp_path / "twice")
+    with pytest.raises(UserError, match="two samples have the key 's0002'"):
+        Mixture([Source(str(tmp_path / "twice"))], form, tokenizer, packing)
+    empty_set(tmp_path / "empty")
     with pytest.raises(UserError, match="holds no sample"):
-        Mixture([Source(str(folder))], form, tokenizer, packing)
+        Mixture([Source(str(tmp_path / "empty"))], form, tokenizer, packing)
 
 
 def launch(runs, timeout=150):
@@ -147,6 +163,13 @@ def test_two_ranks_agree_on_every_fault(tmp_path):
     shards = write_raw(tmp_path / "one_bad", samples, FAULTS["corrupt image"][0], samples_per_shard=8)
     write_raw(tmp_path / "all_bad", samples[:4], lambda _, members: [(members[0][0], b"{")])
     half = {s.key for s in samples[::2]}
+    kinds = ["truncated image", "decompression bomb", "zero-byte target", "wrong JSON", "missing instruction"]
+    write_raw(tmp_path / "kinds", samples, each_its_own({f"s{3 * i:04d}": kind for i, kind in enumerate(kinds)}))
+    write_shards(samples[:3], tmp_path / "few", samples_per_shard=3, progress=False)
+    key_twice(tmp_path / "twice")
+    write_shards(samples[:8], tmp_path / "torn", samples_per_shard=4, progress=False)
+    (tmp_path / "torn/00001.tar").write_bytes((tmp_path / "torn/00001.tar").read_bytes()[:3000])
+    empty_set(tmp_path / "empty")
     write_raw(tmp_path / "half_bad", samples, lambda key, m: [(m[0][0], b"{"), *m[1:]] if key in half else m)
 
     def flaky(path, count):
@@ -159,6 +182,11 @@ def test_two_ranks_agree_on_every_fault(tmp_path):
         folders = {
             "one_bad": (shards, {}),
             "worker_dies": (shards, {"workers": 1, "kill_worker_at": 2}),
+            "kinds": (tmp_path / "kinds", {"share": 0.5, "workers": 1}),
+            "few": (tmp_path / "few", {"workers": 2}),
+            "twice": (tmp_path / "twice", {}),
+            "torn": (tmp_path / "torn", {}),
+            "empty": (tmp_path / "empty", {}),
             "half_bad": (tmp_path / "half_bad", {"workers": 1}),
             "all_bad": (tmp_path / "all_bad", {}),
             "recovers": (f"{recovers.url}/one_bad", {}),
@@ -181,6 +209,13 @@ def test_two_ranks_agree_on_every_fault(tmp_path):
     assert one_bad["logged"]["data/skipped/unreadable image"] == one_bad["skipped"]["unreadable image"] > 0
     assert f"{BAD}: unreadable image" in process.stderr
     assert "data worker process ended" in found["worker_dies"][0]["error"]
+    reasons = {FAULTS[kind][1] for kind in kinds}
+    assert set(found["kinds"][0]["skipped"]) == reasons
+    assert [len(rank["steps"]) for rank in found["few"]] == [16, 16]  # one shard, two packs, four consumers
+    assert {key for rank in found["few"] for step in rank["steps"] for key in step[2:]} == {"s0000", "s0001", "s0002"}
+    for name, said in (("twice", "key 's0002'"), ("torn", "00001.tar has 3000 bytes"), ("empty", "holds no sample")):
+        assert said in found[name][0]["error"]
+        assert not found[name][0]["steps"]
     assert "more than data.max_skipped_share 0.01 of 1000" in found["half_bad"][0]["error"]
     assert "no readable sample" in found["all_bad"][0]["error"]
     assert "error" not in found["recovers"][0]

@@ -196,4 +196,6 @@ def test_settings_are_checked(form):
         PackingConfig(vae_resize=limits, vit_resize=limits).check(form)
     with pytest.raises(UserError, match="instruction_dropout is 2"):
         PackingConfig(instruction_dropout=2)
+    with pytest.raises(UserError, match="min_size 600 and max_size 512"):
+        ResizeLimits(max_size=512, min_size=600)
     assert (PackingConfig().token_budget, PackingConfig().instruction_dropout) == (26496, 0.1)

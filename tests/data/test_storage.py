@@ -1,8 +1,11 @@
 """Data sets behind a URL, on a real HTTP server."""
 
+import dataclasses
 import itertools
 import multiprocessing
+import re
 
+import numpy as np
 import pytest
 from data_helpers import Server, make_sample
 from torch.utils.data import DataLoader
@@ -112,6 +115,44 @@ def test_cache_limit(shard_folder, storage):
         assert list(shards) == list(ShardSet.open(shard_folder))
         assert sum(path.stat().st_size for path in limited.cache.rglob("*.tar")) <= 2.5 * max(sizes)
         assert shards.read(0) == make_sample(0)  # fetched again
+
+
+def test_a_cache_too_small_is_said_at_the_start(shard_folder, form, tokenizer, packing, storage):
+    sizes = sorted((path.stat().st_size for path in shard_folder.glob("*.tar")), reverse=True)
+
+    def check(gigabytes, window, consumers=1, path=None):
+        limited = dataclasses.replace(storage, cache_gigabytes=gigabytes, prefetch_packs=0)
+        Mixture([Source(path or url)], form, tokenizer, packing, limited, window).check_cache(consumers)
+
+    with Server(shard_folder) as server:
+        url = server.url
+        with pytest.raises(UserError, match=r"at least .* or set data\.shuffle_window") as error:
+            check(0.99 * sum(sizes) / 1e9, None)
+        assert "\n" not in str(error.value)
+        smallest = float(re.search(r"at least (\S+)", str(error.value))[1])
+        assert sum(sizes) / 1e9 <= smallest < 1.02 * sum(sizes) / 1e9
+        check(smallest, None)
+        with pytest.raises(UserError, match="5 remote shards"):  # 8 consumers run ahead over all five
+            check(0.99 * sum(sizes) / 1e9, 1, consumers=8)
+        check(0.99 * sum(sizes) / 1e9, None, path=str(shard_folder))  # nothing of a local set is cached
+
+
+def test_processes_in_too_small_a_cache_still_read_the_right_samples(shard_folder, storage):
+    tiny = dataclasses.replace(storage, cache_gigabytes=1e-9)  # a shard that comes drives the others out
+    context = multiprocessing.get_context("fork")
+    with Server(shard_folder) as server:
+        processes = [context.Process(target=_read_scattered, args=(server.url, tiny, seed)) for seed in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+
+
+def _read_scattered(url, storage, seed):
+    shards = ShardSet.open(url, storage)
+    for i in np.random.default_rng(seed).permutation(60).tolist():
+        assert shards.read(i) == make_sample(i)
 
 
 def test_shuffle_window(shard_folder, form, tokenizer, packing):

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import os
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,22 @@ def test_weights(shard_folder, form, tokenizer, packing, tmp_path):
     counts = np.bincount([i for half in halves for i in half])
     assert counts.mean() == 20
     assert counts.max() < 35
+
+
+def test_sample_counts(shard_folder, form, tokenizer, packing, tmp_path):
+    write_shards((make_sample(i) for i in range(100, 110)), tmp_path / "b", progress=False)
+    sources = [Source(str(shard_folder), samples=7, name="few"), Source(str(tmp_path / "b"), samples=25)]
+    mixture = Mixture(sources, form, tokenizer, packing)
+    epochs = [Counter(mixture.order(3, epoch)) for epoch in range(2)]
+    for draws in epochs:
+        assert max(draws.values()) == 1
+        assert Counter(draw.source for draw in draws) == {0: 7, 1: 25}
+        again = Counter(draw.index for draw in draws if draw.source == 1)
+        assert sorted(again.values()) == [2] * 5 + [3] * 5
+    assert epochs[0] != epochs[1]
+    assert mixture.summary() == "samples an epoch: 7 of few (22%), 25 of b (78%)"
+    other = Mixture([sources[0], Source(str(tmp_path / "b"), samples=24)], form, tokenizer, packing)
+    assert other.fingerprint(3) != mixture.fingerprint(3)
 
 
 def test_copies_have_their_own_noise(form, tokenizer, packing, tmp_path):
@@ -232,9 +249,9 @@ def resident():
 
 
 def test_memory_does_not_grow(maker):
-    """At a larger scale: `benchmarks/data.py`."""
+    """Over 100,000 samples: `benchmarks/data.py --only memory`."""
     stream, marks, seen = iter(PackStream(maker, Cursor())), [], 0
-    while seen < 3000:
+    while seen < 1200:
         seen += next(stream).sequence.num_samples
         marks.append(resident())
     assert marks[-1] - marks[len(marks) // 3] < 5

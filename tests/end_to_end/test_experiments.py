@@ -14,8 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from scone_pl.cli import SconeCLI, commands
 from scone_pl.training.parts import part_of
 
-RECIPES = sorted(p.relative_to(ROOT) for p in (ROOT / "experiments").rglob("*.yaml") if p.name != "predict.yaml")
-"""Of `fit`; predict.yaml is run by tests/generation/test_predict_jsonl.py."""
+RECIPES = sorted(
+    p.relative_to(ROOT)
+    for p in (ROOT / "experiments").rglob("*.yaml")
+    if p.name != "predict.yaml" and p.parent.name != "base_weights" and "ablations" not in p.parts
+)
+"""Of `fit`; predict.yaml is run by tests/generation/test_predict_jsonl.py, ablations by tests/mini/test_ablations.py."""
 LARGE = [p for p in RECIPES if p.parts[1] not in ("mini", "photos")]
 SMALL = [p for p in RECIPES if p.parts[1] in ("mini", "photos")]
 
@@ -37,7 +41,7 @@ def test_large_recipes_build_on_the_meta_device(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["scone_pl"])
-    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
+    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     for name in ("single_candidate_base", "single_candidate_refined", "multi_candidate", "validation"):
         (tmp_path / "data_shards/scone_s2i" / name).mkdir(parents=True)
     start = ["--model.init_args.init_from", str(bagel_folder)]
@@ -87,8 +91,6 @@ def test_a_chain_on_two_sharded_ranks(mini_world: Path, tmp_path: Path) -> None:
     args = ["fit", "--config", "experiments/mini/stage1.yaml", "--output_dir", str(tmp_path)]
     args += ["--trainer.max_steps", "2"]
     args += ["--trainer.devices", "2", "--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"]
-    args += ["--trainer.strategy", "lightning.pytorch.strategies.ModelParallelStrategy"]
-    args += ["--trainer.strategy.process_group_backend", "gloo", "--model.init_args.sharding.compute_dtype", "float32"]
     args += ["--data.packing.token_budget", "600", "--data.num_workers", "0"]
     args += ["--trainer.limit_val_batches", "1", "--trainer.val_check_interval", "2"]
     done = run_scone(*args, cwd=mini_world)

@@ -54,12 +54,16 @@ def dense_velocity(one, bridge, latents, t, *, references=True, text=True):
     return MODEL(pack, tokens, times, bridge, DensePlan(pack)).velocity
 
 
+VARIANTS = [{"mode": "soft", "temperature": 0.1}, {"quantile": 0.5}, {"mode": "soft", "quantile": 0.3}]
+
+
 @pytest.mark.parametrize("early", [False, True])
-@pytest.mark.parametrize("threshold", [None, -2.0, 0.0, 0.2, 2.0])
+@pytest.mark.parametrize("threshold", [None, -2.0, 0.0, 0.2, 2.0, *VARIANTS])
 def test_equals_dense_passes(threshold, early):
     bridge = None
     if threshold is not None:
-        bridge = dataclasses.replace(BRIDGE, threshold=threshold, hide_references_early=early)
+        variant = threshold if isinstance(threshold, dict) else {"threshold": threshold}
+        bridge = dataclasses.replace(BRIDGE, **variant, hide_references_early=early)
     config = SamplingConfig(num_inference_steps=2, guidance=GUIDANCE, bridge=bridge)
     noise = [initial_noise(p, MODEL, FORM, torch.Generator().manual_seed(i)) for i, p in enumerate(PROMPTS)]
     found = sample(MODEL, FORM, PROMPTS, config, noise)

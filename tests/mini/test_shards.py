@@ -4,10 +4,19 @@ from PIL import Image
 from scone_pl.errors import UserError
 from scone_pl.mini.commands import main
 from scone_pl.mini.episode import TASKS
-from scone_pl.mini.shards import WORLD_SETS, world_samples, write_world
+from scone_pl.mini.shards import WORLD_SETS, WorldSet, world_samples, write_world
 from scone_pl.mini.world import World
 
-SIZES = {"base_single": 7, "refined_single": 4, "multi_candidate": 8, "understanding": 8, "validation": 12}
+SIZES = {
+    "questions": 12,
+    "question_pairs": 6,
+    "plain": 9,
+    "base_single": 7,
+    "refined_single": 4,
+    "multi_candidate": 8,
+    "understanding": 8,
+    "validation": 12,
+}
 ARGS = [*(part for name, n in SIZES.items() for part in (f"--{name}", str(n))), "--progress", "false"]
 
 
@@ -24,6 +33,9 @@ def test_every_set_is_written_once(tmp_path, capsys):
         assert {s.metadata["task"] for s in samples} == set(WORLD_SETS[name].tasks)
     both = {"single", "multi"}
     assert kinds == {
+        "questions": both,
+        "question_pairs": {"multi"},
+        "plain": {"single"},
         "base_single": {"single"},
         "refined_single": {"single"},
         "multi_candidate": {"multi"},
@@ -34,12 +46,12 @@ def test_every_set_is_written_once(tmp_path, capsys):
     assert main(["shards", "--output", str(tmp_path), *ARGS]) == 0
     assert capsys.readouterr().out.count("already there") == len(SIZES)
     assert (tmp_path / "base_single" / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="base_single holds another data set"):
+    with pytest.raises(UserError, match="questions holds another data set"):
         main(["shards", "--output", str(tmp_path), *ARGS, "--seed", "1"])
 
 
 def test_an_unfinished_set_is_written_again(tmp_path):
-    options = {"samples": 3, "tasks": TASKS[:1], "progress": False}
+    options = {"world_set": WorldSet("base", TASKS[:1]), "samples": 3, "progress": False}
     assert write_world(tmp_path / "set", **options).samples == 3
     (tmp_path / "set" / "manifest.json").unlink()
     assert write_world(tmp_path / "set", **options).samples == 3
@@ -47,7 +59,7 @@ def test_an_unfinished_set_is_written_again(tmp_path):
 
 
 def test_a_task_named_twice_comes_twice_as_often_without_repeats():
-    samples = list(world_samples(9, seed=0, tasks=(TASKS[0], TASKS[1], TASKS[0]), stream="base"))
+    samples = list(world_samples(WorldSet("base", (TASKS[0], TASKS[1], TASKS[0])), 9))
     assert len({s.key for s in samples}) == 9
     assert sum(s.metadata["task"] == TASKS[0] for s in samples) == 6
 

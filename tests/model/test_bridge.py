@@ -24,7 +24,7 @@ def similarity_by_loop(pack: PackedSequence, states: torch.Tensor) -> torch.Tens
         text = [s for s in splits if s.kind == SplitKind.TEXT]
         vae = {s.image: s for s in splits if s.kind == SplitKind.VAE}
         for split in (s for s in splits if s.kind == SplitKind.VIT):
-            if not text or not vae:
+            if not text:
                 continue
             words = states[text[0].start : text[0].stop]
             for place in split.content:
@@ -68,11 +68,12 @@ def test_the_threshold_is_strict_and_only_references_are_blocked() -> None:
     assert state.blocked.sum() >= 3
 
 
-def velocity(bridge: BridgeConfig | None, attention: str = "split") -> torch.Tensor:
-    pack, model = make_pack(TWO_REFERENCES, ONE_REFERENCE), tiny_model()
+def velocity(bridge: BridgeConfig | None, attention: str = "split", dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    pack, model = make_pack(TWO_REFERENCES, ONE_REFERENCE), tiny_model().to(dtype)
     model.attention = attention
-    clean = model.encode_images(pack)
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    pack = dataclasses.replace(pack, vit_patches=pack.vit_patches.to(dtype))
+    clean = model.encode_images(pack).to(dtype)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     return flow_matching(model, pack, clean, noise, bridge=bridge).output.velocity
 
 
@@ -93,6 +94,64 @@ def test_backends_hide_alike(attention: str, early: bool) -> None:
     config = dataclasses.replace(CONFIG, threshold=0.0, hide_references_early=early)
     with torch.no_grad():
         torch.testing.assert_close(velocity(config, attention), velocity(config, "dense"), rtol=1e-4, atol=1e-5)
+
+
+SOFT = dataclasses.replace(CONFIG, mode="soft", temperature=0.2, threshold=0.1)
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("variant", [{"mode": "soft"}, {"quantile": 0.4}, {"mode": "soft", "quantile": 0.4}])
+def test_variants_agree_with_a_dense_float64_reference(variant: dict[str, object], early: bool) -> None:
+    config = dataclasses.replace(CONFIG, temperature=0.2, **variant, hide_references_early=early)  # type: ignore[arg-type]
+    with torch.no_grad():
+        exact = velocity(config, "dense", torch.float64)
+        torch.testing.assert_close(velocity(config, "split", torch.float64), exact, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(velocity(config).double(), exact, rtol=1e-4, atol=1e-5)
+        assert (velocity(None, dtype=torch.float64) - exact).abs().max() > 1e-3
+
+
+def test_the_soft_bias_is_the_equation_and_passes_a_gradient() -> None:
+    pack = make_pack(ONE_REFERENCE, {**TWO_REFERENCES, "text": None})
+    states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(2))[pack.understanding_index]
+    state = Bridge(SOFT, pack)(states.requires_grad_())
+    assert state.bias is not None
+    guided = pack.reference_tokens & (pack.sample_of_token == 0)
+    expected = torch.log(torch.sigmoid((state.similarity - 0.1) / 0.2))
+    torch.testing.assert_close(state.bias[guided], expected[guided])
+    assert not state.bias[~guided].any()
+    state.bias.sum().backward()
+    assert states.grad is not None and states.grad.abs().sum() > 0
+
+    model = tiny_model()
+    clean = model.encode_images(pack)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    slopes = {}
+    for name in ("split", "dense"):
+        model.attention = name
+        model.zero_grad()
+        flow_matching(model, pack, clean, noise, bridge=SOFT).squared_error.sum().backward()
+        slopes[name] = model.connector.fc1.weight.grad.clone()
+    torch.testing.assert_close(slopes["split"], slopes["dense"], rtol=1e-3, atol=1e-5)
+
+
+def test_an_extremely_steep_soft_mask_is_the_hard_one() -> None:
+    with torch.no_grad():
+        steep = velocity(dataclasses.replace(SOFT, temperature=1e-5))
+        torch.testing.assert_close(steep, velocity(CONFIG), rtol=1e-4, atol=1e-5)
+
+
+def test_a_quantile_blocks_its_share_of_every_image() -> None:
+    pack = make_pack(TWO_REFERENCES, ONE_REFERENCE)
+    states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(2))[pack.understanding_index]
+    blocked = Bridge(dataclasses.replace(CONFIG, quantile=0.5, threshold=9.0), pack)(states).blocked
+    for split in pack.splits_of(SplitKind.VIT):
+        tokens = blocked[split.start + 1 : split.stop - 1]
+        assert abs(int(tokens.sum()) - len(tokens) / 2) <= 0.5
+
+
+def test_flex_attention_refuses_a_soft_mask() -> None:
+    with torch.no_grad(), pytest.raises(ValueError, match="FlexPlan has no soft bridge"):
+        velocity(SOFT, "flex")
 
 
 def test_similarity_keeps_its_graph_only_on_request() -> None:

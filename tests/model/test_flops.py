@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scone_pl.model.attention import dense_mask
 from scone_pl.model.config import BridgeConfig
-from scone_pl.model.flops import TRAINED, count_tokens, step_flops
+from scone_pl.model.flops import TRAINED, count_tokens, spared_pairs, step_flops
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence, SequenceBuilder
 from scone_pl.training.losses import flow_matching, text_cross_entropy
@@ -91,3 +91,14 @@ def test_the_bridge_counts_per_layer() -> None:
     assert count_tokens(pack, 4, hiding, blocked).pairs == (early, late, late, plain)
     measuring = dataclasses.replace(bridge, apply_mask=False)
     assert count_tokens(pack, 4, measuring, blocked).pairs == (plain,) * 4
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"hide_references_early": True}, {"apply_mask": False}, {"mode": "soft"}, {"last_masked_layer": 3}]
+)
+def test_spared_pairs_are_the_difference(changes: dict[str, object]) -> None:
+    pack = make_pack(TWO_REFERENCES, *EVERYTHING)
+    blocked = random_blocked(pack, 0, 0.5)
+    bridge = BridgeConfig(**({"source_layer": 0, "first_masked_layer": 1, "last_masked_layer": 2} | changes))
+    with_bridge, without = (sum(count_tokens(pack, 4, *b).pairs) for b in ((bridge, blocked), ()))
+    assert int(spared_pairs(pack, blocked, 4, bridge)) == without - with_bridge

@@ -56,9 +56,9 @@ def test_a_run_resumes_only_from_the_weights_it_started_from(tmp_path: Path) -> 
     run = RunFolder(tmp_path / "run")
     assert run.finished_steps == 0
     assert run.begin(start) is None
-    run.last_checkpoint.parent.mkdir()
-    run.last_checkpoint.touch()
-    assert run.begin(start) == str(run.last_checkpoint)
+    for name in ("step-000002", "step-000010", ".step-000020.partial"):
+        (run.checkpoints / name).mkdir(parents=True)
+    assert run.begin(start) == str(run.checkpoints / "step-000010")
     identity = weights_identity(start)
     assert weights_identity(shutil.copytree(start, tmp_path / "copy")) == identity
     _weights(tmp_path / "before", 200)

@@ -23,7 +23,7 @@ ARGS = [
         "600",
         "--trainer.limit_val_batches",
         "0",
-        "--checkpoint.every_n_train_steps",
+        "--checkpoint.every_n_steps",
         "2",
     ),
 ]
@@ -43,7 +43,7 @@ def test_killed_twice_equals_straight(workers: str, mini_world: Path, tmp_path: 
     assert straight.returncode == 0, straight.stderr
     killed = tmp_path / "killed"
     for step in (2, 4):
-        _run_until(killed / f"checkpoints/step={step}.ckpt", [*common, str(killed)], mini_world)
+        _run_until(killed / f"checkpoints/step-{step:06d}", [*common, str(killed)], mini_world)
         assert not (killed / "weights").exists()
     last = run_scone(*common, str(killed), cwd=mini_world)
     assert last.returncode == 0, last.stderr

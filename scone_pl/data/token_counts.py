@@ -1,0 +1,61 @@
+"""How many tokens a sample has, and all that this depends on: counted once when a data set is made."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from scone_pl.data.packing import PackingConfig, sample_length
+from scone_pl.data.shards import IndexEntry, ShardSet
+from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
+from scone_pl.model.sequence import SequenceFormat
+
+
+@dataclass(frozen=True)
+class TokenCounter:
+    """Counts the tokens of samples before dropout, from their index entries."""
+
+    form: SequenceFormat
+    tokenizer: Tokenizer
+    packing: PackingConfig
+
+    @classmethod
+    def published(cls, tokenizer: Tokenizer | None = None) -> TokenCounter:
+        """As the published 7B model is trained (SPEC 2 and 3); without a tokenizer a byte is a token."""
+        tokenizer = tokenizer or byte_tokenizer()
+        form = SequenceFormat(
+            special=tokenizer.special,
+            latent_stride=16,
+            latent_positions_per_side=64,
+            vit_patch_size=14,
+            vit_positions_per_side=70,
+        )
+        return cls(form, tokenizer, PackingConfig())
+
+    def __call__(self, entry: IndexEntry) -> int:
+        """Tokens of one sample."""
+        return sample_length(entry, self.form, self.tokenizer, self.packing)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that a count depends on besides the sample; JSON, equal where counts are equal."""
+        plain = self.tokenizer.fingerprint == byte_tokenizer().fingerprint
+        return {
+            "vae_resize": {**asdict(self.packing.vae_resize), "stride": self.form.latent_stride},
+            "vit_resize": {**asdict(self.packing.vit_resize), "stride": self.form.vit_patch_size},
+            "vit_source": self.packing.vit_source,
+            "targets_per_sample": self.packing.targets_per_sample,
+            "tokenizer": "bytes" if plain else self.tokenizer.fingerprint,
+        }
+
+    def agrees_with(self, shards: ShardSet) -> bool:
+        """Whether the counts stored in a data set, if any, hold for these settings."""
+        return shards.manifest.tokens is not None and shards.manifest.tokens.settings == self.settings
+
+    def count_all(self, shards: ShardSet) -> np.ndarray:
+        """(samples,) int64: tokens of every sample; the stored counts where they hold, else counted anew."""
+        stored = self.agrees_with(shards)
+        counts = (entry.tokens if stored and entry.tokens else self(entry) for entry in shards.index)
+        return np.fromiter(counts, dtype=np.int64, count=len(shards))

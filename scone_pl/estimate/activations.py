@@ -1,0 +1,129 @@
+"""Activations of a training step, found by running it on the meta device with real sizes and counting live bytes.
+
+No formula has to follow the model: what the code keeps is what is counted. A decoder of two and one of three layers
+are run; the rest follows, as every layer adds the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scone_pl.estimate.tracking import LiveBytes, fused_attention, fused_kernels
+from scone_pl.model.attention import AttentionPlan, SplitPlan
+from scone_pl.model.config import SconeConfig
+from scone_pl.model.flex import BLOCK_SIZE
+from scone_pl.model.scone import Scone
+from scone_pl.model.sequence import PackedSequence
+from scone_pl.training.losses import flow_matching, text_cross_entropy
+from scone_pl.training.parts import Part, set_trainable
+
+
+@dataclass(frozen=True)
+class StepActivations:
+    """Bytes of one pack's forward and backward beside weights and gradients, per rank."""
+
+    kept: int
+    """After the forward: what the backward needs."""
+    peak: int
+    """The most at any time of forward and backward."""
+
+
+class _FlexSizes(AttentionPlan):
+    """Sizes of `FlexPlan`: everything padded to whole blocks."""
+
+    def __init__(self, length: int) -> None:
+        self.padding = -length % BLOCK_SIZE
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        q, k, v = (F.pad(x.transpose(0, 1)[None], (0, 0, 0, self.padding)) for x in (q, k, v))
+        attended = fused_attention(q, k, v)[0]
+        return attended[:, : attended.shape[1] - self.padding].transpose(0, 1)
+
+    def hiding(self, blocked: Tensor) -> AttentionPlan:
+        return self
+
+
+def to_meta(pack: PackedSequence) -> PackedSequence:
+    """The pack without contents, with every index tensor that depends on them there already."""
+    moved = pack.to("meta")
+    for name, attribute in vars(PackedSequence).items():
+        if isinstance(attribute, cached_property):
+            value = getattr(pack, name)
+            vars(moved)[name] = value.to("meta") if isinstance(value, Tensor) else value
+    return moved
+
+
+def step_activations(
+    config: SconeConfig,
+    pack: PackedSequence,
+    trained: Collection[Part],
+    *,
+    attention: str = "split",
+    checkpointing: bool = True,
+    dtype: torch.dtype = torch.bfloat16,
+) -> StepActivations:
+    """Activations of one pack at all layers of `config`.
+
+    Args:
+        config: the network.
+        pack: the sequence; only its structure matters.
+        trained: parts that train.
+        attention: backend, `split` or `flex`.
+        checkpointing: whether decoder layers are recomputed in the backward pass.
+        dtype: that weights and activations compute in.
+    """
+    meta = to_meta(pack)
+    kept, peaks = [], []
+    for layers in (2, 3):
+        small = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=layers))
+        run = dry_step(small, meta, trained, attention=attention, checkpointing=checkpointing, dtype=dtype)
+        kept.append(run.kept)
+        peaks.append(run.peak)
+    more = config.decoder.num_layers - 2
+    return StepActivations(
+        kept=kept[0] + more * (kept[1] - kept[0]),
+        peak=peaks[0] + more * (peaks[1] - peaks[0]),
+    )
+
+
+def dry_step(
+    config: SconeConfig,
+    pack: PackedSequence,
+    trained: Collection[Part],
+    *,
+    attention: str,
+    checkpointing: bool,
+    dtype: torch.dtype,
+) -> StepActivations:
+    """Forward and backward of a pack `to_meta`, counting; arguments as in `step_activations`."""
+    with torch.device("meta"):
+        model = Scone(config).to(dtype).train()
+        clean = torch.empty(len(pack.latent_index), config.latent_token_size)
+        noise = torch.empty_like(clean)
+    set_trainable(model, trained)
+    model.language_model.model.activation_checkpointing = checkpointing
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    plan = _FlexSizes(len(pack)) if attention == "flex" else SplitPlan(pack)
+    model.forward = partial(model.forward, plan=plan)  # type: ignore[method-assign]
+    with LiveBytes() as live, fused_kernels():
+        live.ignore(*model.parameters(), *model.buffers(), clean, noise)
+        result = flow_matching(model, pack, clean, noise)
+        loss = result.squared_error.mean() + text_cross_entropy(result.output, pack)
+        del result
+        kept = live.now
+        loss.backward()
+    return StepActivations(kept, live.peak)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    """Gradients are counted apart; here each goes as soon as it is there."""
+    parameter.grad = None

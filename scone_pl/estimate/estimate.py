@@ -1,0 +1,185 @@
+"""All of an estimate as data: stages x plans x GPUs, with advice where something does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from scone_pl.estimate.activations import StepActivations, step_activations
+from scone_pl.estimate.memory import RankMemory, encode_bytes, host_bytes, rank_memory
+from scone_pl.estimate.settings import Recipe, Stage
+from scone_pl.estimate.speed import PackFlops, StageTime, pack_flops, stage_time
+from scone_pl.estimate.state import Network, Plan
+from scone_pl.estimate.workload import typical_pack
+from scone_pl.gpus import Gpu
+from scone_pl.model.config import SconeConfig
+from scone_pl.training.parts import Part
+
+RANKS_A_NODE = 8
+MOST_RANKS = 1024
+"""Where advice stops looking."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage under a plan."""
+
+    plan: Plan
+    memory: RankMemory
+    host: dict[str, int]
+    times: dict[str, StageTime]
+    """By GPU."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage."""
+
+    stage: Stage
+    tokens: int
+    flops: PackFlops
+    activations: dict[bool, StepActivations]
+    """By whether activations are recomputed (checkpointing)."""
+    cases: tuple[Case, ...]
+    advice: dict[str, str]
+    """By GPU, of those on which a case does not fit."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A recipe."""
+
+    recipe: Recipe
+    parts: dict[Part, int]
+    """Parameters."""
+    gpus: dict[str, Gpu]
+    mfu: float
+    stages: tuple[StageEstimate, ...]
+
+
+def plans_for(stage: Stage, ranks: int) -> list[Plan]:
+    """How a stage may lie over `ranks` ranks: as the recipe says and, over several nodes, a copy a node too."""
+    plan = dataclasses.replace(stage.plan, ranks=ranks, replicas=1)
+    if plan.kind != "sharded":
+        return [dataclasses.replace(plan, kind="replicated" if ranks > 1 else "whole")]
+    copies = {1, ranks // RANKS_A_NODE if ranks % RANKS_A_NODE == 0 else 1}
+    if ranks % stage.plan.replicas == 0:
+        copies.add(stage.plan.replicas)
+    return [dataclasses.replace(plan, replicas=c) for c in sorted(copies - {0})]
+
+
+def estimate(
+    recipe: Recipe, ranks: Sequence[int], gpus: dict[str, Gpu], mfu: float, references: int = 2, labels: int = 0
+) -> Estimate:
+    """Estimates every stage of a recipe.
+
+    Args:
+        recipe: its stages.
+        ranks: numbers of GPUs.
+        gpus: kinds, by name.
+        mfu: see `stage_time`.
+        references: images of a sample.
+        labels: see `typical_pack`.
+    """
+    network = Network.of(recipe.config)
+    encode = encode_bytes(recipe.config, recipe.stages[0].packing.vae_resize.max_size)
+    stages = tuple(
+        _stage(recipe, stage, network, encode, ranks, gpus, mfu, references, labels) for stage in recipe.stages
+    )
+    return Estimate(recipe, network.count(), gpus, mfu, stages)
+
+
+def fits(memory: RankMemory, gpu: Gpu) -> bool:
+    """Whether a rank's memory is there."""
+    return memory.needed <= gpu.memory_gib * 2**30
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Memory of a stage under any plan."""
+
+    config: SconeConfig
+    network: Network
+    stage: Stage
+    encode: int
+    activations: dict[bool, StepActivations]
+
+    def of(
+        self,
+        plan: Plan,
+        *,
+        checkpointing: bool | None = None,
+        share: float = 1.0,
+        trained: tuple[Part, ...] | None = None,
+    ) -> RankMemory:
+        """With a share of the token budget: activations grow with it."""
+        full = self.activations[self.stage.checkpointing if checkpointing is None else checkpointing]
+        scaled = StepActivations(round(full.kept * share), round(full.peak * share))
+        return rank_memory(self.network, self.stage.trained if trained is None else trained, plan, scaled, self.encode)
+
+
+def _stage(
+    recipe: Recipe,
+    stage: Stage,
+    network: Network,
+    encode: int,
+    ranks: Sequence[int],
+    gpus: dict[str, Gpu],
+    mfu: float,
+    references: int,
+    labels: int,
+) -> StageEstimate:
+    pack = typical_pack(recipe.config, stage.packing, references, labels)
+    flops = pack_flops(recipe.config, stage, pack)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[stage.plan.compute]
+    activations = {
+        checkpointing: step_activations(
+            recipe.config, pack, stage.trained, attention=stage.attention, checkpointing=checkpointing, dtype=dtype
+        )
+        for checkpointing in (True, False)
+    }
+    memory = _Memory(recipe.config, network, stage, encode, activations)
+    cases = []
+    for plan in (plan for number in ranks for plan in plans_for(stage, number)):
+        found = memory.of(plan)
+        times = {name: stage_time(flops, stage, gpu, plan.ranks, mfu) for name, gpu in gpus.items()}
+        host = host_bytes(network, found.state, ranks_a_node=min(plan.ranks, RANKS_A_NODE))
+        cases.append(Case(plan, found, host, times))
+    advice = {}
+    for name, gpu in gpus.items():
+        short = [case.plan for case in cases if not fits(case.memory, gpu)]
+        if short:  # of the largest number of GPUs that is too small
+            advice[name] = _advice(memory, gpu, max(short, key=lambda plan: (plan.ranks, -plan.replicas)))
+    return StageEstimate(stage, len(pack), flops, activations, tuple(cases), advice)
+
+
+def _advice(memory: _Memory, gpu: Gpu, plan: Plan) -> str:
+    """What would make a stage fit that does not."""
+    stage, ways = memory.stage, []
+    if not stage.checkpointing and fits(memory.of(plan, checkpointing=True), gpu):
+        ways.append("model.init_args.activation_checkpointing true")
+    shares = [share / 16 for share in range(15, 3, -1)]
+    share = next((s for s in shares if fits(memory.of(plan, checkpointing=True, share=s), gpu)), None)
+    if share:
+        tokens = int(share * stage.packing.token_budget)
+        and_checkpointing = "" if stage.checkpointing else " with activation_checkpointing"
+        ways.append(f"data.packing.token_budget {tokens}{and_checkpointing}")
+    if plan.kind == "sharded":
+        number = plan.ranks
+        while number < MOST_RANKS and not fits(memory.of(dataclasses.replace(plan, ranks=number, replicas=1)), gpu):
+            number *= 2
+        if number < MOST_RANKS:
+            more = f"{number} GPUs" if number > plan.ranks else "full shard (model.init_args.sharding.replicas 1)"
+            ways.append(more)
+    else:
+        ways.append("trainer.strategy scone_pl.training.sharding.FullySharded with compute_dtype bfloat16")
+    small = dataclasses.replace(plan, kind="sharded", compute="bfloat16")
+    if fits(memory.of(small, checkpointing=True, trained=()), gpu):
+        ways.append("LoRA, which trains small matrices beside frozen weights")
+    where = f"{plan.ranks} x {gpu.name} ({plan.name})"
+    if not ways:
+        return f"{where}: nothing here makes it fit; a GPU with more memory, or more of them"
+    return f"{where} is too small; it fits with any of: {'; '.join(ways)}"

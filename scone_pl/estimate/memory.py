@@ -1,0 +1,124 @@
+"""The most memory that a rank needs, phase by phase.
+
+State is exact. Activations are counted (`activations.py`). What FSDP2 gathers and reduces is estimated from how it
+works (torch 2.x): the next layer's weights are fetched while one computes, out of a flat buffer; one layer's gradients
+are reduced while the next one's are made; what is in no layer stays gathered for the whole step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from scone_pl.estimate.activations import StepActivations
+from scone_pl.estimate.state import MASTER_BYTES, SIZES, Network, Plan, RankState
+from scone_pl.estimate.tracking import LiveBytes, fused_kernels
+from scone_pl.model.config import SconeConfig
+from scone_pl.model.vae import build_autoencoder
+from scone_pl.training.parts import Part
+
+GATHERED_LAYERS = 3
+"""The layer that computes, the next one, and the flat buffer that it comes in."""
+REDUCED_LAYERS = 2
+"""The layer whose gradients are reduced, and the one before it until that is done."""
+PROCESS_BYTES = 2 * 2**30
+"""What CUDA and NCCL take for themselves, about."""
+FRAGMENTATION = 0.05
+"""Share of the whole that the allocator can not use, about."""
+LOADING_BYTES = 10**9
+"""Host memory of a rank while weights are read, over its share of them."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of a rank. State is there all the time, of the phases the worst counts."""
+
+    state: RankState
+    gathered: int
+    """Weights and gradients of whole layers, in forward and backward."""
+    activations: StepActivations
+    encode: int
+    """Activations of encoding one image."""
+    outside: int
+    """End of the backward: weights and gradients of what is in no layer."""
+    update: int
+    """What AdamW needs while it steps."""
+
+    @property
+    def peak(self) -> int:
+        """Without what the process takes for itself."""
+        return self.state.total + max(
+            self.encode, self.gathered + self.activations.peak, self.gathered + self.outside, self.update
+        )
+
+    @property
+    def needed(self) -> int:
+        """With what CUDA takes and the allocator loses."""
+        return round(self.peak * (1 + FRAGMENTATION)) + PROCESS_BYTES
+
+    def with_activations(self, activations: StepActivations) -> RankMemory:
+        """The same with others."""
+        return dataclasses.replace(self, activations=activations)
+
+
+def rank_memory(
+    network: Network, trained: tuple[Part, ...], plan: Plan, activations: StepActivations, encode: int
+) -> RankMemory:
+    """Memory of the rank that holds most.
+
+    Args:
+        network: its parameters.
+        trained: parts that train.
+        plan: how it lies over the ranks.
+        activations: of a step.
+        encode: bytes of encoding one image, see `encode_bytes`.
+    """
+    state = network.state(trained, plan)
+    layer, root = network.units(trained)
+    compute, reduce = SIZES[plan.compute], SIZES[plan.reduce]
+    gathered = outside = 0
+    if plan.kind == "sharded":
+        layers = GATHERED_LAYERS if plan.reshard else GATHERED_LAYERS + _num_layers(network)
+        gathered = root.weights * compute + layers * layer.weights * compute
+        gathered += layer.trained * (compute + REDUCED_LAYERS * reduce)
+        outside = root.trained * (compute + reduce)
+    elif plan.kind == "replicated":
+        gathered = state.gradients  # DDP's buckets
+    if plan.kind != "sharded" and plan.compute == "bfloat16":
+        gathered += state.trained * compute  # autocast keeps a copy of the weights that train
+    return RankMemory(state, gathered, activations, encode, outside, state.trained * MASTER_BYTES)
+
+
+def _num_layers(network: Network) -> int:
+    return 1 + max(int(n.split(".layers.")[1].split(".")[0]) for n in network.shapes if "model.layers." in n)
+
+
+def encode_bytes(config: SconeConfig, side: int) -> int:
+    """Most activations of encoding one square image of `side` pixels in float32, without the library's workspace."""
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(config.autoencoder).eval()
+        image = torch.empty(1, 3, side, side)
+    with torch.no_grad(), fused_kernels(), LiveBytes() as live:
+        live.ignore(*autoencoder.parameters(), image)
+        autoencoder.encode(image)
+    return live.peak
+
+
+def host_bytes(network: Network, state: RankState, *, ranks_a_node: int, file_bytes: int = 2) -> dict[str, int]:
+    """Host memory of a node: while weights are read, and of a snapshot that is written in the background.
+
+    Args:
+        network: its parameters.
+        state: of a rank.
+        ranks_a_node: processes that share the node.
+        file_bytes: of a stored weight.
+    """
+    stored = sum(network.count().values()) * file_bytes
+    return {
+        "loading, a rank": state.weights + state.autoencoder + LOADING_BYTES,
+        "loading, a node": ranks_a_node * (state.weights + state.autoencoder + LOADING_BYTES),
+        "file cache that helps (can be given back)": stored,
+        "snapshot under way, a node": ranks_a_node * 3 * state.trained * MASTER_BYTES,
+    }

@@ -1,0 +1,127 @@
+"""What an estimate needs of a recipe: its stages as the command line would run them, weights there or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scone_pl.checkpoints import read_config
+from scone_pl.cli import parse
+from scone_pl.data.packing import PackingConfig
+from scone_pl.data.transforms import ResizeLimits
+from scone_pl.errors import UserError
+from scone_pl.estimate.state import Plan
+from scone_pl.model.config import PRESETS, BridgeConfig, SconeConfig
+from scone_pl.training.chain import ChainStep, check_names, plan
+from scone_pl.training.parts import Part
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe."""
+
+    name: str
+    trained: tuple[Part, ...]
+    bridge: BridgeConfig | None
+    steps: int
+    """Optimizer steps; -1 = until stopped."""
+    accumulate: int
+    """Packs a rank and step."""
+    attention: str
+    checkpointing: bool
+    packing: PackingConfig
+    plan: Plan
+    """As the recipe says."""
+    num_nodes: int
+    on_cpu: bool
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's stages and the model that they train."""
+
+    stages: tuple[Stage, ...]
+    config: SconeConfig
+    source: str
+    """Where its sizes are from."""
+
+
+def read_recipe(args: list[str], preset: str | None = None) -> Recipe:
+    """Parses a recipe as `fit` does, overrides and chain included, without asking for weights or data.
+
+    Args:
+        args: as typed behind `fit`.
+        preset: sizes to take, a key of `PRESETS`; None = those of the folder to start from, or else published ones.
+
+    Raises:
+        UserError: a wrong key, as in `fit`; an unknown preset.
+    """
+    command = ["fit", *args]
+    settings = parse(command).settings
+    start = settings.model.init_args.init_from
+    steps = [("", settings)]
+    if settings.chain:
+        chain = [ChainStep(**step.as_dict()) for step in settings.chain]
+        check_names(chain)
+        planned = plan(command, chain, start, settings.output_dir)
+        steps = [(step.name, parse(line).settings) for step, line in zip(chain, planned, strict=True)]
+    config, source = _sizes(start, preset)
+    return Recipe(tuple(_stage(name, found) for name, found in steps), config, source)
+
+
+def _sizes(folder: str, preset: str | None) -> tuple[SconeConfig, str]:
+    if preset is None and Path(folder).is_dir():
+        return read_config(folder), folder
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"--preset {preset}: one of {', '.join(PRESETS)}")
+    if preset is None:  # `scone_pl mini base` writes to .../base, see `training.module.check_start`
+        mini = "mini_photo" if "photo" in folder else "mini"
+        preset = mini if Path(folder).name == "base" else "bagel_7b"
+    return PRESETS[preset](), f"preset {preset}, as {folder} is not there"
+
+
+def _stage(name: str, settings: Any) -> Stage:
+    model, trainer = settings.model.init_args, settings.trainer
+    bridge = model.get("bridge")
+    packing = settings.data.packing.as_dict() if settings.data.packing is not None else {}
+    for key in ("vae_resize", "vit_resize"):
+        if key in packing:
+            packing[key] = ResizeLimits(**packing[key])
+    num_nodes = int(trainer.num_nodes)
+    return Stage(
+        name=name or settings.model.class_path.rsplit(".", 1)[-1],
+        trained=tuple(model.trainable),
+        bridge=None if bridge is None else BridgeConfig(**bridge.as_dict()),
+        steps=trainer.max_steps,
+        accumulate=trainer.accumulate_grad_batches,
+        attention=model.attention,
+        checkpointing=model.activation_checkpointing,
+        packing=PackingConfig(**packing),
+        plan=_plan(trainer, model.sharding, _devices(trainer.devices) * num_nodes),
+        num_nodes=num_nodes,
+        on_cpu=trainer.accelerator == "cpu",
+    )
+
+
+def _devices(devices: Any) -> int:
+    if isinstance(devices, list):
+        return len(devices)
+    return int(devices) if str(devices).isdigit() else 1
+
+
+def _plan(trainer: Any, sharding: Any, ranks: int) -> Plan:
+    """The strategy's; under FSDP2 one that has nothing to split or cast is none (`sharding.needs_wrapping`)."""
+    strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy)).lower()
+    sharded = "sharded" in strategy or "modelparallel" in strategy
+    if sharded and (ranks > 1 or sharding.compute_dtype != "float32"):
+        return Plan(
+            "sharded",
+            ranks,
+            sharding.replicas,
+            sharding.compute_dtype,
+            sharding.reduce_dtype,
+            sharding.reshard_after_forward,
+        )
+    compute = "bfloat16" if str(trainer.precision) == "bf16-mixed" else "float32"
+    return Plan("replicated" if ranks > 1 else "whole", ranks, 1, compute)

@@ -1,0 +1,132 @@
+"""What stays on a rank from step to step: weights, gradients, optimizer state, buffers; exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+
+from scone_pl.model.config import SconeConfig
+from scone_pl.model.scone import Scone
+from scone_pl.training.parts import Part, part_of
+
+MASTER_BYTES = 4
+"""Of a weight that trains, its gradient, and either moment of AdamW: float32."""
+SIZES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the model lies over the ranks."""
+
+    kind: str
+    """`sharded` (FSDP2), `replicated` (DDP) or `whole` (one device)."""
+    ranks: int = 1
+    replicas: int = 1
+    """Copies of the sharded model (hybrid sharding)."""
+    compute: str = "bfloat16"
+    """Precision of forward and backward."""
+    reduce: str = "float32"
+    """Precision in which gradients are reduced."""
+    reshard: bool = True
+    """Whether a layer's gathered weights are freed after its forward."""
+
+    @property
+    def parts(self) -> int:
+        """Ranks that share one copy."""
+        return self.ranks // self.replicas if self.kind == "sharded" else 1
+
+    @property
+    def name(self) -> str:
+        if self.kind != "sharded" or self.ranks == 1:
+            return "whole" if self.ranks == 1 else "replicated (DDP)"
+        return "full shard" if self.replicas == 1 else f"{self.replicas} x {self.parts} hybrid"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parameters that are gathered together under FSDP2."""
+
+    weights: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class RankState:
+    """Bytes of the rank that holds most, the first."""
+
+    weights: int
+    """Shards: float32 where they train, else in the precision they compute in; without the autoencoder."""
+    autoencoder: int
+    """Whole on every rank, float32."""
+    gradients: int
+    optimizer: int
+    """AdamW's two moments."""
+    buffers: int
+    """Position tables."""
+    trained: int
+    """Elements of this rank that train."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.autoencoder + self.gradients + self.optimizer + self.buffers
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network's parameters by name, without their values."""
+
+    shapes: dict[str, tuple[int, ...]]
+    buffers: int
+    """Elements of the position tables."""
+
+    @classmethod
+    def of(cls, config: SconeConfig) -> Network:
+        """Built on the meta device."""
+        with torch.device("meta"):
+            model = Scone(config)
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        return cls(shapes, sum(b.numel() for b in model.buffers()))
+
+    def count(self) -> dict[Part, int]:
+        """Parameters of each part."""
+        counts: dict[Part, int] = {}
+        for name, shape in self.shapes.items():
+            counts[part_of(name)] = counts.get(part_of(name), 0) + math.prod(shape)
+        return counts
+
+    def state(self, trained: Collection[Part], plan: Plan) -> RankState:
+        """What a rank holds when the parts `trained` train."""
+        # FSDP2 casts what computes, so frozen weights are kept that small (`training.sharding.freeze_dtype`).
+        frozen = SIZES[plan.compute] if plan.kind == "sharded" else MASTER_BYTES
+        weights = autoencoder = own = 0
+        for name, shape in self.shapes.items():
+            if name.startswith("autoencoder."):
+                autoencoder += math.prod(shape) * MASTER_BYTES
+                continue
+            size = -(-shape[0] // plan.parts) * math.prod(shape[1:])  # split along the first axis
+            trains = part_of(name) in trained
+            weights += size * (MASTER_BYTES if trains else frozen)
+            own += size * trains
+        return RankState(
+            weights=weights,
+            autoencoder=autoencoder,
+            gradients=own * MASTER_BYTES,
+            optimizer=2 * own * MASTER_BYTES,
+            buffers=self.buffers * MASTER_BYTES,
+            trained=own,
+        )
+
+    def units(self, trained: Collection[Part]) -> tuple[Unit, Unit]:
+        """What `training.sharding.shard` gathers together: a decoder layer, and all that is in no layer."""
+        layer, root = [0, 0], [0, 0]
+        for name, shape in self.shapes.items():
+            in_layer = ".layers." in name
+            if name.startswith("autoencoder.") or (in_layer and ".layers.0." not in name) or ("encoder.layers" in name):
+                continue
+            unit = layer if in_layer else root
+            unit[0] += math.prod(shape)
+            unit[1] += math.prod(shape) * (part_of(name) in trained)
+        return Unit(*layer), Unit(*root)

@@ -1,0 +1,140 @@
+"""How sure the numbers are: percentile intervals over resampled items, and paired differences of two models.
+
+Items are what is drawn at random when a benchmark is made, so items are resampled, within each task, all groups of an
+item together. Symbols: B resamples, n items of a task, G groups.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scone_pl.errors import UserError
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.groups import Records
+from scone_pl.evaluation.scores import is_complete, item_scores
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Values = dict[str, np.ndarray]
+"""Column -> (n, G) float64, NaN where a record is missing or incomplete."""
+
+
+def intervals(
+    records: Records, benchmark: Benchmark, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of every column of `combine(...)["mean"]`; columns of groups' averages need all tasks."""
+    keys, values = item_values(records, benchmark)
+    resampled = _resampled(benchmark, values, {t: _weights(k, t, resamples, seed) for t, k in keys.items()})
+    return {column: _interval(found) for column, found in resampled.items()}
+
+
+def compare(
+    ours: Records, theirs: Records, benchmark: Benchmark, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Paired comparison of two models over the items that both have complete.
+
+    Returns:
+        `n` per task; per column `first`, `second`, `difference` (first - second), its 95 % `interval`, and `p`, the
+        two-sided bootstrap probability of a difference of the other sign or none.
+
+    Raises:
+        UserError: they have no item in common.
+    """
+    first_keys, first = item_values(ours, benchmark)
+    second_keys, second = item_values(theirs, benchmark)
+    common = {task: [key for key in keys if key in set(second_keys.get(task, ()))] for task, keys in first_keys.items()}
+    common = {task: keys for task, keys in common.items() if keys}
+    if not common:
+        raise UserError("the two score files have no complete item in common; compare runs of the same benchmark data")
+    weights = {task: _weights(keys, task, resamples, seed) for task, keys in common.items()}
+    ones = {task: np.ones((1, len(keys))) for task, keys in common.items()}
+    sides = [
+        {task: _of_keys(values[task], keys[task], common[task]) for task in common}
+        for values, keys in ((first, first_keys), (second, second_keys))
+    ]
+    points = [_resampled(benchmark, side, ones) for side in sides]
+    clouds = [_resampled(benchmark, side, weights) for side in sides]
+    columns = {}
+    for column in points[0].keys() & points[1].keys():
+        difference = clouds[0][column] - clouds[1][column]
+        point = float(points[0][column][0] - points[1][column][0])
+        tail = min(float(np.mean(difference <= 0)), float(np.mean(difference >= 0)))
+        columns[column] = {
+            "first": float(points[0][column][0]),
+            "second": float(points[1][column][0]),
+            "difference": point,
+            "interval": list(_interval(difference)),
+            "p": min(1.0, 2 * max(tail, 1 / resamples)),
+        }
+    ordered = {column: columns[column] for column in points[0] if column in columns}
+    return {"n": {task: len(keys) for task, keys in common.items()}, "resamples": resamples, "columns": ordered}
+
+
+def item_values(records: Records, benchmark: Benchmark) -> tuple[dict[str, list[str]], dict[str, Values]]:
+    """Per task the keys of items that are complete in any group, sorted, and their scores."""
+    groups = sorted({(record["sampling"], record["scoring"]) for record in records})
+    place = {group: number for number, group in enumerate(groups)}
+    keys: dict[str, list[str]] = {}
+    values: dict[str, Values] = {}
+    for task in benchmark.tasks:
+        members = [record for record in records if record["task_type"] == task and is_complete(record)]
+        if not members:
+            continue
+        keys[task] = sorted({str(record["key"]) for record in members})
+        row = {key: number for number, key in enumerate(keys[task])}
+        found = {name: np.full((len(row), len(groups)), np.nan) for name in benchmark.columns(task)}
+        for record in members:
+            at = row[str(record["key"])], place[record["sampling"], record["scoring"]]
+            for name, value in item_scores(record).items():
+                found[name][at] = value
+        values[task] = found
+    return keys, values
+
+
+def _of_keys(values: Values, keys: Sequence[str], wanted: Sequence[str]) -> Values:
+    rows = [keys.index(key) for key in wanted]
+    return {name: found[rows] for name, found in values.items()}
+
+
+def _weights(keys: Sequence[str], task: str, resamples: int, seed: int) -> np.ndarray:
+    """(B, n): how often each item is drawn; the same for two models that share keys."""
+    generator = np.random.default_rng([seed, zlib.crc32(task.encode())])
+    return generator.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=resamples).astype(np.float64)
+
+
+def _resampled(
+    benchmark: Benchmark, values: Mapping[str, Values], weights: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Every column's mean over groups (B,), computed as the tables do it."""
+    by_group: dict[str, np.ndarray] = {}  # (B, G)
+    for task in benchmark.tasks:
+        for name, found in values.get(task, {}).items():
+            there = ~np.isnan(found)
+            count = weights[task] @ there.astype(np.float64)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                by_group[f"{task}.{name}"] = weights[task] @ np.where(there, found, 0.0) / count
+    if all(task in values for task in benchmark.tasks):
+        for name in benchmark.average_columns:
+            parts = [by_group[f"{t}.{name}"] for t in benchmark.tasks if f"{t}.{name}" in by_group]
+            by_group[f"average.{name}"] = np.mean(parts, axis=0)
+        if benchmark.has_overall:
+            by_group["overall"] = (by_group["average.COM"] + by_group["average.DIS"]) / 2
+    return {column: _mean_over_groups(found) for column, found in by_group.items()}
+
+
+def _mean_over_groups(found: np.ndarray) -> np.ndarray:
+    """(B,) of (B, G), over the groups that have a value."""
+    there = ~np.isnan(found)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(there, found, 0.0).sum(axis=1) / there.sum(axis=1)
+
+
+def _interval(found: np.ndarray) -> tuple[float, float]:
+    edge = (1 - LEVEL) / 2
+    low, high = np.nanquantile(found, [edge, 1 - edge])
+    return float(low), float(high)

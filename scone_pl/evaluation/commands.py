@@ -1,0 +1,287 @@
+"""`python -m scone_pl evaluate`, `judge` and `tables`: the paper's Tables 2 and 3 with your row in them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json as json_format
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from scone_pl.complaints import one_line
+from scone_pl.errors import UserError
+from scone_pl.evaluation.benchmark import BENCHMARKS, BenchmarkName
+from scone_pl.evaluation.folder import EvaluationFolder
+from scone_pl.evaluation.items import data_file, read_items
+from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.records import read_records
+from scone_pl.evaluation.steps import (
+    as_json,
+    compared,
+    describe_plan,
+    plan_judgements,
+    print_json,
+    say,
+    tables_markdown,
+    write_tables,
+)
+from scone_pl.evaluation.steps import judge as run_judge
+from scone_pl.evaluation.summary import Summary
+
+Step = Literal["generate", "judge", "tables"]
+_LISTS = ("--tasks", "--pictures", "--compare")
+_SWITCHES = ("--json", "--dry_run")
+
+
+def evaluate(
+    benchmark: BenchmarkName,
+    data: str,
+    output: str,
+    checkpoint: str | None = None,
+    rounds: int = 3,
+    scorings: int = 3,
+    tasks: list[str] | None = None,
+    limit: int | None = None,
+    language: str | None = None,
+    only: Step | None = None,
+    seed: int = 1234,
+    name: str | None = None,
+    pictures: list[str] | None = None,
+    compare: list[str] | None = None,
+    judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
+    extra: list[str] | None = None,
+) -> int:
+    """Generate a benchmark's pictures, have them judged, and write the tables; the same command goes on after a stop.
+
+    Args:
+        benchmark: sconeeval or omnicontext.
+        data: folder of the published JSONL form: data.jsonl, images beside it.
+        output: folder for everything that is written.
+        checkpoint: folder of weights to generate with.
+        rounds: samplings of every picture.
+        scorings: judgings of every picture.
+        tasks: only these tasks; then there is no average.
+        limit: at most so many items of each task.
+        language: only items of this instruction_language, such as en.
+        only: one step alone.
+        seed: of the pictures' noise.
+        name: what to call the model in tables; by default the checkpoint's folder.
+        pictures: folders of pictures made elsewhere (TASK/KEY.png), one a sampling; then nothing is generated.
+        compare: scores.jsonl of other models on the same data, for rows of their own and a paired comparison.
+        judge: whom to ask, and how.
+        extra: arguments for `predict`; type them behind a lone --.
+    """
+    chosen, folder = BENCHMARKS[benchmark], _folder(output, pictures)
+    _at_least_one(rounds=rounds, scorings=scorings)
+    generating = only in (None, "generate") and not pictures
+    if generating and checkpoint is None:
+        raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --pictures DIR)")
+    if extra and not generating:
+        raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
+    items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
+    others = _others(compare or [], chosen, language)
+    if only in (None, "judge"):
+        _check_service(judge, folder)
+    rank = None
+    if generating and checkpoint is not None:
+        from scone_pl.evaluation.generate import generate, launched_rank
+
+        rank = launched_rank()
+    if not rank:
+        name = name or (_name_of(checkpoint) if checkpoint else None)
+        about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(data_file(data)))
+    if generating and checkpoint is not None:
+        generate(folder, items, checkpoint, rounds, seed=seed, extra=extra or [])
+        if rank:
+            return 0
+    if only in (None, "judge"):
+        run_judge(folder, plan_judgements(folder, chosen, items, judge, rounds, scorings), judge)
+    if only in (None, "tables"):
+        records = read_records(folder.scores, chosen, language)
+        wanted = {item.place for item in items}
+        records = [record for record in records if (record["task_type"], str(record["key"])) in wanted]
+        if not records:
+            raise UserError(f"{folder.scores}: holds no score of these items; judge them first")
+        summaries, comparisons = _summaries(records, about.get("name") or Path(output).name, others, chosen, 0)
+        plots = write_tables(folder.tables, summaries, comparisons)
+        from scone_pl.evaluation.report import write_report
+
+        write_report(folder.report, summaries[0], items, records, folder.picture, plots)
+        say(tables_markdown(summaries, comparisons))
+        say(f"tables and plots: {folder.tables}   report: {folder.report}")
+    return 0
+
+
+def judge(
+    benchmark: BenchmarkName,
+    data: str,
+    output: str,
+    rounds: int = 3,
+    scorings: int = 3,
+    tasks: list[str] | None = None,
+    limit: int | None = None,
+    language: str | None = None,
+    pictures: list[str] | None = None,
+    dry_run: bool = False,
+    judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
+) -> int:
+    """Have pictures judged: everything that has no stored answer yet is asked, then scores.jsonl is written anew.
+
+    Args:
+        benchmark: sconeeval or omnicontext.
+        data: folder of the published JSONL form: data.jsonl, images beside it.
+        output: folder of the evaluation; pictures are in its round_1, round_2, ...
+        rounds: samplings, at most; those that have pictures count.
+        scorings: judgings of every picture.
+        tasks: only these tasks.
+        limit: at most so many items of each task.
+        language: only items of this instruction_language.
+        pictures: folders of pictures made elsewhere (TASK/KEY.png), one a sampling.
+        dry_run: only count the questions and what they have cost so far.
+        judge: whom to ask, and how.
+    """
+    chosen, folder = BENCHMARKS[benchmark], _folder(output, pictures)
+    _at_least_one(rounds=rounds, scorings=scorings)
+    items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
+    judgements = plan_judgements(folder, chosen, items, judge, rounds, scorings)
+    if dry_run:
+        say(describe_plan(folder, judgements, judge))
+        return 0
+    folder.begin(chosen, data=str(data_file(data)))
+    run_judge(folder, judgements, judge)
+    return 0
+
+
+def tables(
+    benchmark: BenchmarkName,
+    scores: str,
+    output: str | None = None,
+    json: bool = False,
+    language: str | None = None,
+    name: str | None = None,
+    compare: list[str] | None = None,
+    seed: int = 0,
+) -> int:
+    """Print the tables of a file of scores, beside the paper's rows.
+
+    Args:
+        benchmark: sconeeval or omnicontext.
+        scores: JSONL of records, such as an evaluation's scores.jsonl.
+        output: folder for table.md, table.tex, table.json and the plots; by default nothing is written.
+        json: print everything as JSON (groups, combined, intervals, stability, ...).
+        language: only records of this instruction_language.
+        name: what to call the model.
+        compare: scores of other models on the same data, for rows of their own and a paired comparison.
+        seed: of the bootstrap.
+    """
+    chosen = BENCHMARKS[benchmark]
+    records = read_records(scores, chosen, language)
+    others = _others(compare or [], chosen, language)
+    summaries, comparisons = _summaries(records, name or _name_of_scores(Path(scores)), others, chosen, seed)
+    if output is not None:
+        write_tables(Path(output), summaries, comparisons)
+    if json:
+        print_json(as_json(summaries, comparisons))
+    else:
+        say(tables_markdown(summaries, comparisons))
+    return 0
+
+
+def _summaries(
+    records: Sequence[dict[str, Any]],
+    name: str,
+    others: Sequence[tuple[str, list[dict[str, Any]]]],
+    benchmark: Any,
+    seed: int,
+) -> tuple[list[Summary], list[dict[str, Any]]]:
+    named = [(name, list(records)), *others]
+    summaries = [Summary.of(found, benchmark, each, seed=seed) for each, found in named]
+    return summaries, compared(records, others, benchmark, seed)
+
+
+def _others(files: Sequence[str], benchmark: Any, language: str | None) -> list[tuple[str, list[dict[str, Any]]]]:
+    return [(_name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
+
+
+def _folder(output: str, pictures: Sequence[str] | None) -> EvaluationFolder:
+    return EvaluationFolder(Path(output), tuple(map(Path, pictures or [])))
+
+
+def _check_service(config: JudgeConfig, folder: EvaluationFolder) -> None:
+    """A missing key must not show after a day of generating; with answers there, none may be needed."""
+    if not folder.answers.exists():
+        config.key()
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(f"--{name} {number}: must be at least 1")
+
+
+def _name_of(checkpoint: str) -> str:
+    """A folder's name; what training wrote is called `weights`, which says nothing."""
+    path = Path(checkpoint)
+    return path.parent.name if path.name == "weights" and path.parent.name else path.name
+
+
+def _name_of_scores(file: Path) -> str:
+    """The name of the model whose scores these are, as its evaluation knows it."""
+    try:
+        return str(json_format.loads((file.parent / "evaluation.json").read_text())["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem
+
+
+VERBS: dict[str, Callable[..., int]] = {"evaluate": evaluate, "judge": judge, "tables": tables}
+
+
+def main(args: list[str]) -> int:
+    """Runs a verb, its name first; mistakes are one line."""
+    verb, args = args[0], args[1:]
+    function = VERBS[verb]
+    extra: list[str] = []
+    if verb == "evaluate" and "--" in args:
+        at = args.index("--")
+        args, extra = args[:at], args[at + 1 :]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=f"python -m scone_pl {verb}", description=function.__doc__.split("\n")[0])
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    parser.add_function_arguments(function, as_group=False, skip={"extra"})
+    complaints = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaints):
+            settings = parser.instantiate_classes(parser.parse_args(_spelled_out(args)))
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise UserError(one_line(complaints.getvalue())) from None
+    given = settings.as_dict()
+    given.pop("config", None)
+    given |= {"judge": settings.judge} if "judge" in given else {}
+    return function(**given, **({"extra": extra} if extra else {}))
+
+
+def _spelled_out(args: Sequence[str]) -> list[str]:
+    """As jsonargparse spells it: a list is one JSON text, a switch has a value."""
+    spelled: list[str] = []
+    rest = list(args)
+    while rest:
+        arg = rest.pop(0)
+        if arg in _LISTS:
+            words: list[str] = []
+            while rest and not rest[0].startswith("--"):
+                words.append(rest.pop(0))
+            if len(words) == 1 and words[0].startswith("["):
+                spelled += [arg, words[0]]
+            else:
+                parts = [part for word in words for part in (word.split(",") if arg == "--tasks" else [word]) if part]
+                spelled += [arg, json_format.dumps(parts)]
+        elif arg in _SWITCHES and (not rest or rest[0] not in ("true", "false")):
+            spelled.append(f"{arg}=true")
+        else:
+            spelled.append(arg)
+    return spelled

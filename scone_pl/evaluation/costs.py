@@ -1,0 +1,81 @@
+"""What the judge has used: tokens, and dollars where the model's price is known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scone_pl.errors import UserError
+
+FILE = Path(__file__).parent / "prices.yaml"
+_DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}$")
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars for a million tokens."""
+
+    input: float
+    output: float
+    cached_input: float | None = None
+    """Of input that the service has cached; None = as `input`."""
+
+    def of(self, usage: Mapping[str, Any]) -> float:
+        """Dollars for one answer's tokens."""
+        cached = usage.get("cached_tokens", 0)
+        fresh = usage.get("prompt_tokens", 0) - cached
+        cheaper = self.input if self.cached_input is None else self.cached_input
+        return (fresh * self.input + cached * cheaper + usage.get("completion_tokens", 0) * self.output) / 1e6
+
+
+def price_of(model: str, file: str | Path | None = None) -> Price | None:
+    """The price of a model, None if the file does not have it.
+
+    Raises:
+        UserError: the file is no YAML of prices.
+    """
+    path = FILE if file is None else Path(file)
+    try:
+        prices = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        entry = prices.get(model) or prices.get(_DATED.sub("", model))
+        return None if entry is None else Price(**{name: float(value) for name, value in entry.items()})
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: must hold lines such as `model: {{input: 2.0, output: 8.0}}` ({error})") from None
+
+
+class Usage:
+    """A running count."""
+
+    def __init__(self, price: Price | None) -> None:
+        self.price = price
+        self.prompt_tokens = self.completion_tokens = self.answers = 0
+        self.dollars = 0.0
+
+    def add(self, usage: Mapping[str, Any]) -> None:
+        """Counts one answer."""
+        self.answers += 1
+        self.prompt_tokens += usage.get("prompt_tokens", 0)
+        self.completion_tokens += usage.get("completion_tokens", 0)
+        self.dollars += self.price.of(usage) if self.price else 0.0
+
+    def __str__(self) -> str:
+        cost = f"${self.dollars:.2f}" if self.price else "cost unknown"
+        return f"{_short(self.prompt_tokens)} + {_short(self.completion_tokens)} tokens, {cost}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a file."""
+        return {
+            "answers": self.answers,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "dollars": round(self.dollars, 4) if self.price else None,
+        }
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e6:.2f}M" if count >= 1_000_000 else f"{count / 1e3:.1f}K" if count >= 1000 else str(count)

@@ -1,0 +1,107 @@
+"""What an evaluation leaves on disk.
+
+<output>/
+  evaluation.json               benchmark, name of the model, checkpoint, data
+  prompts.jsonl                 the chosen items, for `predict`
+  round_1/predictions/          pictures of the first sampling, <task>/<key>.png, and settings.json; round_2, ...
+  answers.jsonl                 everything the judge has said, append-only; its .lock
+  scores.jsonl                  a record for each (sampling, scoring, item)
+  tables/                       table.md, table.tex, table.json, radar, bars, stability as PNG and PDF
+  report.html                   to look through
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scone_pl.errors import UserError
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.items import Item
+from scone_pl.files import write_json
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """The folder of one model on one benchmark."""
+
+    path: Path
+    pictures: tuple[Path, ...] = ()
+    """Folders of pictures made elsewhere, one a sampling; empty = our own rounds."""
+
+    @property
+    def prompts(self) -> Path:
+        return self.path / "prompts.jsonl"
+
+    @property
+    def answers(self) -> Path:
+        return self.path / "answers.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.jsonl"
+
+    @property
+    def tables(self) -> Path:
+        return self.path / "tables"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def round(self, sampling: int) -> Path:
+        """The output_dir of `predict` for a sampling, from 1."""
+        return self.path / f"round_{sampling}"
+
+    def pictures_of(self, sampling: int) -> Path:
+        """Where the pictures of a sampling lie."""
+        return self.pictures[sampling - 1] if self.pictures else self.round(sampling) / "predictions"
+
+    def picture(self, item: Item, sampling: int) -> Path:
+        """The file of one picture."""
+        return self.pictures_of(sampling) / item.picture_name
+
+    def samplings(self, rounds: int) -> list[int]:
+        """The samplings up to `rounds` that have a folder of pictures.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.pictures:
+            for place in self.pictures:
+                if not place.is_dir():
+                    raise UserError(f"--pictures {place}: no such folder; it must hold TASK/KEY.png")
+            return list(range(1, len(self.pictures) + 1))
+        found = [n for n in range(1, rounds + 1) if self.pictures_of(n).is_dir()]
+        if not found:
+            raise UserError(
+                f"{self.path}: holds no pictures (round_1/predictions); generate them first, or name their folders "
+                "with --pictures"
+            )
+        return found
+
+    def generation(self, sampling: int) -> dict[str, Any]:
+        """What the pictures of a sampling were made with, as far as it is known."""
+        try:
+            return json.loads((self.pictures_of(sampling) / "settings.json").read_text())
+        except (OSError, ValueError):
+            return {"pictures": str(self.pictures_of(sampling))}
+
+    def begin(self, benchmark: Benchmark, **about: str | None) -> dict[str, Any]:
+        """Records what is evaluated here (None leaves what is known as it is), and returns it.
+
+        Raises:
+            UserError: the folder holds the other benchmark.
+        """
+        file = self.path / "evaluation.json"
+        try:
+            known = json.loads(file.read_text())
+        except (OSError, ValueError):
+            known = {}
+        if known.get("benchmark", benchmark.name) != benchmark.name:
+            raise UserError(f"{self.path}: holds an evaluation of {known['benchmark']}; choose another --output")
+        known |= {"benchmark": benchmark.name, **{name: value for name, value in about.items() if value is not None}}
+        write_json(known, file)
+        return known

@@ -1,0 +1,155 @@
+"""The benchmark's pictures, by the `predict` verb: one run a round, each in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from scone_pl.errors import UserError
+from scone_pl.evaluation.folder import EvaluationFolder
+from scone_pl.evaluation.items import Item
+from scone_pl.evaluation.progress import ProgressLine, Watch
+from scone_pl.files import write_json, write_text
+
+RECIPE = Path(__file__).parent / "sampling.yaml"
+_DONE = "generated.json"
+
+
+def launched_rank() -> int | None:
+    """The number of this process if torchrun or Slurm has started several, else None."""
+    from scone_pl.training.chain import needs_own_process
+
+    if needs_own_process("auto"):
+        return None
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
+
+
+def generate(
+    folder: EvaluationFolder,
+    items: Sequence[Item],
+    checkpoint: str,
+    rounds: int,
+    *,
+    seed: int = 1234,
+    extra: Sequence[str] = (),
+) -> None:
+    """Makes the pictures that are missing; a finished round costs nothing, not even reading the weights.
+
+    Under torchrun every rank calls this. Without it, `predict` runs in a process of its own and uses all GPUs.
+
+    Args:
+        folder: where to.
+        items: what to draw.
+        checkpoint: folder of weights.
+        rounds: samplings, each with noise of its own.
+        seed: of the noise, together with the round's number, the task and the key.
+        extra: more arguments for `predict`.
+
+    Raises:
+        UserError: `predict` has stopped; what it said stands above.
+    """
+    from scone_pl.training.chain import run_in_own_process
+
+    rank = launched_rank()
+    _write_prompts(items, folder.prompts, rank)
+    for sampling in range(1, rounds + 1):
+        command = predict_command(folder, checkpoint, sampling, seed, extra)
+        done = {"command": command, "weights": _identity(checkpoint)}
+        if rank is not None:
+            from scone_pl.cli import main as run_lightning
+
+            with _watched(folder, sampling, rounds, items, show=rank == 0):
+                status = run_lightning(command)
+                _wait_for_all(last=sampling == rounds)
+        elif _is_done(folder, sampling, items, done):
+            continue
+        else:
+            with _watched(folder, sampling, rounds, items, show=True):
+                status = run_in_own_process(command)
+        if status:
+            raise UserError(
+                f"generating round {sampling} stopped (status {status}), see above; the same command goes on"
+            )
+        if not rank:
+            write_json(done, folder.round(sampling) / _DONE)
+
+
+def _watched(folder: EvaluationFolder, sampling: int, rounds: int, items: Sequence[Item], *, show: bool) -> Watch:
+    """Counts the pictures of all ranks, which Lightning's bar for one rank does not."""
+    counter = ProgressLine(f"generating round {sampling} of {rounds}: pictures", len(items), show=show)
+    return Watch(counter, lambda: sum(folder.picture(item, sampling).is_file() for item in items) if show else 0)
+
+
+def _wait_for_all(*, last: bool) -> None:
+    """Ranks do not draw equally fast; after the last round the others leave, and rank 0 goes on alone."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        if last:
+            dist.destroy_process_group()
+
+
+def predict_command(
+    folder: EvaluationFolder, checkpoint: str, sampling: int, seed: int, extra: Sequence[str]
+) -> list[str]:
+    """The arguments of `python -m scone_pl` that make one round."""
+    import torch
+
+    return [
+        *("predict", "--config", str(RECIPE)),
+        *("--trainer.enable_progress_bar", "false"),
+        *("--trainer.precision", "bf16-true" if torch.cuda.is_available() else "32-true"),
+        *("--model.init_args.init_from", str(checkpoint)),
+        *("--model.init_args.sampling_seed", str(seed)),
+        *("--model.init_args.sampling_round", str(sampling - 1)),
+        *("--data.predict", json.dumps([{"path": str(folder.prompts)}])),
+        *("--output_dir", str(folder.round(sampling))),
+        *extra,
+    ]
+
+
+def _write_prompts(items: Sequence[Item], file: Path, rank: int | None) -> None:
+    """The chosen items as `predict` reads them. Every rank writes the same: another machine may not see rank 0's."""
+    lines = [
+        {
+            "key": item.key,
+            "task_type": item.task_type,
+            "instruction": item.instruction,
+            "input_images": [str(image.resolve()) for image in item.images],
+        }
+        for item in items
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    if rank and file.is_file() and file.read_text() == text:
+        return
+    write_text(text, file)
+
+
+def _identity(checkpoint: str) -> str:
+    from scone_pl.checkpoints import check_folder
+    from scone_pl.training.runs import weights_identity
+
+    return weights_identity(check_folder(checkpoint))
+
+
+def _is_done(folder: EvaluationFolder, sampling: int, items: Sequence[Item], done: dict[str, object]) -> bool:
+    """Whether the same command has finished and all its pictures are there, whole."""
+    from scone_pl.data.sample import Sample
+    from scone_pl.training.predictions import PredictionFolder
+
+    try:
+        if json.loads((folder.round(sampling) / _DONE).read_text()) != done:
+            return False
+    except (OSError, ValueError):
+        return False
+    place = PredictionFolder(folder.pictures_of(sampling))
+    return all(
+        place.is_finished(
+            Sample(key=i.key, references=(), instruction=i.instruction, target=b"", metadata={"task_type": i.task_type})
+        )
+        for i in items
+    )

@@ -1,0 +1,172 @@
+"""A benchmark's items: its published `data.jsonl`, read and checked (EVAL_SPEC 1.2)."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scone_pl.errors import UserError
+from scone_pl.evaluation.benchmark import Benchmark, CaseType
+
+FILE = "data.jsonl"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of the benchmark."""
+
+    key: str
+    """Unique within its task."""
+    task_type: str
+    instruction: str
+    images: tuple[Path, ...]
+    """Reference images, in order."""
+    scene: bool
+    """Whether a reference shows a scene that must be kept."""
+    case_type: str | None = None
+    language: str | None = None
+    """`instruction_language` of the line."""
+    subjects: tuple[tuple[str, ...], ...] = ()
+    """Per reference the descriptions of its candidates; empty where presence is not judged."""
+    labels: tuple[tuple[int, ...], ...] = ()
+    """Of the same shape: 1 if the candidate should appear."""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """(task, key): what names the item."""
+        return self.task_type, self.key
+
+    @property
+    def picture_name(self) -> Path:
+        """Where its picture lies below a folder of pictures (EVAL_SPEC 2.3)."""
+        return Path(self.task_type) / f"{self.key}.png"
+
+
+def data_file(data: str | Path) -> Path:
+    """The JSONL of a benchmark folder (or the file itself)."""
+    path = Path(data)
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"--data {data}: no {FILE} there; give the folder of the published JSONL form")
+    return file
+
+
+def read_items(
+    benchmark: Benchmark,
+    data: str | Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    limit: int | None = None,
+    language: str | None = None,
+) -> list[Item]:
+    """Reads and checks a benchmark; the whole file is checked whatever is chosen of it.
+
+    Args:
+        benchmark: whose data it is.
+        data: folder with `data.jsonl` and the images, or the file.
+        tasks: only these tasks.
+        limit: at most so many items of each task, the first ones.
+        language: only items whose `instruction_language` is this.
+
+    Raises:
+        UserError: naming file and line: see `read_requests`; an unknown task; labels that do not fit the candidates,
+            or none that is 1; more lists of candidates than references. Also if nothing is left.
+    """
+    # The reader of prompts comes with torch; tables do without.
+    from scone_pl.data.jsonl import read_requests
+
+    file = data_file(data)
+    requests = read_requests([file])
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    items = []
+    strange: Counter[str] = Counter()
+    for request, line in zip(requests, lines, strict=True):
+        record = json.loads(line)
+        if request.task_type not in benchmark.tasks:
+            raise UserError(
+                f"{request.where}: {request.task_type!r} is no task of {benchmark.name}; it has "
+                f"{', '.join(benchmark.tasks)}"
+            )
+        case_type = _text(record, "case_type", request.where)
+        if CaseType.parse(case_type).unknown:
+            strange[str(case_type)] += 1
+        subjects, labels = (), ()
+        if benchmark.has_distinction(request.task_type):
+            subjects, labels = _candidates(record, len(request.images), request.where)
+        items.append(
+            Item(
+                key=request.key,
+                task_type=request.task_type,
+                instruction=request.instruction,
+                images=request.images,
+                scene=benchmark.shows_scene(request.task_type, case_type),
+                case_type=case_type,
+                language=_text(record, "instruction_language", request.where),
+                subjects=subjects,
+                labels=labels,
+            )
+        )
+    if strange:
+        named = ", ".join(f"{name!r} ({count})" for name, count in strange.most_common(5))
+        warnings.warn(
+            f"{file}: case_type {named} not wholly understood; what is known of it (C, O, S, char, obj, scene) counts",
+            stacklevel=2,
+        )
+    return _chosen(items, file, benchmark.check_tasks(tasks) if tasks else benchmark.tasks, limit, language)
+
+
+def _chosen(
+    items: Sequence[Item], file: Path, tasks: Sequence[str], limit: int | None, language: str | None
+) -> list[Item]:
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: must be at least 1 (items of each task)")
+    seen: Counter[str] = Counter()
+    chosen = []
+    for item in items:
+        if item.task_type in tasks and language in (None, item.language):
+            seen[item.task_type] += 1
+            if limit is None or seen[item.task_type] <= limit:
+                chosen.append(item)
+    if not chosen:
+        raise UserError(f"{file}: no item of {', '.join(tasks)}" + (f" in language {language}" if language else ""))
+    return chosen
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str | None:
+    value = record.get(field)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: `{field}` must be a text, not {value!r}")
+    return value
+
+
+def _candidates(
+    record: dict[str, Any], references: int, where: str
+) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[int, ...], ...]]:
+    """`subject_list` and `subject_label`, checked against each other."""
+    subjects, labels = record.get("subject_list"), record.get("subject_label")
+    if not _is_nested(subjects, str) or not _is_nested(labels, int):
+        raise UserError(f"{where}: `subject_list` and `subject_label` must be lists (a reference each) of lists")
+    if [len(group) for group in subjects] != [len(group) for group in labels]:
+        raise UserError(f"{where}: `subject_label` must have the shape of `subject_list`, one 0 or 1 a candidate")
+    if len(subjects) > references:
+        raise UserError(f"{where}: {len(subjects)} lists in `subject_list` for {references} reference images")
+    flat = [label for group in labels for label in group]
+    if set(flat) - {0, 1}:
+        raise UserError(f"{where}: `subject_label` must hold 0 and 1 only")
+    if 1 not in flat:
+        raise UserError(f"{where}: no candidate is labelled 1, so the item could not get more than 5 in DIS")
+    if any(not name.strip() for group in subjects for name in group):
+        raise UserError(f"{where}: a candidate in `subject_list` has no description")
+    return tuple(map(tuple, subjects)), tuple(map(tuple, labels))
+
+
+def _is_nested(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(group, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in group)
+        for group in value
+    )

@@ -1,0 +1,88 @@
+"""Settings of the judge."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from scone_pl.errors import UserError
+
+OPENAI = "https://api.openai.com/v1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Whom to ask, how many at a time, and how patiently."""
+
+    model: str = "gpt-4.1"
+    """The vision-language model; the published tables use gpt-4.1 (EVAL_SPEC 3.1)."""
+    base_url: str = OPENAI
+    """Of an OpenAI-compatible service: `/chat/completions` is added. A local one: http://127.0.0.1:8000/v1."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key. The key itself is never written anywhere."""
+    concurrency: int = 16
+    """Calls in flight."""
+    timeout: float = 180.0
+    """Seconds for one request and its answer."""
+    max_tries: int = 8
+    """Requests for one answer, when the service is busy, fails or hangs up."""
+    first_wait: float = 1.0
+    """Seconds after the first failed try; doubled each time, less up to a half at random."""
+    longest_wait: float = 60.0
+    """Seconds between two tries at most; where the service itself says how long to wait (Retry-After), that counts."""
+    max_answers: int = 3
+    """Answers to one question, when none of them can be read."""
+    stop_after: int = 20
+    """Calls that fail one after the other, none succeeding between them, after which the run stops."""
+    retry_failed: bool = True
+    """Whether a later run asks again what failed in an earlier one."""
+    parameters: dict[str, Any] = field(default_factory=lambda: {"max_tokens": 1400})
+    """Fields of the request besides model and messages, such as temperature; the published judge sends max_tokens."""
+    scene_pf: bool = False
+    """OmniContext: ask for PF of scene tasks with the scene wording (the published numbers do not)."""
+    plausibility: bool = False
+    """Also rate physical plausibility (PHY); it enters no other column."""
+    prompts: str | None = None
+    """Folder with other prompts; null = the package's."""
+    prices: str | None = None
+    """YAML of prices; null = the package's `prices.yaml`."""
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "max_tries", "max_answers", "stop_after"):
+            if getattr(self, name) < 1:
+                raise UserError(f"judge.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("timeout", "longest_wait"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"judge.{name} is {getattr(self, name)}; it must be more than 0 seconds")
+        if self.first_wait < 0:
+            raise UserError(f"judge.first_wait is {self.first_wait}; it can not be negative")
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError("judge.base_url must look like http://host:port/v1")
+        if parts.username or parts.password or parts.query:
+            raise UserError(f"judge.base_url must hold no name, password or query; put a key into ${self.api_key_env}")
+        if reserved := {"model", "messages", "stream", "n"} & self.parameters.keys():
+            raise UserError(f"judge.parameters can not set {reserved.pop()}")
+
+    @property
+    def url(self) -> str:
+        """Where requests go."""
+        return f"{self.base_url.rstrip('/')}/chat/completions"
+
+    def key(self) -> str | None:
+        """The key from the environment; None for a service that needs none.
+
+        Raises:
+            UserError: there is none and the service is OpenAI's, or it can not be sent.
+        """
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key and self.base_url.rstrip("/") == OPENAI:
+            raise UserError(
+                f"${self.api_key_env} is not set: put the judge's key there, or give --judge.base_url of a server "
+                "that needs none"
+            )
+        if not all("!" <= letter <= "~" for letter in key):
+            raise UserError(f"${self.api_key_env} holds letters that no key has; set it anew")
+        return key or None

@@ -1,0 +1,104 @@
+"""Pictures as the judge gets them: JPEG data URLs (EVAL_SPEC 3.2).
+
+They are decoded as the generator's references are (transparency onto white, EXIF orientation not applied), so that
+model and judge see the same picture; the published judge decodes differently (EVAL_SPEC 5, number 18).
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from scone_pl.errors import UserError
+
+MOST_PIXELS = 1024**2
+STEP = 16
+QUALITY = 75
+PREPARATION = {"reference": "rgb-1024-16-jpeg75", "picture": "rgb-jpeg75"}
+"""How the bytes of a file become what is sent; part of a question's hash."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image file in a question."""
+
+    file: Path
+    reference: bool
+    """References are resized, the generated picture is not."""
+
+    @property
+    def preparation(self) -> str:
+        """See `PREPARATION`."""
+        return PREPARATION["reference" if self.reference else "picture"]
+
+
+def reference_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) in pixels at which the judge sees a reference of this size.
+
+    At most 1024^2 pixels, each side a multiple of 16, and at least 16 (the published code stops at a thinner one).
+    """
+    if width * height > MOST_PIXELS:
+        scale = math.sqrt(MOST_PIXELS / (width * height))
+        width, height = int(width * scale), int(height * scale)
+    return max(STEP, width // STEP * STEP), max(STEP, height // STEP * STEP)
+
+
+def open_rgb(file: Path) -> Image.Image:
+    """An image file as RGB.
+
+    Raises:
+        UserError: it can not be read or decoded.
+    """
+    from scone_pl.data.sample import BrokenSampleError
+    from scone_pl.data.transforms import decode_rgb
+
+    try:
+        return decode_rgb(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{file}: can not be read ({error.strerror})") from None
+    except BrokenSampleError as error:
+        raise UserError(f"{file}: {error.reason} ({error})") from None
+
+
+@functools.lru_cache(maxsize=64)  # the calls for one item come together and share its pictures
+def data_url(shown: Shown) -> str:
+    """The JPEG that is sent.
+
+    Raises:
+        UserError: see `open_rgb`.
+    """
+    image = open_rgb(shown.file)
+    if shown.reference:
+        image = image.resize(reference_size(*image.size), Image.Resampling.BICUBIC)
+    return jpeg_url(image, QUALITY)
+
+
+def jpeg_url(image: Image.Image, quality: int) -> str:
+    """An RGB image as a data URL."""
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+class Fingerprints:
+    """SHA-256 of files, each read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, str] = {}
+
+    def __getitem__(self, file: Path) -> str:
+        """Of a file's bytes.
+
+        Raises:
+            OSError: it can not be read.
+        """
+        if file not in self._known:
+            self._known[file] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return self._known[file]

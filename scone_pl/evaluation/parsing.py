@@ -1,0 +1,119 @@
+"""What a judge's answer says, or why it cannot be used (EVAL_SPEC 3.5 and 5, numbers 8 to 10).
+
+Stricter than the published parser: an answer whose meaning has to be guessed is asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+LOWEST, HIGHEST = 0.0, 10.0
+_THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
+_UNQUOTED = re.compile(r"\{\s*score\s*:\s*([0-9.]+)\s*(?:,\s*\w+\s*:[^{}]*)?\}", re.IGNORECASE | re.DOTALL)
+_DIGIT = re.compile(r"[\s\"'`*_]*([01])[\s\"'`*_]*\.?[\s\"'`*_]*")
+
+
+class UnusableAnswerError(ValueError):
+    """An answer that says no score; the message says why in a few words."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of 0 to 10 and what the judge gave as its reason (may be empty)."""
+
+    value: float
+    reason: str = ""
+
+
+def parse_score(raw: str | None) -> Score:
+    """The score of an answer such as `{"score": 7, "reasoning": "..."}`.
+
+    Accepted: text or a code fence around one object, line breaks in strings, trailing commas, a number as text or in a
+    list of one, an object wholly without quotes, and a bare number as the whole answer.
+
+    Raises:
+        UnusableAnswerError: no such object, or its score is no number of 0 to 10.
+    """
+    text = _answer(raw)
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        return Score(_number(text))
+    text = text[start : end + 1]
+    try:
+        found = _load(text)
+    except ValueError:
+        match = None if '"' in text else _UNQUOTED.fullmatch(text)
+        if match is None:
+            raise UnusableAnswerError("not JSON") from None
+        found = {"score": match[1]}
+    if not isinstance(found, dict) or "score" not in found:
+        raise UnusableAnswerError("JSON without `score`")
+    reason = found.get("reasoning", "")
+    return Score(_number(found["score"]), reason if isinstance(reason, str) else json.dumps(reason))
+
+
+def parse_presence(raw: str | None) -> int:
+    """1 or 0 of an answer that is one digit, with quotes, markdown marks or a full stop, or one field of an object.
+
+    The published parser takes the first 0 or 1 anywhere, so `image 1 vs 2: 0` gives 1.
+
+    Raises:
+        UnusableAnswerError: anything else.
+    """
+    text = _answer(raw)
+    if match := _DIGIT.fullmatch(text):
+        return int(match[1])
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        raise UnusableAnswerError("neither 0 nor 1")
+    try:
+        found = _load(text[start : end + 1])
+    except ValueError:
+        raise UnusableAnswerError("neither 0 nor 1") from None
+    digits = [v for v in found.values() if (type(v) is int and v in (0, 1)) or v in ("0", "1")]
+    if len(digits) != 1:
+        raise UnusableAnswerError("no field, or several, that are 0 or 1")
+    return int(digits[0])
+
+
+def _answer(raw: str | None) -> str:
+    text = _THINKING.sub("", raw or "").strip()
+    if not text:
+        raise UnusableAnswerError("empty answer")
+    return text
+
+
+def _load(text: str) -> dict[str, Any]:
+    try:
+        try:
+            return json.loads(text, strict=False, object_pairs_hook=_unique)
+        except json.JSONDecodeError:
+            return json.loads(_TRAILING_COMMA.sub(r"\1", text), strict=False, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise UnusableAnswerError("a field comes twice")
+    return found
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise UnusableAnswerError("the score is no number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise UnusableAnswerError("the score is no number") from None
+    if not math.isfinite(number) or not LOWEST <= number <= HIGHEST:
+        raise UnusableAnswerError("the score is not within 0 to 10")
+    return number

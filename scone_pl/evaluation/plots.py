@@ -1,0 +1,159 @@
+"""Plots: tasks as a radar, averages as bars, groups as dots (Fig. 8). Each as PNG and PDF."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.published import published
+from scone_pl.evaluation.summary import Summary
+
+BESIDE = ("BAGEL", "OmniGen2", "Echo-4o", "Scone")
+"""Rows of the paper that the radar shows; more would hide each other."""
+
+_OURS = ("#c2410c", "#7e22ce", "#15803d", "#be123c")
+_PAPER = ("#94a3b8", "#64748b", "#0ea5e9", "#1e3a8a")
+_RADAR_FLOOR = 2.0
+
+
+def write_plots(summaries: Sequence[Summary], folder: Path) -> list[Path]:
+    """Writes the plots of one or more models; the PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"radar": radar(summaries), "bars": bars(summaries)}
+    if any(summary.combined["n_groups"] > 1 for summary in summaries):
+        figures["stability"] = stability(summaries)
+    written = []
+    for name, figure in figures.items():
+        for suffix in ("pdf", "png"):
+            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
+        written.append(folder / f"{name}.png")
+    return written
+
+
+def radar(summaries: Sequence[Summary]) -> Figure:
+    """COM of every task, and DIS where a benchmark has it."""
+    benchmark = summaries[0].benchmark
+    distinction = [task for task in benchmark.tasks if benchmark.has_distinction(task)]
+    panels = [("COM", "composition (COM)" if distinction else "overall score", benchmark.tasks)]
+    panels += [("DIS", "distinction (DIS)", distinction)] if distinction else []
+    figure = Figure(figsize=(6.4 * len(panels), 6.0), layout="constrained")
+    paper = published(benchmark).rows
+    for number, (column, title, tasks) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), number, projection="polar")
+        angles = [2 * math.pi * i / len(tasks) for i in range(len(tasks))]
+        for method, colour in zip(BESIDE, _PAPER, strict=True):
+            _polygon(axes, angles, [paper[method].get(f"{t}.{column}") for t in tasks], colour, f"{method} (paper)")
+        for summary, colour in zip(summaries, _OURS * len(summaries), strict=False):
+            values = [summary.mean.get(f"{task}.{column}") for task in tasks]
+            _polygon(axes, angles, values, colour, summary.name, ours=True)
+        turn = math.pi / 2 - (math.pi / len(tasks) if len(tasks) == 4 else 0)
+        axes.set_theta_offset(turn)
+        axes.set_xticks(angles, [_two_lines(benchmark, task) for task in tasks], fontsize=9)
+        for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+            side = math.cos(angle + turn)
+            label.set_horizontalalignment("center" if abs(side) < 0.2 else "left" if side > 0 else "right")
+        axes.tick_params(axis="x", pad=8)
+        axes.tick_params(axis="y", labelsize=8, labelcolor="#64748b")
+        axes.grid(color="#e2e8f0")
+        axes.spines["polar"].set_color("#cbd5e1")
+        axes.set_rlabel_position(180 / len(tasks))
+        axes.set_ylim(_floor(summaries, column, tasks), 10)
+        axes.set_title(title, fontsize=12, pad=18)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
+def bars(summaries: Sequence[Summary]) -> Figure:
+    """The average columns of all methods; ours with their 95 % intervals."""
+    benchmark = summaries[0].benchmark
+    columns = {"average.COM": "COM", "average.DIS": "DIS", "overall": "Overall"}
+    if not benchmark.has_overall:
+        columns = {"average.COM": "Average"}
+    rows: list[tuple[str, Mapping[str, float], Summary | None]] = [
+        (method, row, None) for method, row in published(benchmark).rows.items()
+    ]
+    rows += [(summary.name, summary.mean, summary) for summary in summaries]
+    figure = Figure(figsize=(3.4 * len(columns) + 1.5, 0.34 * len(rows) + 1.2), layout="constrained")
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, (column, title) in zip(panels, columns.items(), strict=True):
+        for place, (_, row, summary) in enumerate(rows):
+            value = row.get(column)
+            if value is None:
+                axes.text(0.1, place, "not complete", va="center", fontsize=8, color="#64748b")
+                continue
+            colour = "#cbd5e1" if summary is None else _OURS[summaries.index(summary) % len(_OURS)]
+            axes.barh(place, value, color=colour, height=0.72)
+            end = value
+            if summary is not None and column in summary.intervals:
+                low, high = summary.intervals[column]
+                sides = [[max(0, value - low)], [max(0, high - value)]]
+                axes.errorbar(value, place, xerr=sides, color="#1e293b", capsize=3, lw=1)
+                end = high
+            axes.text(max(value, end) + 0.1, place, f"{value:.2f}", va="center", fontsize=8)
+        axes.set_xlim(0, 11)
+        axes.set_title(title, fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=9)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def stability(summaries: Sequence[Summary]) -> Figure:
+    """A dot for each group: samplings side by side, scorings above each other."""
+    benchmark = summaries[0].benchmark
+    columns = {"average.COM": "COM", "average.DIS": "DIS", "overall": "Overall"}
+    if not benchmark.has_overall:
+        columns = {"average.PF": "PF", "average.SC": "SC", "average.COM": "Average"}
+    figure = Figure(figsize=(4.0 * len(columns), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axes, (column, title) in zip(panels, columns.items(), strict=True):
+        samplings: set[int] = set()
+        for number, summary in enumerate(summaries):
+            groups = summary.stability["columns"].get(column, {}).get("groups", [])
+            samplings |= {group["sampling"] for group in groups}
+            colour = _OURS[number % len(_OURS)]
+            shift = 0.12 * (number - (len(summaries) - 1) / 2)
+            places = [group["sampling"] + shift + 0.03 * (group["scoring"] - 2) for group in groups]
+            axes.scatter(places, [g["value"] for g in groups], color=colour, s=26, label=summary.name)
+            if groups:
+                axes.axhline(summary.mean[column], color=colour, lw=0.8, ls="--")
+        axes.set_xticks(sorted(samplings))
+        axes.set_xlim(min(samplings, default=1) - 0.5, max(samplings, default=1) + 0.5)
+        axes.set_xlabel("sampling (a dot: one scoring)")
+        axes.set_title(title, fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        low, high = axes.get_ylim()
+        middle = (low + high) / 2  # at least half a point, or noise would look like a trend
+        axes.set_ylim(min(low, middle - 0.25), max(high, middle + 0.25))
+    panels[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _polygon(
+    axes: Axes, angles: Sequence[float], values: Sequence[float | None], colour: str, label: str, *, ours: bool = False
+) -> None:
+    """A closed line; a missing value leaves a gap."""
+    ring = [math.nan if value is None else value for value in [*values, values[0]]]
+    turn = [*angles, angles[0]]
+    axes.plot(turn, ring, color=colour, lw=2.4 if ours else 1.2, label=label, marker="o" if ours else None, ms=4)
+    if ours and None not in values:
+        axes.fill(turn, ring, color=colour, alpha=0.12)
+
+
+def _floor(summaries: Sequence[Summary], column: str, tasks: Sequence[str]) -> float:
+    """Where the radar's middle is: 0 if anything is below 2."""
+    paper = published(summaries[0].benchmark).rows
+    rows = [*(paper[method] for method in BESIDE), *(summary.mean for summary in summaries)]
+    values = [value for row in rows for task in tasks if (value := row.get(f"{task}.{column}")) is not None]
+    return _RADAR_FLOOR if values and min(values) >= _RADAR_FLOOR + 0.5 else 0.0
+
+
+def _two_lines(benchmark: Benchmark, task: str) -> str:
+    group, _, short = benchmark.short_names[task].partition(" / ")
+    return group.replace(" & ", " &\n") + "\n" + short

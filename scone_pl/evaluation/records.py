@@ -1,0 +1,150 @@
+"""Judged items as records, a line per (sampling, scoring, item): what statistics, tables and reports read.
+
+The neutral form: `sampling`, `scoring`, `key`, `task_type`, `PF`, `SC`, and of distinction items `label` and `pred`;
+optionally `case_type`, `instruction_language`, `PHY`, and fields for people. PF or SC null or absent, or `pred`, make
+a record incomplete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scone_pl.errors import UserError
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.calls import Judgement
+from scone_pl.evaluation.judge import Verdict, verdict_on
+from scone_pl.evaluation.parsing import Score
+from scone_pl.evaluation.scores import is_complete
+from scone_pl.evaluation.store import AnswerStore
+
+Record = dict[str, Any]
+
+
+def record_of(judgement: Judgement, store: AnswerStore, generation: Mapping[str, Any]) -> Record:
+    """What the store holds about one picture in one scoring.
+
+    Args:
+        judgement: the questions.
+        store: the answers.
+        generation: how the picture was made (weights, seed, round, sampler), kept with the scores.
+    """
+    item = judgement.item
+    verdicts = [(call, verdict_on(call, store)) for call in judgement.calls]
+    record: Record = {
+        "sampling": judgement.sampling,
+        "scoring": judgement.scoring,
+        "key": item.key,
+        "task_type": item.task_type,
+        "case_type": item.case_type,
+        "instruction_language": item.language,
+    }
+    for call, verdict in verdicts:
+        if call.kind != "DIS":
+            score = verdict.value
+            record[call.kind] = score.value if isinstance(score, Score) else None
+            record[f"{call.kind}_reason"] = score.reason if isinstance(score, Score) else None
+    if not verdicts:
+        record |= {"PF": None, "SC": None}
+    if item.subjects:
+        found = {call.candidate: verdict.value for call, verdict in verdicts if call.kind == "DIS"}
+        record["label"] = [list(group) for group in item.labels]
+        pred = [[found.get((i, j)) for j in range(len(group))] for i, group in enumerate(item.labels)]
+        record["pred"] = None if any(one is None for group in pred for one in group) else pred
+    # PHY stands apart: without it the benchmark's own scores are still complete.
+    failed = [f"{call.kind}: {v.failure}" for call, v in verdicts if v.value is None and call.kind != "PHY"]
+    record["failure"] = judgement.failure or ("; ".join(dict.fromkeys(failed)) or None)
+    record["judge"] = _provenance(verdicts)
+    record["generation"] = dict(generation)
+    return record
+
+
+def _provenance(verdicts: Sequence[tuple[Any, Verdict]]) -> dict[str, Any]:
+    """Who has judged, when, with which words."""
+    answers = [verdict.answer for _, verdict in verdicts if verdict.answer]
+    return {
+        "model": answers[0].model if answers else None,
+        "answered_by": sorted({answer.answered_by for answer in answers}),
+        "prompts": {call.kind: call.template for call, _ in verdicts},
+        "date": max((answer.date for answer in answers), default=None),
+    }
+
+
+def write_records(records: Iterable[Mapping[str, Any]], file: Path) -> None:
+    """Replaces `file`, a JSON object a line."""
+    from scone_pl.files import write_text
+
+    write_text("".join(json.dumps(record) + "\n" for record in records), file)
+
+
+def read_records(file: str | Path, benchmark: Benchmark, language: str | None = None) -> list[Record]:
+    """Reads and checks records.
+
+    Args:
+        file: JSONL.
+        benchmark: whose they are.
+        language: keep only records of this `instruction_language`.
+
+    Raises:
+        UserError: naming file and line: not JSON, a field that is missing or wrong, an unknown task, the same item
+            twice in a group. Also if nothing is left.
+    """
+    path = Path(file)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as a JSONL file of scores ({error})") from None
+    records: list[Record] = []
+    seen: dict[tuple[Any, ...], int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        check_record(record, benchmark, where)
+        place = (record["sampling"], record["scoring"], record["task_type"], str(record["key"]))
+        if place in seen:
+            raise UserError(f"{where}: the same sampling, scoring, task and key as line {seen[place]}")
+        seen[place] = number
+        if language in (None, record.get("instruction_language")):
+            records.append(record)
+    if not records:
+        raise UserError(f"{path}: no record" + (f" with instruction_language {language}" if language else ""))
+    return records
+
+
+def check_record(record: Any, benchmark: Benchmark, where: str) -> None:
+    """Raises `UserError` if a record is not of the neutral form."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: must be a JSON object")
+    for name in ("sampling", "scoring"):
+        if type(record.get(name)) is not int or record[name] < 1:
+            raise UserError(f"{where}: `{name}` must be a whole number from 1, not {record.get(name)!r}")
+    if not isinstance(record.get("key"), str | int):
+        raise UserError(f"{where}: `key` must name the item")
+    task = record.get("task_type")
+    if task not in benchmark.tasks:
+        raise UserError(f"{where}: {task!r} is no task of {benchmark.name}; it has {', '.join(benchmark.tasks)}")
+    for name in ("PF", "SC", "PHY"):
+        value = record.get(name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 <= value <= 10):
+            raise UserError(f"{where}: `{name}` must be a number of 0 to 10, or null, not {value!r}")
+    if benchmark.has_distinction(task) and is_complete(record):
+        flat = {name: _flattened(record[name], f"{where}: `{name}`") for name in ("label", "pred")}
+        if len(flat["label"]) != len(flat["pred"]) or not flat["label"]:
+            raise UserError(f"{where}: {len(flat['label'])} labels and {len(flat['pred'])} predictions")
+
+
+def _flattened(value: Any, where: str) -> list[int]:
+    if not isinstance(value, list) or not all(isinstance(group, list) for group in value):
+        raise UserError(f"{where} must be a list (a reference each) of lists")
+    flat = [one for group in value for one in group]
+    if any(type(one) is not int or one not in (0, 1) for one in flat):
+        raise UserError(f"{where} must hold 0 and 1 only")
+    return flat

@@ -1,0 +1,153 @@
+"""The steps of an evaluation after generation: judge, tables. No weights are needed, nor a GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.bootstrap import compare as compare_records
+from scone_pl.evaluation.calls import Judgement, Planner
+from scone_pl.evaluation.costs import Usage, price_of
+from scone_pl.evaluation.folder import EvaluationFolder
+from scone_pl.evaluation.groups import Records
+from scone_pl.evaluation.items import Item
+from scone_pl.evaluation.judge import Judge, missing_calls
+from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.records import Record, record_of, write_records
+from scone_pl.evaluation.scores import is_complete
+from scone_pl.evaluation.store import AnswerStore
+from scone_pl.evaluation.summary import Summary
+from scone_pl.evaluation.tables import (
+    comparison_markdown,
+    detail_markdown,
+    extra_markdown,
+    main_latex,
+    main_markdown,
+)
+from scone_pl.evaluation.templates import FOLDER, Templates
+from scone_pl.files import write_json, write_text
+
+
+def plan_judgements(
+    folder: EvaluationFolder,
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    config: JudgeConfig,
+    rounds: int,
+    scorings: int,
+) -> list[Judgement]:
+    """Everything that is to be asked, whether it is answered or not: per sampling, scoring and item."""
+    planner = Planner(benchmark, config, Templates(config.prompts or FOLDER))
+    return [
+        planner.judgement(item, folder.picture(item, sampling), sampling, scoring)
+        for scoring in range(1, scorings + 1)
+        for sampling in folder.samplings(rounds)
+        for item in items
+    ]
+
+
+def judge(
+    folder: EvaluationFolder,
+    judgements: Sequence[Judgement],
+    config: JudgeConfig,
+    *,
+    progress: bool = True,
+) -> list[Record]:
+    """Asks what is missing, then writes `scores.jsonl`, also if the asking was stopped.
+
+    Raises:
+        UserError: see `Judge.run`; another process is judging into the same folder.
+    """
+    store = AnswerStore(folder.answers)
+    with store:
+        asker = Judge(config, store, progress=progress)
+        try:
+            asker.run(judgements)
+        finally:
+            generation = {j.sampling: {} for j in judgements}
+            generation = {sampling: folder.generation(sampling) for sampling in generation}
+            ordered = sorted(judgements, key=lambda j: (j.sampling, j.scoring))  # stable: items as in the data
+            records = [record_of(judgement, store, generation[judgement.sampling]) for judgement in ordered]
+            write_records(records, folder.scores)
+    complete = sum(is_complete(record) for record in records)
+    say(f"judged: {complete} of {len(records)} records complete; {asker.usage.answers} answers, {asker.usage}")
+    if complete < len(records):
+        say("the others are in no average, their reasons are in the tables and the report; run again to ask once more")
+    say(f"scores: {folder.scores}")
+    return records
+
+
+def describe_plan(folder: EvaluationFolder, judgements: Sequence[Judgement], config: JudgeConfig) -> str:
+    """What `judge` would do: questions, of these unanswered, and what the answers so far have cost."""
+    store = AnswerStore(folder.answers)
+    calls = {call.ask: call for judgement in judgements for call in judgement.calls}
+    missing = [call for call, _ in missing_calls(judgements, store, retry_failed=config.retry_failed)]
+    used = Usage(price_of(config.model, config.prices))
+    for ask in calls:
+        for answer in store.of(ask):
+            if answer.text is not None:
+                used.add(answer.usage)
+    unasked = sum(judgement.failure is not None for judgement in judgements)
+    kinds = ", ".join(f"{sum(c.kind == kind for c in missing)} {kind}" for kind in ("PF", "SC", "DIS", "PHY"))
+    each = f"; at their average, {used.dollars / used.answers * len(missing):.2f} dollars more" if used.dollars else ""
+    return (
+        f"{len(judgements)} judgements, {unasked} without a picture\n"
+        f"{len(calls)} questions, {len(missing)} to ask ({kinds})\n"
+        f"answered so far: {used.answers} answers, {used}{each}"
+    )
+
+
+def compared(
+    records: Records, others: Sequence[tuple[str, Records]], benchmark: Benchmark, seed: int
+) -> list[dict[str, Any]]:
+    """Paired comparisons of one model with others."""
+    return [{"with": name, **compare_records(records, other, benchmark, seed=seed)} for name, other in others]
+
+
+def tables_markdown(summaries: Sequence[Summary], comparisons: Sequence[dict[str, Any]]) -> str:
+    """The main table, and the details of the first model."""
+    first = summaries[0]
+    parts = [f"## {first.benchmark.title}\n\n{main_markdown(summaries)}"]
+    parts.append(f"### {first.name}\n\n{detail_markdown(first)}")
+    parts += [
+        f"### {first.name} against {one['with']}\n\n{comparison_markdown(one, first.name, one['with'])}"
+        for one in comparisons
+    ]
+    return "\n\n".join([*parts, *filter(None, [extra_markdown(first)])]) + "\n"
+
+
+def as_json(summaries: Sequence[Summary], comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Everything as numbers; `groups` and `combined` are the first model's."""
+    found = summaries[0].as_dict()
+    if comparisons:
+        found["comparisons"] = list(comparisons)
+    return found
+
+
+def write_tables(
+    place: Path, summaries: Sequence[Summary], comparisons: Sequence[dict[str, Any]], *, plots: bool = True
+) -> list[Path]:
+    """Writes table.md, table.tex, table.json and the plots; the plots' PNG files."""
+    write_text(tables_markdown(summaries, comparisons), place / "table.md")
+    write_text(main_latex(summaries), place / "table.tex")
+    write_json(as_json(summaries, comparisons), place / "table.json")
+    if not plots:
+        return []
+    from scone_pl.evaluation.plots import write_plots
+
+    return write_plots(summaries, place)
+
+
+def say(text: str) -> None:
+    """A line for the person."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """To standard output, alone."""
+    sys.stdout.write(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,232 @@
+"""Tables for people: ours among the paper's rows, and what stands behind our row. Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.published import published
+from scone_pl.evaluation.summary import Summary
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+    }
+)
+
+
+def main_rows(summaries: Sequence[Summary]) -> list[tuple[str, Mapping[str, float], bool]]:
+    """(method, its numbers, whether it is ours): the paper's rows, then ours."""
+    paper = published(summaries[0].benchmark)
+    return [
+        *((method, row, False) for method, row in paper.rows.items()),
+        *((summary.name, summary.mean, True) for summary in summaries),
+    ]
+
+
+def main_markdown(summaries: Sequence[Summary]) -> str:
+    """The paper's table with our rows, two decimals; `-` where a number is missing."""
+    benchmark = summaries[0].benchmark
+    columns = published(benchmark).columns
+    heads = ["Method", *(_head(benchmark, column) for column in columns)]
+    rows = []
+    for method, row, ours in main_rows(summaries):
+        mark = "**" if ours else ""
+        cells = [f"{mark}{_cell(row.get(column))}{mark}" for column in columns]
+        rows.append([f"{mark}{_plain(method)}{mark}", *cells])
+    return markdown(heads, rows)
+
+
+def main_latex(summaries: Sequence[Summary]) -> str:
+    """The same for a paper; needs `booktabs`."""
+    benchmark = summaries[0].benchmark
+    columns = published(benchmark).columns
+    groups: list[tuple[str, int]] = []
+    for column in columns:
+        name = _head_group(benchmark, column)
+        if groups and groups[-1][0] == name:
+            groups[-1] = (name, groups[-1][1] + 1)
+        else:
+            groups.append((name, 1))
+    first = " & ".join([" ", *(rf"\multicolumn{{{n}}}{{c}}{{{_latex(name)}}}" for name, n in groups)])
+    second = " & ".join(["Method", *(_latex(_head_below(benchmark, column)) for column in columns)])
+    lines = [
+        r"\begin{tabular}{l" + "c" * len(columns) + "}",
+        r"\toprule",
+        first + r" \\",
+        second + r" \\",
+        r"\midrule",
+    ]
+    began = False
+    for method, row, ours in main_rows(summaries):
+        if ours and not began:
+            lines.append(r"\midrule")
+            began = True
+        lines.append(" & ".join([_latex(method), *(_cell(row.get(column)) for column in columns)]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def detail_markdown(summary: Summary) -> str:
+    """Our numbers per task: mean over groups, standard deviation, 95 % interval, and how many records counted."""
+    benchmark, combined = summary.benchmark, summary.combined
+    heads = ["Task", "n", *benchmark.average_columns]
+    rows = []
+    for task in benchmark.tasks:
+        count = summary.completeness[task]
+        cells = [_spread(summary, f"{task}.{name}") for name in benchmark.average_columns]
+        rows.append([benchmark.short_names[task], f"{count['used']} of {count['records']}", *cells])
+    rows.append(["Average over tasks", "", *(_spread(summary, f"average.{n}") for n in benchmark.average_columns)])
+    if benchmark.has_overall:
+        rows.append(["Overall", "", _spread(summary, "overall"), *[""] * (len(benchmark.average_columns) - 1)])
+    n = combined["n_groups"]
+    note = (
+        f"Mean over {n} group{'' if n == 1 else 's'} (sampling x scoring) ± standard deviation over groups (divisor "
+        "n - 1), [95 % bootstrap interval over items]. n: records that counted; one that lacks a score counts nowhere."
+    )
+    if "n_of" in combined:
+        note += f" Some columns exist in fewer groups: {combined['n_of']}."
+    if not summary.groups or any(group["average"] is None for group in summary.groups):
+        note += " Groups without every task have no average."
+    return f"{markdown(heads, rows)}\n\n{note}"
+
+
+def extra_markdown(summary: Summary) -> str:
+    """What else there is to say: redundancy and omission, failures, stability, plausibility."""
+    benchmark = summary.benchmark
+    parts = []
+    if summary.faults:
+        rows = [
+            [
+                benchmark.short_names[task],
+                _cell(summary.mean.get(f"{task}.DIS_prec")),
+                f"{found['redundancy']:.0%}",
+                _cell(summary.mean.get(f"{task}.DIS_recall")),
+                f"{found['omission']:.0%}",
+            ]
+            for task, found in summary.faults.items()
+        ]
+        heads = ["Task", "precision", "pictures with a distractor", "recall", "pictures that lack a subject"]
+        parts.append("### Redundancy and omission\n\n" + markdown(heads, rows))
+    failures = [
+        [benchmark.short_names[task], str(count), _plain(reason)]
+        for task, found in summary.completeness.items()
+        for reason, count in found["failures"].items()
+    ]
+    if failures:
+        parts.append("### Records without scores\n\n" + markdown(["Task", "n", "reason"], failures))
+    if summary.combined["n_groups"] > 1:
+        parts.append("### Stability\n\n" + _stability(summary))
+    if summary.plausibility:
+        rows = [
+            [benchmark.short_names.get(task, "Average over tasks"), f"{found['mean']:.2f}", str(int(found["n"]))]
+            for task, found in summary.plausibility.items()
+        ]
+        text = "Our own question, not part of the benchmark and in none of its averages.\n\n"
+        parts.append("### Physical plausibility\n\n" + text + markdown(["Task", "PHY", "n"], rows))
+    return "\n\n".join(parts)
+
+
+def comparison_markdown(found: Mapping[str, Any], first: str, second: str) -> str:
+    """A paired comparison, see `bootstrap.compare`."""
+    heads = ["Column", _plain(first), _plain(second), "difference", "95 % interval", "p"]
+    rows = [
+        [
+            column,
+            f"{one['first']:.2f}",
+            f"{one['second']:.2f}",
+            f"{one['difference']:+.2f}",
+            f"[{one['interval'][0]:+.2f}, {one['interval'][1]:+.2f}]",
+            f"{one['p']:.3f}",
+        ]
+        for column, one in found["columns"].items()
+    ]
+    n = sum(found["n"].values())
+    note = f"Paired bootstrap over {n} items that both have ({found['resamples']} resamples)."
+    return f"{markdown(heads, rows)}\n\n{note}"
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned, so that it reads well in a terminal too; the first column is text."""
+    widths = [max(3, *(len(row[c]) for row in (heads, *rows))) for c in range(len(heads))]
+    lines = [[head.ljust(width) for head, width in zip(heads, widths, strict=True)]]
+    lines.append(["-" * w if c == 0 else "-" * (w - 1) + ":" for c, w in enumerate(widths)])
+    lines += [
+        [cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _stability(summary: Summary) -> str:
+    columns = summary.stability["columns"]
+    rows = [
+        [
+            "Overall" if name == "overall" else name.removeprefix("average."),
+            _cell(found["std_over_scorings"], 3),
+            _cell(found["std_over_samplings"], 3),
+            f"{found['range'][0]:.2f} to {found['range'][1]:.2f}",
+        ]
+        for name, found in columns.items()
+    ]
+    items = summary.stability["items"]
+    agreement = items["presence_agreement"]
+    pf, sc = _cell(items["PF_std_over_scorings"]), _cell(items["SC_std_over_scorings"])
+    note = f"One picture's PF moves by {pf}, its SC by {sc} (standard deviation over scorings, mean over pictures)"
+    note += "." if agreement is None else f"; {agreement:.1%} of the candidates get the same presence in all scorings."
+    heads = ["Average of", "std over scorings", "std over samplings", "range over groups"]
+    return f"{markdown(heads, rows)}\n\n{note}" if rows else note
+
+
+def _head(benchmark: Benchmark, column: str) -> str:
+    if column == "overall":
+        return "Overall"
+    return f"{_head_group(benchmark, column)} {_head_below(benchmark, column)}".strip()
+
+
+def _head_group(benchmark: Benchmark, column: str) -> str:
+    task = column.partition(".")[0]
+    return benchmark.short_names[task].partition(" / ")[0] if task in benchmark.tasks else "Average"
+
+
+def _head_below(benchmark: Benchmark, column: str) -> str:
+    task, _, name = column.partition(".")
+    if task not in benchmark.tasks:
+        return "Overall" if task == "overall" else name if benchmark.has_overall else ""
+    short = benchmark.short_names[task].partition(" / ")[2]
+    return f"{short} {name}" if benchmark.has_overall else short
+
+
+def _cell(value: float | None, decimals: int = 2) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _spread(summary: Summary, column: str) -> str:
+    mean = summary.mean.get(column)
+    if mean is None:
+        return "-"
+    std = summary.combined["std_sample"][column]
+    ends = summary.intervals.get(column)
+    text = f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+    return text if ends is None else f"{text} [{ends[0]:.2f}, {ends[1]:.2f}]"
+
+
+def _plain(text: str) -> str:
+    """A text that stays within a cell."""
+    return " ".join(text.replace("|", "/").split())
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)

@@ -1,0 +1,84 @@
+"""The judge's questions: text files, filled in and versioned (`prompts/README.md`)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from scone_pl.errors import UserError
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.items import Item
+
+FOLDER = Path(__file__).parent / "prompts"
+PARTS = ("frame", "inputs", "scale")
+FIELDS = ("instruction", "references", "subject")
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """One question."""
+
+    name: str
+    text: str
+    """Parts filled in, fields open."""
+    version: str
+    """Of the whole set, chosen by people, such as `scone_pl-1`."""
+
+    @property
+    def identity(self) -> str:
+        """Name, version and the beginning of the text's SHA-256, such as `sconeeval_pf/scone_pl-1/8f3a...`."""
+        return f"{self.name}/{self.version}/{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
+
+    def fill(self, **fields: str) -> str:
+        """The question itself; what is filled in is never looked at for fields again."""
+        return _PLACE.sub(lambda match: fields[match[1]], self.text)
+
+
+class Templates:
+    """The questions of a folder."""
+
+    def __init__(self, folder: str | Path = FOLDER) -> None:
+        """Reads `VERSION`; the texts are read when they are first needed.
+
+        Raises:
+            UserError: no such folder, or no `VERSION` in it.
+        """
+        self.folder = Path(folder)
+        self.version = _read(self.folder / "VERSION").strip()
+        self._read: dict[str, Template] = {}
+
+    def __getitem__(self, name: str) -> Template:
+        """The question `name`.
+
+        Raises:
+            UserError: its file, or that of a part, is missing, or it has an unknown `{{field}}`.
+        """
+        if name not in self._read:
+            file = self.folder / f"{name}.md"
+            text = _PLACE.sub(self._part, _read(file)).strip() + "\n"
+            if unknown := set(_PLACE.findall(text)) - set(FIELDS):
+                raise UserError(f"{file}: unknown field {{{{{unknown.pop()}}}}}; there are {', '.join(FIELDS + PARTS)}")
+            self._read[name] = Template(name, text, self.version)
+        return self._read[name]
+
+    def _part(self, match: re.Match[str]) -> str:
+        return _read(self.folder / f"{match[1]}.md").strip() if match[1] in PARTS else match[0]
+
+    def prompt_following(self, benchmark: Benchmark, item: Item, *, scene_pf: bool = False) -> Template:
+        """PF. The published code never uses OmniContext's scene variant (EVAL_SPEC 5, number 12)."""
+        scene = scene_pf and item.scene and benchmark.name == "omnicontext"
+        return self[f"{benchmark.name}_pf{'_scene' if scene else ''}"]
+
+    def subject_consistency(self, benchmark: Benchmark, item: Item) -> Template:
+        """SC."""
+        return self[f"{benchmark.name}_sc{'_scene' if item.scene else ''}"]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: the judge's prompt can not be read ({error})") from None

@@ -1,0 +1,93 @@
+"""What GPUs can do and about what they cost: for the estimator and for the share of the peak that training reaches."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scone_pl.errors import UserError
+
+SOURCE = (
+    "list values: peaks and memory as in the makers' data sheets (dense bf16 with float32 accumulation); prices are "
+    "rounded on-demand offers of clouds as of 2025, not looked up again: give your own with --gpu_file"
+)
+"""Of the numbers below."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU."""
+
+    name: str
+    tflops: float
+    """Peak of dense bf16 matrix products, 10^12 FLOP/s."""
+    memory_gib: float
+    """What a process finds, GiB."""
+    price: float
+    """USD an hour."""
+
+
+GPUS = {
+    "h100": Gpu("H100 80GB SXM", 989, 79.1, 3.00),
+    "h200": Gpu("H200 141GB", 989, 139.8, 3.80),
+    "b200": Gpu("B200 180GB", 2250, 178.0, 5.00),
+    "a100-80": Gpu("A100 80GB", 312, 79.2, 1.80),
+    "a100-40": Gpu("A100 40GB", 312, 39.4, 1.30),
+    "l40s": Gpu("L40S 48GB", 362, 44.4, 0.90),
+    "rtx4090": Gpu("RTX 4090 24GB", 165, 23.5, 0.40),
+    "rtx5090": Gpu("RTX 5090 32GB", 209, 31.4, 0.70),
+}
+"""By the name that options use; see `SOURCE`."""
+
+_DEVICE_NAMES = {
+    "H100": "h100",
+    "H200": "h200",
+    "B200": "b200",
+    "A100-SXM4-80GB": "a100-80",
+    "A100 80GB": "a100-80",
+    "A100": "a100-40",
+    "L40S": "l40s",
+    "4090": "rtx4090",
+    "5090": "rtx5090",
+}
+"""Parts of the names that CUDA reports; the first that occurs counts."""
+
+
+def peak_of(device_name: str) -> float | None:
+    """Peak in FLOP/s of the GPU that CUDA calls `device_name`; None if it is not in the table."""
+    if "H100" in device_name and ("PCIe" in device_name or "NVL" in device_name):
+        return None  # slower than the SXM one
+    key = next((key for part, key in _DEVICE_NAMES.items() if part in device_name), None)
+    return None if key is None else GPUS[key].tflops * 1e12
+
+
+def read_gpus(file: str | os.PathLike[str] | None) -> dict[str, Gpu]:
+    """The table, with a YAML file's entries laid over it: `{h100: {price: 2.5}, mine: {name, tflops, ...}}`.
+
+    Raises:
+        UserError: the file can not be read, names an unknown field, or leaves out one of a GPU that is new.
+    """
+    if file is None:
+        return GPUS
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+        items = dict(content).items()
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"--gpu_file {file}: not a readable YAML table of GPUs ({error})") from error
+    table = dict(GPUS)
+    for key, fields in items:
+        table[str(key)] = _laid_over(table.get(str(key)), str(key), fields, file)
+    return table
+
+
+def _laid_over(gpu: Gpu | None, key: str, fields: Any, file: str | os.PathLike[str]) -> Gpu:
+    try:
+        values = {name: value if name == "name" else float(value) for name, value in dict(fields).items()}
+        return Gpu(**({"name": key} | values)) if gpu is None else dataclasses.replace(gpu, **values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--gpu_file {file}: {key} needs tflops, memory_gib and price as numbers ({error})") from error

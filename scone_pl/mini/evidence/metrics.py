@@ -1,0 +1,73 @@
+"""Numbers of one run, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scone_pl.mini.evidence.statistics import Estimate, difference, estimate
+
+Report = Mapping[str, Any]
+"""What `mini.evaluate.evaluate` reports, items left out."""
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _score(name: str) -> Callable[[Report], float]:
+    return lambda report: _mean([task[name] for task in report["tasks"].values() if name in task])
+
+
+def _overall(report: Report) -> float:
+    composition, distinction = _score("COM")(report), _score("DIS")(report)
+    return composition if distinction != distinction else (composition + distinction) / 2
+
+
+def _failed(name: str) -> Callable[[Report], float]:
+    return lambda report: 100.0 * report["failures"].get(name, 0) / report["pictures"]
+
+
+def _kept(name: str) -> Callable[[Report], float]:
+    """Over the tasks that have distractors."""
+    return lambda report: 100.0 * _mean([k[name] for t, k in report["kept"].items() if t.startswith("distinction")])
+
+
+METRICS: dict[str, Callable[[Report], float]] = {
+    "COM": _score("COM"),
+    "DIS": _score("DIS"),
+    "overall": _overall,
+    "PF": lambda report: _mean([task["PF"] for task in report["tasks"].values() if "PF" in task]),
+    "SC": lambda report: _mean([task["SC"] for task in report["tasks"].values() if "SC" in task]),
+    "exact": _failed("none"),
+    "redundancy": _failed("redundancy"),
+    "omission": _failed("omission"),
+    "blending": _failed("blending"),
+    "wrong_subject": _failed("wrong_subject"),
+    "precision": _kept("precision"),
+    "recall": _kept("recall"),
+    "blocked": lambda report: 100.0 * report["blocked_share"],
+}
+"""Scores from 0 to 10; the others are shares in percent, of pictures (failures), of tokens (precision, recall,
+blocked)."""
+
+
+def values_of(arm: Mapping[str, Any], look: str, metric: str) -> list[float]:
+    """A number per seed."""
+    return [METRICS[metric](run["evaluations"][look]) for run in arm["runs"]]
+
+
+def estimate_of(arm: Mapping[str, Any], look: str, metric: str) -> Estimate:
+    """Mean and interval over seeds."""
+    return estimate(values_of(arm, look, metric))
+
+
+def difference_of(one: Mapping[str, Any], other: Mapping[str, Any], look: str, metric: str) -> Estimate | None:
+    """`one` - `other`, paired by seed; None if they share no two seeds."""
+    seeds = {run["seed"] for run in one["runs"]} & {run["seed"] for run in other["runs"]}
+    if len(seeds) < 2:
+        return None
+    pair = [
+        [METRICS[metric](r["evaluations"][look]) for r in arm["runs"] if r["seed"] in seeds] for arm in (one, other)
+    ]
+    return difference(*pair)

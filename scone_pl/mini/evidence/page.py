@@ -1,0 +1,162 @@
+"""`docs/evidence.md`, made of the JSON files under `docs/evidence/`: no number in it is typed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scone_pl.errors import UserError
+from scone_pl.files import write_text
+from scone_pl.mini.evaluate import markdown_table
+from scone_pl.mini.evidence.metrics import METRICS, difference_of, estimate_of
+from scone_pl.mini.evidence.statistics import estimate
+
+DOCS = Path("docs/evidence")
+ORDER = ("base", "table4", "table5", "table6", "figure11", "robustness", "tokens", "no_experts")
+SCORES = ("COM", "DIS", "overall")
+FAILURES = ("exact", "redundancy", "omission", "blending", "wrong_subject")
+
+HEAD = """# Evidence: the paper's claims, measured in the mini-world
+
+This page is written by `python -m scone_pl mini page` from the JSON files in `docs/evidence/` (config, seed, commit,
+versions and every seed's numbers); do not edit it. `make evidence` runs what is missing and writes it again.
+
+**Another scale.** Numbers called ours come from a model of half a million parameters on 16-pixel pictures, judged
+exactly by a program; the paper's come from 14.6 billion parameters, judged by GPT-4.1. Only orderings can be compared.
+Each section states its question as it was written down before the runs. All arms of a section start from the same
+weights and take the same number of steps at the same learning rate; settings were chosen on validation episodes, the
+numbers are from test episodes that no choice has seen. `±` is a 95 % interval over seeds (Student's t); a seed decides
+data order, noise levels and noise. Scores are SconeEval's formulas, 0 to 10; a model that draws no candidate at all has
+DIS 2.5.
+"""
+
+
+def write_page(folder: Path = DOCS) -> Path:
+    """Writes the page beside `folder` from what is in it; its file."""
+    names = [name for name in ORDER if (folder / f"{name}.json").is_file()]
+    names += sorted(f.stem for f in folder.glob("*.json") if f.stem not in ORDER)
+    if not names:
+        raise UserError(f"{folder}: holds no result; run `make table5` or another experiment first")
+    sections = [section(json.loads((folder / f"{name}.json").read_text()), folder) for name in names]
+    page = folder.with_suffix(".md")
+    write_text("\n".join([HEAD, *sections]), page)
+    return page
+
+
+def section(result: Mapping[str, Any], folder: Path = DOCS) -> str:
+    """One experiment as Markdown."""
+    name = result["experiment"]
+    parts = [f"## {result['title']}", f"**Stated before the runs.** {result['question'].strip()}", _conditions(result)]
+    scored = [look for look, settings in result["evaluations"].items() if settings["kind"] == "score"]
+    layered = [look for look, settings in result["evaluations"].items() if settings["kind"] == "layers"]
+    if scored:
+        parts += [_score_table(result, scored), _failure_table(result, scored)]
+    parts += [_layer_table(result, look) for look in layered]
+    if (folder / f"{name}.png").is_file():
+        parts.append(f"![{name}]({folder.name}/{name}.png)")
+    if result["paper_table"]:
+        parts += _paper(result, folder, scored[0])
+    if result["findings"]:
+        parts.append(f"**What came out.** {filled(result['findings'].strip(), result)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _conditions(result: Mapping[str, Any]) -> str:
+    arms = result["arms"].values()
+    seeds = max(len(arm["runs"]) for arm in arms)
+    seconds = [sum(run["seconds"].values()) for arm in arms for run in arm["runs"]]
+    commits = sorted({run["commit"] for arm in arms for run in arm["runs"]})
+    first = next(iter(arms))["runs"][0]["versions"]
+    made = ", ".join(f"{key} {value}" for key, value in first.items())
+    quick = " **A quick look, not a result.**" if result["quick"] else ""
+    return (
+        f"{seeds} seeds; a run took {sum(seconds) / len(seconds):.0f} s on one core on average; commit "
+        f"{', '.join(commits)}; {made}.{quick}"
+    )
+
+
+def _rows(result: Mapping[str, Any], looks: list[str]) -> list[tuple[str, Mapping[str, Any], str]]:
+    """(label, arm, evaluation) of every row of a table."""
+    rows = []
+    for arm in result["arms"].values():
+        for look in looks:
+            label = result["evaluations"][look]["label"]
+            rows.append((" · ".join(part for part in (arm["label"], label) if part), arm, look))
+    return rows
+
+
+def _score_table(result: Mapping[str, Any], looks: list[str]) -> str:
+    rows = []
+    for label, arm, look in _rows(result, looks):
+        cells = [str(estimate_of(arm, look, metric)) for metric in SCORES]
+        masked = any(run["evaluations"][look]["mask"] for run in arm["runs"])
+        kept = [
+            f"{estimate_of(arm, look, m).mean:.0f} %" if masked else "-" for m in ("precision", "recall", "blocked")
+        ]
+        rows.append([label, *cells, *kept])
+    return markdown_table(["ours", *SCORES, "kept: precision", "recall", "blocked"], rows)
+
+
+def _failure_table(result: Mapping[str, Any], looks: list[str]) -> str:
+    rows = [
+        [label, *(f"{estimate_of(arm, look, m).mean:.0f} %" for m in FAILURES)]
+        for label, arm, look in _rows(result, looks)
+    ]
+    return markdown_table(["pictures", "as asked", *(m.replace("_", " ") for m in FAILURES[1:])], rows)
+
+
+def _layer_table(result: Mapping[str, Any], look: str) -> str:
+    rows = []
+    for arm in result["arms"].values():
+        tables = [run["evaluations"][look]["layers"] for run in arm["runs"]]
+        for task in tables[0]:
+            for measure in ("auroc", "effect"):
+                per_layer = zip(*(table[task][measure] for table in tables), strict=True)
+                cells = [str(estimate(list(values))) for values in per_layer]
+                rows.append([arm["label"], f"{task.removeprefix('distinction_')} {measure}", *cells])
+    layers = [f"layer {i}" for i in range(len(rows[0]) - 2)]
+    return markdown_table(["weights", "similarity", *layers], rows)
+
+
+def _paper(result: Mapping[str, Any], folder: Path, look: str) -> list[str]:
+    """The paper's table, and which of its orderings ours agrees with."""
+    published = yaml.safe_load((folder / "published.yaml").read_text())[result["paper_table"]]
+    columns = published["columns"]
+    rows = [[name, *(f"{v:.2f}" for v in values)] for name, values in published["rows"].items()]
+    table = markdown_table([f"paper ({published['benchmark']}, 14.6 B parameters)", *columns], rows)
+    twins = [arm for arm in result["arms"].values() if arm["paper"] in published["rows"]]
+    lines = []
+    for one, other in itertools.combinations(twins, 2):
+        for column in (c for c in columns if c in METRICS):
+            theirs = published["rows"][other["paper"]][columns.index(column)]
+            theirs -= published["rows"][one["paper"]][columns.index(column)]
+            ours = difference_of(other, one, look, column)
+            if ours is None:
+                continue
+            agrees = "agrees" if ours.mean * theirs > 0 else "opposite"
+            verdict = agrees if ours.excludes_zero else "not resolved"
+            lines.append([f"{other['label']} - {one['label']}", column, f"{theirs:+.2f}", str(ours), verdict])
+    return (
+        [table, markdown_table(["difference", "score", "paper", "ours (paired)", "ordering"], lines)]
+        if lines
+        else [table]
+    )
+
+
+def filled(text: str, result: Mapping[str, Any]) -> str:
+    """`{arm.metric}` or `{arm.evaluation.metric}` in `text` replaced by mean and interval."""
+
+    def value(match: re.Match[str]) -> str:
+        parts = match[1].split(".")
+        look = parts[1] if len(parts) == 3 else next(iter(result["evaluations"]))
+        if parts[0] not in result["arms"] or parts[-1] not in METRICS or look not in result["evaluations"]:
+            raise UserError(f"{result['experiment']}: findings name {match[0]}, which is no arm and metric")
+        return str(estimate_of(result["arms"][parts[0]], look, parts[-1]))
+
+    return re.sub(r"\{([\w.]+)\}", value, text)

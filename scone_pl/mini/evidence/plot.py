@@ -1,0 +1,71 @@
+"""A picture of an experiment: every seed a dot, means as bars with their intervals; lines over layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scone_pl.mini.evidence.metrics import estimate_of
+from scone_pl.mini.evidence.statistics import estimate
+
+_COLOURS = ("#1e3a8a", "#c2410c", "#64748b")
+
+
+def plot(result: Mapping[str, Any], file: Path) -> None:
+    """Writes the PNG of one experiment, see `runner.collect`."""
+    scored = [look for look, settings in result["evaluations"].items() if settings["kind"] == "score"]
+    layered = [look for look, settings in result["evaluations"].items() if settings["kind"] == "layers"]
+    rows = [
+        (" · ".join(p for p in (arm["label"], result["evaluations"][look]["label"]) if p), arm, look)
+        for arm in result["arms"].values()
+        for look in scored
+    ]
+    panels = bool(rows) + bool(layered)
+    figure = Figure(figsize=(9, 0.42 * len(rows) + 1.2 + 3.2 * bool(layered)), layout="constrained")
+    axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
+    if rows:
+        _bars(axes[0], rows)
+    if layered:
+        _lines(axes[-1], result, layered[0])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+def _bars(axes: Axes, rows: list[tuple[str, Mapping[str, Any], str]]) -> None:
+    for number, (_, arm, look) in enumerate(rows):
+        for offset, (metric, colour) in enumerate(zip(("COM", "DIS"), _COLOURS, strict=False)):
+            found, place = estimate_of(arm, look, metric), number + 0.36 * offset - 0.18
+            width = 0.0 if math.isnan(found.half_width) else found.half_width
+            axes.barh(place, found.mean, 0.34, xerr=width, color=colour, alpha=0.45, label=None if number else metric)
+            axes.plot(found.values, [place] * len(found.values), ".", color=colour, markersize=5)
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 10)
+    axes.set_xlabel("score (0 to 10), 95 % intervals over seeds, a dot a seed")
+    axes.legend(loc="lower right")
+
+
+def _lines(axes: Axes, result: Mapping[str, Any], look: str) -> None:
+    for number, arm in enumerate(result["arms"].values()):
+        tables = [run["evaluations"][look]["layers"] for run in arm["runs"]]
+        for style, kind in (("-", "cross"), ("--", "intra")):
+            tasks = [task for task in tables[0] if task.endswith(kind)]
+            per_seed = (
+                [
+                    [sum(t[task]["auroc"][i] for task in tasks) / len(tasks) for t in tables]
+                    for i in range(len(tables[0][tasks[0]]["auroc"]))
+                ]
+                if tasks
+                else []
+            )
+            means = [estimate(values).mean for values in per_seed]
+            axes.plot(range(len(means)), means, style, marker="o", color=f"C{number}", label=f"{arm['label']}, {kind}")
+    axes.axhline(0.5, color="0.8", linewidth=1)
+    axes.set_xlabel("decoder layer")
+    axes.set_ylabel("AUROC of s")
+    axes.legend(fontsize=7)

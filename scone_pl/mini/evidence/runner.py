@@ -1,0 +1,127 @@
+"""Runs the arms of an experiment by seeds, some side by side, each in a process with one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scone_pl.errors import UserError
+from scone_pl.mini.evidence.spec import Experiment
+from scone_pl.mini.evidence.work import RESULT, folder_of
+
+_POLL = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed."""
+
+    experiment: str
+    arm: str
+    seed: int
+    folder: Path
+
+    def start(self, *, quick: bool) -> subprocess.Popen[bytes]:
+        """A process of its own, its output in `log.txt` of its folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = ["--table", self.experiment, "--arm", self.arm, "--seed", str(self.seed)]
+        options += ["--quick", "true"] if quick else []
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        with (self.folder / "log.txt").open("ab") as log:
+            command = [sys.executable, "-m", "scone_pl", "mini", "arm", *options]
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def jobs_of(experiment: Experiment, seeds: int, *, quick: bool = False) -> list[Job]:
+    """Every arm with every seed, seeds outermost, so that a stopped run has whole comparisons."""
+    found = []
+    for seed in range(seeds):
+        for name, arm in experiment.arms.items():
+            if not (arm.weights and seed):  # given weights have no seed
+                found.append(Job(experiment.name, name, seed, folder_of(experiment, name, seed, quick=quick)))
+    return found
+
+
+def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> None:
+    """Runs what is not finished; prints a line for each that ends, with the time that is left.
+
+    Raises:
+        UserError: a run failed; names its log.
+    """
+    waiting = [job for job in jobs if not (job.folder / RESULT).is_file()]
+    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished before, {side_by_side} side by side", flush=True)
+    running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
+    began, done, total = time.perf_counter(), 0, len(waiting)
+    with _ended_with_us(running):
+        while waiting or running:
+            while waiting and len(running) < side_by_side:
+                job = waiting.pop(0)
+                running[job.start(quick=quick)] = job, time.perf_counter()
+            time.sleep(_POLL)
+            for process in [p for p in running if p.poll() is not None]:
+                job, since = running.pop(process)
+                if process.returncode or not (job.folder / RESULT).is_file():
+                    last = (job.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+                    raise UserError(f"{job.arm} seed {job.seed} failed ({' '.join(last)}); see {job.folder}/log.txt")
+                done += 1
+                now = time.perf_counter()
+                left = (now - began) / done * (total - done) / 60
+                scores = _short(json.loads((job.folder / RESULT).read_text()))
+                name = f"{job.experiment} {job.arm} seed {job.seed}"
+                print(f"[{done}/{total}] {name}: {scores} ({now - since:.0f} s), {left:.1f} min left", flush=True)
+
+
+@contextlib.contextmanager
+def _ended_with_us(running: dict[subprocess.Popen[bytes], Any]) -> Iterator[None]:
+    """Whatever stops us stops them; they go on from their last checkpoint next time."""
+    try:
+        yield
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _short(result: dict[str, Any]) -> str:
+    parts = []
+    for name, look in result["evaluations"].items():
+        if look.get("average"):
+            average = look["average"]
+            parts.append(f"{name} COM {average['COM']:.2f} DIS {average['DIS']:.2f}")
+    return ", ".join(parts[:2]) or "done"
+
+
+def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
+    """All results as one JSON object, see `docs/evidence/*.json`."""
+    results = [json.loads((job.folder / RESULT).read_text()) for job in jobs]
+    arms: dict[str, Any] = {}
+    for name, arm in experiment.arms.items():
+        runs = [r for r in results if r["arm"] == name]
+        shared = {key: runs[0][key] for key in ("settings", "recipes", "training")}
+        shared["settings"] = {k: v for k, v in shared["settings"].items() if k != "seed_everything"}
+        keep = ("seed", "evaluations", "seconds", "commit", "versions")
+        arms[name] = {
+            "label": arm.label,
+            "paper": arm.paper,
+            **shared,
+            "runs": [{key: run[key] for key in keep} for run in runs],
+        }
+    return {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "question": experiment.question,
+        "findings": experiment.findings,
+        "paper_table": experiment.paper_table,
+        "quick": results[0]["quick"],
+        "evaluations": {name: vars(look) for name, look in experiment.evaluations.items()},
+        "arms": arms,
+    }

@@ -1,0 +1,131 @@
+"""What an experiment is: a YAML file under `experiments/ablations/mini/` (keys: the fields of `Experiment`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from scone_pl.errors import UserError
+
+FOLDER = Path("experiments/ablations/mini")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One look at the weights of an arm."""
+
+    kind: Literal["score", "layers"] = "score"
+    """score: sampled and judged. layers: how well the similarity of every layer tells meant tokens from others."""
+    mask: Literal["trained", "off"] = "trained"
+    """trained: the bridge as the arm's last step has it, if it samples with it. off: none."""
+    bridge: dict[str, Any] = field(default_factory=dict)
+    """Settings that sampling changes in the bridge."""
+    world: dict[str, Any] = field(default_factory=dict)
+    """Settings of `WorldConfig`."""
+    tasks: tuple[str, ...] = ()
+    """Of `episode.TASKS`; empty = all."""
+    per_task: int = 32
+    """Episodes of each task."""
+    label: str = ""
+    """For tables and plots, where an experiment has several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train, or the finished runs of another experiment's arm to look at again."""
+
+    label: str
+    """For tables and plots."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Laid over the experiment's recipe."""
+    weights_of: tuple[str, str] | None = None
+    """(experiment, arm) whose weights are looked at; nothing is trained."""
+    weights: str = ""
+    """Folder whose weights are looked at; nothing is trained, and all seeds are one."""
+    paper: str = ""
+    """Row of the paper's table that this is the twin of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A pre-stated comparison."""
+
+    name: str
+    """Of the file, too."""
+    title: str
+    question: str
+    """What is compared and what we expect, written down before the runs."""
+    arms: dict[str, Arm]
+    """By name."""
+    evaluations: dict[str, Evaluation]
+    """By name; every arm gets all of them."""
+    recipes: tuple[str, ...] = ()
+    """`--config` files that all arms share."""
+    init_from: str = ""
+    """Weights that all trained arms start from."""
+    prepare: tuple[str, ...] = ()
+    """Recipes that must have been run before (their results are shared by experiments)."""
+    paper_table: str = ""
+    """Key in `docs/evidence/published.yaml`."""
+    quick: dict[str, Any] = field(default_factory=dict)
+    """`settings`: laid over all arms, `per_task`: in place of that of evaluations; for a first look."""
+    findings: str = ""
+    """What came out, written after the runs; `{arm.metric}` stands for mean and interval."""
+
+    @classmethod
+    def read(cls, name: str) -> Experiment:
+        """The experiment called `name`.
+
+        Raises:
+            UserError: no such file, or an unknown or missing key.
+        """
+        file = FOLDER / f"{name}.yaml"
+        if not file.is_file():
+            known = sorted(f.stem for f in FOLDER.glob("*.yaml") if "arms" in yaml.safe_load(f.read_text()))
+            raise UserError(f"no experiment {name} in {FOLDER}: choose from {', '.join(known)}")
+        content = yaml.safe_load(file.read_text())
+        try:
+            content["arms"] = {key: Arm(**_tupled(arm, "weights_of")) for key, arm in content["arms"].items()}
+            looks = content.get("evaluations") or {"main": {}}
+            content["evaluations"] = {key: Evaluation(**_tupled(look or {}, "tasks")) for key, look in looks.items()}
+            return cls(name=name, **_tupled(content, "recipes", "prepare"))
+        except (TypeError, KeyError, AttributeError) as error:
+            names = ", ".join(f.name for f in fields(cls))
+            raise UserError(f"{file}: {error}; an experiment has the keys {names}") from None
+
+    def settings_of(self, arm: str, seed: int, *, quick: bool = False) -> dict[str, Any]:
+        """What is laid over the recipes for one run; the seed decides data order, noise levels and noise."""
+        settings = merged(self.arms[arm].settings, self.quick.get("settings", {}) if quick else {})
+        return merged(settings, {"seed_everything": 1000 + seed, "data": {"seed": 1000 + seed}})
+
+    def identity(self, arm: str, weights: str, *, quick: bool = False) -> str:
+        """Changes when anything changes that decides the numbers of a run (but its seed); names its folder.
+
+        Args:
+            arm: its name.
+            weights: identity of the weights it starts from.
+            quick: see `quick`.
+        """
+        recipes = [Path(recipe).read_text() for recipe in self.recipes]
+        looks = {name: vars(look) for name, look in self.evaluations.items()}
+        facts = [recipes, self.settings_of(arm, 0, quick=quick), looks, self.quick if quick else {}, weights]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """`one` with the values of `other`, mappings within mappings merged alike."""
+    result = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _tupled(content: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: tuple(value) if key in names and value else value for key, value in content.items()}

@@ -1,0 +1,178 @@
+"""When a run saves itself: every so many steps, at the end, and when it is told to stop."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from scone_pl.errors import UserError
+from scone_pl.training.sharding import FullySharded
+from scone_pl.training.snapshots import prune, snapshot_name
+
+_SHELL_STATUS = 128
+"""Plus the signal's number: what a shell reports for it."""
+_SNAPSHOT_BYTES = 12
+"""Of a weight that trains: itself and AdamW's two moments, in float32."""
+
+
+class Stopped(SystemExit):
+    """A run that saved itself because it was told to stop; running the same command again goes on."""
+
+
+class Saving(Checkpoint):
+    """Writes snapshots, counted in optimizer steps, and keeps the newest.
+
+    On SIGTERM (preemption) or Ctrl-C the step under way is finished, a snapshot written, and the process ends with
+    status 143 or 130. A second Ctrl-C stops at once.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 500, keep_last: int = 2, keep_every_n_steps: int = 0, background: bool = True
+    ) -> None:
+        """When to save and what to keep.
+
+        Args:
+            every_n_steps: Optimizer steps between two snapshots; 0 = only at the end and when stopped.
+            keep_last: So many of the newest snapshots stay.
+            keep_every_n_steps: Snapshots at multiples of this stay for good; 0 = none.
+            background: Train on while a snapshot is written; it is copied to host memory first.
+
+        Raises:
+            UserError: a number that makes no sense.
+        """
+        if every_n_steps < 0 or keep_every_n_steps < 0 or keep_last < 1:
+            raise UserError(
+                "checkpoint: every_n_steps and keep_every_n_steps must be at least 0, and keep_last at least 1"
+            )
+        self.every_n_steps = every_n_steps
+        self.keep_last = keep_last
+        self.keep_every_n_steps = keep_every_n_steps
+        self.background = background
+        self.folder = Path("checkpoints")
+        self.failed = 0
+        """Snapshots that could not be written."""
+        self._saved = self._seen = 0
+        """Steps of the newest snapshot and of the last look."""
+        self._told = 0
+        self._handlers: dict[int, Any] = {}
+        self._group: dist.ProcessGroup | None = None
+
+    # ------------------------------------------------------------------ being told to stop
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Lightning's own handlers save and talk to other ranks from within, wherever the signal came in.
+        if stage == "fit":
+            trainer._signal_connector.register_signal_handlers = self._listen  # type: ignore[method-assign]
+
+    def _listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._note)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+        self._saved = self._seen = trainer.global_step
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        check_disk(self.folder, self.keep_last * trained * _SNAPSHOT_BYTES)
+        self._stop_if_told(trainer)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # Nothing more: the signal may come in the middle of a collective or of a file.
+        if self._told == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._told = number
+
+    def _told_by_any(self) -> int:
+        """The signal that any rank got; the same answer on all."""
+        if self._group is None:
+            return self._told
+        told = torch.tensor(self._told)
+        dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group)
+        return int(told)
+
+    def _stop_if_told(self, trainer: pl.Trainer) -> None:
+        number = self._told_by_any()
+        if not number:
+            return
+        self.save(trainer)
+        self._wait(trainer, must=True)
+        name = signal.Signals(number).name
+        rank_zero_info(f"stopped by {name} after step {trainer.global_step}, all is saved; the same command goes on")
+        # Lightning, which started the other ranks, would take their status for a crash and kill the first one.
+        raise Stopped(_SHELL_STATUS + number if trainer.is_global_zero else 0)
+
+    # ------------------------------------------------------------------ saving
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._seen:
+            return  # within the packs of one optimizer step
+        self._seen = step
+        if self.every_n_steps and step % self.every_n_steps == 0:
+            self.save(trainer)
+        self._stop_if_told(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._stop_if_told(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The last snapshot has to be there: what is exported and trained on starts from it."""
+        if not trainer.fast_dev_run:
+            self.save(trainer)
+            self._wait(trainer, must=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Begins a snapshot of the present step, unless there is one."""
+        step = trainer.global_step
+        path = self.folder / snapshot_name(step)
+        self._wait(trainer)
+        if step == self._saved:
+            return
+        trainer.save_checkpoint(path, weights_only=False)
+        self._saved = step
+        if not self.background:
+            self._wait(trainer)
+
+    def _wait(self, trainer: pl.Trainer, *, must: bool = False) -> None:
+        """For the snapshot under way; one that fails is told and counted, and the run goes on with those before."""
+        if isinstance(trainer.strategy, FullySharded):
+            try:
+                trainer.strategy.wait_for_snapshot()
+            except UserError as error:
+                self.failed += 1
+                self._saved = -1
+                if must:
+                    raise
+                rank_zero_warn(f"{error}; training goes on ({self.failed} failed so far)")
+                return
+        if trainer.is_global_zero:
+            prune(self.folder, self.keep_last, self.keep_every_n_steps)
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raises `UserError` if the disk under `folder` has less than `needed` bytes free: before hours of training."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 1e9:.1f} GB free, but the snapshots kept there need {needed / 1e9:.1f} GB; make room, "
+            "choose another --output_dir, or lower checkpoint.keep_last"
+        )

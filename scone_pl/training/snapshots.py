@@ -1,0 +1,216 @@
+"""Snapshots: what a run needs to go on, as a distributed checkpoint that every rank writes its own part of.
+
+<output_dir>/checkpoints/
+  step-000500/          appears whole or not at all: written aside as .step-000500.partial, synced, renamed
+    .metadata, *.distcp   trained weights, optimizer state, EMA: torch.distributed.checkpoint
+    run.pt                step, scheduler, place in the data, callbacks
+
+A snapshot holds what training changes. Frozen weights are read again from the folder that the run started from, whose
+identity `start.json` holds. Nothing in here depends on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+
+from scone_pl.errors import UserError
+from scone_pl.files import replace_folder
+
+RUN_FILE = "run.pt"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def snapshot_name(step: int) -> str:
+    """Of the snapshot behind optimizer step number `step`."""
+    return f"step-{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """Inverse of `snapshot_name`."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise UserError(f"{path}: no snapshot; they are called {snapshot_name(0)} and so on")
+    return int(match[1])
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """The whole snapshots in a `checkpoints` folder, oldest first."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def prune(folder: Path, keep_last: int, keep_every: int) -> None:
+    """Deletes all snapshots but the last `keep_last` and those at multiples of `keep_every` steps (0 = none)."""
+    for path in snapshots(folder)[:-keep_last]:
+        if keep_every and step_of(path) % keep_every == 0:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:  # of another strategy than FullySharded
+            path.unlink(missing_ok=True)
+
+
+class SnapshotWriter:
+    """Writes snapshots in the background, one at a time; every rank has one and calls it at the same steps."""
+
+    def __init__(self) -> None:
+        """A collective where there are several ranks: the writer gets a process group of its own."""
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._leads = not dist.is_initialized() or dist.get_rank() == 0
+        self._running: Future[None] | None = None
+        self._path = Path()
+
+    def write(
+        self, tensors: dict[str, Any], run: dict[str, Any], path: Path, *, done: Callable[[], None] | None = None
+    ) -> None:
+        """Begins to write; returns as soon as the tensors are copied. The one before must have been waited for.
+
+        Args:
+            tensors: nested state dicts with this rank's shards.
+            run: everything else; the same on all ranks, the first one writes it.
+            path: the folder to appear.
+            done: called on the first rank when it has appeared.
+        """
+        if self._running is not None:
+            raise RuntimeError("wait() for the snapshot before")
+        aside = path.with_name(f".{path.name}.partial")
+        if self._leads:
+            _remove_partial(path.parent)
+        image = io.BytesIO()
+        torch.save(run, image)
+
+        def finish() -> None:
+            if not self._leads:
+                return
+            with (aside / RUN_FILE).open("wb") as file:
+                file.write(image.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            replace_folder(aside, path)
+            if done is not None:
+                done()
+
+        self._path = path
+        self._running = _then(dcp.async_save(tensors, checkpoint_id=aside, process_group=self._group), finish)
+
+    def wait(self) -> None:
+        """Until the snapshot begun last is there; a collective.
+
+        Raises:
+            UserError: a rank could not write its part, on every rank; the snapshots before are as they were.
+        """
+        running, self._running = self._running, None
+        if running is None:
+            return
+        error = running.exception()
+        failed = torch.tensor(float(error is not None))
+        if self._group is not None:
+            dist.all_reduce(failed, group=self._group)
+        if failed:
+            if self._leads:
+                _remove_partial(self._path.parent)
+            reason = "another rank failed" if error is None else reason_of(error)
+            raise UserError(f"{self._path}: not written ({reason}); earlier snapshots are whole") from error
+
+
+def _then(future: Future[Any], act: Callable[[], None]) -> Future[None]:
+    """A future that ends when `act` has run behind it, in the same thread."""
+    ended: Future[None] = Future()
+
+    def run(first: Future[Any]) -> None:
+        try:
+            first.result()
+            act()
+        except (Exception, CheckpointException) as error:  # noqa: BLE001 (wait() raises it)
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    future.add_done_callback(run)
+    return ended
+
+
+def _remove_partial(folder: Path) -> None:
+    for path in folder.glob(".step-*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong in a line: the failure of the first rank out of torch's report on all of them."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        rank, (inner, _) = next(iter(failures.items()))
+        return f"rank {rank}: {reason_of(inner)}"
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _unreadable(path: Path, error: BaseException) -> UserError:
+    return UserError(f"{path}: not readable ({reason_of(error)}); delete it to go on from the one before")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The part of a snapshot that is no tensor state.
+
+    Raises:
+        UserError: `path` is no snapshot, or not readable.
+    """
+    file = path / RUN_FILE
+    if not file.is_file():
+        raise UserError(f"{path}: not a snapshot, {RUN_FILE} is missing")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Names, shapes and dtypes of all tensors in a snapshot."""
+    try:
+        return FileSystemReader(path).read_metadata()
+    except (Exception, CheckpointException) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_tensors(path: Path, into: dict[str, Any], section: str) -> None:
+    """Fills nested state dicts in place, each rank its own parts; strict about names and shapes.
+
+    Args:
+        path: the snapshot.
+        into: nested dict with tensors to fill; other values are replaced.
+        section: top-level key of `into` whose names must be exactly those in the snapshot.
+
+    Raises:
+        UserError: names or shapes differ, with the first few named, or a file is damaged.
+    """
+    metadata = read_metadata(path).state_dict_metadata
+    stored = {n.removeprefix(f"{section}."): m for n, m in metadata.items() if n.startswith(f"{section}.")}
+    wanted: dict[str, Tensor] = into[section]
+    problems = [f"missing {name}" for name in wanted if name not in stored]
+    problems += [f"unexpected {name}" for name in sorted(stored.keys() - wanted.keys())]
+    problems += [
+        f"{name} has shape {list(stored[name].size)}, the model needs {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in stored and tuple(stored[name].size) != tuple(tensor.shape)
+    ]
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{path}: does not fit what this run trains: {'; '.join(problems[:5])}{more}")
+    try:
+        dcp.load(into, checkpoint_id=path)
+    except (Exception, CheckpointException) as error:
+        raise _unreadable(path, error) from error
