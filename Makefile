@@ -4,8 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 SCONE := $(BIN)/python -m scone_pl
 
+# make table5 SEEDS=2 QUICK=1 JOBS=2: how many seeds, a first look instead of a result, runs side by side
+SEEDS ?= 5
+QUICK ?= 0
+JOBS ?= 2
+TABLES := table4 table5 table6 figure11 robustness tokens
+EVIDENCE = OMP_NUM_THREADS=1 $(SCONE) mini evidence --seeds $(SEEDS) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick true) --table
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format parity photos bench tensorboard clean
+.PHONY: help install demo table2 table3 test lint format parity photos bench tensorboard clean
+.PHONY: mini-data mini-base evidence $(TABLES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +49,36 @@ demo: install ## mini-world: shards, Stage I, Stage II, scores before and after,
 	@echo "pictures:    runs/mini/after/pictures.png (before: runs/mini/before/pictures.png)"
 	@echo "TensorBoard: make tensorboard (logs in runs/mini/*/*/tensorboard)"
 
+mini-data: install ## the mini-world's shards
+	$(SCONE) mini shards --output data_shards/mini
+
+mini-base: mini-data ## the mini-world's base from random weights, as shipped in experiments/mini/base_weights
+	$(SCONE) mini base --output runs/mini/random
+	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/mini/base.yaml
+
+$(TABLES): mini-data
+	$(EVIDENCE) $@
+table4: ## base, Stage I step 1, step 2 (SEEDS=5 QUICK=0 JOBS=2)
+table5: ## Stage II: direct, two steps, with the bridge
+table6: ## thresholds, in training and in sampling
+figure11: ## similarity of every layer, and which layer to read
+robustness: ## likeness, number of candidates and references, unseen shapes
+tokens: ## what leaving blocked tokens out saves
+evidence: $(TABLES) ## all experiments; finished runs are not run again
+
 parity: install ## compare with the published implementation's numbers
 	$(SCONE) parity tests/golden/parity
+
+NAME = $(notdir $(patsubst %/weights,%,$(CHECKPOINT:/=)))
+OUTPUT ?= runs
+
+table2: install ## OmniContext: make table2 CHECKPOINT=weights/Scone DATA=../OmniContext-jsonl [ARGS='--limit 2']
+	@test -n "$(CHECKPOINT)" -a -n "$(DATA)" || { echo "error: make $@ CHECKPOINT=folder of weights DATA=folder with data.jsonl, or with OmniContext-jsonl in it"; exit 1; }
+	$(SCONE) evaluate --benchmark omnicontext --data "$(or $(wildcard $(DATA)/OmniContext-jsonl),$(DATA))" --checkpoint "$(CHECKPOINT)" --output "$(OUTPUT)/omnicontext/$(NAME)" $(ARGS)
+
+table3: install ## SconeEval: make table3 CHECKPOINT=weights/Scone DATA=../SconeEval; both: make table2 table3 ... DATA=..
+	@test -n "$(CHECKPOINT)" -a -n "$(DATA)" || { echo "error: make $@ CHECKPOINT=folder of weights DATA=folder with data.jsonl, or with SconeEval in it"; exit 1; }
+	$(SCONE) evaluate --benchmark sconeeval --data "$(or $(wildcard $(DATA)/SconeEval),$(DATA))" --checkpoint "$(CHECKPOINT)" --output "$(OUTPUT)/sconeeval/$(NAME)" $(ARGS)
 
 photos: install ## real photographs through every stage at real resolutions, two steps each (needs ../shared)
 	$(SCONE) mini base --preset mini_photo --output runs/photos/base

@@ -111,7 +111,8 @@ def measure_memory(scratch: Path, samples: int) -> None:
         if seen >= 1.26 * samples:
             break
     print(f"\nmemory of a reader in MB, each {samples // 8} of {seen} samples (a new epoch at {samples}):")
-    print("  " + ", ".join(f"{mark:.0f}" for mark in marks) + f"; peak {resource.getrusage(0).ru_maxrss / 1024:.0f}")
+    peak = resource.getrusage(0).ru_maxrss * 1024 / 1e6
+    print("  " + ", ".join(f"{mark:.0f}" for mark in marks) + f"; peak {peak:.0f}")
 
 
 def resident() -> float:

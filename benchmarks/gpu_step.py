@@ -71,7 +71,7 @@ def predicted(config: SconeConfig, packing: PackingConfig, attention: str, compu
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute]
     activations = step_activations(config, typical_pack(config, packing), TRAINED, attention=attention, dtype=dtype)
     encode = encode_bytes(config, packing.vae_resize.max_size)
-    return rank_memory(Network.of(config), TRAINED, Plan("sharded", compute=compute), activations, encode)
+    return rank_memory(Network.of(config, TRAINED), Plan("sharded", compute=compute), activations, encode)
 
 
 def most_layers(options: argparse.Namespace, free: int) -> int:

@@ -13,6 +13,7 @@ VERBS = {
     "validate": ("scone_pl.cli", "loss on the validation data"),
     "test": ("scone_pl.cli", "loss on the test data"),
     "predict": ("scone_pl.cli", "generate a picture for every sample of the prediction data"),
+    "export": ("scone_pl.export", "a run's weights as a checkpoint folder in the published layout"),
     "estimate": ("scone_pl.estimate.commands", "memory, time and cost of a recipe on named GPUs"),
     "generate": ("scone_pl.generation.commands", "one picture from reference images and an instruction"),
     "evaluate": ("scone_pl.evaluation.commands", "SconeEval or OmniContext: generate, judge, tables"),

@@ -8,11 +8,12 @@ weights' shapes, so they can not be set wrongly.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from scone_pl.errors import UserError
-from scone_pl.files import replace_folder
+from scone_pl.files import appearing, write_json
 from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.embeddings import PositionTable
+from scone_pl.model.lora import is_lora_parameter
 from scone_pl.model.scone import Scone
-from scone_pl.tensor_files import WeightFiles, whole_tensor, write_tensors
+from scone_pl.tensor_files import TensorSource, WeightFiles, write_tensors
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 """BAGEL's EMA weights are what Scone starts from, so they go first where both exist (SPEC 6)."""
 AUTOENCODER_FILE = "ae.safetensors"
 AUTOENCODER_PREFIX = "autoencoder."
+TRAINING_FILE = "training.json"
+"""How weights came about."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -179,11 +183,13 @@ def from_pretrained(
 def load_weights(model: Scone, folder: str | os.PathLike[str]) -> None:
     """Fills a materialised model in place from a checkpoint folder; strict about keys and shapes.
 
+    Each rank reads its own parts only. Adapters (LoRA) are none of the folder's and stay as they are.
+
     Raises:
         UserError: missing, unexpected or misshapen keys, with the first few named.
     """
     path = check_folder(folder)
-    tensors = model.state_dict(keep_vars=True)
+    tensors = {n: t for n, t in model.state_dict(keep_vars=True).items() if not is_lora_parameter(n)}
     with open_weights(path) as weights:
         main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
         _fill(main, weights, path)
@@ -229,48 +235,85 @@ def save_pretrained(
     *,
     assets_from: str | os.PathLike[str] | None = None,
     training: dict[str, Any] | None = None,
-    write: bool = True,
 ) -> None:
-    """Writes a checkpoint folder in the published layout; it appears whole or not at all.
-
-    Tensors are gathered and written one at a time, so a sharded model needs memory for one of them on top of its
-    shards. All ranks must call it, since gathering is a collective; those that do not write pass `write=False`.
+    """Writes a model that is no descendant of another folder; see `save_derived` for those that are.
 
     Args:
-        model: the weights to write, in their dtype.
-        folder: replaced if it exists.
+        model: the weights to write, in their dtype; not sharded.
+        folder: replaced if it exists; appears whole or not at all.
         assets_from: checkpoint folder whose tokenizer files are copied along.
         training: how the weights came about, written as `training.json`.
-        write: whether this rank writes.
     """
-    path = Path(folder)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = model.state_dict()
-    main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
+    main = {n: TensorSource.of(t) for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
     autoencoder = {
-        n.removeprefix(AUTOENCODER_PREFIX): t for n, t in tensors.items() if n.startswith(AUTOENCODER_PREFIX)
+        n.removeprefix(AUTOENCODER_PREFIX): TensorSource.of(t)
+        for n, t in tensors.items()
+        if n.startswith(AUTOENCODER_PREFIX)
     }
-    if not write:
-        for tensor in (*main.values(), *autoencoder.values()):
-            whole_tensor(tensor)
-        return
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with appearing(Path(folder)) as aside:
         write_tensors(main, aside / "model.safetensors")
         if autoencoder:
             write_tensors(autoencoder, aside / AUTOENCODER_FILE)
         for name, content in config_files(model.config).items():
-            (aside / name).write_text(json.dumps(content, indent=1) + "\n")
+            write_json(content, aside / name)
         if training is not None:
-            (aside / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-        if assets_from is not None:
-            for name in TOKENIZER_FILES:
-                if (Path(assets_from) / name).is_file():
-                    shutil.copyfile(Path(assets_from) / name, aside / name)
-        replace_folder(aside, path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            write_json(training, aside / TRAINING_FILE)
+        for name in TOKENIZER_FILES:
+            if assets_from is not None and (Path(assets_from) / name).is_file():
+                shutil.copyfile(Path(assets_from) / name, aside / name)
+
+
+def save_derived(
+    start: str | os.PathLike[str],
+    trained: Mapping[str, TensorSource],
+    folder: str | os.PathLike[str],
+    *,
+    training: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    write: bool = True,
+) -> None:
+    """Writes the checkpoint folder `start` with some of its tensors replaced; appears whole or not at all.
+
+    All that was not trained is copied bit by bit: weights, position tables, autoencoder, configs, tokenizer. Memory is
+    needed for one tensor at a time.
+
+    Args:
+        start: the folder that training started from.
+        trained: the new tensors by published name, in the dtype to write them in.
+        folder: replaced if it exists.
+        training: how the weights came about, written as `training.json`.
+        dtype: write all weights so; None = as `start` has them, and trained ones as they come.
+        write: false on all ranks but one: they only take part in gathering what is sharded.
+
+    Raises:
+        UserError: a trained tensor is none of `start`'s, or has another shape there.
+    """
+    source_folder = check_folder(start)
+    with open_weights(source_folder) as weights:
+        stored = set(weights)
+        for name, source in trained.items():
+            if name not in stored or weights.shape(name) != source.shape:
+                raise UserError(f"{source_folder}: has no {name} of shape {list(source.shape)}; is it the right start?")
+        if not write:
+            for name in weights:
+                if name in trained:
+                    trained[name].read()
+            return
+        main = {name: trained.get(name) or weights.source(name) for name in weights}
+        if dtype is not None:
+            main = {name: dataclasses.replace(source, dtype=dtype) for name, source in main.items()}
+        with appearing(Path(folder)) as aside:
+            write_tensors(main, aside / "model.safetensors")
+            for file in sorted(source_folder.iterdir()):
+                # The autoencoder, configs, tokenizer, licence, readme.
+                if file.is_file() and not _is_weights(file.name) and file.name != TRAINING_FILE:
+                    shutil.copyfile(file, aside / file.name)
+            write_json(dict(training), aside / TRAINING_FILE)
+
+
+def _is_weights(name: str) -> bool:
+    return name != AUTOENCODER_FILE and name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt"))
 
 
 def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:

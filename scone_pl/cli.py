@@ -20,7 +20,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from scone_pl.checkpoints import save_pretrained
 from scone_pl.complaints import one_line
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
@@ -29,6 +28,7 @@ from scone_pl.training.callbacks import DataProgress, Previews, StepProgress
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
 from scone_pl.training.module import SconeModule, check_start
 from scone_pl.training.monitoring import Monitoring
+from scone_pl.training.results import write_result
 from scone_pl.training.runs import RunFolder
 from scone_pl.training.saving import Saving
 
@@ -135,13 +135,7 @@ class SconeCLI(LightningCLI):
             text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
             write_text(text, folder.path / "config.yaml")
         self.trainer.fit(**kwargs)
-        save_pretrained(
-            self.model.model,
-            folder.weights,
-            assets_from=self.model.init_from,
-            training=dict(self.model.describe()),
-            write=self.trainer.is_global_zero,
-        )
+        write_result(self.model, folder.weights, write=self.trainer.is_global_zero)
         self.trainer.strategy.barrier("weights written")
         rank_zero_info(f"{folder.weights}: written after {self.trainer.global_step} steps")
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
+import io
 import re
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from scone_pl.errors import UserError
 
 _WRAPPERS = (
     re.compile(r'Parser key "(?P<key>[^"]+)": (?P<rest>.*)'),
@@ -19,6 +27,36 @@ _SECTIONS = {
     "data": "scone_pl.data.datamodule.PackedDataModule",
     "checkpoint": "scone_pl.training.saving.Saving",
 }
+
+
+def run_function(function: Callable[..., Any], prog: str, args: list[str], **options: Any) -> Any:
+    """Calls a function with arguments from the command line; its docstring is the help.
+
+    Args:
+        function: what a verb does.
+        prog: how it is called.
+        args: what was typed behind that.
+        options: of jsonargparse's `add_function_arguments`.
+
+    Raises:
+        UserError: what was typed is wrong, in one line.
+    """
+    parser = ArgumentParser(prog=prog, description=(function.__doc__ or "").split("\n")[0])
+    parser.add_function_arguments(function, **options)
+    settings = parse_quietly(parser, args)
+    return function(**parser.instantiate_classes(settings).as_dict())
+
+
+def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
+    """Parses; raises a `UserError` of one line where jsonargparse would print a page and exit."""
+    complaints = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaints):
+            return parser.parse_args(args)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise UserError(one_line(complaints.getvalue())) from None
 
 
 def one_line(report: str) -> str:

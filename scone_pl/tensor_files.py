@@ -6,9 +6,11 @@ The format is a header (length, then JSON: name -> dtype, shape, offsets) follow
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,25 @@ from scone_pl.errors import UserError
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Names of parameter types in a safetensors header."""
+_DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
 MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A tensor to be written, fetched when its turn comes."""
+
+    dtype: torch.dtype
+    """It is written in."""
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+    """The whole tensor, of any dtype and on any device; a collective where it gathers shards."""
+
+    @classmethod
+    def of(cls, tensor: Tensor, dtype: torch.dtype | None = None) -> TensorSource:
+        """Of a tensor in memory, sharded or not."""
+        return cls(dtype or tensor.dtype, tuple(tensor.shape), lambda: whole_tensor(tensor))
 
 
 class WeightFiles:
@@ -33,11 +52,13 @@ class WeightFiles:
         self._stack = stack
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, str] = {}
         self._handles: dict[Path, Any] = {}
         for file in files:
             for name, entry in _read_header(file).items():
                 self._file_of[name] = file
                 self._shapes[name] = tuple(entry["shape"])
+                self._dtypes[name] = entry["dtype"]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -45,6 +66,19 @@ class WeightFiles:
     def shape(self, name: str) -> tuple[int, ...]:
         """Without reading the tensor."""
         return self._shapes[name]
+
+    def source(self, name: str) -> TensorSource:
+        """The stored tensor, to be written again as it is.
+
+        Raises:
+            UserError: its type is none that weights have.
+        """
+        if self._dtypes[name] not in _DTYPE_OF:
+            raise UserError(
+                f"{self._file_of[name]}: {name} is of type {self._dtypes[name]}, not one of {set(_DTYPE_OF)}"
+            )
+        dtype = _DTYPE_OF[self._dtypes[name]]
+        return TensorSource(dtype, self.shape(name), lambda: self._handle(name).get_tensor(name))
 
     def _handle(self, name: str) -> Any:
         file = self._file_of[name]
@@ -57,14 +91,28 @@ class WeightFiles:
 
     def copy_into(self, name: str, tensor: Tensor) -> None:
         """Fills `tensor`; of a sharded one only this rank's part is read."""
-        if isinstance(tensor, DTensor):
-            shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-            part = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
-            local = tensor.to_local()
-            if local.numel():
-                local.copy_(self._handle(name).get_slice(name)[part])
-        else:
-            tensor.copy_(self._handle(name).get_tensor(name))
+        part = own_part(tensor)
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if part is None:
+            local.copy_(self._handle(name).get_tensor(name))
+        elif local.numel():
+            local.copy_(self._handle(name).get_slice(name)[part])
+
+
+def own_part(tensor: Tensor) -> tuple[slice, ...] | None:
+    """Where this rank's part of a sharded tensor lies in the whole; None = it holds the whole."""
+    if not isinstance(tensor, DTensor):
+        return None
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+
+
+@torch.no_grad()
+def copy_part(whole: Tensor, into: Tensor) -> None:
+    """Fills `into`, sharded or not, from a whole tensor that every rank has."""
+    part = own_part(into)
+    local = into.to_local() if isinstance(into, DTensor) else into
+    local.copy_(whole if part is None else whole[part])
 
 
 def _read_header(file: Path) -> dict[str, dict[str, Any]]:
@@ -81,19 +129,19 @@ def _read_header(file: Path) -> dict[str, dict[str, Any]]:
     return header
 
 
-def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """A safetensors file, written in one pass: `safetensors.torch.save_file` would need all tensors in memory."""
+def write_tensors(tensors: Mapping[str, TensorSource], file: Path) -> None:
+    """A safetensors file, written in one pass with one tensor at a time in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    for name, source in tensors.items():
+        start, end = end, end + math.prod(source.shape) * source.dtype.itemsize
+        header[name] = {"dtype": DTYPES[source.dtype], "shape": list(source.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            whole = whole_tensor(tensor).detach().cpu().contiguous()
+        for source in tensors.values():
+            whole = source.read().detach().cpu().to(source.dtype).contiguous()
             stream.write(whole.flatten().view(torch.uint8).numpy())
         stream.flush()
         os.fsync(stream.fileno())

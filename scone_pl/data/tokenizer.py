@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -69,7 +70,7 @@ class Tokenizer:
             )
         return encoding.ids
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The same for two tokenizers that give the same ids."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]

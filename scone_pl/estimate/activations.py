@@ -19,6 +19,7 @@ from scone_pl.estimate.tracking import LiveBytes, fused_attention, fused_kernels
 from scone_pl.model.attention import AttentionPlan, SplitPlan
 from scone_pl.model.config import SconeConfig
 from scone_pl.model.flex import BLOCK_SIZE
+from scone_pl.model.lora import LoRAConfig, add_lora
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.training.losses import flow_matching, text_cross_entropy
@@ -68,6 +69,7 @@ def step_activations(
     attention: str = "split",
     checkpointing: bool = True,
     dtype: torch.dtype = torch.bfloat16,
+    lora: LoRAConfig | None = None,
 ) -> StepActivations:
     """Activations of one pack at all layers of `config`.
 
@@ -78,12 +80,13 @@ def step_activations(
         attention: backend, `split` or `flex`.
         checkpointing: whether decoder layers are recomputed in the backward pass.
         dtype: that weights and activations compute in.
+        lora: adapters of the experts, if these train in their place.
     """
     meta = to_meta(pack)
     kept, peaks = [], []
     for layers in (2, 3):
         small = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=layers))
-        run = dry_step(small, meta, trained, attention=attention, checkpointing=checkpointing, dtype=dtype)
+        run = dry_step(small, meta, trained, attention=attention, checkpointing=checkpointing, dtype=dtype, lora=lora)
         kept.append(run.kept)
         peaks.append(run.peak)
     more = config.decoder.num_layers - 2
@@ -101,13 +104,16 @@ def dry_step(
     attention: str,
     checkpointing: bool,
     dtype: torch.dtype,
+    lora: LoRAConfig | None = None,
 ) -> StepActivations:
     """Forward and backward of a pack `to_meta`, counting; arguments as in `step_activations`."""
     with torch.device("meta"):
         model = Scone(config).to(dtype).train()
         clean = torch.empty(len(pack.latent_index), config.latent_token_size)
         noise = torch.empty_like(clean)
-    set_trainable(model, trained)
+        if lora is not None:
+            add_lora(model.language_model.model.layers, lora, trained)
+    set_trainable(model, trained, lora=lora is not None)
     model.language_model.model.activation_checkpointing = checkpointing
     for parameter in model.parameters():
         if parameter.requires_grad:

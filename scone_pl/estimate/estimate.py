@@ -16,6 +16,7 @@ from scone_pl.estimate.state import Network, Plan
 from scone_pl.estimate.workload import typical_pack
 from scone_pl.gpus import Gpu
 from scone_pl.model.config import SconeConfig
+from scone_pl.model.lora import LoRAConfig
 from scone_pl.training.parts import Part
 
 RANKS_A_NODE = 8
@@ -39,6 +40,8 @@ class StageEstimate:
     """One stage."""
 
     stage: Stage
+    trained: dict[Part, int]
+    """Parameters that train."""
     tokens: int
     flops: PackFlops
     activations: dict[bool, StepActivations]
@@ -54,7 +57,7 @@ class Estimate:
 
     recipe: Recipe
     parts: dict[Part, int]
-    """Parameters."""
+    """Parameters, without adapters."""
     gpus: dict[str, Gpu]
     mfu: float
     stages: tuple[StageEstimate, ...]
@@ -84,12 +87,9 @@ def estimate(
         references: images of a sample.
         labels: see `typical_pack`.
     """
-    network = Network.of(recipe.config)
     encode = encode_bytes(recipe.config, recipe.stages[0].packing.vae_resize.max_size)
-    stages = tuple(
-        _stage(recipe, stage, network, encode, ranks, gpus, mfu, references, labels) for stage in recipe.stages
-    )
-    return Estimate(recipe, network.count(), gpus, mfu, stages)
+    stages = tuple(_stage(recipe, stage, encode, ranks, gpus, mfu, references, labels) for stage in recipe.stages)
+    return Estimate(recipe, Network.of(recipe.config, ()).count(), gpus, mfu, stages)
 
 
 def fits(memory: RankMemory, gpu: Gpu) -> bool:
@@ -113,18 +113,17 @@ class _Memory:
         *,
         checkpointing: bool | None = None,
         share: float = 1.0,
-        trained: tuple[Part, ...] | None = None,
+        network: Network | None = None,
     ) -> RankMemory:
-        """With a share of the token budget: activations grow with it."""
+        """With a share of the token budget: activations grow with it; or with other parameters training."""
         full = self.activations[self.stage.checkpointing if checkpointing is None else checkpointing]
         scaled = StepActivations(round(full.kept * share), round(full.peak * share))
-        return rank_memory(self.network, self.stage.trained if trained is None else trained, plan, scaled, self.encode)
+        return rank_memory(network or self.network, plan, scaled, self.encode, ema=self.stage.ema)
 
 
 def _stage(
     recipe: Recipe,
     stage: Stage,
-    network: Network,
     encode: int,
     ranks: Sequence[int],
     gpus: dict[str, Gpu],
@@ -137,10 +136,17 @@ def _stage(
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[stage.plan.compute]
     activations = {
         checkpointing: step_activations(
-            recipe.config, pack, stage.trained, attention=stage.attention, checkpointing=checkpointing, dtype=dtype
+            recipe.config,
+            pack,
+            stage.trained,
+            attention=stage.attention,
+            checkpointing=checkpointing,
+            dtype=dtype,
+            lora=stage.lora,
         )
         for checkpointing in (True, False)
     }
+    network = Network.of(recipe.config, stage.trained, stage.lora)
     memory = _Memory(recipe.config, network, stage, encode, activations)
     cases = []
     for plan in (plan for number in ranks for plan in plans_for(stage, number)):
@@ -153,7 +159,7 @@ def _stage(
         short = [case.plan for case in cases if not fits(case.memory, gpu)]
         if short:  # of the largest number of GPUs that is too small
             advice[name] = _advice(memory, gpu, max(short, key=lambda plan: (plan.ranks, -plan.replicas)))
-    return StageEstimate(stage, len(pack), flops, activations, tuple(cases), advice)
+    return StageEstimate(stage, network.count(trained=True), len(pack), flops, activations, tuple(cases), advice)
 
 
 def _advice(memory: _Memory, gpu: Gpu, plan: Plan) -> str:
@@ -175,10 +181,11 @@ def _advice(memory: _Memory, gpu: Gpu, plan: Plan) -> str:
             more = f"{number} GPUs" if number > plan.ranks else "full shard (model.init_args.sharding.replicas 1)"
             ways.append(more)
     else:
-        ways.append("trainer.strategy scone_pl.training.sharding.FullySharded with compute_dtype bfloat16")
+        ways.append("trainer.strategy fully_sharded with model.init_args.sharding.compute_dtype bfloat16")
     small = dataclasses.replace(plan, kind="sharded", compute="bfloat16")
-    if fits(memory.of(small, checkpointing=True, trained=()), gpu):
-        ways.append("LoRA, which trains small matrices beside frozen weights")
+    adapters = Network.of(memory.config, stage.trained, LoRAConfig())
+    if stage.lora is None and fits(memory.of(small, checkpointing=True, network=adapters), gpu):
+        ways.append("LoRA (model.init_args.lora {rank: 16})")
     where = f"{plan.ranks} x {gpu.name} ({plan.name})"
     if not ways:
         return f"{where}: nothing here makes it fit; a GPU with more memory, or more of them"

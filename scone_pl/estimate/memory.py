@@ -1,13 +1,12 @@
 """The most memory that a rank needs, phase by phase.
 
 State is exact. Activations are counted (`activations.py`). What FSDP2 gathers and reduces is estimated from how it
-works (torch 2.x): the next layer's weights are fetched while one computes, out of a flat buffer; one layer's gradients
-are reduced while the next one's are made; what is in no layer stays gathered for the whole step.
+works on CUDA, so rather high: the next layer's weights are fetched while one computes, out of a flat buffer; one
+layer's gradients are reduced while the next one's are made; what is in no layer stays gathered for the whole step.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,6 @@ from scone_pl.estimate.state import MASTER_BYTES, SIZES, Network, Plan, RankStat
 from scone_pl.estimate.tracking import LiveBytes, fused_kernels
 from scone_pl.model.config import SconeConfig
 from scone_pl.model.vae import build_autoencoder
-from scone_pl.training.parts import Part
 
 GATHERED_LAYERS = 3
 """The layer that computes, the next one, and the flat buffer that it comes in."""
@@ -58,25 +56,21 @@ class RankMemory:
         """With what CUDA takes and the allocator loses."""
         return round(self.peak * (1 + FRAGMENTATION)) + PROCESS_BYTES
 
-    def with_activations(self, activations: StepActivations) -> RankMemory:
-        """The same with others."""
-        return dataclasses.replace(self, activations=activations)
-
 
 def rank_memory(
-    network: Network, trained: tuple[Part, ...], plan: Plan, activations: StepActivations, encode: int
+    network: Network, plan: Plan, activations: StepActivations, encode: int, *, ema: bool = False
 ) -> RankMemory:
     """Memory of the rank that holds most.
 
     Args:
         network: its parameters.
-        trained: parts that train.
         plan: how it lies over the ranks.
         activations: of a step.
         encode: bytes of encoding one image, see `encode_bytes`.
+        ema: whether the weights are averaged.
     """
-    state = network.state(trained, plan)
-    layer, root = network.units(trained)
+    state = network.state(plan, ema=ema)
+    layer, root = network.units()
     compute, reduce = SIZES[plan.compute], SIZES[plan.reduce]
     gathered = outside = 0
     if plan.kind == "sharded":
@@ -120,5 +114,5 @@ def host_bytes(network: Network, state: RankState, *, ranks_a_node: int, file_by
         "loading, a rank": state.weights + state.autoencoder + LOADING_BYTES,
         "loading, a node": ranks_a_node * (state.weights + state.autoencoder + LOADING_BYTES),
         "file cache that helps (can be given back)": stored,
-        "snapshot under way, a node": ranks_a_node * 3 * state.trained * MASTER_BYTES,
+        "snapshot under way, a node": ranks_a_node * (3 * state.trained * MASTER_BYTES + state.ema),
     }

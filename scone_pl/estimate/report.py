@@ -9,6 +9,7 @@ from rich.table import Table
 
 from scone_pl.estimate.estimate import Case, Estimate, StageEstimate, fits
 from scone_pl.gpus import SOURCE
+from scone_pl.training.parts import Part
 
 
 def _gb(count: float) -> str:
@@ -43,12 +44,17 @@ def _parts(found: Estimate) -> Table:
     for stage in found.stages:
         table.add_column(stage.stage.name, justify="center")
     for part, count in sorted(found.parts.items(), key=lambda item: -item[1]):
-        table.add_row(part, _number(count), *("trains" if part in s.stage.trained else "-" for s in found.stages))
+        table.add_row(part, _number(count), *(_trains(s, part, count) for s in found.stages))
     total = sum(found.parts.values())
     table.add_section()
-    trained = [sum(n for part, n in found.parts.items() if part in s.stage.trained) for s in found.stages]
+    trained = [sum(s.trained.values()) for s in found.stages]
     table.add_row("all", _number(total), *(f"{_number(n)}, {n / total:.1%}" for n in trained))
     return table
+
+
+def _trains(found: StageEstimate, part: Part, count: int) -> str:
+    trained = found.trained.get(part, 0)
+    return "-" if not trained else "trains" if trained == count else f"adapters, {_number(trained)}"
 
 
 def _flops_line(found: StageEstimate) -> str:
@@ -72,7 +78,7 @@ def _memory(stage: StageEstimate) -> Table:
         "weights",
         "VAE, tables",
         "gradients",
-        "AdamW",
+        "AdamW, EMA",
         "gathered",
         "activations",
         f"({other})",
@@ -82,7 +88,13 @@ def _memory(stage: StageEstimate) -> Table:
         table.add_column(name, justify="right")
     for case in stage.cases:
         memory, state = case.memory, case.memory.state
-        sizes = (state.weights, state.autoencoder + state.buffers, state.gradients, state.optimizer, memory.gathered)
+        sizes = (
+            state.weights,
+            state.autoencoder + state.buffers,
+            state.gradients,
+            state.optimizer + state.ema,
+            memory.gathered,
+        )
         sizes = (*sizes, memory.activations.peak, stage.activations[not stage.stage.checkpointing].peak, memory.encode)
         table.add_row(str(case.plan.ranks), case.plan.name, *map(_gb, sizes), f"[bold]{_gb(memory.needed)}")
     return table
@@ -129,7 +141,8 @@ def _stage_json(found: Estimate, stage: StageEstimate) -> dict[str, Any]:
     return {
         "name": stage.stage.name,
         "trains": list(stage.stage.trained),
-        "trained_parameters": sum(n for part, n in found.parts.items() if part in stage.stage.trained),
+        "trained_parameters": sum(stage.trained.values()),
+        "lora": None if stage.stage.lora is None else vars(stage.stage.lora),
         "steps": stage.stage.steps,
         "tokens": stage.tokens,
         "packs_a_step": stage.stage.accumulate,

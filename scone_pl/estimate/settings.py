@@ -13,6 +13,7 @@ from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
 from scone_pl.estimate.state import Plan
 from scone_pl.model.config import PRESETS, BridgeConfig, SconeConfig
+from scone_pl.model.lora import LoRAConfig
 from scone_pl.training.chain import ChainStep, check_names, plan
 from scone_pl.training.parts import Part
 
@@ -23,6 +24,8 @@ class Stage:
 
     name: str
     trained: tuple[Part, ...]
+    lora: LoRAConfig | None
+    ema: bool
     bridge: BridgeConfig | None
     steps: int
     """Optimizer steps; -1 = until stopped."""
@@ -75,15 +78,15 @@ def _sizes(folder: str, preset: str | None) -> tuple[SconeConfig, str]:
         return read_config(folder), folder
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset}: one of {', '.join(PRESETS)}")
-    if preset is None:  # `scone_pl mini base` writes to .../base, see `training.module.check_start`
-        mini = "mini_photo" if "photo" in folder else "mini"
-        preset = mini if Path(folder).name == "base" else "bagel_7b"
+    if preset is None:  # the recipes for a laptop keep everything under runs/mini and runs/photos
+        small = {"mini": "mini", "photos": "mini_photo"}
+        preset = next((small[part] for part in Path(folder).parts if part in small), "bagel_7b")
     return PRESETS[preset](), f"preset {preset}, as {folder} is not there"
 
 
 def _stage(name: str, settings: Any) -> Stage:
     model, trainer = settings.model.init_args, settings.trainer
-    bridge = model.get("bridge")
+    bridge, lora = model.get("bridge"), model.get("lora")
     packing = settings.data.packing.as_dict() if settings.data.packing is not None else {}
     for key in ("vae_resize", "vit_resize"):
         if key in packing:
@@ -92,6 +95,8 @@ def _stage(name: str, settings: Any) -> Stage:
     return Stage(
         name=name or settings.model.class_path.rsplit(".", 1)[-1],
         trained=tuple(model.trainable),
+        lora=None if lora is None else LoRAConfig(**lora.as_dict()),
+        ema=model.ema.decay > 0,
         bridge=None if bridge is None else BridgeConfig(**bridge.as_dict()),
         steps=trainer.max_steps,
         accumulate=trainer.accumulate_grad_batches,

@@ -13,6 +13,7 @@ from scone_pl.model.config import SconeConfig
 from scone_pl.model.flops import StepFlops, count_tokens, step_flops
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.model.vae import build_autoencoder
+from scone_pl.training.parts import EXPERTS
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ def pack_flops(config: SconeConfig, stage: Stage, pack: PackedSequence) -> PackF
         for image in images[:1]:  # all are of one size
             autoencoder.encode(image[None])
     encode = counter.get_total_flops() * len(images)
-    return PackFlops(step_flops(config, counts, stage.trained), encode, counts.pairs[0] / len(pack) ** 2)
+    # Adapters cost next to nothing, but the weights beside them need no gradient.
+    trained = set(stage.trained) - set(EXPERTS if stage.lora else ())
+    return PackFlops(step_flops(config, counts, trained), encode, counts.pairs[0] / len(pack) ** 2)
 
 
 @dataclass(frozen=True)

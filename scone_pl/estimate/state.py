@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from scone_pl.model.config import SconeConfig
+from scone_pl.model.lora import LoRAConfig, add_lora
 from scone_pl.model.scone import Scone
-from scone_pl.training.parts import Part, part_of
+from scone_pl.training.parts import Part, part_of, set_trainable
 
 MASTER_BYTES = 4
 """Of a weight that trains, its gradient, and either moment of AdamW: float32."""
@@ -64,6 +65,8 @@ class RankState:
     gradients: int
     optimizer: int
     """AdamW's two moments."""
+    ema: int
+    """The average of the weights that train."""
     buffers: int
     """Position tables."""
     trained: int
@@ -71,34 +74,43 @@ class RankState:
 
     @property
     def total(self) -> int:
-        return self.weights + self.autoencoder + self.gradients + self.optimizer + self.buffers
+        return self.weights + self.autoencoder + self.gradients + self.optimizer + self.ema + self.buffers
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network's parameters by name, without their values."""
+    """The parameters of a network as a stage trains it, by name, without their values."""
 
     shapes: dict[str, tuple[int, ...]]
+    trains: frozenset[str]
     buffers: int
     """Elements of the position tables."""
 
     @classmethod
-    def of(cls, config: SconeConfig) -> Network:
-        """Built on the meta device."""
+    def of(cls, config: SconeConfig, trained: Collection[Part], lora: LoRAConfig | None = None) -> Network:
+        """Built on the meta device; with `lora` only adapters of the experts train."""
         with torch.device("meta"):
             model = Scone(config)
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        return cls(shapes, sum(b.numel() for b in model.buffers()))
+        if lora is not None:
+            add_lora(model.language_model.model.layers, lora, trained)
+        set_trainable(model, trained, lora=lora is not None)
+        named = dict(model.named_parameters())
+        return cls(
+            shapes={name: tuple(p.shape) for name, p in named.items()},
+            trains=frozenset(name for name, p in named.items() if p.requires_grad),
+            buffers=sum(b.numel() for b in model.buffers()),
+        )
 
-    def count(self) -> dict[Part, int]:
-        """Parameters of each part."""
+    def count(self, *, trained: bool = False) -> dict[Part, int]:
+        """Parameters of each part, or those of them that train."""
         counts: dict[Part, int] = {}
         for name, shape in self.shapes.items():
-            counts[part_of(name)] = counts.get(part_of(name), 0) + math.prod(shape)
+            if name in self.trains or not trained:
+                counts[part_of(name)] = counts.get(part_of(name), 0) + math.prod(shape)
         return counts
 
-    def state(self, trained: Collection[Part], plan: Plan) -> RankState:
-        """What a rank holds when the parts `trained` train."""
+    def state(self, plan: Plan, *, ema: bool = False) -> RankState:
+        """What a rank holds, with an average of the weights that train if `ema`."""
         # FSDP2 casts what computes, so frozen weights are kept that small (`training.sharding.freeze_dtype`).
         frozen = SIZES[plan.compute] if plan.kind == "sharded" else MASTER_BYTES
         weights = autoencoder = own = 0
@@ -107,7 +119,7 @@ class Network:
                 autoencoder += math.prod(shape) * MASTER_BYTES
                 continue
             size = -(-shape[0] // plan.parts) * math.prod(shape[1:])  # split along the first axis
-            trains = part_of(name) in trained
+            trains = name in self.trains
             weights += size * (MASTER_BYTES if trains else frozen)
             own += size * trains
         return RankState(
@@ -115,18 +127,19 @@ class Network:
             autoencoder=autoencoder,
             gradients=own * MASTER_BYTES,
             optimizer=2 * own * MASTER_BYTES,
+            ema=own * MASTER_BYTES * ema,
             buffers=self.buffers * MASTER_BYTES,
             trained=own,
         )
 
-    def units(self, trained: Collection[Part]) -> tuple[Unit, Unit]:
+    def units(self) -> tuple[Unit, Unit]:
         """What `training.sharding.shard` gathers together: a decoder layer, and all that is in no layer."""
         layer, root = [0, 0], [0, 0]
         for name, shape in self.shapes.items():
             in_layer = ".layers." in name
-            if name.startswith("autoencoder.") or (in_layer and ".layers.0." not in name) or ("encoder.layers" in name):
+            if name.startswith("autoencoder.") or "encoder.layers" in name or (in_layer and ".layers.0." not in name):
                 continue
             unit = layer if in_layer else root
             unit[0] += math.prod(shape)
-            unit[1] += math.prod(shape) * (part_of(name) in trained)
+            unit[1] += math.prod(shape) * (name in self.trains)
         return Unit(*layer), Unit(*root)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json as json_format
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
-from scone_pl.complaints import one_line
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import BENCHMARKS, BenchmarkName
+from scone_pl.evaluation.command_line import parse
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import data_file, read_items
 from scone_pl.evaluation.judge_config import JudgeConfig
@@ -32,8 +28,6 @@ from scone_pl.evaluation.steps import judge as run_judge
 from scone_pl.evaluation.summary import Summary
 
 Step = Literal["generate", "judge", "tables"]
-_LISTS = ("--tasks", "--pictures", "--compare")
-_SWITCHES = ("--json", "--dry_run")
 
 
 def evaluate(
@@ -74,9 +68,10 @@ def evaluate(
         judge: whom to ask, and how.
         extra: arguments for `predict`; type them behind a lone --.
     """
-    chosen, folder = BENCHMARKS[benchmark], _folder(output, pictures)
+    chosen = BENCHMARKS[benchmark]
     _at_least_one(rounds=rounds, scorings=scorings)
     generating = only in (None, "generate") and not pictures
+    folder = EvaluationFolder.open(output, pictures, remember=not generating)
     if generating and checkpoint is None:
         raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --pictures DIR)")
     if extra and not generating:
@@ -143,7 +138,7 @@ def judge(
         dry_run: only count the questions and what they have cost so far.
         judge: whom to ask, and how.
     """
-    chosen, folder = BENCHMARKS[benchmark], _folder(output, pictures)
+    chosen, folder = BENCHMARKS[benchmark], EvaluationFolder.open(output, pictures)
     _at_least_one(rounds=rounds, scorings=scorings)
     items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
     judgements = plan_judgements(folder, chosen, items, judge, rounds, scorings)
@@ -206,10 +201,6 @@ def _others(files: Sequence[str], benchmark: Any, language: str | None) -> list[
     return [(_name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
 
 
-def _folder(output: str, pictures: Sequence[str] | None) -> EvaluationFolder:
-    return EvaluationFolder(Path(output), tuple(map(Path, pictures or [])))
-
-
 def _check_service(config: JudgeConfig, folder: EvaluationFolder) -> None:
     """A missing key must not show after a day of generating; with answers there, none may be needed."""
     if not folder.answers.exists():
@@ -242,46 +233,11 @@ VERBS: dict[str, Callable[..., int]] = {"evaluate": evaluate, "judge": judge, "t
 def main(args: list[str]) -> int:
     """Runs a verb, its name first; mistakes are one line."""
     verb, args = args[0], args[1:]
-    function = VERBS[verb]
-    extra: list[str] = []
+    extra: dict[str, Any] = {}
     if verb == "evaluate" and "--" in args:
         at = args.index("--")
-        args, extra = args[:at], args[at + 1 :]
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"python -m scone_pl {verb}", description=function.__doc__.split("\n")[0])
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
-    parser.add_function_arguments(function, as_group=False, skip={"extra"})
-    complaints = io.StringIO()
+        args, extra = args[:at], {"extra": args[at + 1 :]}
     try:
-        with contextlib.redirect_stderr(complaints):
-            settings = parser.instantiate_classes(parser.parse_args(_spelled_out(args)))
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            raise
-        raise UserError(one_line(complaints.getvalue())) from None
-    given = settings.as_dict()
-    given.pop("config", None)
-    given |= {"judge": settings.judge} if "judge" in given else {}
-    return function(**given, **({"extra": extra} if extra else {}))
-
-
-def _spelled_out(args: Sequence[str]) -> list[str]:
-    """As jsonargparse spells it: a list is one JSON text, a switch has a value."""
-    spelled: list[str] = []
-    rest = list(args)
-    while rest:
-        arg = rest.pop(0)
-        if arg in _LISTS:
-            words: list[str] = []
-            while rest and not rest[0].startswith("--"):
-                words.append(rest.pop(0))
-            if len(words) == 1 and words[0].startswith("["):
-                spelled += [arg, words[0]]
-            else:
-                parts = [part for word in words for part in (word.split(",") if arg == "--tasks" else [word]) if part]
-                spelled += [arg, json_format.dumps(parts)]
-        elif arg in _SWITCHES and (not rest or rest[0] not in ("true", "false")):
-            spelled.append(f"{arg}=true")
-        else:
-            spelled.append(arg)
-    return spelled
+        return VERBS[verb](**parse(verb, VERBS[verb], args), **extra)
+    except OSError as error:
+        raise UserError(f"{verb}: {error.filename or 'a file'}: {error.strerror or error}") from error

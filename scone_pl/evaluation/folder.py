@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.items import Item
 from scone_pl.files import write_json
+
+_ABOUT = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,37 @@ class EvaluationFolder:
         except (OSError, ValueError):
             return {"pictures": str(self.pictures_of(sampling))}
 
+    @classmethod
+    def open(cls, output: str | Path, pictures: Sequence[str] | None, *, remember: bool = True) -> EvaluationFolder:
+        """The folder `output`.
+
+        Args:
+            output: its path.
+            pictures: folders of pictures made elsewhere.
+            remember: without `pictures`, take those that were named the last time.
+        """
+        path = Path(output)
+        named = pictures or (_known(path).get("pictures") if remember else None)
+        return cls(path, tuple(map(Path, named or [])))
+
     def begin(self, benchmark: Benchmark, **about: str | None) -> dict[str, Any]:
         """Records what is evaluated here (None leaves what is known as it is), and returns it.
 
         Raises:
             UserError: the folder holds the other benchmark.
         """
-        file = self.path / "evaluation.json"
-        try:
-            known = json.loads(file.read_text())
-        except (OSError, ValueError):
-            known = {}
+        known = _known(self.path)
         if known.get("benchmark", benchmark.name) != benchmark.name:
             raise UserError(f"{self.path}: holds an evaluation of {known['benchmark']}; choose another --output")
         known |= {"benchmark": benchmark.name, **{name: value for name, value in about.items() if value is not None}}
-        write_json(known, file)
+        known["pictures"] = [str(place.resolve()) for place in self.pictures]
+        write_json(known, self.path / _ABOUT)
         return known
+
+
+def _known(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -74,8 +74,9 @@ def read_items(
         language: only items whose `instruction_language` is this.
 
     Raises:
-        UserError: naming file and line: see `read_requests`; an unknown task; labels that do not fit the candidates,
-            or none that is 1; more lists of candidates than references. Also if nothing is left.
+        UserError: naming file and line: see `read_requests`; an unknown task; labels that do not fit the candidates;
+            more lists of candidates than references. Also if nothing is left. A warning tells of items without a
+            label that is 1, and of case types that are not understood.
     """
     # The reader of prompts comes with torch; tables do without.
     from scone_pl.data.jsonl import read_requests
@@ -85,6 +86,7 @@ def read_items(
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     items = []
     strange: Counter[str] = Counter()
+    hopeless: list[str] = []
     for request, line in zip(requests, lines, strict=True):
         record = json.loads(line)
         if request.task_type not in benchmark.tasks:
@@ -98,6 +100,7 @@ def read_items(
         subjects, labels = (), ()
         if benchmark.has_distinction(request.task_type):
             subjects, labels = _candidates(record, len(request.images), request.where)
+            hopeless += [] if any(map(any, labels)) else [request.where]
         items.append(
             Item(
                 key=request.key,
@@ -110,6 +113,11 @@ def read_items(
                 subjects=subjects,
                 labels=labels,
             )
+        )
+    if hopeless:  # kept: the published numbers have them too (EVAL_SPEC 5, number 20)
+        warnings.warn(
+            f"{hopeless[0]}: no candidate is labelled 1, so the item gets 5 in DIS at most ({len(hopeless)} such)",
+            stacklevel=2,
         )
     if strange:
         named = ", ".join(f"{name!r} ({count})" for name, count in strange.most_common(5))
@@ -158,8 +166,8 @@ def _candidates(
     flat = [label for group in labels for label in group]
     if set(flat) - {0, 1}:
         raise UserError(f"{where}: `subject_label` must hold 0 and 1 only")
-    if 1 not in flat:
-        raise UserError(f"{where}: no candidate is labelled 1, so the item could not get more than 5 in DIS")
+    if not flat:
+        raise UserError(f"{where}: `subject_list` names no candidate, so DIS can not be scored")
     if any(not name.strip() for group in subjects for name in group):
         raise UserError(f"{where}: a candidate in `subject_list` has no description")
     return tuple(map(tuple, subjects)), tuple(map(tuple, labels))

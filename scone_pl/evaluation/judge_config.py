@@ -26,11 +26,11 @@ class JudgeConfig:
     """Calls in flight."""
     timeout: float = 180.0
     """Seconds for one request and its answer."""
-    max_tries: int = 8
+    max_tries: int = 10
     """Requests for one answer, when the service is busy, fails or hangs up."""
     first_wait: float = 1.0
     """Seconds after the first failed try; doubled each time, less up to a half at random."""
-    longest_wait: float = 60.0
+    longest_wait: float = 120.0
     """Seconds between two tries at most; where the service itself says how long to wait (Retry-After), that counts."""
     max_answers: int = 3
     """Answers to one question, when none of them can be read."""

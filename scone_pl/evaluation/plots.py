@@ -43,6 +43,7 @@ def radar(summaries: Sequence[Summary]) -> Figure:
     panels += [("DIS", "distinction (DIS)", distinction)] if distinction else []
     figure = Figure(figsize=(6.4 * len(panels), 6.0), layout="constrained")
     paper = published(benchmark).rows
+    floor = _floor(summaries, [f"{task}.{column}" for column, _, tasks in panels for task in tasks])
     for number, (column, title, tasks) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number, projection="polar")
         angles = [2 * math.pi * i / len(tasks) for i in range(len(tasks))]
@@ -62,7 +63,7 @@ def radar(summaries: Sequence[Summary]) -> Figure:
         axes.grid(color="#e2e8f0")
         axes.spines["polar"].set_color("#cbd5e1")
         axes.set_rlabel_position(180 / len(tasks))
-        axes.set_ylim(_floor(summaries, column, tasks), 10)
+        axes.set_ylim(floor, 10)
         axes.set_title(title, fontsize=12, pad=18)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
@@ -146,11 +147,11 @@ def _polygon(
         axes.fill(turn, ring, color=colour, alpha=0.12)
 
 
-def _floor(summaries: Sequence[Summary], column: str, tasks: Sequence[str]) -> float:
+def _floor(summaries: Sequence[Summary], columns: Sequence[str]) -> float:
     """Where the radar's middle is: 0 if anything is below 2."""
     paper = published(summaries[0].benchmark).rows
     rows = [*(paper[method] for method in BESIDE), *(summary.mean for summary in summaries)]
-    values = [value for row in rows for task in tasks if (value := row.get(f"{task}.{column}")) is not None]
+    values = [value for row in rows for column in columns if (value := row.get(column)) is not None]
     return _RADAR_FLOOR if values and min(values) >= _RADAR_FLOOR + 0.5 else 0.0
 
 

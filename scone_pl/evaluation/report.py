@@ -32,6 +32,15 @@ LOW = 5
 REFERENCE_SIDE, PICTURE_SIDE = 160, 256
 """Longest side of the images in the page, in pixels."""
 
+FAULTS = {
+    "redundancy": "redundancy",
+    "omission": "omission",
+    "consistency": "low consistency",
+    "following": "low prompt following",
+    "failed": "not judged",
+}
+"""What a card can be filtered by, and its name there."""
+
 _QUALITY = 72
 
 
@@ -63,10 +72,12 @@ def write_report(
     tasks = [f'<option value="{_e(task)}">{_e(short[task])}</option>' for task in summary.benchmark.tasks]
     n = summary.combined["n_groups"]
     about = f"{len(items)} items, {n} group{'s' if n != 1 else ''} (sampling x scoring). "
-    about += f"{summary.lost} records lack a score."
+    about += f"{summary.lost} record{' lacks' if summary.lost == 1 else 's lack'} a score."
+    if models := summary.provenance["models"]:
+        about += f" Judged by {', '.join(models)}."
     page = Template((PAGE / "report.html").read_text(encoding="utf-8")).substitute(
         title=_e(f"{summary.benchmark.title}: {summary.name}"),
-        about=_e(about + _judges(records)),
+        about=_e(about),
         css=(PAGE / "report.css").read_text(encoding="utf-8"),
         js=(PAGE / "report.js").read_text(encoding="utf-8"),
         tables=_table(summary),
@@ -79,7 +90,7 @@ def write_report(
 
 
 def faults_of(records: Records) -> list[str]:
-    """What went wrong with an item in any group: redundancy, omission, consistency, following, failed."""
+    """What went wrong with an item in any group, see `FAULTS`."""
     found = {
         "redundancy": any(is_redundant(record) for record in records),
         "omission": any(is_omitted(record) for record in records),
@@ -98,7 +109,7 @@ def _card(place: int, item: Item, task: str, records: Records, picture_of: Calla
     faults = faults_of(records)
     scores = [item_scores(record) for record in records if is_complete(record)]
     com, dis = (_mean([row[name] for row in scores if name in row]) for name in ("COM", "DIS"))
-    tags = "".join(f'<span class="tag">{_e(fault)}</span>' for fault in faults)
+    tags = "".join(f'<span class="tag">{_e(FAULTS[fault])}</span>' for fault in faults)
     samplings = sorted({record["sampling"] for record in records}) or [1]
     rounds = [
         _round(item, sampling, [r for r in records if r["sampling"] == sampling], picture_of(item, sampling))
@@ -182,12 +193,6 @@ def _table(summary: Summary) -> str:
         mark = ' class="ours"' if ours else ""
         rows.append(f"<tr{mark}><td>{_e(method)}</td>{cells}</tr>")
     return f'<div class="scroll"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
-
-
-def _judges(records: Records) -> str:
-    judges = [record["judge"] for record in records if isinstance(record.get("judge"), dict)]
-    models = sorted({str(judge["model"]) for judge in judges if judge.get("model")})
-    return f" Judged by {', '.join(models)}." if models else ""
 
 
 def _image(file: Path, side: int) -> str:

@@ -74,7 +74,11 @@ def judge(
             records = [record_of(judgement, store, generation[judgement.sampling]) for judgement in ordered]
             write_records(records, folder.scores)
     complete = sum(is_complete(record) for record in records)
-    say(f"judged: {complete} of {len(records)} records complete; {asker.usage.answers} answers, {asker.usage}")
+    used = used_by(judgements, store, config)
+    say(
+        f"judged: {complete} of {len(records)} records complete; this time {asker.usage.answers} answers, {asker.usage}"
+    )
+    say(f"in all {used.answers} answers, {used}")
     if complete < len(records):
         say("the others are in no average, their reasons are in the tables and the report; run again to ask once more")
     say(f"scores: {folder.scores}")
@@ -84,13 +88,9 @@ def judge(
 def describe_plan(folder: EvaluationFolder, judgements: Sequence[Judgement], config: JudgeConfig) -> str:
     """What `judge` would do: questions, of these unanswered, and what the answers so far have cost."""
     store = AnswerStore(folder.answers)
-    calls = {call.ask: call for judgement in judgements for call in judgement.calls}
+    calls = {call.ask for judgement in judgements for call in judgement.calls}
     missing = [call for call, _ in missing_calls(judgements, store, retry_failed=config.retry_failed)]
-    used = Usage(price_of(config.model, config.prices))
-    for ask in calls:
-        for answer in store.of(ask):
-            if answer.text is not None:
-                used.add(answer.usage)
+    used = used_by(judgements, store, config)
     unasked = sum(judgement.failure is not None for judgement in judgements)
     kinds = ", ".join(f"{sum(c.kind == kind for c in missing)} {kind}" for kind in ("PF", "SC", "DIS", "PHY"))
     each = f"; at their average, {used.dollars / used.answers * len(missing):.2f} dollars more" if used.dollars else ""
@@ -99,6 +99,16 @@ def describe_plan(folder: EvaluationFolder, judgements: Sequence[Judgement], con
         f"{len(calls)} questions, {len(missing)} to ask ({kinds})\n"
         f"answered so far: {used.answers} answers, {used}{each}"
     )
+
+
+def used_by(judgements: Sequence[Judgement], store: AnswerStore, config: JudgeConfig) -> Usage:
+    """What all stored answers to these questions have taken."""
+    used = Usage(price_of(config.model, config.prices))
+    for ask in {call.ask for judgement in judgements for call in judgement.calls}:
+        for answer in store.of(ask):
+            if answer.text is not None:
+                used.add(answer.usage)
+    return used
 
 
 def compared(

@@ -9,6 +9,7 @@ from typing import Any
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.bootstrap import LEVEL, RESAMPLES, intervals
 from scone_pl.evaluation.groups import Records, combine, completeness, faults, group_tables
+from scone_pl.evaluation.provenance import provenance
 from scone_pl.evaluation.stability import stability
 
 
@@ -25,6 +26,8 @@ class Summary:
     stability: dict[str, Any]
     completeness: dict[str, dict[str, Any]]
     faults: dict[str, dict[str, float]]
+    provenance: dict[str, Any]
+    """See `provenance.py`."""
     plausibility: dict[str, dict[str, float]]
     """Per task mean and n of PHY, and their unweighted mean as `average`; empty if it was not judged."""
 
@@ -41,6 +44,7 @@ class Summary:
             stability=stability(records, groups, benchmark),
             completeness=completeness(records, benchmark),
             faults=faults(records, benchmark),
+            provenance=provenance(records),
             plausibility=_plausibility(records, benchmark),
         )
 
@@ -70,6 +74,7 @@ class Summary:
             "stability": self.stability,
             "completeness": self.completeness,
             "faults": self.faults,
+            "provenance": self.provenance,
             "plausibility": self.plausibility or None,
         }
 

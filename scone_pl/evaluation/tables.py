@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from scone_pl.evaluation.benchmark import Benchmark
@@ -100,7 +100,7 @@ def detail_markdown(summary: Summary) -> str:
         note += f" Some columns exist in fewer groups: {combined['n_of']}."
     if not summary.groups or any(group["average"] is None for group in summary.groups):
         note += " Groups without every task have no average."
-    return f"{markdown(heads, rows)}\n\n{note}"
+    return f"{markdown(heads, rows)}\n\n{note}{_provenance(summary)}"
 
 
 def extra_markdown(summary: Summary) -> str:
@@ -126,7 +126,7 @@ def extra_markdown(summary: Summary) -> str:
         for reason, count in found["failures"].items()
     ]
     if failures:
-        parts.append("### Records without scores\n\n" + markdown(["Task", "n", "reason"], failures))
+        parts.append("### Records without scores\n\n" + markdown(["Task", "n", "reason"], failures, (0, 2)))
     if summary.combined["n_groups"] > 1:
         parts.append("### Stability\n\n" + _stability(summary))
     if summary.plausibility:
@@ -158,16 +158,31 @@ def comparison_markdown(found: Mapping[str, Any], first: str, second: str) -> st
     return f"{markdown(heads, rows)}\n\n{note}"
 
 
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, so that it reads well in a terminal too; the first column is text."""
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], text: Collection[int] = (0,)) -> str:
+    """Columns aligned, so that it reads well in a terminal too; `text` says which hold text, the others numbers."""
     widths = [max(3, *(len(row[c]) for row in (heads, *rows))) for c in range(len(heads))]
     lines = [[head.ljust(width) for head, width in zip(heads, widths, strict=True)]]
-    lines.append(["-" * w if c == 0 else "-" * (w - 1) + ":" for c, w in enumerate(widths)])
+    lines.append(["-" * w if c in text else "-" * (w - 1) + ":" for c, w in enumerate(widths)])
     lines += [
-        [cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        [cell.ljust(w) if c in text else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))]
         for row in rows
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _provenance(summary: Summary) -> str:
+    """Who has judged, and what drew the pictures, in a paragraph of its own; empty if the records do not say."""
+    found = summary.provenance
+    parts = []
+    if found["models"]:
+        days = " to ".join(dict.fromkeys(date[:10] for date in found["dates"]))
+        parts.append(f"Judge: {', '.join(found['models'])}, {days}; prompts {', '.join(found['prompts'])}.")
+    for made in found["generation"]:
+        steps = made.get("sampling", {}).get("num_inference_steps")
+        if steps:
+            rounds = ", ".join(map(str, made["rounds"]))
+            parts.append(f"Pictures: weights {made['weights']}, seed {made['seed']}, rounds {rounds}, {steps} steps.")
+    return "\n\n" + " ".join(parts) if parts else ""
 
 
 def _stability(summary: Summary) -> str:

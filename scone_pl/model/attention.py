@@ -262,9 +262,9 @@ def _context_and_own(run: Run, x: Tensor, start: int, length: int) -> Tensor:
 
 def attended_pairs(pack: PackedSequence, blocked: Tensor | None = None) -> int:
     """How many (query, key) pairs attend: `dense_mask(pack, blocked).sum()` without the L x L mask."""
-    context = pack.per_split([s.kind != SplitKind.TARGET for s in pack.splits]).bool()
     hidden = [0] * pack.num_samples
     if blocked is not None:
+        context = pack.per_split([s.kind != SplitKind.TARGET for s in pack.splits]).bool()
         samples = pack.sample_of_token[blocked & context]
         hidden = torch.bincount(samples, minlength=pack.num_samples).tolist()
     pairs = 0

@@ -66,13 +66,14 @@ def count_tokens(
                 pairs[layer] = early
             elif _spares(bridge, layer):
                 pairs[layer] = late
+    generation = sum(len(split.content) for split in pack.latent_splits)
     return TokenCounts(
-        understanding=len(pack.understanding_index),
-        generation=len(pack.latent_index),
-        targets=len(pack.target_index),
+        understanding=len(pack) - generation,
+        generation=generation,
+        targets=sum(len(split.content) for split in pack.splits_of(SplitKind.TARGET)),
         latent_splits=len(pack.latent_splits),
         labels=len(pack.label_index),
-        vit=len(pack.vit_index),
+        vit=sum(rows * columns for rows, columns in pack.vit_grids),
         vit_pairs=sum((rows * columns) ** 2 for rows, columns in pack.vit_grids),
         pairs=tuple(pairs),
     )

@@ -26,6 +26,11 @@ class StepProgress(RichProgressBar):
         metrics.pop("v_num", None)
         return {name.rsplit("/", 1)[-1]: value for name, value in metrics.items()}
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)  # it adds 1
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"
 

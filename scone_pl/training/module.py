@@ -25,13 +25,17 @@ from scone_pl.generation.pictures import save_picture
 from scone_pl.generation.prompts import picture_size, prompts_of
 from scone_pl.generation.sampler import SamplingConfig, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.model.config import BridgeConfig
+from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
 from scone_pl.model.scone import Scone
+from scone_pl.tensor_files import copy_part
 from scone_pl.training import losses
+from scone_pl.training.ema import EMA, EMAConfig
 from scone_pl.training.gradients import GradientGuard
-from scone_pl.training.parts import Part, count_parameters, set_trainable
+from scone_pl.training.parts import Part, count_trainable, set_trainable
 from scone_pl.training.predictions import PredictionFolder, picture_seed
+from scone_pl.training.results import DESCRIPTION
 from scone_pl.training.runs import weights_identity
-from scone_pl.training.sharding import ShardingConfig, freeze_dtype, is_sharded, needs_wrapping, shard
+from scone_pl.training.sharding import FullySharded, ShardingConfig, freeze_dtype, is_sharded, needs_wrapping, shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,8 @@ class SconeModule(pl.LightningModule):
         activation_checkpointing: bool = True,
         nonfinite_gradient: Literal["stop", "skip"] = "stop",
         sharding: ShardingConfig = ShardingConfig(),  # noqa: B008 (immutable)
+        lora: LoRAConfig | None = None,
+        ema: EMAConfig = EMAConfig(),  # noqa: B008 (immutable)
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (immutable)
         mask_sampling: bool = False,
         sampling_seed: int = 1234,
@@ -105,7 +111,10 @@ class SconeModule(pl.LightningModule):
             attention: Attention backend: split (any device) or flex (CUDA).
             activation_checkpointing: Recompute each decoder layer in the backward pass to save memory.
             nonfinite_gradient: Where a step's gradient is not finite: stop, naming step and samples, or skip that step.
-            sharding: FSDP2 settings, used under ModelParallelStrategy.
+            sharding: FSDP2 settings, used by trainer.strategy fully_sharded.
+            lora: Train low-rank adapters of the trainable experts instead of their weights, for few GPUs; null = off.
+                The result's weights have them merged in.
+            ema: Average of the weights that train (needs trainer.strategy fully_sharded).
             sampling: How previews and predictions are sampled.
             mask_sampling: Apply `bridge` while sampling too (the release samples without).
             sampling_seed: Seed of predictions; a picture's noise depends on it, the round and the sample's key alone.
@@ -127,6 +136,8 @@ class SconeModule(pl.LightningModule):
         self.gradients = GradientGuard(nonfinite_gradient)
         self._step_sums: dict[str, Tensor] = {}
         self.sharding = sharding
+        self.lora, self.ema_config = lora, ema
+        self.ema: EMA | None = None
         self.sampling = dataclasses.replace(sampling, bridge=bridge if mask_sampling else sampling.bridge)
         self.sampling_seed, self.sampling_round = sampling_seed, sampling_round
         if alignment.weight and bridge is None:
@@ -134,6 +145,7 @@ class SconeModule(pl.LightningModule):
                 "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"
             )
         folder = check_start(self.init_from)
+        self._start_identity = weights_identity(folder)
         self.config = read_config(folder)
         last_layer = self.config.decoder.num_layers - 1
         if bridge is not None and bridge.last_masked_layer > last_layer:
@@ -165,10 +177,12 @@ class SconeModule(pl.LightningModule):
             shard(model, mesh, self.sharding)
         model.to_empty(device=self.trainer.strategy.root_device)
         load_weights(model, self.init_from)
+        for _, parameter, value in initial_weights(model, seed_of("lora")):
+            copy_part(value, parameter)
         self.model = model
-        counts = count_parameters(model)
-        trained = ", ".join(f"{part} {counts[part] / 1e6:.2f} M" for part in counts if part in self.trainable)
-        rank_zero_info(f"{type(self).__name__}: {sum(counts.values()) / 1e6:.2f} M parameters, training {trained}")
+        total = sum(p.numel() for p in model.parameters())
+        trained = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in count_trainable(model).items())
+        rank_zero_info(f"{type(self).__name__}: {total / 1e6:.2f} M weights of {self.init_from}, training {trained}")
 
     def meta_model(self) -> Scone:
         """The network of this stage without memory for its weights, frozen as the stage says."""
@@ -176,8 +190,16 @@ class SconeModule(pl.LightningModule):
             model = Scone(self.config).to(torch.get_default_dtype())
         model.attention = self.attention
         model.language_model.model.activation_checkpointing = self.activation_checkpointing
-        set_trainable(model, self.trainable)
+        if self.lora is not None:
+            add_lora(model.language_model.model.layers, self.lora, self.trainable)
+        set_trainable(model, self.trainable, lora=self.lora is not None)
         return model
+
+    def on_fit_start(self) -> None:
+        if self.ema_config.decay and not isinstance(self.trainer.strategy, FullySharded):
+            raise UserError("model.ema.decay needs trainer.strategy fully_sharded, which saves the average")
+        if self.ema_config.decay:
+            self.ema = EMA(self.model.named_parameters(), self.ema_config.decay)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.optimizer_config
@@ -190,6 +212,12 @@ class SconeModule(pl.LightningModule):
             raise UserError("model.optimizer.decay_steps counts from the end; set trainer.max_steps")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.rate_factor(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As usual, then the average follows."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update()
 
     # ------------------------------------------------------------------ one pack
     def _losses(self, batch: Batch, *, sample_posterior: bool) -> dict[str, Tensor]:
@@ -334,11 +362,18 @@ class SconeModule(pl.LightningModule):
         return {
             "stage": type(self).__name__,
             "init_from": self.init_from,
+            "start": self._start_identity,
             "trainable": list(self.trainable),
             "bridge": None if self.bridge is None else dataclasses.asdict(self.bridge),
             "mask_sampling": self.sampling.bridge is not None,
+            "lora": None if self.lora is None else dataclasses.asdict(self.lora),
+            "ema": self.ema_config.decay,
             "steps": self.trainer.global_step,
         }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What `export` must know of a snapshot."""
+        checkpoint[DESCRIPTION] = dict(self.describe())
 
 
 def check_start(init_from: str) -> Path:

@@ -26,6 +26,7 @@ from scone_pl.model.flops import StepFlops, count_tokens, spared_pairs, step_flo
 from scone_pl.model.scone import SconeOutput
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.training.module import SconeModule
+from scone_pl.training.parts import EXPERTS
 
 PHASES = ("data", "forward", "backward", "optimizer", "checkpoint")
 """What a step's time is split into: waiting for data, forward with the autoencoder, backward, norm and AdamW, and
@@ -123,7 +124,7 @@ class Monitoring(pl.Callback):
 
     def _count(self, module: SconeModule) -> Any:
         """A hook behind the network's forward that adds up what its training passes compute."""
-        trained = set(module.trainable)
+        trained = set(module.trainable) - set(EXPERTS if module.lora else ())  # adapters cost next to nothing
         layers = module.config.decoder.num_layers
 
         def count(model: torch.nn.Module, args: tuple[Any, ...], output: SconeOutput) -> None:

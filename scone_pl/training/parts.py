@@ -6,11 +6,14 @@ from collections.abc import Collection
 from typing import Literal
 
 from scone_pl.model.experts import is_generation_parameter
+from scone_pl.model.lora import is_lora_parameter
 from scone_pl.model.scone import Scone
 
 Part = Literal["understanding", "generation", "connector", "latent_projections", "time_embedder", "vit", "autoencoder"]
 """`understanding` holds the token embedding and the language head too: only text passes through them.
 `latent_projections` are `vae2llm` and `llm2vae`."""
+
+EXPERTS: tuple[Part, ...] = ("understanding", "generation")
 
 _BY_PREFIX: dict[str, Part] = {
     "language_model": "understanding",
@@ -30,10 +33,27 @@ def part_of(name: str) -> Part:
     return _BY_PREFIX[name.split(".", 1)[0]]
 
 
-def set_trainable(model: Scone, parts: Collection[Part]) -> None:
-    """Freezes everything but `parts`. Frozen parameters get no gradient and no optimizer state."""
+def set_trainable(model: Scone, parts: Collection[Part], *, lora: bool = False) -> None:
+    """Freezes everything but `parts`. Frozen parameters get no gradient and no optimizer state.
+
+    Args:
+        model: the network.
+        parts: what trains.
+        lora: of the experts, only their adapters train.
+    """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) in parts)
+        part = part_of(name)
+        adapted = lora and part in EXPERTS
+        parameter.requires_grad_(part in parts and (not adapted or is_lora_parameter(name)))
+
+
+def count_trainable(model: Scone) -> dict[Part, int]:
+    """Parameters of each part that train; parts without any are left out."""
+    counts: dict[Part, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
+    return counts
 
 
 def count_parameters(model: Scone) -> dict[Part, int]:

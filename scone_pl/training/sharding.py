@@ -70,6 +70,11 @@ class FullySharded(ModelParallelStrategy):
         assert self.lightning_module is not None
         return self.lightning_module.model
 
+    def _average(self) -> dict[str, Any]:
+        """The EMA's section of a snapshot, if there is one."""
+        average = getattr(self.lightning_module, "ema", None)
+        return {} if average is None else {"ema": average.average}
+
     # ------------------------------------------------------------------ saving
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights that train, by their published names, sharded."""
@@ -83,7 +88,7 @@ class FullySharded(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Begins a snapshot, behind the one before; see `SnapshotWriter.write`."""
         self._writer.wait()
-        tensors = {"model": checkpoint.pop("state_dict")}
+        tensors = {"model": checkpoint.pop("state_dict"), **self._average()}
         for i, state in enumerate(checkpoint.pop("optimizer_states", [])):
             tensors[f"optimizer_{i}"] = state
         self._writer.write(tensors, checkpoint, Path(self.broadcast(filepath)))
@@ -101,7 +106,7 @@ class FullySharded(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         run = read_run(path)
-        tensors: dict[str, Any] = {"model": self.lightning_module_state_dict()}
+        tensors: dict[str, Any] = {"model": self.lightning_module_state_dict(), **self._average()}
         for i, optimizer in enumerate(self.optimizers):
             tensors[f"optimizer_{i}"] = self.optimizer_state(optimizer)
         read_tensors(path, tensors, "model")

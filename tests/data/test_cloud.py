@@ -1,6 +1,8 @@
 """Data sets behind s3:// and hf:// URLs: a real S3 service on loopback (where moto is installed), no network at all."""
 
 import functools
+import importlib
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -140,4 +142,14 @@ def test_hugging_face_without_network_is_one_line(storage, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"hf://datasets/me/set/manifest\.json: cannot be fetched \(Offline") as error:
         ShardSet.open("hf://datasets/me/set", storage)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("url", "package"), [("s3://data/set", "s3fs"), ("hf://datasets/me/set", "huggingface_hub")])
+def test_a_missing_package_is_named(storage, monkeypatch, url, package):
+    loaded = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(loaded, url.partition(":")[0], raising=False)
+    with pytest.raises(UserError, match=rf"{package}.*; install that, or copy the data set here") as error:
+        ShardSet.open(url, storage)
     assert "\n" not in str(error.value)

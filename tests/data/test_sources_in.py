@@ -119,7 +119,7 @@ def test_from_another_shard_set(shard_folder, tmp_path):
     assert set(faults.counts) == {"other kind"}
     assert max(side for sample in ShardSet.open(tmp_path / "some").index for side in sample.target) <= 20
     assert b"webp" in (tmp_path / "some/00000.tar").read_bytes()
-    with pytest.raises(UserError, match=r"no sample of the source is good \(60 small image\)"):
+    with pytest.raises(UserError, match=r"no sample of the source is good \(60 small image, first s0000"):
         convert(source, tmp_path / "none", ConvertConfig(min_side=17), progress=False)
 
 

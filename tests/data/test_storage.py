@@ -10,6 +10,7 @@ import pytest
 from data_helpers import Server, make_sample
 from torch.utils.data import DataLoader
 
+from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
@@ -135,6 +136,11 @@ def test_a_cache_too_small_is_said_at_the_start(shard_folder, form, tokenizer, p
         with pytest.raises(UserError, match="5 remote shards"):  # 8 consumers run ahead over all five
             check(0.99 * sum(sizes) / 1e9, 1, consumers=8)
         check(0.99 * sum(sizes) / 1e9, None, path=str(shard_folder))  # nothing of a local set is cached
+        tiny = dataclasses.replace(storage, cache_gigabytes=1e-6)
+        data = PackedDataModule(train=[Source(url)], packing=packing, storage=tiny)
+        data.connect(form, tokenizer)
+        with pytest.raises(UserError, match="cache_gigabytes is 1e-06, but 5 remote shards are in use"):
+            data.train_dataloader()
 
 
 def test_processes_in_too_small_a_cache_still_read_the_right_samples(shard_folder, storage):

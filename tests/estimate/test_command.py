@@ -10,9 +10,11 @@ import pytest
 from running import ROOT
 
 from scone_pl.__main__ import main
+from scone_pl.estimate.settings import read_recipe
 from scone_pl.gpus import GPUS, peak_of, read_gpus
 
 STAGE1, STAGE2 = (str(ROOT / f"experiments/{name}.yaml") for name in ("stage1", "stage2"))
+RECIPES = ("stage1", "stage2", "mini/stage1", "mini/stage2", "photos/stages")
 FORMATION = {"understanding", "connector"}
 GUIDANCE = {"understanding", "generation"}
 COMPOSITION = {"understanding", "generation", "connector", "latent_projections"}
@@ -45,6 +47,7 @@ def test_stage_two_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert not eight["gpus"]["a100-40"]["fits"]
     assert not guidance["cases"][0]["gpus"]["h100"]["fits"]
     assert "8 GPUs" in guidance["advice"]["h100"]
+    assert "LoRA" in guidance["advice"]["h100"]
     sizes = eight["bytes"]
     trained = guidance["trained_parameters"]
     assert sizes["optimizer"] == pytest.approx(trained, rel=1e-3), "8 bytes over 8 ranks"
@@ -75,6 +78,27 @@ def test_overrides_and_a_folder_s_own_sizes(bagel_folder: Path, capsys: pytest.C
     assert "activation_checkpointing true" in stage["advice"]["h100"]
     seconds = stage["cases"][0]["gpus"]["h100"]["step_seconds"]
     assert seconds == pytest.approx(3 * stage["flops"]["total"] / (989e12 * 0.4))
+
+
+def test_lora_and_the_average(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--config", STAGE2, "--chain", "null", "--devices", "1", "--model.init_args.ema.decay", "0.99"]
+    full = estimate(capsys, *args)["stages"][0]
+    assert "LoRA (model.init_args.lora {rank: 16})" in full["advice"]["h100"]
+    (case,) = full["cases"]
+    assert case["bytes"]["ema"] == case["bytes"]["gradients"] == 4 * full["trained_parameters"]
+    adapters = estimate(capsys, *args, "--model.init_args.lora", "{rank: 8}")["stages"][0]
+    assert adapters["cases"][0]["gpus"]["h100"]["fits"]
+    connector, widths = 16.98e6, 2 * 3584 + 2 * (3584 + 512) + 2 * 3584 + 3 * (3584 + 18944)
+    assert adapters["trained_parameters"] == pytest.approx(connector + 28 * 8 * widths, rel=1e-3)
+    assert adapters["flops"]["total"] < full["flops"]["total"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_without_their_weights(recipe: str) -> None:
+    found = read_recipe(["--config", str(ROOT / f"experiments/{recipe}.yaml")])
+    assert all(stage.steps > 0 and stage.trained for stage in found.stages)
+    preset = {"mini": "preset mini,", "photos": "preset mini_photo,"}.get(recipe.split("/")[0], "preset bagel_7b,")
+    assert found.source.startswith(preset)
 
 
 def test_a_laptop_s_recipe_and_the_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

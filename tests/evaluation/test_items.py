@@ -51,7 +51,7 @@ def test_selection(data, omni_items):
         ({"subject_label": [[0, True]]}, "must be lists"),
         ({"subject_label": [[0]]}, "shape of `subject_list`"),
         ({"subject_label": [[0, 2]]}, "0 and 1 only"),
-        ({"subject_label": [[0, 0]]}, "no candidate is labelled 1"),
+        ({"subject_label": [[]], "subject_list": [[]]}, "names no candidate"),
         ({"subject_list": [["a", "b"], ["c"]], "subject_label": [[0, 1], [1]]}, "2 lists in `subject_list` for 1"),
         ({"subject_list": [["a", " "]]}, "no description"),
         ({"case_type": 2}, "`case_type` must be a text"),
@@ -87,6 +87,14 @@ def test_a_strange_case_type_is_told_and_does_not_stop(copy):
     with pytest.warns(UserWarning, match=r"'Single' \(1\) not wholly understood"):
         items = read_items(SCONEEVAL, copy)
     assert [item.scene for item in items[:2]] == [False, True]
+
+
+def test_an_item_that_can_not_be_won_is_told_and_kept(copy):
+    records = lines(copy)
+    records[4]["subject_label"] = [[0, 0]]
+    write(copy, records)
+    with pytest.warns(UserWarning, match=r"data\.jsonl:5: no candidate is labelled 1.*\(1 such\)"):
+        assert len(read_items(SCONEEVAL, copy)) == 12
 
 
 def test_one_image_under_the_old_name(copy):

@@ -105,6 +105,7 @@ def test_steps_alone(data, checkpoint, here, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "| **another**" in text
     assert "Groups without every task have no average." in text
+    assert ">no picture<" not in (output / "report.html").read_text(), "where the pictures were is remembered"
     assert not here
     table = ["tables", "--benchmark", "sconeeval", "--scores", str(output / "scores.jsonl"), "--json"]
     assert main(table) == 0
@@ -156,6 +157,22 @@ def test_mistakes_are_one_line(data, tmp_path, capsys, here, more, message):
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_ranks_wait_for_each_other_before_one_of_them_judges(items, checkpoint, tmp_path, monkeypatch):
+    import torch.distributed as dist
+
+    import scone_pl.cli
+    from scone_pl.evaluation import generate as module
+
+    done = []
+    monkeypatch.setattr(module, "launched_rank", lambda: 0)
+    monkeypatch.setattr(scone_pl.cli, "main", lambda command: done.append("predict") or 0)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "barrier", lambda: done.append("barrier"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("apart"))
+    module.generate(EvaluationFolder(tmp_path), items, str(checkpoint), 2)
+    assert done == ["predict", "barrier", "predict", "barrier", "apart"]
 
 
 def test_a_folder_holds_one_benchmark(data, tmp_path, capsys, items):
@@ -225,7 +242,7 @@ def test_the_report_filters_by_task_and_failure(report):
     assert float(cards[2][3]) == pytest.approx(72**0.5, abs=1e-3)
     options = re.findall(r'<option value="(\w+)">', report)
     assert {"redundancy", "omission", "consistency", "failed", *SCONEEVAL.tasks} <= set(options)
-    assert "no picture" in report
+    assert ">no picture<" in report
     for name in re.findall(r'getElementById|"(task|fault|order|words)"', report):
         assert not name or f'id="{name}"' in report
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from scone_pl.errors import UserError
 from scone_pl.mini.evidence.metrics import METRICS, difference_of, estimate_of
 from scone_pl.mini.evidence.page import filled, section, write_page
 from scone_pl.mini.evidence.plot import plot
-from scone_pl.mini.evidence.runner import collect, jobs_of, run_all
+from scone_pl.mini.evidence.runner import collect, jobs_before, jobs_of, run_all
 from scone_pl.mini.evidence.spec import Experiment, merged
 from scone_pl.mini.evidence.statistics import difference, estimate
 
@@ -164,8 +165,7 @@ def test_a_run_is_killed_resumed_and_skipped(small, capfd):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with pytest.raises(UserError, match="no weights in"):
         jobs_of(small, 1)  # `again` looks at weights that are not there yet
-    trained = Experiment(**{**vars(small), "arms": {k: a for k, a in small.arms.items() if k != "again"}})
-    jobs = jobs_of(trained, 1)
+    jobs = jobs_before(small, 1)
     run_all(jobs, side_by_side=2)
     first = [(job.folder / "result.json").stat().st_mtime_ns for job in jobs]
     killed = subprocess.Popen(command, env=environment)
@@ -174,7 +174,7 @@ def test_a_run_is_killed_resumed_and_skipped(small, capfd):
     killed.wait()
     assert subprocess.run(command, env=environment, check=False).returncode == 0
     assert [(job.folder / "result.json").stat().st_mtime_ns for job in jobs] == first
-    found = json.loads(open("docs/evidence/small.json").read())
+    found = json.loads(Path("docs/evidence/small.json").read_text())
     assert set(found["arms"]) == {"plain", "soft", "again"}
     run = found["arms"]["soft"]["runs"][0]
     assert run["commit"]

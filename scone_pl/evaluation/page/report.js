@@ -22,8 +22,8 @@ function show() {
 
 function sort() {
   const column = order.value;
-  const value = (card) => (card.dataset[column] === "" ? -1 : Number(card.dataset[column]));
-  list.append(...[...cards].sort((a, b) => value(a) - value(b)));
+  const value = (card) => (card.dataset[column] === "" ? Infinity : Number(card.dataset[column]));
+  list.append(...[...cards].sort((a, b) => value(a) - value(b) || a.dataset.place - b.dataset.place));
 }
 
 for (const control of controls) control.addEventListener("input", show);

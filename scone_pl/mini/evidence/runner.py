@@ -41,13 +41,28 @@ class Job:
 
 
 def jobs_of(experiment: Experiment, seeds: int, *, quick: bool = False) -> list[Job]:
-    """Every arm with every seed, seeds outermost, so that a stopped run has whole comparisons."""
-    found = []
-    for seed in range(seeds):
-        for name, arm in experiment.arms.items():
-            if not (arm.weights and seed):  # given weights have no seed
-                found.append(Job(experiment.name, name, seed, folder_of(experiment, name, seed, quick=quick)))
-    return found
+    """Every arm with every seed, seeds outermost, so that a stopped run has whole comparisons.
+
+    Raises:
+        UserError: an arm looks at weights that are not there yet, see `jobs_before`.
+    """
+    return [
+        _job(experiment, name, seed, quick=quick)
+        for seed in range(seeds)
+        for name, arm in experiment.arms.items()
+        if not (arm.weights and seed)  # given weights have no seed
+    ]
+
+
+def jobs_before(experiment: Experiment, seeds: int, *, quick: bool = False) -> list[Job]:
+    """The training runs whose weights other arms of the experiment look at."""
+    needed = dict.fromkeys(arm.weights_of for arm in experiment.arms.values() if arm.weights_of)
+    sources = {name: Experiment.read(name) for name, _ in needed}
+    return [_job(sources[name], arm, seed, quick=quick) for seed in range(seeds) for name, arm in needed]
+
+
+def _job(experiment: Experiment, arm: str, seed: int, *, quick: bool) -> Job:
+    return Job(experiment.name, arm, seed, folder_of(experiment, arm, seed, quick=quick))
 
 
 def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> None:

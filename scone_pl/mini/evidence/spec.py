@@ -74,7 +74,7 @@ class Experiment:
     paper_table: str = ""
     """Key in `docs/evidence/published.yaml`."""
     quick: dict[str, Any] = field(default_factory=dict)
-    """`settings`: laid over all arms, `per_task`: in place of that of evaluations; for a first look."""
+    """For a first look: `steps` (share of every chain step's), `per_task` (in place of that of evaluations)."""
     findings: str = ""
     """What came out, written after the runs; `{arm.metric}` stands for mean and interval."""
 
@@ -101,7 +101,10 @@ class Experiment:
 
     def settings_of(self, arm: str, seed: int, *, quick: bool = False) -> dict[str, Any]:
         """What is laid over the recipes for one run; the seed decides data order, noise levels and noise."""
-        settings = merged(self.arms[arm].settings, self.quick.get("settings", {}) if quick else {})
+        settings = self.arms[arm].settings
+        if quick and "chain" in settings:
+            share = self.quick.get("steps", 0.25)
+            settings = {**settings, "chain": [_shortened(step, share) for step in settings["chain"]]}
         return merged(settings, {"seed_everything": 1000 + seed, "data": {"seed": 1000 + seed}})
 
     def identity(self, arm: str, weights: str, *, quick: bool = False) -> str:
@@ -125,6 +128,11 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merged(result[key], value) if both else value
     return result
+
+
+def _shortened(step: dict[str, Any], share: float) -> dict[str, Any]:
+    steps = max(1, round(share * step["trainer"]["max_steps"]))
+    return merged(step, {"trainer": {"max_steps": steps}})
 
 
 def _tupled(content: dict[str, Any], *names: str) -> dict[str, Any]:

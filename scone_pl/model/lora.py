@@ -1,0 +1,99 @@
+"""LoRA (arXiv 2106.09685): a frozen linear map plus a trained one of low rank, W x + (alpha / rank) B A x.
+
+Names are peft's: `q_proj.lora_A.weight` of (rank, in) and `q_proj.lora_B.weight` of (out, rank) beside the published
+`q_proj.weight`. B starts at zero, so the network starts as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scone_pl.model.experts import is_generation_parameter
+
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+MARK = ".lora_"
+"""In the names of all parameters that an adapter adds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters in place of training an expert's weights."""
+
+    rank: int = 16
+    """Of each adapter."""
+    alpha: float = 32.0
+    """Adapters are scaled by alpha / rank."""
+    targets: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Projections that get one, in every decoder layer."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.targets:
+            raise ValueError("lora: rank must be at least 1, and targets must name a projection")
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's output is multiplied by."""
+        return self.alpha / self.rank
+
+
+class LoRALinear(nn.Linear):
+    """A linear map with an adapter; keeps the map's own parameters under their names."""
+
+    def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
+        """`base`: its parameters are taken over, not copied."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        like = {"device": base.weight.device, "dtype": base.weight.dtype, "bias": False}
+        self.lora_A = nn.Linear(base.in_features, config.rank, **like)
+        self.lora_B = nn.Linear(config.rank, base.out_features, **like)
+        self.scale = config.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return F.linear(x, self.weight, self.bias) + self.scale * self.lora_B(self.lora_A(x))
+
+
+def add_lora(decoder_layers: nn.ModuleList, config: LoRAConfig, experts: Collection[str]) -> None:
+    """Puts adapters into the projections of `experts` (understanding, generation), in place."""
+    for layer in decoder_layers:
+        found = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+        for name, module in found:
+            expert = "generation" if is_generation_parameter(name) else "understanding"
+            path, _, own = name.rpartition(".")
+            if expert in experts and own.removesuffix("_moe_gen") in config.targets:
+                setattr(layer.get_submodule(path), own, LoRALinear(module, config))
+
+
+def is_lora_parameter(name: str) -> bool:
+    """Whether an adapter added it."""
+    return MARK in name
+
+
+def initial_weights(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, parameter and first value (whole, on the CPU) of each adapter's parameter.
+
+    A is uniform as in a fresh linear map, B zero. A value depends on the seed and its name alone, so all ranks agree.
+    """
+    for name, parameter in model.named_parameters():
+        if not is_lora_parameter(name):
+            continue
+        value = torch.zeros(parameter.shape)
+        if name.endswith("lora_A.weight"):
+            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+            nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+        yield name, parameter, value
+
+
+def merged(base: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """The weight that does what map and adapter do together, in float32: base + scale * b a."""
+    return torch.addmm(base.float(), b.float(), a.float(), alpha=scale)

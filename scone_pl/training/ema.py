@@ -1,0 +1,51 @@
+"""Exponential moving average of the weights that train, on each rank's own shards: nothing is gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """Whether and how weights are averaged. Scone trains without (SPEC 6: memory)."""
+
+    decay: float = 0.0
+    """Average <- decay * average + (1 - decay) * weights after each optimizer step; 0 = off."""
+    export: bool = True
+    """The stage's result, and so the next stage's start, is the average; false = the weights themselves."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay is {self.decay}; it must be at least 0 and below 1")
+
+
+class EMA:
+    """The average, by the names of the weights."""
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], decay: float) -> None:
+        """Starts as a copy of the parameters that train, sharded as they are."""
+        self.decay = decay
+        self._live = {name: p for name, p in parameters if p.requires_grad}
+        self.average: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._live.items()}
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Becomes a copy of the parameters again."""
+        for name, parameter in self._live.items():
+            _own(self.average[name]).copy_(_own(parameter))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After an optimizer step."""
+        averages = [_own(self.average[name]) for name in self._live]
+        torch._foreach_lerp_(averages, [_own(p) for p in self._live.values()], 1 - self.decay)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The part of this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

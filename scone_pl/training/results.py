@@ -1,0 +1,174 @@
+"""The weights that training leaves, as a checkpoint folder: from the model in memory, or from a snapshot.
+
+What did not train is copied bit by bit from the folder that training started from. Adapters are merged into the
+weights that they adapt, and also written by themselves as peft names them (`adapter/`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from scone_pl.checkpoints import check_folder, open_weights, save_derived
+from scone_pl.errors import UserError
+from scone_pl.files import appearing, write_json
+from scone_pl.model.lora import LoRAConfig, is_lora_parameter, merged
+from scone_pl.tensor_files import TensorSource, WeightFiles, whole_tensor, write_tensors
+from scone_pl.training.runs import weights_identity
+from scone_pl.training.snapshots import read_metadata, read_run
+
+if TYPE_CHECKING:
+    from scone_pl.training.module import SconeModule
+
+DESCRIPTION = "scone"
+"""Key of a snapshot's description of itself: stage, start, LoRA."""
+ADAPTER_FOLDER = "adapter"
+_PEFT_PREFIX = "base_model.model."
+
+
+def write_result(module: SconeModule, folder: Path, *, write: bool) -> None:
+    """The trained module's weights as a checkpoint folder; a collective if they are sharded.
+
+    Args:
+        module: after training.
+        folder: to appear.
+        write: on one rank only; the others take part in gathering.
+    """
+    average = module.ema is not None and module.ema_config.export
+    live: Mapping[str, Tensor] = dict(module.model.named_parameters())
+    if average:
+        live = module.ema.average  # type: ignore[union-attr]
+    names = [name for name, p in module.model.named_parameters() if p.requires_grad]
+    training = {**module.describe(), "weights": "ema" if average else "raw"}
+
+    def source(name: str) -> TensorSource:
+        return TensorSource.of(live[name])
+
+    _write(module.init_from, names, source, module.lora, folder, training, write=write)
+
+
+def export_snapshot(
+    snapshot: Path, folder: Path, *, start: Path | None = None, ema: bool = False, dtype: torch.dtype | None = None
+) -> dict[str, Any]:
+    """A snapshot's weights as a checkpoint folder, one tensor in memory at a time, without building a model.
+
+    Args:
+        snapshot: a `step-...` folder.
+        folder: to appear.
+        start: where the folder that training started from lies now; None = where it was.
+        ema: the average instead of the weights themselves.
+        dtype: of all weights; None = as the start has each of them.
+
+    Returns:
+        The description that `training.json` holds.
+
+    Raises:
+        UserError: no snapshot, without an average, or `start` is another folder than training started from.
+    """
+    described = read_run(snapshot).get(DESCRIPTION)
+    if described is None:
+        raise UserError(f"{snapshot}: does not say what it trained; was it written by scone_pl?")
+    start = start or Path(described["init_from"])
+    if not start.is_dir():
+        raise UserError(f"{start}: not there, but {snapshot} holds only what trained; say --start where it lies now")
+    if weights_identity(start) != described["start"]:
+        raise UserError(f"{start}: other weights than those that {snapshot} started from; say --start where they lie")
+    section = "ema" if ema else "model"
+    shapes = {
+        name.removeprefix(f"{section}."): tuple(entry.size)
+        for name, entry in read_metadata(snapshot).state_dict_metadata.items()
+        if name.startswith(f"{section}.")
+    }
+    if not shapes:
+        raise UserError(f"{snapshot}: holds no average; train with model.ema.decay, or leave --weights ema out")
+
+    with open_weights(start) as weights:
+        stored = {name: weights.source(name).dtype for name in weights}
+
+    def source(name: str) -> TensorSource:
+        kind = torch.float32 if is_lora_parameter(name) else stored[name]
+        return TensorSource(dtype or kind, shapes[name], lambda: _read(snapshot, section, name, shapes[name]))
+
+    lora = LoRAConfig(**described["lora"]) if described["lora"] else None
+    training = {**described, "weights": "ema" if ema else "raw"}
+    _write(start, list(shapes), source, lora, folder, training, dtype=dtype, like_start=dtype is None)
+    return training
+
+
+def _read(snapshot: Path, section: str, name: str, shape: tuple[int, ...]) -> Tensor:
+    into = {section: {name: torch.empty(shape)}}
+    with warnings.catch_warnings():  # that it runs in one process, which is meant
+        warnings.simplefilter("ignore")
+        dcp.load(into, checkpoint_id=snapshot, no_dist=True)
+    return into[section][name]
+
+
+def _write(
+    start: str | Path,
+    names: Collection[str],
+    source: Callable[[str], TensorSource],
+    lora: LoRAConfig | None,
+    folder: Path,
+    training: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None = None,
+    like_start: bool = False,
+    write: bool = True,
+) -> None:
+    """Both ways' common part: `names` trained and `source` has them."""
+    adapters = {name: source(name) for name in names if is_lora_parameter(name)}
+    with open_weights(check_folder(start)) as weights:
+        trained = {name: source(name) for name in names if name not in adapters}
+        trained |= _merge(adapters, weights, lora, like_start=like_start)
+        save_derived(start, trained, folder, training=training, dtype=dtype, write=write)
+    if lora is None:
+        return
+    place = folder / ADAPTER_FOLDER
+    if not write:
+        for adapter in adapters.values():
+            adapter.read()
+        return
+    with appearing(place) as aside:
+        write_tensors({_PEFT_PREFIX + name: s for name, s in adapters.items()}, aside / "adapter_model.safetensors")
+        write_json(adapter_config(lora, adapters, str(start)), aside / "adapter_config.json")
+
+
+def _merge(
+    adapters: Mapping[str, TensorSource], weights: WeightFiles, lora: LoRAConfig | None, *, like_start: bool
+) -> dict[str, TensorSource]:
+    """Adapted weights by published name, in float32 or as the start has them."""
+    found: dict[str, TensorSource] = {}
+    for name, b in adapters.items():
+        if lora is None or not name.endswith("lora_B.weight"):
+            continue
+        target = name.replace("lora_B.weight", "weight")
+        a, base = adapters[name.replace("lora_B", "lora_A")], weights.source(target)
+
+        def read(base: TensorSource = base, a: TensorSource = a, b: TensorSource = b) -> Tensor:
+            return merged(base.read(), *(whole_tensor(s.read()).cpu() for s in (a, b)), lora.scale)
+
+        found[target] = TensorSource(base.dtype if like_start else torch.float32, base.shape, read)
+    return found
+
+
+def adapter_config(lora: LoRAConfig, names: Collection[str], base: str) -> dict[str, Any]:
+    """Peft's `adapter_config.json`, as far as it applies."""
+    modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names})
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": modules,
+    }
