@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,3 +25,28 @@ def run_scone(*args: str, cwd: Path, timeout: float = 300) -> subprocess.Complet
         timeout=timeout,
         check=False,
     )
+
+
+def run_ranks(script: Path, ranks: int, *args: str, timeout: float = 120) -> list[Any]:
+    """Runs a script once a rank, with torchrun's environment variables; the JSON that each printed last, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), *args],
+            env={**os.environ, **common, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    found = []
+    for process in processes:
+        output, errors = process.communicate(timeout=timeout)
+        assert process.returncode == 0, errors
+        found.append(json.loads(output.splitlines()[-1]))
+    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import BENCHMARKS, BenchmarkName
+from scone_pl.evaluation.benchmark import BENCHMARKS, Benchmark, BenchmarkName
 from scone_pl.evaluation.command_line import parse
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import data_file, read_items
@@ -189,7 +189,7 @@ def _summaries(
     records: Sequence[dict[str, Any]],
     name: str,
     others: Sequence[tuple[str, list[dict[str, Any]]]],
-    benchmark: Any,
+    benchmark: Benchmark,
     seed: int,
 ) -> tuple[list[Summary], list[dict[str, Any]]]:
     named = [(name, list(records)), *others]
@@ -197,7 +197,7 @@ def _summaries(
     return summaries, compared(records, others, benchmark, seed)
 
 
-def _others(files: Sequence[str], benchmark: Any, language: str | None) -> list[tuple[str, list[dict[str, Any]]]]:
+def _others(files: Sequence[str], benchmark: Benchmark, language: str | None) -> list[tuple[str, list[dict[str, Any]]]]:
     return [(_name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
 
 

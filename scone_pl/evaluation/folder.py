@@ -4,6 +4,7 @@
   evaluation.json               benchmark, name of the model, checkpoint, data
   prompts.jsonl                 the chosen items, for `predict`
   round_1/predictions/          pictures of the first sampling, <task>/<key>.png, and settings.json; round_2, ...
+                                beside them: generated.json (the command that finished), drawn_from.json (item hashes)
   answers.jsonl                 everything the judge has said, append-only; its .lock
   scores.jsonl                  a record for each (sampling, scoring, item)
   tables/                       table.md, table.tex, table.json, radar, bars, stability as PNG and PDF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 from scone_pl.errors import UserError
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import Item
+from scone_pl.evaluation.judge_images import Fingerprints
 from scone_pl.evaluation.progress import ProgressLine, Watch
 from scone_pl.files import write_json, write_text
 
 RECIPE = Path(__file__).parent / "sampling.yaml"
 _DONE = "generated.json"
+_DRAWN_FROM = "drawn_from.json"
 
 
 def launched_rank() -> int | None:
@@ -57,6 +60,7 @@ def generate(
     _write_prompts(items, folder.prompts, rank)
     for sampling in range(1, rounds + 1):
         command = predict_command(folder, checkpoint, sampling, seed, extra)
+        _check_unchanged(folder, sampling, items, write=not rank)
         done = {"command": command, "weights": _identity(checkpoint)}
         if rank is not None:
             from scone_pl.cli import main as run_lightning
@@ -81,6 +85,33 @@ def _watched(folder: EvaluationFolder, sampling: int, rounds: int, items: Sequen
     """Counts the pictures of all ranks, which Lightning's bar for one rank does not."""
     counter = ProgressLine(f"generating round {sampling} of {rounds}: pictures", len(items), show=show)
     return Watch(counter, lambda: sum(folder.picture(item, sampling).is_file() for item in items) if show else 0)
+
+
+def _check_unchanged(folder: EvaluationFolder, sampling: int, items: Sequence[Item], *, write: bool) -> None:
+    """Remembers what each picture is drawn from, and refuses to pass an old picture off as a changed item's.
+
+    Raises:
+        UserError: an item that has a picture had another instruction, or other references, when it was drawn.
+    """
+    file = folder.round(sampling) / _DRAWN_FROM
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    prints = Fingerprints()
+    for item in items:
+        content = json.dumps([item.instruction, [prints[image] for image in item.images]])
+        now = hashlib.sha256(content.encode()).hexdigest()[:16]
+        name = "/".join(item.place)
+        picture = folder.picture(item, sampling)
+        if known.get(name, now) != now and picture.is_file():
+            raise UserError(
+                f"{picture}: was drawn from another instruction or other references than the data now has; delete it, "
+                "or choose another --output"
+            )
+        known[name] = now
+    if write:
+        write_json(known, file)
 
 
 def _wait_for_all(*, last: bool) -> None:

@@ -48,12 +48,12 @@ def missing_calls(
     judgements: Sequence[Judgement], store: AnswerStore, *, retry_failed: bool = True
 ) -> Iterator[tuple[Call, int]]:
     """Questions to ask, each once, and how many unusable answers they have had in a try that was cut short."""
-    config_answers: set[str] = set()
+    met: set[str] = set()
     for judgement in judgements:
         for call in judgement.calls:
-            if call.ask in config_answers:
+            if call.ask in met:
                 continue
-            config_answers.add(call.ask)
+            met.add(call.ask)
             if verdict_on(call, store).value is not None:
                 continue
             past = store.of(call.ask)

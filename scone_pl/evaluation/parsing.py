@@ -15,7 +15,7 @@ LOWEST, HIGHEST = 0.0, 10.0
 _THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _UNQUOTED = re.compile(r"\{\s*score\s*:\s*([0-9.]+)\s*(?:,\s*\w+\s*:[^{}]*)?\}", re.IGNORECASE | re.DOTALL)
-_DIGIT = re.compile(r"[\s\"'`*_]*([01])[\s\"'`*_]*\.?[\s\"'`*_]*")
+_MARKS = " \t\r\n\"'`*_"
 
 
 class UnusableAnswerError(ValueError):
@@ -66,8 +66,9 @@ def parse_presence(raw: str | None) -> int:
         UnusableAnswerError: anything else.
     """
     text = _answer(raw)
-    if match := _DIGIT.fullmatch(text):
-        return int(match[1])
+    bare = text.strip(_MARKS).removesuffix(".").rstrip(_MARKS)
+    if bare in ("0", "1"):
+        return int(bare)
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
         raise UnusableAnswerError("neither 0 nor 1")

@@ -87,10 +87,13 @@ class AnswerStore:
         self._lock = os.open(self.file.with_name(f"{self.file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             owner = os.pread(self._lock, 100, 0).decode(errors="replace").strip()
             self.__exit__(None, None, None)
             raise UserError(f"{self.file}: another judge ({owner or 'unknown'}) is writing; wait for it") from None
+        except OSError as error:
+            self.__exit__(None, None, None)
+            raise UserError(f"{self.file}: can not be locked here ({error.strerror}); use a local disk") from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
         try:

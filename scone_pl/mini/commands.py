@@ -22,7 +22,6 @@ def shards(
     base_single: int = 16_000,
     refined_single: int = 4_000,
     multi_candidate: int = 10_000,
-    understanding: int = 12_000,
     validation: int = 240,
     seed: int = 0,
     world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
@@ -39,7 +38,6 @@ def shards(
         base_single: samples of the base single-candidate set; 0 leaves a set out.
         refined_single: samples of the refined single-candidate set.
         multi_candidate: samples of the multi-candidate set.
-        understanding: samples of the set that stands in for BAGEL's understanding training.
         validation: samples of the validation set.
         seed: of the world.
         world: sizes and difficulty.
@@ -53,7 +51,6 @@ def shards(
         "base_single": base_single,
         "refined_single": refined_single,
         "multi_candidate": multi_candidate,
-        "understanding": understanding,
         "validation": validation,
     }
     for name, samples in sizes.items():

@@ -183,13 +183,3 @@ class Episode:
             ),
             metadata={"task": self.task, "background": self.background, "source": "mini-world"},
         )
-
-    def to_grounding(self) -> Sample:
-        """The episode as an understanding exercise: words for the meant subjects, nothing to draw from them.
-
-        The instruction is cut down to the names (`the left star`) and the target is the first reference itself, so a
-        generator learns to see all candidates and to choose none; only the boxes tell which one the words mean.
-        """
-        names = self.instruction.removeprefix("draw ").rsplit(" on ", 1)[0]
-        sample = self.to_sample()
-        return replace(sample, instruction=names, target=sample.references[0])

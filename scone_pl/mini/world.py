@@ -23,7 +23,8 @@ WORDS: tuple[str, ...] = tuple(
 """Every word of instructions, questions and answers, whatever the settings."""
 
 STREAMS: tuple[str, ...] = ("base", "refined", "multi", "validation", "test", "understanding", "questions", "plain")
-"""Disjoint sources of episodes: one to choose by, one to report, the others to train on."""
+"""Disjoint sources of episodes: one to choose by, one to report, the others to train on. A stream's place in this list
+decides its episodes; `understanding` is free."""
 
 _FAR = 100.0
 """Two independent patterns differ by at least this (root mean square over patches and channels, of 255)."""

@@ -98,7 +98,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        q, k, v = (rearrange(f(normed), "b c h w -> b 1 (h w) c") for f in (self.q, self.k, self.v))
+        # Contiguous, or the fused kernels decline and scores of all pairs of positions are held in memory.
+        q, k, v = (rearrange(f(normed), "b c h w -> b 1 (h w) c").contiguous() for f in (self.q, self.k, self.v))
         attended = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 

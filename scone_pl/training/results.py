@@ -6,13 +6,11 @@ weights that they adapt, and also written by themselves as peft names them (`ada
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from scone_pl.checkpoints import check_folder, open_weights, save_derived
@@ -21,7 +19,7 @@ from scone_pl.files import appearing, write_json
 from scone_pl.model.lora import LoRAConfig, is_lora_parameter, merged
 from scone_pl.tensor_files import TensorSource, WeightFiles, whole_tensor, write_tensors
 from scone_pl.training.runs import weights_identity
-from scone_pl.training.snapshots import read_metadata, read_run
+from scone_pl.training.snapshots import SnapshotReader, read_run
 
 if TYPE_CHECKING:
     from scone_pl.training.module import SconeModule
@@ -80,11 +78,8 @@ def export_snapshot(
     if weights_identity(start) != described["start"]:
         raise UserError(f"{start}: other weights than those that {snapshot} started from; say --start where they lie")
     section = "ema" if ema else "model"
-    shapes = {
-        name.removeprefix(f"{section}."): tuple(entry.size)
-        for name, entry in read_metadata(snapshot).state_dict_metadata.items()
-        if name.startswith(f"{section}.")
-    }
+    reader = SnapshotReader(snapshot)
+    shapes = reader.shapes(section)
     if not shapes:
         raise UserError(f"{snapshot}: holds no average; train with model.ema.decay, or leave --weights ema out")
 
@@ -93,20 +88,12 @@ def export_snapshot(
 
     def source(name: str) -> TensorSource:
         kind = torch.float32 if is_lora_parameter(name) else stored[name]
-        return TensorSource(dtype or kind, shapes[name], lambda: _read(snapshot, section, name, shapes[name]))
+        return TensorSource(dtype or kind, shapes[name], lambda: reader.read(section, name))
 
     lora = LoRAConfig(**described["lora"]) if described["lora"] else None
     training = {**described, "weights": "ema" if ema else "raw"}
     _write(start, list(shapes), source, lora, folder, training, dtype=dtype, like_start=dtype is None)
     return training
-
-
-def _read(snapshot: Path, section: str, name: str, shape: tuple[int, ...]) -> Tensor:
-    into = {section: {name: torch.empty(shape)}}
-    with warnings.catch_warnings():  # that it runs in one process, which is meant
-        warnings.simplefilter("ignore")
-        dcp.load(into, checkpoint_id=snapshot, no_dist=True)
-    return into[section][name]
 
 
 def _write(

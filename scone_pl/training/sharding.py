@@ -9,12 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -78,7 +73,7 @@ class FullySharded(ModelParallelStrategy):
     # ------------------------------------------------------------------ saving
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights that train, by their published names, sharded."""
-        return get_model_state_dict(self._network, options=StateDictOptions(ignore_frozen_params=True))
+        return {name: p.detach() for name, p in self._network.named_parameters() if p.requires_grad}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """By the names of the weights, sharded, so that it fits any number of ranks."""

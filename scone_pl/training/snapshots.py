@@ -15,6 +15,7 @@ import io
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -184,6 +185,31 @@ def read_metadata(path: Path) -> Metadata:
         return FileSystemReader(path).read_metadata()
     except (Exception, CheckpointException) as error:
         raise _unreadable(path, error) from error
+
+
+class SnapshotReader(FileSystemReader):
+    """Reads single tensors of a snapshot, in one process; its index is read once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._index = read_metadata(path)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._index
+
+    def shapes(self, section: str) -> dict[str, tuple[int, ...]]:
+        """Of the tensors in a section, by their names there."""
+        start = f"{section}."
+        entries = self._index.state_dict_metadata.items()
+        return {name.removeprefix(start): tuple(entry.size) for name, entry in entries if name.startswith(start)}
+
+    def read(self, section: str, name: str) -> Tensor:
+        """A whole tensor, in float32."""
+        into = {section: {name: torch.empty(self._index.state_dict_metadata[f"{section}.{name}"].size)}}
+        with warnings.catch_warnings():  # that it runs in one process, which is meant
+            warnings.simplefilter("ignore")
+            dcp.load(into, storage_reader=self, no_dist=True)
+        return into[section][name]
 
 
 def read_tensors(path: Path, into: dict[str, Any], section: str) -> None:

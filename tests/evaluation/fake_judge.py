@@ -95,6 +95,7 @@ class FakeJudge:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda *_: None  # connections of killed clients
         self.server.daemon_threads = True
 
     @property

@@ -5,13 +5,16 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_judge import serving, write_pictures
 from PIL import Image
 
 from scone_pl.__main__ import main
+from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import SCONEEVAL
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import read_items
@@ -20,7 +23,7 @@ from scone_pl.evaluation.report import write_report
 from scone_pl.evaluation.summary import Summary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
-from pipeline_helpers import write_folder
+from pipeline_helpers import ROOT, write_folder
 
 FEW_STEPS = ["--", "--model.init_args.sampling.num_inference_steps", "2", "--trainer.accelerator", "cpu"]
 
@@ -159,6 +162,15 @@ def test_mistakes_are_one_line(data, tmp_path, capsys, here, more, message):
     assert error.count("\n") == 1
 
 
+def test_the_sampler_is_the_one_of_the_predict_recipe():
+    from scone_pl.evaluation.generate import RECIPE
+
+    ours, recipe = (yaml.safe_load(f.read_text()) for f in (RECIPE, ROOT / "experiments/predict.yaml"))
+    assert ours["model"]["class_path"] == recipe["model"]["class_path"]
+    for name, value in ours["model"]["init_args"].items():
+        assert recipe["model"]["init_args"][name] == value
+
+
 def test_ranks_wait_for_each_other_before_one_of_them_judges(items, checkpoint, tmp_path, monkeypatch):
     import torch.distributed as dist
 
@@ -173,6 +185,23 @@ def test_ranks_wait_for_each_other_before_one_of_them_judges(items, checkpoint, 
     monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("apart"))
     module.generate(EvaluationFolder(tmp_path), items, str(checkpoint), 2)
     assert done == ["predict", "barrier", "predict", "barrier", "apart"]
+
+
+def test_a_changed_item_does_not_keep_its_old_picture(items, checkpoint, tmp_path, monkeypatch):
+    import scone_pl.training.chain
+    from scone_pl.evaluation.generate import generate
+
+    ran = []
+    monkeypatch.setattr(scone_pl.training.chain, "run_in_own_process", lambda command: ran.append(command) or 0)
+    folder = EvaluationFolder(tmp_path)
+    generate(folder, items, str(checkpoint), 1)
+    write_pictures(items, folder.pictures_of(1))
+    changed = [replace(items[0], instruction="draw something else"), *items[1:]]
+    with pytest.raises(UserError, match=r"composition_single/0001\.png: was drawn from another instruction"):
+        generate(folder, changed, str(checkpoint), 1)
+    folder.picture(items[0], 1).unlink()
+    generate(folder, changed, str(checkpoint), 1)
+    assert len(ran) == 2
 
 
 def test_a_folder_holds_one_benchmark(data, tmp_path, capsys, items):

@@ -5,7 +5,6 @@ from scone_pl.errors import UserError
 from scone_pl.mini.commands import main
 from scone_pl.mini.episode import TASKS
 from scone_pl.mini.shards import WORLD_SETS, WorldSet, world_samples, write_world
-from scone_pl.mini.world import World
 
 SIZES = {
     "questions": 12,
@@ -14,7 +13,6 @@ SIZES = {
     "base_single": 7,
     "refined_single": 4,
     "multi_candidate": 8,
-    "understanding": 8,
     "validation": 12,
 }
 ARGS = [*(part for name, n in SIZES.items() for part in (f"--{name}", str(n))), "--progress", "false"]
@@ -39,7 +37,6 @@ def test_every_set_is_written_once(tmp_path, capsys):
         "base_single": {"single"},
         "refined_single": {"single"},
         "multi_candidate": {"multi"},
-        "understanding": both,
         "validation": both,
     }
     before = (tmp_path / "base_single" / "manifest.json").stat().st_mtime_ns
@@ -62,15 +59,6 @@ def test_a_task_named_twice_comes_twice_as_often_without_repeats():
     samples = list(world_samples(WorldSet("base", (TASKS[0], TASKS[1], TASKS[0])), 9))
     assert len({s.key for s in samples}) == 9
     assert sum(s.metadata["task"] == TASKS[0] for s in samples) == 6
-
-
-def test_grounding_shows_the_words_but_not_how_to_draw_them():
-    episode = World(0, stream="understanding").sample("distinction_multi_cross", 0)
-    sample, drawing = episode.to_grounding(), episode.to_sample()
-    names = [f"the only {s.shape}" for s in episode.asked]
-    assert sample.instruction == " and ".join(names)
-    assert sample.target == sample.references[0] == drawing.references[0]
-    assert sample.candidates == drawing.candidates
 
 
 def test_contact_sheet(tmp_path):

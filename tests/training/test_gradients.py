@@ -22,6 +22,7 @@ from scone_pl.training.gradients import MOST_SKIPPED, GradientGuard, gradient_no
 CPU = torch.device("cpu")
 TWO_RANKS = [
     *("fit", "--config", "experiments/mini/stage1.yaml", "--chain", "null", "--trainer.devices", "2"),
+    *("--model.init_args.init_from", "runs/mini/base"),
     *("--trainer.strategy.class_path", "scone_pl.training.sharding.FullySharded"),
     *("--trainer.strategy.init_args.process_group_backend", "gloo"),
     *("--model.init_args.sharding.compute_dtype", "float32", "--trainer.enable_progress_bar", "false"),

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from running import ROOT, run_scone
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STEPS, SAVED = 10, 6
-STAGES = ("composition", "formation", "guidance")
+STAGES = ("composition", "formation", "guidance", "adapters")
 ARGS = [
     *("fit", "--config", "experiments/mini/stage2.yaml", "--config", "stages.json"),
     *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
@@ -43,6 +45,7 @@ def place(mini_world: Path) -> Path:
             ("composition", "Composition", {**common, "bridge": None, "alignment": {"weight": 0.0}}),
             ("formation", "BridgeFormation", common),
             ("guidance", "BridgeGuidance", common),
+            ("adapters", "BridgeGuidance", {**common, "lora": {"rank": 4}, "ema": {"decay": 0.5}}),
         )
     ]
     settings = {"chain": chain, "model": {"init_args": {"init_from": "runs/mini/base", "alignment": {"weight": 0.0}}}}
@@ -66,7 +69,9 @@ def two_ranks(place: Path) -> Path:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "scone_pl"]
     command += [*ARGS, "--trainer.devices", "2", "--output_dir", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    found = subprocess.run(
+        command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert found.returncode == 0, found.stderr
     return out
 
@@ -79,6 +84,10 @@ def test_two_ranks_are_one(stage: str, one_rank: Path, two_ranks: Path) -> None:
     assert two == pytest.approx(one, rel=1e-5)
     norms = [scalars(folder / stage, "gradient/norm") for folder in (one_rank, two_ranks)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    weights = [load_file(folder / stage / "weights/model.safetensors") for folder in (one_rank, two_ranks)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

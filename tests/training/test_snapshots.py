@@ -94,9 +94,13 @@ def test_names_and_shapes_must_fit(tmp_path: Path) -> None:
 def test_damage_is_named(file: str, tmp_path: Path) -> None:
     path = written(tmp_path / snapshot_name(1), 1.0)
     (path / file).write_bytes((path / file).read_bytes()[:20])
-    with pytest.raises(UserError, match=r"step-000001: not readable \(.*delete it to go on from the one before"):
+
+    def read() -> None:
         read_run(path)
         read_tensors(path, state(0.0), "model")
+
+    with pytest.raises(UserError, match=r"step-000001: not readable \(.*delete it to go on from the one before"):
+        read()
 
 
 def test_senseless_settings_and_full_disks_are_refused_at_once(tmp_path: Path) -> None:

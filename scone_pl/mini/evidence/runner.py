@@ -56,7 +56,7 @@ def jobs_of(experiment: Experiment, seeds: int, *, quick: bool = False) -> list[
 
 def jobs_before(experiment: Experiment, seeds: int, *, quick: bool = False) -> list[Job]:
     """The training runs whose weights other arms of the experiment look at."""
-    needed = dict.fromkeys(arm.weights_of for arm in experiment.arms.values() if arm.weights_of)
+    needed = dict.fromkeys(arm.weights_of[:2] for arm in experiment.arms.values() if arm.weights_of)
     sources = {name: Experiment.read(name) for name, _ in needed}
     return [_job(sources[name], arm, seed, quick=quick) for seed in range(seeds) for name, arm in needed]
 

@@ -44,8 +44,8 @@ class Arm:
     """For tables and plots."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Laid over the experiment's recipe."""
-    weights_of: tuple[str, str] | None = None
-    """(experiment, arm) whose weights are looked at; nothing is trained."""
+    weights_of: tuple[str, ...] | None = None
+    """(experiment, arm) whose weights are looked at, or (experiment, arm, step of its chain); nothing is trained."""
     weights: str = ""
     """Folder whose weights are looked at; nothing is trained, and all seeds are one."""
     paper: str = ""

@@ -42,19 +42,19 @@ def start_of(experiment: Experiment, arm: str, seed: int, *, quick: bool = False
         return Path(chosen.weights)
     if chosen.weights_of is None:
         return Path(experiment.init_from)
-    other, name = chosen.weights_of
+    other, name, *step = chosen.weights_of
     source = Experiment.read(other)
-    return trained_weights(source, name, folder_of(source, name, seed, quick=quick), quick=quick)
+    return trained_weights(source, name, folder_of(source, name, seed, quick=quick), *step, quick=quick)
 
 
-def trained_weights(experiment: Experiment, arm: str, folder: Path, *, quick: bool = False) -> Path:
-    """The result of a run in `folder`."""
+def trained_weights(experiment: Experiment, arm: str, folder: Path, step: str = "", *, quick: bool = False) -> Path:
+    """The result of a run in `folder`, or of a `step` of its chain."""
     chosen = experiment.arms[arm]
     if chosen.weights or chosen.weights_of:
         raise UserError(f"{experiment.name} {arm} trains nothing; name the arm that does")
     settings = _whole(experiment, arm, quick=quick)
     chain = settings.get("chain")
-    return folder / "fit" / chain[-1]["name"] / "weights" if chain else folder / "fit" / "weights"
+    return folder / "fit" / (step or chain[-1]["name"]) / "weights" if chain else folder / "fit" / "weights"
 
 
 def _whole(experiment: Experiment, arm: str, *, quick: bool = False) -> dict[str, Any]:

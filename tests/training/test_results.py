@@ -1,0 +1,149 @@
+"""What training leaves: exported folders are bit-identical where nothing trained, and hold what was trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scone_pl.__main__ import main
+from scone_pl.checkpoints import from_pretrained
+from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights, is_lora_parameter
+from scone_pl.model.scone import Scone
+from scone_pl.parity import ParityCase
+from scone_pl.training.ema import EMA, EMAConfig
+from scone_pl.training.runs import weights_identity
+from scone_pl.training.snapshots import SnapshotWriter, snapshot_name
+
+GOLDEN = Path(__file__).parents[1] / "golden/parity"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN, tmp_path / "start"))
+
+
+def snapshot_of(
+    model: Scone, start: Path, run: Path, ema: EMA | None = None, lora: dict[str, Any] | None = None
+) -> Path:
+    """As a run would write it."""
+    described = {"stage": "Composition", "steps": 7, "init_from": str(start), "lora": lora}
+    described["start"] = weights_identity(start)
+    tensors: dict[str, Any] = {"model": {n: p for n, p in model.named_parameters() if p.requires_grad}}
+    if ema is not None:
+        tensors["ema"] = ema.average
+    path = run / "checkpoints" / snapshot_name(7)
+    writer = SnapshotWriter()
+    writer.write(tensors, {"scone": described}, path)
+    writer.wait()
+    return path
+
+
+def same_bytes(one: Path, two: Path) -> bool:
+    return load_file(one).keys() == load_file(two).keys() and all(
+        tensor.dtype == load_file(two)[name].dtype and tensor.equal(load_file(two)[name])
+        for name, tensor in load_file(one).items()
+    )
+
+
+def test_untrained_weights_come_out_as_they_went_in(start: Path, tmp_path: Path, capsys: Any) -> None:
+    snapshot_of(from_pretrained(start), start, tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert "Composition after step 7" in capsys.readouterr().out
+    for name in ("model.safetensors", "ae.safetensors"):
+        assert same_bytes(start / name, tmp_path / "out" / name)
+    for file in start.iterdir():
+        if file.suffix != ".safetensors":
+            assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    assert json.loads((tmp_path / "out/training.json").read_text())["steps"] == 7
+    shutil.copy(start / "expected.safetensors", tmp_path / "out")
+    comparisons = list(ParityCase(tmp_path / "out", attention="split", device="cpu").compare())
+    assert len(comparisons) == 65
+    assert all(c.agrees for c in comparisons)
+
+
+def test_bfloat16_weights_stay_bfloat16(start: Path, tmp_path: Path) -> None:
+    """As published; training keeps float32 masters, of which the untrained ones round back to the same bits."""
+    half = {n: t.bfloat16() for n, t in load_file(start / "model.safetensors").items()}
+    save_file(half, start / "model.safetensors")
+    model = from_pretrained(start)  # in float32
+    with torch.no_grad():
+        model.vae2llm.weight += 0.25
+    path = snapshot_of(model, start, tmp_path / "run")
+    assert main(["export", str(path), str(tmp_path / "out")]) == 0
+    found = load_file(tmp_path / "out/model.safetensors")
+    assert {t.dtype for t in found.values()} == {torch.bfloat16}
+    assert [n for n in half if not found[n].equal(half[n])] == ["vae2llm.weight"]
+    assert found["vae2llm.weight"].equal((half["vae2llm.weight"].float() + 0.25).bfloat16())
+    assert main(["export", str(path), str(tmp_path / "full"), "--dtype", "float32"]) == 0
+    assert load_file(tmp_path / "full/model.safetensors")["vae2llm.weight"].equal(model.vae2llm.weight)
+
+
+def test_adapters_are_merged_and_kept_by_peft_names(start: Path, tmp_path: Path) -> None:
+    config = LoRAConfig(rank=2, alpha=4.0, targets=("q_proj",))
+    model = from_pretrained(start)
+    add_lora(model.language_model.model.layers, config, ("generation",))
+    with torch.no_grad():
+        for name, parameter, value in initial_weights(model, 0):
+            parameter.copy_(value if "lora_A" in name else value + 0.5)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_lora_parameter(name))
+    lora = {"rank": 2, "alpha": 4.0, "targets": ["q_proj"]}
+    path = snapshot_of(model, start, tmp_path / "run", lora=lora)
+    assert main(["export", str(path), str(tmp_path / "out")]) == 0
+    before, after = load_file(start / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    changed = [n for n in before if not after[n].equal(before[n])]
+    layers = range(len(model.language_model.model.layers))
+    assert set(changed) == {f"language_model.model.layers.{i}.self_attn.q_proj_moe_gen.weight" for i in layers}
+    adapter = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    stem = "base_model.model.language_model.model.layers.0.self_attn.q_proj_moe_gen.lora_"
+    change = 2.0 * adapter[f"{stem}B.weight"] @ adapter[f"{stem}A.weight"]
+    torch.testing.assert_close(after[changed[0]], before[changed[0]] + change)
+    described = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (2, 4.0, ["q_proj_moe_gen"])
+
+
+def test_the_average_is_exported_by_choice(start: Path, tmp_path: Path) -> None:
+    model = from_pretrained(start).requires_grad_(False)
+    model.connector.requires_grad_(True)
+    ema = EMA(model.named_parameters(), decay=0.75)
+    first = model.connector.fc1.bias.detach().clone()
+    for change in (1.0, 2.0):
+        with torch.no_grad():
+            model.connector.fc1.bias += change
+        ema.update()
+    path = snapshot_of(model, start, tmp_path / "run", ema)
+    assert main(["export", str(path), str(tmp_path / "out"), "--weights", "ema"]) == 0
+    found = load_file(tmp_path / "out/model.safetensors")["connector.fc1.bias"]
+    # 0.75 (0.75 w + 0.25 (w + 1)) + 0.25 (w + 3)
+    torch.testing.assert_close(found, first + 0.75 * 0.25 * 1 + 0.25 * 3)
+    assert json.loads((tmp_path / "out/training.json").read_text())["weights"] == "ema"
+    ema.restart()
+    assert ema.average["connector.fc1.bias"].equal(model.connector.fc1.bias)
+    with pytest.raises(ValueError, match="below 1"):
+        EMAConfig(decay=1.0)
+
+
+def test_mistakes_are_named(start: Path, tmp_path: Path, capsys: Any) -> None:
+    path = snapshot_of(from_pretrained(start), start, tmp_path / "chain/formation")
+
+    def complaint(*args: str) -> str:
+        assert main(["export", *args]) == 2
+        return capsys.readouterr().err
+
+    out = str(tmp_path / "out")
+    assert "a chain; give one of its steps, formation" in complaint(str(tmp_path / "chain"), out)
+    assert "holds no average" in complaint(str(path), out, "--weights", "ema")
+    assert "exists and is no exported folder" in complaint(str(path), str(start))
+    assert "not a snapshot, run.pt is missing" in complaint(str(start), out)
+    (tmp_path / "moved").mkdir()
+    moved = start.rename(tmp_path / "moved/start")
+    assert "say --start where it lies now" in complaint(str(path), out)
+    assert main(["export", str(path), out, "--start", str(moved)]) == 0
+    (moved / "training.json").write_text("{}")
+    assert "other weights than those" in complaint(str(path), out, "--start", str(moved))
