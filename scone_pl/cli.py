@@ -33,7 +33,7 @@ from scone_pl.training.runs import RunFolder
 from scone_pl.training.saving import Saving
 
 FREE_ON_RESUME = {
-    *("init_from", "attention", "activation_checkpointing", "sharding", "nonfinite_gradient"),
+    *("init_from", "attention", "activation_checkpointing", "layers_kept", "sharding", "nonfinite_gradient"),
     *("sampling", "mask_sampling", "sampling_seed", "sampling_round", "height", "width"),
 }
 """Model settings that may change when a run goes on: where and how it computes, not what."""

@@ -98,7 +98,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
         printed = capsys.readouterr().out
         assert "output_dir" in printed
         assert "chain" in printed
-    assert yaml.safe_load(printed)["model"]["init_args"]["init_from"] == "runs/mini/base"
+    assert yaml.safe_load(printed)["model"]["init_args"]["init_from"] == "experiments/mini/base_weights"
 
 
 def test_the_other_verbs(mini_world: Path, tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ class StepActivations:
     peak: int
     """The most at any time of forward and backward."""
 
+    def towards(self, other: StepActivations, share: float) -> StepActivations:
+        """Where a share of the layers is as in `other`."""
+        kept, peak = (round(a + share * (b - a)) for a, b in ((self.kept, other.kept), (self.peak, other.peak)))
+        return StepActivations(kept, peak)
+
 
 class _FlexSizes(AttentionPlan):
     """Sizes of `FlexPlan`: everything padded to whole blocks."""
@@ -105,6 +110,7 @@ def dry_step(
     checkpointing: bool,
     dtype: torch.dtype,
     lora: LoRAConfig | None = None,
+    layers_kept: int = 0,
 ) -> StepActivations:
     """Forward and backward of a pack `to_meta`, counting; arguments as in `step_activations`."""
     with torch.device("meta"):
@@ -115,6 +121,7 @@ def dry_step(
             add_lora(model.language_model.model.layers, lora, trained)
     set_trainable(model, trained, lora=lora is not None)
     model.language_model.model.activation_checkpointing = checkpointing
+    model.language_model.model.layers_kept = layers_kept
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)

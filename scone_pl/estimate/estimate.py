@@ -116,7 +116,10 @@ class _Memory:
         network: Network | None = None,
     ) -> RankMemory:
         """With a share of the token budget: activations grow with it; or with other parameters training."""
-        full = self.activations[self.stage.checkpointing if checkpointing is None else checkpointing]
+        used = self.stage.checkpointing if checkpointing is None else checkpointing
+        full = self.activations[used]
+        if used and checkpointing is None:
+            full = full.towards(self.activations[False], self.stage.layers_kept / self.config.decoder.num_layers)
         scaled = StepActivations(round(full.kept * share), round(full.peak * share))
         return rank_memory(network or self.network, plan, scaled, self.encode, ema=self.stage.ema)
 

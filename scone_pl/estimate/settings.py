@@ -33,6 +33,8 @@ class Stage:
     """Packs a rank and step."""
     attention: str
     checkpointing: bool
+    layers_kept: int
+    """Layers that are not recomputed with checkpointing."""
     packing: PackingConfig
     plan: Plan
     """As the recipe says."""
@@ -102,6 +104,7 @@ def _stage(name: str, settings: Any) -> Stage:
         accumulate=trainer.accumulate_grad_batches,
         attention=model.attention,
         checkpointing=model.activation_checkpointing,
+        layers_kept=model.layers_kept,
         packing=PackingConfig(**packing),
         plan=_plan(trainer, model.sharding, _devices(trainer.devices) * num_nodes),
         num_nodes=num_nodes,

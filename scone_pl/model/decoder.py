@@ -107,7 +107,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        """Recompute each layer in the backward pass instead of keeping its activations."""
+        """Recompute layers in the backward pass instead of keeping their activations."""
+        self.layers_kept = 0
+        """So many of the last layers keep theirs all the same: the backward pass frees those first."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -147,7 +149,7 @@ class Decoder(nn.Module):
             elif bridge is not None and bridge.config.masks_layer(i):
                 layer_plan = late_plan
             arguments = (*x, routing, rotary, layer_plan)
-            if self.activation_checkpointing and self.training:
+            if self.activation_checkpointing and self.training and i < len(self.layers) - self.layers_kept:
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 x = layer(*arguments)

@@ -87,6 +87,7 @@ class SconeModule(pl.LightningModule):
         alignment: AlignmentConfig = AlignmentConfig(),
         attention: Literal["split", "flex"] = "split",
         activation_checkpointing: bool = True,
+        layers_kept: int = 0,
         nonfinite_gradient: Literal["stop", "skip"] = "stop",
         sharding: ShardingConfig = ShardingConfig(),  # noqa: B008 (immutable)
         lora: LoRAConfig | None = None,
@@ -110,6 +111,7 @@ class SconeModule(pl.LightningModule):
             alignment: Optional supervision of the bridge's similarity.
             attention: Attention backend: split (any device) or flex (CUDA).
             activation_checkpointing: Recompute each decoder layer in the backward pass to save memory.
+            layers_kept: So many decoder layers keep their activations all the same, where memory is left: less time.
             nonfinite_gradient: Where a step's gradient is not finite: stop, naming step and samples, or skip that step.
             sharding: FSDP2 settings, used by trainer.strategy fully_sharded.
             lora: Train low-rank adapters of the trainable experts instead of their weights, for few GPUs; null = off.
@@ -132,7 +134,7 @@ class SconeModule(pl.LightningModule):
         self.text_loss_weight = text_loss_weight
         self.alignment = alignment
         self.attention = attention
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.layers_kept = activation_checkpointing, layers_kept
         self.gradients = GradientGuard(nonfinite_gradient)
         self._step_sums: dict[str, Tensor] = {}
         self.sharding = sharding
@@ -190,6 +192,7 @@ class SconeModule(pl.LightningModule):
             model = Scone(self.config).to(torch.get_default_dtype())
         model.attention = self.attention
         model.language_model.model.activation_checkpointing = self.activation_checkpointing
+        model.language_model.model.layers_kept = self.layers_kept
         if self.lora is not None:
             add_lora(model.language_model.model.layers, self.lora, self.trainable)
         set_trainable(model, self.trainable, lora=self.lora is not None)

@@ -106,7 +106,7 @@ def test_a_laptop_s_recipe_and_the_tables(capsys: pytest.CaptureFixture[str], mo
     assert main(["estimate", "--config", str(ROOT / "experiments/mini/stage1.yaml"), "--devices", "1,2"]) == 0
     printed = capsys.readouterr().out
     for text in (
-        "preset mini, as runs/mini/base is not there",
+        "preset mini, as experiments/mini/base_weights is not there",
         "understanding",
         "refined",
         "whole",

@@ -109,13 +109,20 @@ def test_recomputation_changes_no_gradient_with_the_bridge(bridge: BridgeConfig)
         assert gradient.equal(gradients[1][name]), name
 
 
-def test_layers_are_recomputed_only_in_training() -> None:
-    model, pack = tiny_model(), make_pack(ONE_REFERENCE)
+@pytest.mark.parametrize(
+    ("training", "kept", "expected"),
+    [(False, 0, [1, 1, 1, 1]), (True, 0, [2, 2, 2, 2]), (True, 3, [2, 1, 1, 1]), (True, 9, [1, 1, 1, 1])],
+)
+def test_which_layers_are_recomputed(training: bool, kept: int, expected: list[int]) -> None:
+    model, pack = tiny_model().train(training), make_pack(ONE_REFERENCE)
     model.language_model.model.activation_checkpointing = True
-    calls = []
-    model.language_model.model.layers[1].register_forward_pre_hook(lambda *_: calls.append(1))
-    for training, expected in ((False, 1), (True, 2)):
-        calls.clear()
-        model.train(training)
-        model(pack, *noisy_inputs(model, pack)).velocity.sum().backward()
-        assert len(calls) == expected
+    model.language_model.model.layers_kept = kept
+    calls = [0] * len(model.language_model.model.layers)
+
+    def count(layer: torch.nn.Module, *_: object) -> None:
+        calls[layer.layer] += 1
+
+    for layer in model.language_model.model.layers:
+        layer.register_forward_pre_hook(count)
+    model(pack, *noisy_inputs(model, pack)).velocity.sum().backward()
+    assert calls == expected
