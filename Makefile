@@ -36,9 +36,8 @@ lint: install ## ruff, check only
 format: install ## ruff, fixing
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-demo: install ## mini-world: shards, Stage I, Stage II, scores before and after, pictures (under 10 minutes on 2 cores)
+demo: install ## mini-world: shards, Stage I from the shipped base, Stage II, scores before and after, pictures
 	$(SCONE) mini shards --output data_shards/mini
-	$(SCONE) mini base --output runs/mini/base
 	$(SCONE) fit --config experiments/mini/stage1.yaml
 	$(SCONE) mini evaluate --checkpoint runs/mini/stage1/refined/weights --output runs/mini/before
 	$(SCONE) fit --config experiments/mini/stage2.yaml

@@ -180,10 +180,13 @@ def from_pretrained(
     return model.eval()
 
 
-def load_weights(model: Scone, folder: str | os.PathLike[str]) -> None:
+def load_weights(model: Scone, folder: str | os.PathLike[str]) -> str:
     """Fills a materialised model in place from a checkpoint folder; strict about keys and shapes.
 
     Each rank reads its own parts only. Adapters (LoRA) are none of the folder's and stay as they are.
+
+    Returns:
+        What was read from where, in a line.
 
     Raises:
         UserError: missing, unexpected or misshapen keys, with the first few named.
@@ -193,6 +196,7 @@ def load_weights(model: Scone, folder: str | os.PathLike[str]) -> None:
     with open_weights(path) as weights:
         main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
         _fill(main, weights, path)
+        read = f"{len(main)} tensors of {path}: {weights.files}"
     autoencoder = {
         n.removeprefix(AUTOENCODER_PREFIX): t for n, t in tensors.items() if n.startswith(AUTOENCODER_PREFIX)
     }
@@ -202,7 +206,9 @@ def load_weights(model: Scone, folder: str | os.PathLike[str]) -> None:
             raise UserError(f"{file}: missing; the autoencoder's weights belong into the checkpoint folder")
         with ExitStack() as stack:
             _fill(autoencoder, WeightFiles([file], stack), file)
+        read += f", {AUTOENCODER_FILE}"
     reset_position_tables(model)
+    return read
 
 
 def reset_position_tables(model: nn.Module) -> None:

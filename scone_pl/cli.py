@@ -26,11 +26,12 @@ from scone_pl.errors import UserError
 from scone_pl.files import write_text
 from scone_pl.training.callbacks import DataProgress, Previews, StepProgress
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
-from scone_pl.training.module import SconeModule, check_start
+from scone_pl.training.module import SconeModule
 from scone_pl.training.monitoring import Monitoring
 from scone_pl.training.results import write_result
 from scone_pl.training.runs import RunFolder
 from scone_pl.training.saving import Saving
+from scone_pl.training.start import check_start
 
 FREE_ON_RESUME = {
     *("init_from", "attention", "activation_checkpointing", "layers_kept", "sharding", "nonfinite_gradient"),
@@ -174,14 +175,18 @@ def parse(args: list[str]) -> SconeCLI:
         raise UserError(one_line(complaints.getvalue())) from None
 
 
+_NOISE = ("litlogger", "TPU available", "MEMBER: 1/1", "Starting with 1 processes")
+
+
 def _worth_reading(record: logging.LogRecord) -> bool:
-    """Leaves out Lightning's lines about hardware that is not there and products to try."""
-    return not any(text in record.getMessage() for text in ("litlogger", "TPU available"))
+    """Leaves out Lightning's lines about hardware that is not there, products to try, and processes without peers."""
+    return not any(text in record.getMessage() for text in _NOISE)
 
 
 def main(args: list[str]) -> int:
     """Runs `fit`, `validate`, `test` or `predict`."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_worth_reading)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
+        logging.getLogger(name).addFilter(_worth_reading)
     if {"--help", "-h"} & set(args) or any(
         a.startswith(("--print_config", "--model.help", "--data.help")) for a in args
     ):

@@ -54,6 +54,8 @@ class WeightFiles:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, str] = {}
         self._handles: dict[Path, Any] = {}
+        self.files = files[0].name if len(files) == 1 else f"{len(files)} files"
+        """In words."""
         for file in files:
             for name, entry in _read_header(file).items():
                 self._file_of[name] = file

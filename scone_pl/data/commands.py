@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli
-
+from scone_pl.complaints import run_function
 from scone_pl.data import convert as conversion
 from scone_pl.data.faults import Faults
 from scone_pl.data.image_lists import FieldNames
@@ -21,6 +21,7 @@ from scone_pl.data.statistics import shard_statistics
 from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
 from scone_pl.data.verify import verify_shards
+from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
 
 _CORES = len(os.sched_getaffinity(0))
@@ -147,9 +148,19 @@ def stats(
     return 0
 
 
+COMMANDS: dict[str, Callable[..., int]] = {"convert": convert, "verify": verify, "stats": stats}
+
+
 def main(args: list[str]) -> int:
-    """Runs one of the commands; the exit status."""
-    return auto_cli([convert, verify, stats], args=args, prog="python -m scone_pl shards")
+    """Runs one of the commands; the exit status. Mistakes are one line."""
+    if not args or args[0] in ("-h", "--help"):
+        lines = [f"  {name:<8} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+        _say("\n".join(["usage: python -m scone_pl shards COMMAND [--help] ...", "", *lines]))
+        return 0
+    name, *rest = args
+    if name not in COMMANDS:
+        raise UserError(f"shards has no command {name}; one of {', '.join(COMMANDS)}")
+    return run_function(COMMANDS[name], f"python -m scone_pl shards {name}", rest, as_positional=True)
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,7 @@ Other fields are left alone. Images are prepared as the release does in inferenc
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from scone_pl.model.sequence import SequenceBuilder, SequenceFormat
 
 SUFFIX = ".jsonl"
 LONGEST_NAME = 200
-"""Characters of a key or task type: file systems take 255 bytes, and the name gets a suffix."""
+"""Bytes of a key or task type in UTF-8: file systems take 255, and the name gets a suffix."""
+_FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\ud800-\udfff]')
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def read_requests(files: Sequence[str | Path]) -> list[Request]:
     seen: dict[tuple[str, str], str] = {}
     for file in map(Path, files):
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold what `splitlines` takes for an end
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: not readable as a JSONL file ({error})") from None
         for number, line in enumerate(lines, 1):
@@ -111,11 +113,10 @@ def _image_names(record: dict[str, Any], where: str) -> list[str]:
 def _plain_name(value: Any, field: str, where: str) -> str:
     """A text that names one file on any system and nothing above it."""
     name = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    forbidden = set('/\\:*?"<>|') | {chr(i) for i in range(32)}
-    if not name.strip() or name.startswith(".") or set(name) & forbidden or len(name) > LONGEST_NAME:
+    if not name.strip() or name.startswith(".") or _FORBIDDEN.search(name) or len(name.encode()) > LONGEST_NAME:
         raise UserError(
-            f"{where}: `{field}` {value!r} can not name a picture; use up to {LONGEST_NAME} characters without path "
-            "separators, not starting with a dot"
+            f"{where}: `{field}` {value!r} can not name a picture; use up to {LONGEST_NAME} bytes of UTF-8 without "
+            "path separators, not starting with a dot"
         )
     return name
 

@@ -46,6 +46,8 @@ class ConvertConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.quality > 100:
+            raise UserError(f"quality is {self.quality}; it must be 1 to 100")
 
 
 def as_stored(sample: Sample, config: ConvertConfig) -> Sample:

@@ -47,7 +47,7 @@ def compare(
     """
     first_keys, first = item_values(ours, benchmark)
     second_keys, second = item_values(theirs, benchmark)
-    common = {task: [key for key in keys if key in set(second_keys.get(task, ()))] for task, keys in first_keys.items()}
+    common = {task: sorted(set(keys) & set(second_keys.get(task, ()))) for task, keys in first_keys.items()}
     common = {task: keys for task, keys in common.items() if keys}
     if not common:
         raise UserError("the two score files have no complete item in common; compare runs of the same benchmark data")
@@ -60,8 +60,9 @@ def compare(
     points = [_resampled(benchmark, side, ones) for side in sides]
     clouds = [_resampled(benchmark, side, weights) for side in sides]
     columns = {}
-    for column in points[0].keys() & points[1].keys():
+    for column in (name for name in points[0] if all(name in found for found in (points[1], *clouds))):
         difference = clouds[0][column] - clouds[1][column]
+        difference = difference[~np.isnan(difference)]
         point = float(points[0][column][0] - points[1][column][0])
         tail = min(float(np.mean(difference <= 0)), float(np.mean(difference >= 0)))
         columns[column] = {
@@ -71,8 +72,7 @@ def compare(
             "interval": list(_interval(difference)),
             "p": min(1.0, 2 * max(tail, 1 / resamples)),
         }
-    ordered = {column: columns[column] for column in points[0] if column in columns}
-    return {"n": {task: len(keys) for task, keys in common.items()}, "resamples": resamples, "columns": ordered}
+    return {"n": {task: len(keys) for task, keys in common.items()}, "resamples": resamples, "columns": columns}
 
 
 def item_values(records: Records, benchmark: Benchmark) -> tuple[dict[str, list[str]], dict[str, Values]]:
@@ -110,7 +110,7 @@ def _weights(keys: Sequence[str], task: str, resamples: int, seed: int) -> np.nd
 def _resampled(
     benchmark: Benchmark, values: Mapping[str, Values], weights: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Every column's mean over groups (B,), computed as the tables do it."""
+    """Every column's mean over groups (B,), computed as the tables do it; columns that no group has are left out."""
     by_group: dict[str, np.ndarray] = {}  # (B, G)
     for task in benchmark.tasks:
         for name, found in values.get(task, {}).items():
@@ -119,12 +119,15 @@ def _resampled(
             with np.errstate(invalid="ignore", divide="ignore"):
                 by_group[f"{task}.{name}"] = weights[task] @ np.where(there, found, 0.0) / count
     if all(task in values for task in benchmark.tasks):
+        # A group that lacks a task has no average at all, in no column.
+        lacking = np.any([np.isnan(by_group[f"{task}.PF"]) for task in benchmark.tasks], axis=0)
         for name in benchmark.average_columns:
             parts = [by_group[f"{t}.{name}"] for t in benchmark.tasks if f"{t}.{name}" in by_group]
-            by_group[f"average.{name}"] = np.mean(parts, axis=0)
+            by_group[f"average.{name}"] = np.where(lacking, np.nan, np.mean(parts, axis=0))
         if benchmark.has_overall:
             by_group["overall"] = (by_group["average.COM"] + by_group["average.DIS"]) / 2
-    return {column: _mean_over_groups(found) for column, found in by_group.items()}
+    means = {column: _mean_over_groups(found) for column, found in by_group.items()}
+    return {column: found for column, found in means.items() if not np.isnan(found).all()}
 
 
 def _mean_over_groups(found: np.ndarray) -> np.ndarray:

@@ -137,7 +137,7 @@ class JudgeClient:
         text = raw.decode(errors="replace")
         try:
             body = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             body = None
         error = body.get("error") if isinstance(body, dict) else None
         if status != 200 or error:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from scone_pl.complaints import one_line
-from scone_pl.errors import UserError
+from scone_pl.complaints import parse_quietly
 
 _LISTS = ("--tasks", "--pictures", "--compare")
 _SWITCHES = ("--json", "--dry_run")
@@ -33,14 +30,7 @@ def parse(verb: str, function: Callable[..., int], args: Sequence[str]) -> dict[
     parser = ArgumentParser(prog=f"python -m scone_pl {verb}", description=summary)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_function_arguments(function, as_group=False, skip={"extra"})
-    complaints = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaints):
-            settings = parser.instantiate_classes(parser.parse_args(_spelled_out(args)))
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            raise
-        raise UserError(one_line(complaints.getvalue())) from None
+    settings = parser.instantiate_classes(parse_quietly(parser, _spelled_out(args)))
     given = settings.as_dict()
     given.pop("config", None)
     return given | ({"judge": settings.judge} if "judge" in given else {})

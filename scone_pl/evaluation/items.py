@@ -83,7 +83,7 @@ def read_items(
 
     file = data_file(data)
     requests = read_requests([file])
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     items = []
     strange: Counter[str] = Counter()
     hopeless: list[str] = []

@@ -121,6 +121,10 @@ class Judge:
         """One question until it has a usable answer, or has failed."""
         try:
             content = await asyncio.to_thread(call.content)
+        except UserError as error:  # a picture that can not be decoded, which says nothing about the judge
+            self._note_failure(call, str(error))
+            return
+        try:
             reason = ""
             for _ in range(unusable, max(self.config.max_answers, unusable + 1)):
                 reply = await client.ask(content)
@@ -144,12 +148,14 @@ class Judge:
             self._fail(call, f"{self.config.max_answers} answers, none usable: {reason}")
         except CallFailedError as error:
             self._fail(call, str(error))
-        except UserError as error:  # a picture that can not be decoded
-            self._fail(call, str(error))
 
-    def _fail(self, call: Call, reason: str) -> None:
+    def _note_failure(self, call: Call, reason: str) -> None:
         self.store.add(self._line(call, failure=reason))
         self.failures[reason] += 1
+
+    def _fail(self, call: Call, reason: str) -> None:
+        """Notes a failure of the judge; too many in a row stop the run."""
+        self._note_failure(call, reason)
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= self.config.stop_after:
             raise StopJudgingError(

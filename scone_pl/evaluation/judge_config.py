@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from scone_pl.errors import UserError
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OPENAI = "https://api.openai.com/v1"
 
 
@@ -58,6 +60,8 @@ class JudgeConfig:
                 raise UserError(f"judge.{name} is {getattr(self, name)}; it must be more than 0 seconds")
         if self.first_wait < 0:
             raise UserError(f"judge.first_wait is {self.first_wait}; it can not be negative")
+        if not _VARIABLE.fullmatch(self.api_key_env):  # not repeated: it may be the key itself
+            raise UserError("judge.api_key_env must be the name of an environment variable, such as OPENAI_API_KEY")
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError("judge.base_url must look like http://host:port/v1")

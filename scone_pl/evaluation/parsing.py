@@ -15,6 +15,7 @@ LOWEST, HIGHEST = 0.0, 10.0
 _THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _UNQUOTED = re.compile(r"\{\s*score\s*:\s*([0-9.]+)\s*(?:,\s*\w+\s*:[^{}]*)?\}", re.IGNORECASE | re.DOTALL)
+_DIGITS = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*", re.ASCII)
 _MARKS = " \t\r\n\"'`*_"
 
 
@@ -110,6 +111,8 @@ def _number(value: Any) -> float:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise UnusableAnswerError("the score is no number")
+    if isinstance(value, str) and not _DIGITS.fullmatch(value):
         raise UnusableAnswerError("the score is no number")
     try:
         number = float(value)

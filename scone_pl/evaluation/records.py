@@ -93,7 +93,7 @@ def read_records(file: str | Path, benchmark: Benchmark, language: str | None = 
     """
     path = Path(file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold what `splitlines` takes for an end
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as a JSONL file of scores ({error})") from None
     records: list[Record] = []
@@ -130,6 +130,9 @@ def check_record(record: Any, benchmark: Benchmark, where: str) -> None:
     task = record.get("task_type")
     if task not in benchmark.tasks:
         raise UserError(f"{where}: {task!r} is no task of {benchmark.name}; it has {', '.join(benchmark.tasks)}")
+    judge = record.get("judge") or {}
+    if not isinstance(judge, dict) or not isinstance(judge.get("prompts") or {}, dict):
+        raise UserError(f"{where}: `judge` must be an object, and its `prompts` too, as `judge` writes them")
     for name in ("PF", "SC", "PHY"):
         value = record.get(name)
         number = isinstance(value, int | float) and not isinstance(value, bool)

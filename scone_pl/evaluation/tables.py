@@ -178,9 +178,8 @@ def _provenance(summary: Summary) -> str:
         days = " to ".join(dict.fromkeys(date[:10] for date in found["dates"]))
         parts.append(f"Judge: {', '.join(found['models'])}, {days}; prompts {', '.join(found['prompts'])}.")
     for made in found["generation"]:
-        steps = made.get("sampling", {}).get("num_inference_steps")
-        if steps:
-            rounds = ", ".join(map(str, made["rounds"]))
+        if {"weights", "seed", "sampling"} <= made.keys() and isinstance(made["sampling"], dict):  # by our `predict`
+            rounds, steps = ", ".join(map(str, made["rounds"])), made["sampling"].get("num_inference_steps")
             parts.append(f"Pictures: weights {made['weights']}, seed {made['seed']}, rounds {rounds}, {steps} steps.")
     return "\n\n" + " ".join(parts) if parts else ""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from scone_pl.checkpoints import check_folder, read_config
-from scone_pl.complaints import one_line
+from scone_pl.complaints import parse_quietly
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
@@ -208,14 +206,7 @@ def main(args: list[str]) -> int:
     """Runs `generate`; `--image` may be repeated, switches need no `true`; mistakes are one line."""
     parser = ArgumentParser(prog="python -m scone_pl generate", description=generate.__doc__.split("\n")[0])
     parser.add_function_arguments(generate)
-    complaints = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaints):
-            settings = parser.instantiate_classes(parser.parse_args(_spelled_out(args)))
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            raise
-        raise UserError(one_line(complaints.getvalue())) from None
+    settings = parser.instantiate_classes(parse_quietly(parser, _spelled_out(args)))
     return generate(**settings.as_dict())
 
 

@@ -97,7 +97,7 @@ def picture(
 
 
 def base(
-    output: Path = Path("runs/mini/base"),
+    output: Path = Path("runs/mini/random"),
     preset: Literal["mini", "mini_photo"] = "mini",
     canvas: int = 16,
     seed: int = 0,

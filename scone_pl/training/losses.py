@@ -18,6 +18,16 @@ from scone_pl.model.scone import Scone, SconeOutput
 from scone_pl.model.sequence import PackedSequence
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlignmentConfig:
+    """Beyond the paper: supervises the bridge's similarity where the data says which tokens are meant."""
+
+    weight: float = 0.0
+    """Weight of the term; 0 = off, as in the paper."""
+    temperature: float = 0.1
+    """Similarity enters as sigmoid((s - threshold) / temperature)."""
+
+
 @dataclass(frozen=True)
 class FlowResult:
     """One noised forward pass."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from scone_pl.checkpoints import check_folder, load_weights, read_config
+from scone_pl.checkpoints import load_weights, read_config
 from scone_pl.data.seeding import seed_of
 from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
@@ -31,44 +30,14 @@ from scone_pl.tensor_files import copy_part
 from scone_pl.training import losses
 from scone_pl.training.ema import EMA, EMAConfig
 from scone_pl.training.gradients import GradientGuard
+from scone_pl.training.losses import AlignmentConfig
+from scone_pl.training.optimizer import OptimizerConfig
 from scone_pl.training.parts import Part, count_trainable, set_trainable
 from scone_pl.training.predictions import PredictionFolder, picture_seed
 from scone_pl.training.results import DESCRIPTION
 from scone_pl.training.runs import weights_identity
 from scone_pl.training.sharding import FullySharded, ShardingConfig, freeze_dtype, is_sharded, needs_wrapping, shard
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up to a constant rate (SPEC 6), which may fall at the end."""
-
-    lr: float = 2e-5
-    """Learning rate after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the moment estimates."""
-    eps: float = 1e-15
-    """Added to the denominator."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay."""
-    warmup_steps: int = 2000
-    """Steps from 0 to `lr`. The release's 2000 means that a 1000-step stage never reaches `lr`; kept as its default."""
-    decay_steps: int = 0
-    """Beyond the paper: last steps of the run, over which the rate falls linearly to 0; 0 = constant to the end."""
-
-    def rate_factor(self, step: int, max_steps: int) -> float:
-        """What `lr` is multiplied by in step number `step`, from 0, of `max_steps`."""
-        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        return warm * min(1.0, max(max_steps - step, 0) / self.decay_steps) if self.decay_steps else warm
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignmentConfig:
-    """Beyond the paper: supervises the bridge's similarity where the data says which tokens are meant."""
-
-    weight: float = 0.0
-    """Weight of the term; 0 = off, as in the paper."""
-    temperature: float = 0.1
-    """Similarity enters as sigmoid((s - threshold) / temperature)."""
+from scone_pl.training.start import check_start
 
 
 class SconeModule(pl.LightningModule):
@@ -81,10 +50,10 @@ class SconeModule(pl.LightningModule):
         init_from: str,
         trainable: Sequence[Part],
         bridge: BridgeConfig | None = None,
-        optimizer: OptimizerConfig = OptimizerConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (immutable)
         timestep_shift: float = 1.0,
         text_loss_weight: float = 1.0,
-        alignment: AlignmentConfig = AlignmentConfig(),
+        alignment: AlignmentConfig = AlignmentConfig(),  # noqa: B008 (immutable)
         attention: Literal["split", "flex"] = "split",
         activation_checkpointing: bool = True,
         layers_kept: int = 0,
@@ -150,6 +119,8 @@ class SconeModule(pl.LightningModule):
         self._start_identity = weights_identity(folder)
         self.config = read_config(folder)
         last_layer = self.config.decoder.num_layers - 1
+        if bridge is not None and bridge.mode == "soft" and attention == "flex":
+            raise UserError("model.attention: flex has no soft bridge; use split, or model.bridge.mode hard")
         if bridge is not None and bridge.last_masked_layer > last_layer:
             raise UserError(
                 f"model.bridge.last_masked_layer is {bridge.last_masked_layer}, but the last decoder layer of "
@@ -178,13 +149,13 @@ class SconeModule(pl.LightningModule):
             freeze_dtype(model, self.sharding)
             shard(model, mesh, self.sharding)
         model.to_empty(device=self.trainer.strategy.root_device)
-        load_weights(model, self.init_from)
+        read = load_weights(model, self.init_from)
         for _, parameter, value in initial_weights(model, seed_of("lora")):
             copy_part(value, parameter)
         self.model = model
         total = sum(p.numel() for p in model.parameters())
         trained = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in count_trainable(model).items())
-        rank_zero_info(f"{type(self).__name__}: {total / 1e6:.2f} M weights of {self.init_from}, training {trained}")
+        rank_zero_info(f"{type(self).__name__}: {total / 1e6:.2f} M parameters, training {trained}; {read}")
 
     def meta_model(self) -> Scone:
         """The network of this stage without memory for its weights, frozen as the stage says."""
@@ -377,27 +348,3 @@ class SconeModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `export` must know of a snapshot."""
         checkpoint[DESCRIPTION] = dict(self.describe())
-
-
-def check_start(init_from: str) -> Path:
-    """The folder to start from.
-
-    Raises:
-        UserError: it is not there; the message says where published weights come from and what runs without them.
-    """
-    if not Path(init_from).is_dir():
-        missing = f"model.init_from: no checkpoint folder {init_from}"
-        if Path(init_from).name == "base":
-            preset = " --preset mini_photo" if "photo" in init_from else ""
-            raise UserError(f"{missing}; make it with: python -m scone_pl mini base --output {init_from}{preset}")
-        bagel = "BAGEL-7B-MoT (Hugging Face: ByteDance-Seed/BAGEL-7B-MoT, to be put into weights/BAGEL-7B-MoT)"
-        how = f"it is {bagel}"
-        if Path(init_from).name == "weights":
-            how = (
-                f"the stage before writes it, so run that first; at 7B Stage I, experiments/stage1.yaml, needs {bagel}"
-            )
-        raise UserError(
-            f"{missing}; {how}; without published weights `make demo` runs the same recipe small: "
-            "experiments/mini/stage1.yaml and stage2.yaml"
-        )
-    return check_folder(init_from)

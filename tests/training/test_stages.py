@@ -8,7 +8,8 @@ import pytest
 
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
-from scone_pl.training.module import OptimizerConfig, SconeModule
+from scone_pl.training.module import SconeModule
+from scone_pl.training.optimizer import OptimizerConfig
 from scone_pl.training.parts import part_of
 from scone_pl.training.stages import BridgeFormation, BridgeGuidance, Composition
 

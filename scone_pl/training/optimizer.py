@@ -1,0 +1,28 @@
+"""The optimizer of all stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up to a constant rate (SPEC 6), which may fall at the end."""
+
+    lr: float = 2e-5
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the moment estimates."""
+    eps: float = 1e-15
+    """Added to the denominator."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: int = 2000
+    """Steps from 0 to `lr`. The release's 2000 means that a 1000-step stage never reaches `lr`; kept as its default."""
+    decay_steps: int = 0
+    """Beyond the paper: last steps of the run, over which the rate falls linearly to 0; 0 = constant to the end."""
+
+    def rate_factor(self, step: int, max_steps: int) -> float:
+        """What `lr` is multiplied by in step number `step`, from 0, of `max_steps`."""
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        return warm * min(1.0, max(max_steps - step, 0) / self.decay_steps) if self.decay_steps else warm

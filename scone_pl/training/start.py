@@ -1,0 +1,32 @@
+"""The weights that a stage starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scone_pl.checkpoints import check_folder
+from scone_pl.errors import UserError
+
+
+def check_start(init_from: str) -> Path:
+    """The folder to start from.
+
+    Raises:
+        UserError: it is not there; the message says where published weights come from and what runs without them.
+    """
+    if not Path(init_from).is_dir():
+        missing = f"model.init_from: no checkpoint folder {init_from}"
+        if Path(init_from).name == "base":
+            preset = " --preset mini_photo" if "photo" in init_from else ""
+            raise UserError(f"{missing}; make it with: python -m scone_pl mini base --output {init_from}{preset}")
+        bagel = "BAGEL-7B-MoT (Hugging Face: ByteDance-Seed/BAGEL-7B-MoT, to be put into weights/BAGEL-7B-MoT)"
+        how = f"it is {bagel}"
+        if Path(init_from).name == "weights":
+            how = (
+                f"the stage before writes it, so run that first; at 7B Stage I, experiments/stage1.yaml, needs {bagel}"
+            )
+        raise UserError(
+            f"{missing}; {how}; without published weights `make demo` runs the same recipe small: "
+            "experiments/mini/stage1.yaml and stage2.yaml"
+        )
+    return check_folder(init_from)
