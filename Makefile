@@ -48,11 +48,11 @@ demo: install ## mini-world: shards, Stage I from the shipped base, Stage II, sc
 	@echo "pictures:    runs/mini/after/pictures.png (before: runs/mini/before/pictures.png)"
 	@echo "TensorBoard: make tensorboard (logs in runs/mini/*/*/tensorboard)"
 
-mini-data: install ## the mini-world's shards
+mini-data: install ## the mini-world's shards and random weights
 	$(SCONE) mini shards --output data_shards/mini
+	$(SCONE) mini base --output runs/mini/random
 
 mini-base: mini-data ## the mini-world's base from random weights, as shipped in experiments/mini/base_weights
-	$(SCONE) mini base --output runs/mini/random
 	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/mini/base.yaml
 
 $(TABLES): mini-data

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from scone_pl.errors import UserError
 
@@ -22,6 +22,7 @@ _WRAPPERS = (
 )
 _TAIL = re.compile(r" - Expected a <class 'NoneType'>| Given value")
 _UNKNOWN = re.compile(r"Option '(?P<name>[^']+)' is not accepted|does not accept option '(?P<dotted>[^']+)'")
+_UNRECOGNIZED = re.compile(r"unrecognized arguments: (?P<option>--[^\s=]+)")
 _SECTIONS = {
     "trainer": "lightning.pytorch.Trainer",
     "data": "scone_pl.data.datamodule.PackedDataModule",
@@ -41,6 +42,7 @@ def run_function(function: Callable[..., Any], prog: str, args: list[str], **opt
     Raises:
         UserError: what was typed is wrong, in one line.
     """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=prog, description=(function.__doc__ or "").split("\n")[0])
     parser.add_function_arguments(function, **options)
     settings = parse_quietly(parser, args)
@@ -56,7 +58,16 @@ def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        raise UserError(one_line(complaints.getvalue())) from None
+        complaint = one_line(complaints.getvalue())
+        raise UserError(complaint + _close_option(complaint, parser)) from None
+
+
+def _close_option(complaint: str, parser: ArgumentParser) -> str:
+    """The option that was meant by one that the parser does not have."""
+    match = _UNRECOGNIZED.search(complaint)
+    options = [option for action in parser._actions for option in action.option_strings]
+    close = difflib.get_close_matches(match["option"], options, n=1) if match else []
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def one_line(report: str) -> str:

@@ -41,18 +41,18 @@ def _spelled_out(args: Sequence[str]) -> list[str]:
     spelled: list[str] = []
     rest = list(args)
     while rest:
-        arg = rest.pop(0)
+        arg, equals, value = rest.pop(0).partition("=")
         if arg in _LISTS:
-            words: list[str] = []
-            while rest and not rest[0].startswith("--"):
+            words = [value] if equals else []
+            while rest and not equals and not rest[0].startswith("--"):
                 words.append(rest.pop(0))
             if len(words) == 1 and words[0].startswith("["):
                 spelled += [arg, words[0]]
             else:
                 parts = [part for word in words for part in (word.split(",") if arg == "--tasks" else [word]) if part]
                 spelled += [arg, json.dumps(parts)]
-        elif arg in _SWITCHES and (not rest or rest[0] not in ("true", "false")):
+        elif arg in _SWITCHES and not equals and (not rest or rest[0] not in ("true", "false")):
             spelled.append(f"{arg}=true")
         else:
-            spelled.append(arg)
+            spelled.append(arg + equals + value)
     return spelled

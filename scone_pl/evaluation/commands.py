@@ -11,11 +11,12 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import BENCHMARKS, Benchmark, BenchmarkName
 from scone_pl.evaluation.command_line import parse
 from scone_pl.evaluation.folder import EvaluationFolder
-from scone_pl.evaluation.items import data_file, read_items
+from scone_pl.evaluation.items import Item, data_file, read_items
 from scone_pl.evaluation.judge_config import JudgeConfig
-from scone_pl.evaluation.records import read_records
+from scone_pl.evaluation.records import Record, read_records
 from scone_pl.evaluation.steps import (
     as_json,
+    check_judge,
     compared,
     describe_plan,
     plan_judgements,
@@ -77,9 +78,10 @@ def evaluate(
     if extra and not generating:
         raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
     items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
-    others = _others(compare or [], chosen, language)
+    wanted = {item.place for item in items}
+    others = [(title, _of_items(found, wanted, title)) for title, found in _others(compare or [], chosen, language)]
     if only in (None, "judge"):
-        _check_service(judge, folder)
+        _check_service(judge, folder, chosen, items)
     rank = None
     if generating and checkpoint is not None:
         from scone_pl.evaluation.generate import generate, launched_rank
@@ -95,11 +97,7 @@ def evaluate(
     if only in (None, "judge"):
         run_judge(folder, plan_judgements(folder, chosen, items, judge, rounds, scorings), judge)
     if only in (None, "tables"):
-        records = read_records(folder.scores, chosen, language)
-        wanted = {item.place for item in items}
-        records = [record for record in records if (record["task_type"], str(record["key"])) in wanted]
-        if not records:
-            raise UserError(f"{folder.scores}: holds no score of these items; judge them first")
+        records = _of_items(read_records(folder.scores, chosen, language), wanted, str(folder.scores))
         summaries, comparisons = _summaries(records, about.get("name") or Path(output).name, others, chosen, 0)
         plots = write_tables(folder.tables, summaries, comparisons)
         from scone_pl.evaluation.report import write_report
@@ -201,10 +199,19 @@ def _others(files: Sequence[str], benchmark: Benchmark, language: str | None) ->
     return [(_name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
 
 
-def _check_service(config: JudgeConfig, folder: EvaluationFolder) -> None:
-    """A missing key must not show after a day of generating; with answers there, none may be needed."""
+def _check_service(config: JudgeConfig, folder: EvaluationFolder, benchmark: Benchmark, items: Sequence[Item]) -> None:
+    """What is missing must not show after a day of generating; of a key, with answers there, none may be needed."""
+    check_judge(config, benchmark, items)
     if not folder.answers.exists():
         config.key()
+
+
+def _of_items(records: Sequence[Record], wanted: set[tuple[str, str]], whose: str) -> list[Record]:
+    """The records of chosen items: rows beside each other must say the same of the same."""
+    found = [record for record in records if (record["task_type"], str(record["key"])) in wanted]
+    if not found:
+        raise UserError(f"{whose}: holds no score of these items; judge them first")
+    return found
 
 
 def _at_least_one(**numbers: int) -> None:

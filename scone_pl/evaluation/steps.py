@@ -32,6 +32,19 @@ from scone_pl.evaluation.templates import FOLDER, Templates
 from scone_pl.files import write_json, write_text
 
 
+def check_judge(config: JudgeConfig, benchmark: Benchmark, items: Sequence[Item]) -> None:
+    """Reads prices and all prompts that these items need.
+
+    Raises:
+        UserError: one of them can not be read.
+    """
+    price_of(config.model, config.prices)
+    templates = Templates(config.prompts or FOLDER)
+    for item in items:
+        for _ in templates.of(benchmark, item, scene_pf=config.scene_pf, plausibility=config.plausibility):
+            pass
+
+
 def plan_judgements(
     folder: EvaluationFolder,
     benchmark: Benchmark,

@@ -70,7 +70,7 @@ class Experiment:
     init_from: str = ""
     """Weights that all trained arms start from."""
     prepare: tuple[str, ...] = ()
-    """Recipes that must have been run before (their results are shared by experiments)."""
+    """Recipes that must have been run before (their results are shared by experiments); `a b` = a under b."""
     paper_table: str = ""
     """Key in `docs/evidence/published.yaml`."""
     quick: dict[str, Any] = field(default_factory=dict)

@@ -78,8 +78,8 @@ def prepare(experiment: Experiment) -> None:
     """Runs the recipes that the experiment builds on; a finished one is done at once."""
     from scone_pl.cli import main
 
-    for recipe in experiment.prepare:
-        main(["fit", "--config", recipe])
+    for recipes in experiment.prepare:
+        main(["fit", *(part for recipe in recipes.split() for part in ("--config", recipe))])
 
 
 def run(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> Path:
