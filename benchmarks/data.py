@@ -35,7 +35,8 @@ from scone_pl.data.sources import Mixture, Source
 from scone_pl.data.stream import Cursor, PackMaker, PackStream
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
 from scone_pl.data.transforms import ImageResize, decode_rgb, to_tensor
-from scone_pl.model.sequence import PackedSequence, SequenceBuilder
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import PackedSequence
 
 SAMPLE = Path(__file__).parents[2] / "shared/data/scone_s2i_sample"
 

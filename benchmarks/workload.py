@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from scone_pl.model.sequence import PackedSequence, SequenceBuilder, SequenceFormat, SpecialTokens
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import PackedSequence, SequenceFormat, SpecialTokens
 
 FORM = SequenceFormat(
     special=SpecialTokens(0, 1, 2, 3),

@@ -34,9 +34,10 @@ from scone_pl.generation.guidance import GuidanceConfig
 from scone_pl.generation.prompts import prompts_of
 from scone_pl.generation.sampler import Prompt, SamplingConfig, decode_latents, sample, to_uint8
 from scone_pl.model.attention import dense_mask
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import SconeOutput
-from scone_pl.model.sequence import PackedSequence, SequenceBuilder, SpecialTokens, SplitKind
+from scone_pl.model.sequence import PackedSequence, SpecialTokens, SplitKind
 from scone_pl.training.losses import flow_matching
 from scone_pl.training.parts import count_parameters
 

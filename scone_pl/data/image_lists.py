@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from scone_pl.data.sample import BrokenSampleError, Candidate, Kind, Sample, usable
+from scone_pl.data.members import plain_key
+from scone_pl.data.sample import BrokenSampleError, Candidate, Kind, Sample, parse_candidates, usable
 from scone_pl.errors import UserError
 
 REFERENCES = ("references", "image_paths", "input_images", "image_path", "input_image", "images")
@@ -127,7 +127,7 @@ class ImageLists:
         key, where = _key(file, number), f"{file}: line {number + 1}"
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return _Line(key, file, number, BrokenSampleError("wrong JSON", f"{where}: {error}"))
         if not isinstance(content, dict):
             return _Line(key, file, number, BrokenSampleError("wrong JSON", f"{where}: not an object"))
@@ -136,7 +136,7 @@ class ImageLists:
             if not isinstance(name, (str, int)) or name == "":
                 error = BrokenSampleError("missing key", f"{where}: no {self.fields.key!r}")
                 return _Line(key, file, number, error)
-            key = re.sub(r"[^A-Za-z0-9_-]", "_", str(name))[:80]
+            key = plain_key(str(name))
         return _Line(key, file, number, content)
 
     def _sample(self, line: _Line) -> Sample:
@@ -192,7 +192,7 @@ def _line_starts(file: Path) -> np.ndarray:
 
 
 def _key(file: Path, line: int) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", f"{file.stem[:60]}-{line:09d}")
+    return plain_key(f"{plain_key(file.stem, 60)}-{line:09d}")
 
 
 def _take(content: dict[str, Any], name: str | None, usual: tuple[str, ...]) -> Any:
@@ -214,10 +214,8 @@ def _kind(kind: Any, where: str) -> Kind:
 
 
 def _candidates(groups: Any, where: str) -> tuple[tuple[Candidate, ...], ...] | None:
-    if groups is None:
-        return None
     try:
-        return tuple(tuple(Candidate(**{**c, "box": tuple(c["box"])}) for c in group) for group in groups)
+        return parse_candidates(groups)
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenSampleError("wrong JSON", f"{where}: candidates: {error!r}") from None
 

@@ -47,6 +47,7 @@ def run_jobs(
         return
     context = multiprocessing.get_context("spawn")  # threads of pyarrow and torch do not survive a fork
     done = context.Value("q", 0)
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, _begin, (task, shared, done))
     waiting: deque[Future[Result]] = deque()
     try:
@@ -62,7 +63,7 @@ def run_jobs(
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.terminate()
             process.join()
 

@@ -22,7 +22,8 @@ from scone_pl.data.seeding import generator, seed_of
 from scone_pl.data.stream import Batch, Place
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
-from scone_pl.model.sequence import SequenceBuilder, SequenceFormat
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import SequenceFormat
 
 SUFFIX = ".jsonl"
 LONGEST_NAME = 200

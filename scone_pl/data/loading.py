@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset
 
 from scone_pl.data.stream import Batch, Place
-from scone_pl.model.sequence import SequenceBuilder, SequenceFormat
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import SequenceFormat
 
 _GRACE = 60
 """Seconds that a worker lives on after SIGTERM."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -9,8 +10,12 @@ import tarfile
 from dataclasses import asdict
 from typing import Any, get_args
 
-from scone_pl.data.sample import BrokenSampleError, Candidate, Kind, Sample
+from scone_pl.data.sample import BrokenSampleError, Kind, Sample, parse_candidates
 
+LONGEST_KEY = 80
+"""Letters; a tar name holds 100."""
+
+_UNUSABLE = re.compile(r"[^A-Za-z0-9_-]")
 _REFERENCE = re.compile(r"ref(\d+)\.\w+$")
 
 
@@ -45,7 +50,7 @@ def parse_members(data: bytes, key: str, origin: str) -> Sample:
                     info = json.loads(content)
     except (tarfile.TarError, EOFError) as error:
         raise BrokenSampleError("torn shard", f"{origin}: sample {key}: {error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, BrokenSampleError):
             raise
         raise BrokenSampleError("wrong JSON", f"{origin}: {key}.json: {error}") from None
@@ -66,6 +71,14 @@ def parse_members(data: bytes, key: str, origin: str) -> Sample:
         raise BrokenSampleError("wrong JSON", f"{origin}: {key}.json: {error!r}") from None
 
 
+def plain_key(name: str, longest: int = LONGEST_KEY) -> str:
+    """`name` as a key of at most `longest` letters; what has to be changed gets a hash, so that names stay apart."""
+    plain = _UNUSABLE.sub("_", name)
+    if plain == name and len(name) <= longest:
+        return name
+    return f"{plain[: longest - 9]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+
+
 def sample_json(sample: Sample) -> bytes:
     """What the member `{key}.json` holds."""
     info = {
@@ -83,16 +96,14 @@ def sample_json(sample: Sample) -> bytes:
 def _from_json(info: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise TypeError("not an object")
-    groups, kind, metadata = info.get("candidates"), info.get("kind", "single"), info.get("metadata") or {}
+    kind, metadata = info.get("kind", "single"), info.get("metadata") or {}
     answer = info.get("answer") or ""
     if kind not in get_args(Kind) or not isinstance(metadata, dict) or not isinstance(answer, str):
         raise ValueError(f"kind {kind!r}, metadata or answer of a wrong type")
     return {
         "instruction": info["instruction"],
         "kind": kind,
-        "candidates": None
-        if groups is None
-        else tuple(tuple(Candidate(**{**c, "box": tuple(c["box"])}) for c in group) for group in groups),
+        "candidates": parse_candidates(info.get("candidates")),
         "metadata": metadata,
         "answer": answer,
     }

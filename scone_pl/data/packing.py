@@ -16,7 +16,8 @@ from scone_pl.data.shards import IndexEntry
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ImageResize, ResizeLimits, decode_rgb, to_tensor
 from scone_pl.errors import UserError
-from scone_pl.model.sequence import SequenceBuilder, SequenceFormat
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import SequenceFormat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from scone_pl.data.members import plain_key
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample, usable
 from scone_pl.errors import UserError
 
@@ -154,7 +154,7 @@ def row_to_sample(row: dict[str, Any], key: str, kind: Kind, metadata: dict[str,
 
 def key_of(file: ParquetFile, row: int) -> str:
     """`<subset>-<file>-<row>`, in the letters that a key may hold."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", f"{file.subset}-{file.path.stem}-{row:06d}")
+    return plain_key(f"{file.subset}-{file.path.stem}-{row:06d}")
 
 
 def _one_line(error: Exception) -> str:

@@ -48,6 +48,17 @@ class Sample:
     """Text that must be said after the instruction; empty = none. It is trained by cross-entropy (SPEC 4)."""
 
 
+def parse_candidates(groups: Any) -> tuple[tuple[Candidate, ...], ...] | None:
+    """Candidates out of JSON: null, or per reference a list of `{"box": [...], "meant": bool, "name": str}`.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not that.
+    """
+    if groups is None:
+        return None
+    return tuple(tuple(Candidate(**{**one, "box": tuple(one["box"])}) for one in group) for group in groups)
+
+
 class BrokenSampleError(ValueError):
     """One sample cannot be used. It is skipped and counted under `reason`; the message says which and why."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,14 +13,13 @@ from typing import IO
 import webdataset
 from tqdm import tqdm
 
-from scone_pl.data.members import sample_json
+from scone_pl.data.members import plain_key, sample_json
 from scone_pl.data.sample import Sample
 from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo, Size, TokenCounts
 from scone_pl.data.storage import sha256_of
 from scone_pl.data.transforms import open_image
 from scone_pl.errors import UserError
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}$")  # 80: a tar name holds 100 characters
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}
 
 
@@ -138,7 +136,7 @@ def _unique(sample: Sample, keys: set[str]) -> Sample:
 
 
 def _write_sample(writer: webdataset.TarWriter, sample: Sample, shard: int) -> IndexEntry:
-    if not _KEY.match(sample.key):
+    if not sample.key or plain_key(sample.key) != sample.key:
         raise UserError(f"the sample key {sample.key!r} must be 1 to 80 letters, digits, _ or -; rename it")
     members: dict[str, str | bytes] = {"__key__": sample.key, "json": sample_json(sample)}
     sizes: list[Size] = []

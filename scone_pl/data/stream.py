@@ -25,7 +25,8 @@ from scone_pl.data.seeding import generator, seed_of
 from scone_pl.data.sources import Draw, Mixture
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
-from scone_pl.model.sequence import PackedSequence, SequenceBuilder, SequenceFormat
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import PackedSequence, SequenceFormat
 
 _MOST_EMPTY_PACKS = 16
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from scone_pl.data.packing import PackingConfig
 from scone_pl.errors import UserError
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import SconeConfig
-from scone_pl.model.sequence import PackedSequence, SequenceBuilder, SpecialTokens
+from scone_pl.model.sequence import PackedSequence, SpecialTokens
 
 INSTRUCTION = 62
 """Words of an instruction (+ 2 frame tokens)."""

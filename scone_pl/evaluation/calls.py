@@ -14,7 +14,7 @@ from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.judge_images import Fingerprints, Shown, data_url
 from scone_pl.evaluation.parsing import Score, parse_presence, parse_score
-from scone_pl.evaluation.templates import Template, Templates
+from scone_pl.evaluation.templates import PLAUSIBILITY, PRESENCE, Template, Templates
 
 Kind = Literal["PF", "SC", "DIS", "PHY"]
 
@@ -107,11 +107,11 @@ class Planner:
             ("SC", consistency, fields, [*references, output], None),
         ]
         for i, group in enumerate(item.subjects):
-            template = self.templates["sconeeval_dis"]
+            template = self.templates[PRESENCE]
             for j, subject in enumerate(group):
                 asked.append(("DIS", template, {"subject": subject}, [references[i], output], (i, j)))
         if self.config.plausibility:
-            asked.append(("PHY", self.templates["plausibility"], fields, [output], None))
+            asked.append(("PHY", self.templates[PLAUSIBILITY], fields, [output], None))
         return [
             self._call(kind, item, template, given, shown, candidate, sampling, scoring)
             for kind, template, given, shown, candidate in asked

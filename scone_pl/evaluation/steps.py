@@ -28,7 +28,7 @@ from scone_pl.evaluation.tables import (
     main_latex,
     main_markdown,
 )
-from scone_pl.evaluation.templates import FOLDER, Templates
+from scone_pl.evaluation.templates import FOLDER, PLAUSIBILITY, PRESENCE, Templates
 from scone_pl.files import write_json, write_text
 
 
@@ -41,8 +41,11 @@ def check_judge(config: JudgeConfig, benchmark: Benchmark, items: Sequence[Item]
     price_of(config.model, config.prices)
     templates = Templates(config.prompts or FOLDER)
     for item in items:
-        for _ in templates.of(benchmark, item, scene_pf=config.scene_pf, plausibility=config.plausibility):
-            pass
+        templates.prompt_following(benchmark, item, scene_pf=config.scene_pf)
+        templates.subject_consistency(benchmark, item)
+    for name, needed in ((PRESENCE, any(item.subjects for item in items)), (PLAUSIBILITY, config.plausibility)):
+        if needed:
+            templates[name]
 
 
 def plan_judgements(

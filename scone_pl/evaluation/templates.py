@@ -13,7 +13,10 @@ from scone_pl.evaluation.items import Item
 
 FOLDER = Path(__file__).parent / "prompts"
 PARTS = ("frame", "inputs", "scale")
-FIELDS = ("instruction", "references", "subject")
+PRESENCE, PLAUSIBILITY = "sconeeval_dis", "plausibility"
+"""The questions that do not depend on the benchmark."""
+_FIELDS = {PRESENCE: ("subject",)}
+_USUAL_FIELDS = ("instruction", "references")
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -59,8 +62,9 @@ class Templates:
         if name not in self._read:
             file = self.folder / f"{name}.md"
             text = _PLACE.sub(self._part, _read(file)).strip() + "\n"
-            if unknown := set(_PLACE.findall(text)) - set(FIELDS):
-                raise UserError(f"{file}: unknown field {{{{{unknown.pop()}}}}}; there are {', '.join(FIELDS + PARTS)}")
+            fields = _FIELDS.get(name, _USUAL_FIELDS)
+            if unknown := set(_PLACE.findall(text)) - set(fields):
+                raise UserError(f"{file}: unknown field {{{{{unknown.pop()}}}}}; there are {', '.join(fields + PARTS)}")
             self._read[name] = Template(name, text, self.version)
         return self._read[name]
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from scone_pl.generation.cache import ContextCache, ContextSpan, RecordingPlan
 from scone_pl.model.bridge import BridgeState
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import ATTENTION_BACKENDS, Scone
-from scone_pl.model.sequence import PackedSequence, SequenceBuilder, SequenceFormat, SplitKind
+from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from scone_pl.generation.cache import Branch, CachedPlan
 from scone_pl.generation.context import Contexts, Prompt, prefill
 from scone_pl.generation.guidance import GuidanceConfig, guide
 from scone_pl.generation.step_cache import StepCache, StepCacheConfig
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
-from scone_pl.model.sequence import SequenceBuilder, SequenceFormat
+from scone_pl.model.sequence import SequenceFormat
 from scone_pl.model.vae import tokens_to_latents
 
 

@@ -23,9 +23,9 @@ from scone_pl.generation.prompts import prompts_of
 from scone_pl.generation.sampler import SampledLatents, SamplingConfig, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.mini.episode import Episode, Subject
 from scone_pl.mini.judge import Failure, judge
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
-from scone_pl.model.sequence import SequenceBuilder
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from scone_pl.data.transforms import ResizeLimits
 from scone_pl.mini.episode import Episode
 from scone_pl.mini.evaluate import tokens_of
 from scone_pl.model.bridge import Bridge
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
-from scone_pl.model.sequence import PackedSequence, SequenceBuilder, SplitKind
+from scone_pl.model.sequence import PackedSequence, SplitKind
 
 _ANY = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=1, apply_mask=False)
 

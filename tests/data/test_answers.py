@@ -14,7 +14,8 @@ from scone_pl.data.packing import prepare_sample, sample_layout
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
-from scone_pl.model.sequence import SequenceBuilder, SplitKind
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import SplitKind
 
 
 def answered(number, *, target=False, references=1):

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from scone_pl.data.loading import PackLoader
 from scone_pl.data.stream import Batch, Place
-from scone_pl.model.sequence import SequenceBuilder
+from scone_pl.model.builder import SequenceBuilder
 
 
 class Batches(IterableDataset):

@@ -20,7 +20,8 @@ from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
-from scone_pl.model.sequence import SequenceBuilder, SequenceFormat, SpecialTokens, SplitKind
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import SequenceFormat, SpecialTokens, SplitKind
 
 
 class FixedIds:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from scone_pl.data import transforms
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.transforms import ImageResize, ResizeLimits, decode_rgb, open_image, to_tensor
-from scone_pl.model.sequence import patchify_image
+from scone_pl.model.builder import patchify_image
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from scone_pl import flow
 from scone_pl.generation.guidance import GuidanceConfig, guide
 from scone_pl.generation.sampler import Prompt, SamplingConfig, initial_noise, sample
 from scone_pl.model.attention import DensePlan
-from scone_pl.model.sequence import SequenceBuilder, SpecialTokens
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import SpecialTokens
 
 MODEL = tiny_model(3)
 FORM = MODEL.sequence_format(SpecialTokens(0, 1, 2, 3))

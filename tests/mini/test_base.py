@@ -17,7 +17,7 @@ from scone_pl.mini.episode import TASKS
 from scone_pl.mini.layers import separation
 from scone_pl.mini.shards import WORLD_SETS, world_samples, write_world
 from scone_pl.mini.world import WORDS, fixed_set
-from scone_pl.model.sequence import SequenceBuilder
+from scone_pl.model.builder import SequenceBuilder
 
 BASE = ROOT / "experiments/mini/base_weights"
 

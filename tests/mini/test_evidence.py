@@ -167,13 +167,13 @@ def test_a_run_is_killed_resumed_and_skipped(small, capfd):
         jobs_of(small, 1)  # `again` looks at weights that are not there yet
     jobs = jobs_before(small, 1)
     run_all(jobs, side_by_side=2)
-    first = [(job.folder / "result.json").stat().st_mtime_ns for job in jobs]
+    first = [job.result.stat().st_mtime_ns for job in jobs]
     killed = subprocess.Popen(command, env=environment)
     time.sleep(1)
     killed.terminate()
     killed.wait()
     assert subprocess.run(command, env=environment, check=False).returncode == 0
-    assert [(job.folder / "result.json").stat().st_mtime_ns for job in jobs] == first
+    assert [job.result.stat().st_mtime_ns for job in jobs] == first
     found = json.loads(Path("docs/evidence/small.json").read_text())
     assert set(found["arms"]) == {"plain", "soft", "again"}
     run = found["arms"]["soft"]["runs"][0]

@@ -5,9 +5,10 @@ import random
 
 import torch
 
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.initialize import random_model
-from scone_pl.model.sequence import SequenceBuilder, SequenceFormat, SpecialTokens
+from scone_pl.model.sequence import SequenceFormat, SpecialTokens
 
 SPECIAL = SpecialTokens(begin_text=1, end_text=2, start_image=3, end_image=4)
 FORM = SequenceFormat(

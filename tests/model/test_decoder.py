@@ -16,9 +16,10 @@ from model_helpers import (
     tiny_model,
 )
 
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
-from scone_pl.model.sequence import PackedSequence, SequenceBuilder, SplitKind
+from scone_pl.model.sequence import PackedSequence, SplitKind
 
 BRIDGE = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=2, threshold=0.05)
 EARLY = BridgeConfig(

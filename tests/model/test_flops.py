@@ -11,10 +11,11 @@ from model_helpers import EVERYTHING, FORM, TWO_REFERENCES, make_pack, picture, 
 from torch.utils.flop_counter import FlopCounterMode
 
 from scone_pl.model.attention import dense_mask
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.flops import TRAINED, count_tokens, spared_pairs, step_flops
 from scone_pl.model.scone import Scone
-from scone_pl.model.sequence import PackedSequence, SequenceBuilder
+from scone_pl.model.sequence import PackedSequence
 from scone_pl.training.losses import flow_matching, text_cross_entropy
 from scone_pl.training.parts import set_trainable
 

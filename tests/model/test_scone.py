@@ -83,7 +83,7 @@ def test_a_frozen_expert_gets_no_gradient_but_passes_it_on() -> None:
 def test_text_labels_are_the_next_tokens() -> None:
     from model_helpers import FORM
 
-    from scone_pl.model.sequence import SequenceBuilder
+    from scone_pl.model.builder import SequenceBuilder
 
     builder = SequenceBuilder(FORM)
     builder.begin_sample()

@@ -16,7 +16,8 @@ from model_helpers import (
     picture,
 )
 
-from scone_pl.model.sequence import SequenceBuilder, SplitKind, grid_positions, patchify_image
+from scone_pl.model.builder import SequenceBuilder, grid_positions, patchify_image
+from scone_pl.model.sequence import SplitKind
 
 TEXT, VIT, VAE, TARGET = SplitKind.TEXT, SplitKind.VIT, SplitKind.VAE, SplitKind.TARGET
 

@@ -16,6 +16,7 @@ from scone_pl.files import write_text
 from scone_pl.mini.evaluate import markdown_table
 from scone_pl.mini.evidence.metrics import METRICS, difference_of, estimate_of
 from scone_pl.mini.evidence.statistics import estimate
+from scone_pl.mini.layers import best_layer
 
 DOCS = Path("docs/evidence")
 ORDER = ("base", "table4", "table5", "table6", "figure11", "robustness", "tokens", "no_experts")
@@ -112,16 +113,20 @@ def _failure_table(result: Mapping[str, Any], looks: list[str]) -> str:
 
 
 def _layer_table(result: Mapping[str, Any], look: str) -> str:
+    """AUROC and effect of every layer, and which layer the mean AUROC would choose (the last has none behind it)."""
     rows = []
     for arm in result["arms"].values():
         tables = [run["evaluations"][look]["layers"] for run in arm["runs"]]
+        choices = sorted({best_layer(table, len(next(iter(table.values()))["auroc"]) - 2) for table in tables})
         for task in tables[0]:
             for measure in ("auroc", "effect"):
                 per_layer = zip(*(table[task][measure] for table in tables), strict=True)
                 cells = [str(estimate(list(values))) for values in per_layer]
-                rows.append([arm["label"], f"{task.removeprefix('distinction_')} {measure}", *cells])
-    layers = [f"layer {i}" for i in range(len(rows[0]) - 2)]
-    return markdown_table(["weights", "similarity", *layers], rows)
+                name = f"{task.removeprefix('distinction_')} {measure}"
+                rows.append([arm["label"], name, *cells, " ".join(map(str, choices))])
+    layers = [f"layer {i}" for i in range(len(rows[0]) - 3)]
+    label = result["evaluations"][look]["label"]
+    return markdown_table(["weights", f"similarity ({label})" if label else "similarity", *layers, "choice"], rows)
 
 
 def _paper(result: Mapping[str, Any], folder: Path, look: str) -> list[str]:

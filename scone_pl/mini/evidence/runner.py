@@ -15,7 +15,7 @@ from typing import Any
 
 from scone_pl.errors import UserError
 from scone_pl.mini.evidence.spec import Experiment
-from scone_pl.mini.evidence.work import RESULT, folder_of
+from scone_pl.mini.evidence.work import folder_of, result_file
 
 _POLL = 0.5
 
@@ -28,6 +28,8 @@ class Job:
     arm: str
     seed: int
     folder: Path
+    result: Path
+    """Its file, there when it is done."""
 
     def start(self, *, quick: bool) -> subprocess.Popen[bytes]:
         """A process of its own, its output in `log.txt` of its folder."""
@@ -62,7 +64,8 @@ def jobs_before(experiment: Experiment, seeds: int, *, quick: bool = False) -> l
 
 
 def _job(experiment: Experiment, arm: str, seed: int, *, quick: bool) -> Job:
-    return Job(experiment.name, arm, seed, folder_of(experiment, arm, seed, quick=quick))
+    folder = folder_of(experiment, arm, seed, quick=quick)
+    return Job(experiment.name, arm, seed, folder, result_file(experiment, folder, quick=quick))
 
 
 def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> None:
@@ -71,7 +74,7 @@ def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> N
     Raises:
         UserError: a run failed; names its log.
     """
-    waiting = [job for job in jobs if not (job.folder / RESULT).is_file()]
+    waiting = [job for job in jobs if not job.result.is_file()]
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished before, {side_by_side} side by side", flush=True)
     running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
     began, done, total = time.perf_counter(), 0, len(waiting)
@@ -83,13 +86,13 @@ def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> N
             time.sleep(_POLL)
             for process in [p for p in running if p.poll() is not None]:
                 job, since = running.pop(process)
-                if process.returncode or not (job.folder / RESULT).is_file():
+                if process.returncode or not job.result.is_file():
                     last = (job.folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
                     raise UserError(f"{job.arm} seed {job.seed} failed ({' '.join(last)}); see {job.folder}/log.txt")
                 done += 1
                 now = time.perf_counter()
                 left = (now - began) / done * (total - done) / 60
-                scores = _short(json.loads((job.folder / RESULT).read_text()))
+                scores = _short(json.loads(job.result.read_text()))
                 name = f"{job.experiment} {job.arm} seed {job.seed}"
                 print(f"[{done}/{total}] {name}: {scores} ({now - since:.0f} s), {left:.1f} min left", flush=True)
 
@@ -117,7 +120,7 @@ def _short(result: dict[str, Any]) -> str:
 
 def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
     """All results as one JSON object, see `docs/evidence/*.json`."""
-    results = [json.loads((job.folder / RESULT).read_text()) for job in jobs]
+    results = [json.loads(job.result.read_text()) for job in jobs]
     arms: dict[str, Any] = {}
     for name, arm in experiment.arms.items():
         runs = [r for r in results if r["arm"] == name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ class Evaluation:
     """Settings that sampling changes in the bridge."""
     world: dict[str, Any] = field(default_factory=dict)
     """Settings of `WorldConfig`."""
+    stream: Literal["test", "validation"] = "test"
+    """Episodes to report by, or to choose by."""
     tasks: tuple[str, ...] = ()
     """Of `episode.TASKS`; empty = all."""
     per_task: int = 32
@@ -108,7 +110,7 @@ class Experiment:
         return merged(settings, {"seed_everything": 1000 + seed, "data": {"seed": 1000 + seed}})
 
     def identity(self, arm: str, weights: str, *, quick: bool = False) -> str:
-        """Changes when anything changes that decides the numbers of a run (but its seed); names its folder.
+        """Changes when anything changes that decides the weights of a run (but its seed); names its folder.
 
         Args:
             arm: its name.
@@ -116,9 +118,18 @@ class Experiment:
             quick: see `quick`.
         """
         recipes = [Path(recipe).read_text() for recipe in self.recipes]
-        looks = {name: vars(look) for name, look in self.evaluations.items()}
-        facts = [recipes, self.settings_of(arm, 0, quick=quick), looks, self.quick if quick else {}, weights]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+        return _digest([recipes, self.settings_of(arm, 0, quick=quick), weights])
+
+    def looks_identity(self, *, quick: bool = False) -> str:
+        """Changes when the evaluations do; names the file of results."""
+        return _digest([{name: vars(look) for name, look in self.looks(quick=quick).items()}])
+
+    def looks(self, *, quick: bool = False) -> dict[str, Evaluation]:
+        """`evaluations`, smaller in a first look."""
+        if not quick:
+            return self.evaluations
+        most = self.quick.get("per_task", 16)
+        return {name: replace(look, per_task=min(most, look.per_task)) for name, look in self.evaluations.items()}
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +139,10 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merged(result[key], value) if both else value
     return result
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _shortened(step: dict[str, Any], share: float) -> dict[str, Any]:

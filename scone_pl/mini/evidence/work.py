@@ -18,7 +18,6 @@ from scone_pl.errors import UserError
 from scone_pl.files import write_json
 from scone_pl.mini.evidence.spec import Evaluation, Experiment, merged
 
-RESULT = "result.json"
 ROOT = Path("runs/evidence")
 
 
@@ -33,6 +32,11 @@ def folder_of(experiment: Experiment, arm: str, seed: int, *, quick: bool = Fals
         )
     identity = experiment.identity(arm, weights_identity(origin), quick=quick)
     return ROOT / experiment.name / f"{arm}-{identity}" / f"seed{seed}"
+
+
+def result_file(experiment: Experiment, folder: Path, *, quick: bool = False) -> Path:
+    """The file in a run's `folder` that says that it is done; other evaluations make another file."""
+    return folder / f"result-{experiment.looks_identity(quick=quick)}.json"
 
 
 def start_of(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> Path:
@@ -88,8 +92,9 @@ def run(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> 
 
     torch.set_num_threads(1)
     folder = folder_of(experiment, arm, seed, quick=quick)
-    if (folder / RESULT).is_file():
-        return folder / RESULT
+    file = result_file(experiment, folder, quick=quick)
+    if file.is_file():
+        return file
     began = time.perf_counter()
     chosen = experiment.arms[arm]
     if chosen.weights or chosen.weights_of:
@@ -100,10 +105,7 @@ def run(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> 
         main(command_line(experiment, arm, seed, folder, quick=quick))
         weights = trained_weights(experiment, arm, folder, quick=quick)
     trained = time.perf_counter() - began
-    looks = {}
-    for name, look in experiment.evaluations.items():
-        look = dataclasses.replace(look, per_task=experiment.quick.get("per_task", 16)) if quick else look
-        looks[name] = look_at(weights, look)
+    looks = {name: look_at(weights, look) for name, look in experiment.looks(quick=quick).items()}
     result = {
         "experiment": experiment.name,
         "arm": arm,
@@ -118,8 +120,8 @@ def run(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> 
         "commit": commit(),
         "versions": versions(),
     }
-    write_json(result, folder / RESULT)
-    return folder / RESULT
+    write_json(result, file)
+    return file
 
 
 def look_at(weights: Path, look: Evaluation) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def look_at(weights: Path, look: Evaluation) -> dict[str, Any]:
     from scone_pl.mini.world import WorldConfig, fixed_set
 
     world = WorldConfig(**look.world)
-    episodes = fixed_set(look.per_task, stream="test", tasks=look.tasks or TASKS, config=world)
+    episodes = fixed_set(look.per_task, stream=look.stream, tasks=look.tasks or TASKS, config=world)
     if look.kind == "layers":
         from scone_pl.mini.layers import separation
 

@@ -1,0 +1,172 @@
+"""Building a packed sequence, split by split.
+
+Shapes: V ViT tokens, P values a ViT patch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from scone_pl.model.sequence import PackedSequence, SequenceFormat, Split, SplitKind
+
+
+class SequenceBuilder:
+    """Builds a `PackedSequence` split by split.
+
+    Call `begin_sample`, then the splits in the order in which they are to be seen (SPEC 3: for each reference
+    `add_vae` and `add_vit`; `add_text`; `add_target`), then the next sample; `build` at the end.
+    """
+
+    def __init__(self, form: SequenceFormat) -> None:
+        """`form`: what the model expects, see `SequenceFormat`."""
+        self.form = form
+        self._splits: list[Split] = []
+        self._text_ids: list[int] = []
+        self._patches: list[Tensor] = []
+        self._vit_positions: list[Tensor] = []
+        self._meant: list[Tensor] = []
+        self._latent_positions: list[Tensor] = []
+        self._timestep_logits: list[float] = []
+        self._images: list[Tensor] = []
+        self._label_index: list[int] = []
+        self._label_ids: list[int] = []
+        self._keys: list[str] = []
+        self._position = 0
+        self._sample = -1
+        self._length = 0
+
+    def begin_sample(self, key: str = "", position: int = 0) -> None:
+        """Starts a new sample; positions count from `position`, which is not 0 where a cache holds earlier splits."""
+        self._sample += 1
+        self._position = position
+        self._keys.append(key)
+
+    def _append(self, kind: SplitKind, length: int, **fields: object) -> Split:
+        if self._sample < 0:
+            raise ValueError("call begin_sample before adding splits")
+        last = self._splits[-1] if self._splits else None
+        if last and last.sample == self._sample and last.kind == SplitKind.TARGET and kind != SplitKind.TARGET:
+            raise ValueError("targets come last in a sample: nothing may attend to them")
+        split = Split(kind, self._sample, self._length, length, self._position, **fields)  # type: ignore[arg-type]
+        self._splits.append(split)
+        self._length += length
+        return split
+
+    def add_text(self, ids: list[int], *, loss: bool = False) -> None:
+        """Adds `begin ids end`; with `loss` the language head must predict every id and the end token (SPEC 4)."""
+        framed = [self.form.special.begin_text, *ids, self.form.special.end_text]
+        split = self._append(SplitKind.TEXT, len(framed), labelled=loss)
+        self._text_ids += framed
+        if loss:
+            self._label_index += range(split.start, split.stop - 1)
+            self._label_ids += framed[1:]
+        self._position += len(framed)
+
+    def add_vit(self, image: Tensor, *, reference: int, meant: Tensor | None = None) -> None:
+        """Adds the ViT split of reference image number `reference`.
+
+        Args:
+            image: (3, H, W) in [-1, 1], sides multiples of the patch size.
+            reference: its number in the sample; ties it to the VAE split of the same number.
+            meant: (rows, columns) float, see `PackedSequence.vit_meant`.
+
+        Raises:
+            ValueError: sides that are no multiples of the patch size, or a grid over the position table.
+        """
+        grid = _grid(image, self.form.vit_patch_size, self.form.vit_positions_per_side, "ViT")
+        self._append(SplitKind.VIT, grid[0] * grid[1] + 2, grid=grid, image=reference)
+        self._frame_image()
+        self._patches.append(patchify_image(image, self.form.vit_patch_size))
+        self._vit_positions.append(grid_positions(grid, self.form.vit_positions_per_side))
+        self._meant.append(torch.full((grid[0] * grid[1],), math.nan) if meant is None else meant.flatten().float())
+        self._position += 1
+
+    def add_vae(self, image: Tensor, *, reference: int) -> None:
+        """Adds the clean-latent split of reference image number `reference`; `image` is (3, H, W) in [-1, 1]."""
+        self._images.append(image)
+        self._add_latents(SplitKind.VAE, image, -math.inf, len(self._images) - 1, reference)
+        self._position += 1
+
+    def add_targets(self, image: Tensor, timestep_logits: list[float]) -> None:
+        """Adds one noisy target split of `image` (3, H, W) per entry of `timestep_logits` (t before the sigmoid)."""
+        self._images.append(image)
+        for logit in timestep_logits:
+            self._add_latents(SplitKind.TARGET, image, logit, len(self._images) - 1, None)
+        self._position += 1
+
+    def skip_image(self) -> None:
+        """A dropped reference image: no tokens, but it still uses up its position (SPEC 3)."""
+        self._position += 1
+
+    def _add_latents(self, kind: SplitKind, image: Tensor, logit: float, pixels: int, reference: int | None) -> None:
+        grid = _grid(image, self.form.latent_stride, self.form.latent_positions_per_side, "VAE")
+        self._append(kind, grid[0] * grid[1] + 2, grid=grid, image=reference, pixels=pixels)
+        self._frame_image()
+        self._latent_positions.append(grid_positions(grid, self.form.latent_positions_per_side))
+        self._timestep_logits.append(logit)
+
+    def _frame_image(self) -> None:
+        self._text_ids += [self.form.special.start_image, self.form.special.end_image]
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return self._length
+
+    @property
+    def position(self) -> int:
+        """RoPE position that the current sample's next split would take."""
+        return self._position
+
+    def build(self) -> PackedSequence:
+        """The finished sequence, on the CPU."""
+
+        def cat(parts: list[Tensor], empty: Tensor) -> Tensor:
+            return torch.cat(parts) if parts else empty
+
+        none = torch.zeros(0, dtype=torch.int64)
+        return PackedSequence(
+            splits=tuple(self._splits),
+            special=self.form.special,
+            text_ids=torch.tensor(self._text_ids, dtype=torch.int64),
+            vit_patches=cat(self._patches, torch.zeros(0, 3 * self.form.vit_patch_size**2)),
+            vit_positions=cat(self._vit_positions, none),
+            latent_positions=cat(self._latent_positions, none),
+            timestep_logits=torch.tensor(self._timestep_logits, dtype=torch.float32),
+            images=tuple(self._images),
+            label_index=torch.tensor(self._label_index, dtype=torch.int64),
+            label_ids=torch.tensor(self._label_ids, dtype=torch.int64),
+            vit_meant=cat(self._meant, torch.zeros(0)),
+            keys=tuple(self._keys),
+        )
+
+
+def patchify_image(image: Tensor, patch_size: int) -> Tensor:
+    """(3, H, W) -> (rows * columns, patch_size * patch_size * 3), rows first, channel fastest."""
+    channels, height, width = image.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = image.view(channels, rows, patch_size, columns, patch_size)
+    return patches.permute(1, 3, 2, 4, 0).reshape(rows * columns, -1)
+
+
+def grid_positions(grid: tuple[int, int], positions_per_side: int) -> Tensor:
+    """(rows * columns,) int64: rows of a square position table, `row * positions_per_side + column`."""
+    rows, columns = grid
+    return (torch.arange(rows)[:, None] * positions_per_side + torch.arange(columns)).flatten()
+
+
+def _grid(image: Tensor, stride: int, positions_per_side: int, what: str) -> tuple[int, int]:
+    height, width = image.shape[-2:]
+    if height % stride or width % stride:
+        raise ValueError(f"a {what} image of {height} x {width} pixels must have sides divisible by {stride}")
+    grid = (height // stride, width // stride)
+    if max(grid) > positions_per_side:
+        raise ValueError(
+            f"a {what} image of {height} x {width} pixels makes a grid of {grid[0]} x {grid[1]} tokens, but the "
+            f"checkpoint's position table has {positions_per_side} a side: use images of at most "
+            f"{positions_per_side * stride} pixels a side"
+        )
+    return grid
