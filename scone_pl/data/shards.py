@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from scone_pl.errors import UserError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -64,7 +66,19 @@ class IndexEntry:
         fields = json.loads(line)
         fields["references"] = tuple(tuple(size) for size in fields["references"])
         fields["target"] = tuple(fields["target"]) if fields["target"] else None
-        return cls(**fields)
+        entry = cls(**fields)
+        sizes = entry.references if entry.target is None else (*entry.references, entry.target)
+        if min(entry.shard, entry.offset, entry.length - 1) < 0 or any(
+            min(size) < 1 or len(size) != 2 for size in sizes
+        ):
+            raise ValueError("a place or size that can not be")
+        if (
+            not isinstance(entry.key, str)
+            or not isinstance(entry.instruction, str)
+            or not isinstance(entry.answer, str)
+        ):
+            raise TypeError("key, instruction or answer that is no text")
+        return entry
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,17 @@ class ShardInfo:
     """One tar in the manifest."""
 
     file: str
+    """In the folder itself."""
     samples: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        # Names of files in the cache are made of these, and a set behind a URL is somebody else's.
+        if self.file.startswith(".") or Path(self.file).name != self.file or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"a shard named {self.file!r}, or its checksum")
+        if min(self.samples, self.bytes) < 0:
+            raise ValueError(f"{self.file}: {self.samples} samples, {self.bytes} bytes")
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,12 @@ class Manifest:
                 fields["shards"] = tuple(ShardInfo(**shard) for shard in fields["shards"])
                 if fields.get("tokens") is not None:
                     fields["tokens"] = TokenCounts(**fields["tokens"])
-                return cls(**fields)
+                manifest = cls(**fields)
+                if not _SHA256.fullmatch(manifest.index_sha256):
+                    raise ValueError(f"index_sha256 {manifest.index_sha256!r}")
+                if (samples := sum(shard.samples for shard in manifest.shards)) != manifest.samples:
+                    raise ValueError(f"shards of {samples} samples in all, but samples is {manifest.samples}")
+                return manifest
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not a readable manifest ({error!r}); convert the data set again") from None
         raise UserError(
@@ -237,6 +264,24 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def entries(self) -> Iterator[IndexEntry]:
+        """All lines of the index, in order, checked against the manifest.
+
+        Raises:
+            UserError: one is damaged, or does not lie in the shard whose turn it is.
+        """
+        start = 0
+        for number, info in enumerate(self.manifest.shards):
+            for i in range(start, start + info.samples):
+                entry = self.index[i]
+                if entry.shard != number or entry.offset + entry.length > info.bytes:
+                    raise UserError(
+                        f"{self.index.file}: line {i + 1} ({entry.key}) does not lie in {info.file}, where "
+                        f"{MANIFEST} has it; copy the data set again or convert it again"
+                    )
+                yield entry
+            start += info.samples
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))

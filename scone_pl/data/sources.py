@@ -267,7 +267,7 @@ def _restore(state: dict[str, object]) -> Mixture:
 def _lengths(shards: ShardSet, form: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig) -> np.ndarray:
     lengths = np.zeros(len(shards), dtype=np.int64)
     keys = np.zeros(len(shards), dtype=np.int64)
-    for i, entry in enumerate(shards.index):
+    for i, entry in enumerate(shards.entries()):
         lengths[i] = sample_length(entry, form, tokenizer, packing)
         keys[i] = hash(entry.key)
     if (again := shards.index.first_repeated(keys)) is not None:

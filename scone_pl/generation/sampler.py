@@ -116,8 +116,10 @@ class _GuidanceBranches:
     def __init__(self, model: Scone, form: SequenceFormat, prompts: Sequence[Prompt], config: SamplingConfig) -> None:
         self.model, self.form, self.guidance = model, form, config.guidance
         self.full = prefill(model, form, prompts, config.bridge, references=True)
-        # Without references the context "instruction only" is the full one: nothing to compute twice.
-        self._needs_text_only = self.guidance.needs_image_branch and any(p.references for p in prompts)
+        # Without references the context "instruction only" is the full one: nothing to compute twice. But sharded, all
+        # ranks must make the same passes, whatever their prompts.
+        differs = model.runs_towers_always or any(p.references for p in prompts)
+        self._needs_text_only = self.guidance.needs_image_branch and differs
         self._text_only = None
         if self.guidance.text_scale > 1 and self._needs_text_only:
             self._text_only = prefill(model, form, prompts, None, references=False)
