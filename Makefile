@@ -85,11 +85,12 @@ photos: install ## real photographs through every stage at real resolutions, two
 	  [ -e data_shards/photos/$$subset/manifest.json ] || $(SCONE) shards convert ../shared/data/scone_s2i_sample data_shards/photos/$$subset --subset $$subset || exit 1; done
 	$(SCONE) fit --config experiments/photos/stages.yaml
 
-bench: install ## attention, training step and sampling: time, memory, ratios to their baselines
+bench: install ## attention, training step, sampling, data, snapshots: time, memory, ratios to their baselines
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/snapshots.py
 
 tensorboard: install ## watch the runs
 	$(BIN)/tensorboard --logdir runs

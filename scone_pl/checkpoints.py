@@ -35,6 +35,14 @@ AUTOENCODER_FILE = "ae.safetensors"
 AUTOENCODER_PREFIX = "autoencoder."
 TRAINING_FILE = "training.json"
 """How weights came about."""
+CONFIG_FILES = (
+    "llm_config.json",
+    "vit_config.json",
+    "vae_config.json",
+    "config.json",
+    "generation_config.json",
+    "LICENSE",
+)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -311,15 +319,10 @@ def save_derived(
             main = {name: dataclasses.replace(source, dtype=dtype) for name, source in main.items()}
         with appearing(Path(folder)) as aside:
             write_tensors(main, aside / "model.safetensors")
-            for file in sorted(source_folder.iterdir()):
-                # The autoencoder, configs, tokenizer, licence, readme.
-                if file.is_file() and not _is_weights(file.name) and file.name != TRAINING_FILE:
-                    shutil.copyfile(file, aside / file.name)
+            for name in (*CONFIG_FILES, *TOKENIZER_FILES, AUTOENCODER_FILE):
+                if (source_folder / name).is_file():
+                    shutil.copyfile(source_folder / name, aside / name)
             write_json(dict(training), aside / TRAINING_FILE)
-
-
-def _is_weights(name: str) -> bool:
-    return name != AUTOENCODER_FILE and name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".pt"))
 
 
 def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:

@@ -111,8 +111,8 @@ def _verify(shared: _Shared, job: _Job, tick: Tick) -> tuple[int, Faults]:
     for i in job.samples:
         entry = shards.index[i]
         try:
-            if entry.shard != job.shard:
-                raise BrokenSampleError("index differs", f"listed in shard number {entry.shard}")
+            if entry.shard != job.shard or entry.offset + entry.length > shards.manifest.shards[job.shard].bytes:
+                raise BrokenSampleError("index differs", f"listed outside this file, in shard number {entry.shard}")
             _check_sample(shards, i, entry)
             if counter and (tokens := counter(entry)) != entry.tokens:
                 raise BrokenSampleError("wrong token count", f"{tokens}, but the index says {entry.tokens}")
