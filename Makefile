@@ -8,7 +8,7 @@ SCONE := $(BIN)/python -m scone_pl
 SEEDS ?= 5
 QUICK ?= 0
 JOBS ?= 2
-TABLES := table4 table5 table6 figure11 robustness tokens
+TABLES := table4 table5 table6 table6_training figure11 layers robustness
 EVIDENCE = OMP_NUM_THREADS=1 $(SCONE) mini evidence --seeds $(SEEDS) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick true) --table
 
 .DEFAULT_GOAL := help
@@ -37,7 +37,7 @@ format: install ## ruff, fixing
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 demo: install ## mini-world: shards, Stage I from the shipped base, Stage II, scores before and after, pictures
-	$(SCONE) mini shards --output data_shards/mini
+	$(SCONE) mini shards --output data_shards/mini --plain 0 --question_pairs 0
 	$(SCONE) fit --config experiments/mini/stage1.yaml
 	$(SCONE) mini evaluate --checkpoint runs/mini/stage1/refined/weights --output runs/mini/before
 	$(SCONE) fit --config experiments/mini/stage2.yaml
@@ -59,10 +59,11 @@ $(TABLES): mini-data
 	$(EVIDENCE) $@
 table4: ## base, Stage I step 1, step 2 (SEEDS=5 QUICK=0 JOBS=2)
 table5: ## Stage II: direct, two steps, with the bridge
-table6: ## thresholds, in training and in sampling
-figure11: ## similarity of every layer, and which layer to read
+table6: ## thresholds and masks in sampling
+figure11: ## similarity of every layer
+table6_training: ## thresholds in training
+layers: ## which layer the bridge should read
 robustness: ## likeness, number of candidates and references, unseen shapes
-tokens: ## what leaving blocked tokens out saves
 evidence: $(TABLES) ## all experiments; finished runs are not run again
 
 parity: install ## compare with the published implementation's numbers

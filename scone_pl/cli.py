@@ -31,6 +31,7 @@ from scone_pl.training.monitoring import Monitoring
 from scone_pl.training.results import write_result
 from scone_pl.training.runs import RunFolder
 from scone_pl.training.saving import Saving
+from scone_pl.training.sharding import FullySharded
 from scone_pl.training.start import check_start
 
 FREE_ON_RESUME = {
@@ -107,6 +108,8 @@ class SconeCLI(LightningCLI):
                 f"trainer.precision {trainer['precision']} would round the weights that the optimizer updates; use "
                 "32-true with model.sharding.compute_dtype bfloat16 (FullySharded), or bf16-mixed"
             )
+        if isinstance(interval := trainer.get("val_check_interval"), int):  # Lightning counts packs
+            settings["val_check_interval"] = interval * trainer["accumulate_grad_batches"]
         if trainer.get("logger") in (None, True):
             settings["logger"] = TensorBoardLogger(folder, name="", version="tensorboard")
         callbacks = [DataProgress(), *(trainer.get("callbacks") or [])]
@@ -124,13 +127,14 @@ class SconeCLI(LightningCLI):
             return
         max_steps = self.trainer.max_steps
         self._check_settings(folder.path / "config.yaml")
-        if max_steps >= 0 and folder.finished_steps >= max_steps and not kwargs.get("ckpt_path"):
+        if max_steps >= 0 and folder.finished_steps >= max_steps:
             folder.begin(self.model.init_from, write=False)
             rank_zero_info(f"{folder.path}: already trained for {folder.finished_steps} steps, nothing to do")
             return
-        resume = folder.begin(self.model.init_from, write=self.trainer.is_global_zero)
-        if not kwargs.get("ckpt_path"):
-            kwargs["ckpt_path"] = resume
+        if self.trainer.is_global_zero:
+            self._lock = folder.occupy()
+        write, given = self.trainer.is_global_zero, kwargs.get("ckpt_path")
+        kwargs["ckpt_path"] = folder.begin(self.model.init_from, given, write=write)
         rank_zero_info(f"--- {self.model.init_from} -> {folder.weights}")
         if self.trainer.is_global_zero:
             text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
@@ -148,8 +152,12 @@ class SconeCLI(LightningCLI):
         Raises:
             UserError: naming the settings that differ from those in `file`.
         """
-        if not file.is_file() or not RunFolder(file.parent).last_snapshot:
+        last = RunFolder(file.parent).last_snapshot
+        if not file.is_file() or last is None:
             return
+        if last.is_dir() != isinstance(self.trainer.strategy, FullySharded):
+            strategy = "fully_sharded" if last.is_dir() else "another than fully_sharded"
+            raise UserError(f"{last}: of trainer.strategy {strategy}; go on with it, or choose another --output_dir")
         before = yaml.safe_load(file.read_text())["model"]
         now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))["model"]
         changed = ["class_path"] if before["class_path"] != now["class_path"] else []
@@ -214,15 +222,19 @@ def commands(args: list[str]) -> list[list[str]]:
     weights = settings.model.init_args.init_from
     if not settings.chain:
         result = RunFolder(Path(settings.output_dir)).weights
-        if args[0] != "fit" and result.is_dir():
-            rank_zero_info(f"weights: {result}, the result of {settings.output_dir}")
-            return [[*args, "--model.init_args.init_from", str(result)]]
+        if args[0] != "fit" and not settings.ckpt_path:  # a snapshot goes with the weights that it started from
+            if result.is_dir():
+                rank_zero_info(f"weights: {result}, the result of {settings.output_dir}")
+                return [[*args, "--model.init_args.init_from", str(result)]]
+            rank_zero_info(f"weights: {weights}, as {settings.output_dir} has no result yet")
         check_start(weights)
         return [args]
     chain = [ChainStep(**step.as_dict()) for step in settings.chain]
     check_names(chain)
     planned = plan(args, chain, weights, settings.output_dir)
     steps = [parse(command).settings for command in planned]
+    if args[0] != "fit" and settings.ckpt_path:
+        return planned[-1:]
     if args[0] != "fit":
         result = RunFolder(Path(steps[-1].output_dir)).weights
         check_start(str(result))

@@ -42,6 +42,7 @@ def replace_folder(new: Path, path: Path) -> None:
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     if path.exists():
         path.rename(old)
+    sync_folder(new)
     new.rename(path)
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)

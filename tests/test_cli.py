@@ -132,7 +132,16 @@ def test_what_would_silently_mean_something_else_is_refused(
     single = ["fit", "--config", str(first / "config.yaml"), "--trainer.max_steps", "2"]  # what the run left
     other_rate = "--model.init_args.optimizer.lr=0.5"
     assert "began with another model.optimizer" in error_of(capsys, *single, other_rate)
+    assert "of trainer.strategy fully_sharded" in error_of(capsys, *single, "--trainer.strategy", "auto")
     assert "would round the weights" in error_of(capsys, *single, "--trainer.precision", "bf16-true")
+    snapshot = str(next((first / "checkpoints").iterdir()))
+    elsewhere = ["--output_dir", str(tmp_path / "other"), "--ckpt_path", snapshot]
+    elsewhere += ["--model.init_args.init_from", str(first / "weights")]
+    refused = run_scone(*single, *elsewhere, cwd=mini_world)
+    assert refused.returncode == 2
+    assert "goes with the weights that it started from" in refused.stderr
+    given = run_scone("validate", *single[1:], "--ckpt_path", snapshot, cwd=mini_world)
+    assert given.returncode == 0, given.stderr
     moved = run_scone("validate", *single[1:], "--trainer.limit_val_batches", "1", cwd=mini_world)
     assert moved.returncode == 0, moved.stderr
     assert f"weights: {first / 'weights'}" in moved.stderr

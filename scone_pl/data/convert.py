@@ -9,10 +9,12 @@ same bytes, whatever the number of workers and however often it was stopped.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,14 @@ import numpy as np
 from tqdm import tqdm
 
 from scone_pl.data.faults import Faults
+from scone_pl.data.index import INDEX, IndexEntry
 from scone_pl.data.inputs import Input
 from scone_pl.data.jobs import Tick, run_jobs
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import seed_of
 from scone_pl.data.selection import ConvertConfig, as_stored
 from scone_pl.data.shard_writer import complete_or_absent, describe, write_manifest, write_tar
-from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo, TokenCounts
+from scone_pl.data.shards import MANIFEST, Manifest, ShardInfo, TokenCounts
 from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
@@ -92,12 +95,19 @@ def convert(
         progress: whether to show a progress bar.
 
     Raises:
-        UserError: nothing good in the source, or `output` holds another data set or another unfinished conversion.
+        UserError: nothing good in the source, or `output` holds another data set or another unfinished conversion,
+            or another process is converting into it.
     """
     config, output = config or ConvertConfig(), Path(output)
     counter = TokenCounter.published(tokenizer)
-    _begin(output, source, config, counter)
-    shared = _Shared(source, config, output, _doubled(source), counter)
+    with _claimed(output):
+        _begin(output, source, config, counter)
+        shared = _Shared(source, config, output, _doubled(source), counter)
+        return _convert_all(shared, workers, progress)
+
+
+def _convert_all(shared: _Shared, workers: int, progress: bool) -> tuple[Manifest, Faults]:
+    source, config, output = shared.source, shared.config, shared.output
     size = config.samples_per_shard
     ranges = [_Range(n, start, min(start + size, len(source))) for n, start in enumerate(range(0, len(source), size))]
     total = 0
@@ -111,12 +121,32 @@ def convert(
             total += done.samples
             if total == config.limit:
                 break
-    return _finish(output, accepted, ranges, counter.settings)
+    return _finish(output, accepted, ranges, shared.counter.settings)
+
+
+@contextmanager
+def _claimed(output: Path) -> Iterator[None]:
+    """Keeps a second process out, which would write the same files.
+
+    Raises:
+        UserError: `output` holds a complete data set, or another process is at work in it.
+    """
+    if (output / MANIFEST).exists():
+        raise UserError(f"{output} already holds a data set; remove it or choose another folder")
+    (output / WORK).mkdir(parents=True, exist_ok=True)
+    with (output / WORK / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{output}: another process is converting into it; wait, or choose another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _begin(output: Path, source: Input, config: ConvertConfig, counter: TokenCounter) -> None:
-    if (output / MANIFEST).exists():
-        raise UserError(f"{output} already holds a data set; remove it or choose another folder")
     plan = output / WORK / "plan.json"
     facts = {"source": source.identity(), "config": asdict(config), "tokens": counter.settings}
     text = json.dumps(facts, indent=1)
@@ -125,7 +155,6 @@ def _begin(output: Path, source: Input, config: ConvertConfig, counter: TokenCou
             f"{output} holds an unfinished conversion of another source or with other settings; remove it, "
             "or give the same ones to go on"
         )
-    plan.parent.mkdir(parents=True, exist_ok=True)
     with complete_or_absent(plan) as file:
         file.write(text.encode())
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scone_pl.data.index import IndexEntry
 from scone_pl.data.sample import BrokenSampleError, Candidate, Sample
-from scone_pl.data.shards import IndexEntry
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ImageResize, ResizeLimits, decode_rgb, to_tensor
 from scone_pl.errors import UserError

@@ -13,9 +13,10 @@ from typing import IO
 import webdataset
 from tqdm import tqdm
 
+from scone_pl.data.index import INDEX, IndexEntry, Size
 from scone_pl.data.members import plain_key, sample_json
 from scone_pl.data.sample import Sample
-from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, Manifest, ShardInfo, Size, TokenCounts
+from scone_pl.data.shards import MANIFEST, Manifest, ShardInfo, TokenCounts
 from scone_pl.data.storage import sha256_of
 from scone_pl.data.transforms import open_image
 from scone_pl.errors import UserError

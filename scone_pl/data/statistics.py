@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from scone_pl.data.index import Size
 from scone_pl.data.planning import first_come_packs, plan_packs
 from scone_pl.data.sample import BrokenSampleError, Candidate
 from scone_pl.data.seeding import generator
-from scone_pl.data.shards import ShardSet, Size
+from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import StorageConfig
 from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.transforms import decode_rgb

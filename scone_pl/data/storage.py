@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from scone_pl.errors import UserError
 
 _LONGEST_WAIT = 30.0
 _GIVEN_UP_SECONDS = 60.0
+_COPIES = "/".join(("[0-9a-f]" * 16, "[0-9a-f]" * 16 + "-*.tar"))
+"""Whatever else lies in the folder is not ours to remove."""
 _PERMANENT = (401, 403, 404, 410)
 _ERRORS = {  # base classes that are no OSError; a library that is not imported has raised nothing
     "aiohttp": "ClientError",
@@ -68,7 +71,7 @@ class Storage(Protocol):
     """A folder of files that are read locally."""
 
     name: str
-    """As the user wrote it."""
+    """As the user wrote it, without a password."""
     remote: bool
 
     def local(self, file: str, *, sha256: str | None = None) -> Path:
@@ -107,9 +110,10 @@ class RemoteFolder:
     remote = True
 
     def __init__(self, url: str, config: StorageConfig) -> None:
-        self.name = url.rstrip("/")
+        self._url = url.rstrip("/")
+        self.name = _without_password(self._url)
         self.config = config
-        self.cache = config.cache / hashlib.sha256(self.name.encode()).hexdigest()[:16]
+        self.cache = config.cache / hashlib.sha256(self._url.encode()).hexdigest()[:16]
         self._given_up: dict[str, tuple[float, str]] = {}
 
     def local(self, file: str, *, sha256: str | None = None) -> Path:
@@ -135,13 +139,13 @@ class RemoteFolder:
                     time.sleep(wait)
                     wait = min(2 * wait, _LONGEST_WAIT)
                 try:
-                    _copy(f"{self.name}/{file}", part, self.config.timeout_seconds)
+                    _copy(f"{self._url}/{file}", part, self.config.timeout_seconds)
                     if sha256 is None or sha256_of(part) == sha256:
                         os.replace(part, copy)
                         return
                     error = "its checksum differs from the manifest's"
                 except _transient_errors() as failure:
-                    error = " ".join(f"{type(failure).__name__}: {failure}".split())[:200]
+                    error = _without_password(" ".join(f"{type(failure).__name__}: {failure}".split()))[:200]
                     if isinstance(failure, FileNotFoundError) or getattr(failure, "status", None) in _PERMANENT:
                         break
             message = f"{self.name}/{file}: cannot be fetched ({error})"
@@ -154,7 +158,7 @@ class RemoteFolder:
         if self.config.cache_gigabytes is None:
             return
         copies = []
-        for path in self.config.cache.glob("*/*.tar"):
+        for path in self.config.cache.glob(_COPIES):
             with contextlib.suppress(FileNotFoundError):  # another process makes room too
                 stat = path.stat()
                 copies.append((stat.st_mtime, stat.st_size, path))
@@ -167,7 +171,12 @@ class RemoteFolder:
                 excess -= size
 
     def __reduce__(self) -> tuple[object, ...]:
-        return RemoteFolder, (self.name, self.config)
+        return RemoteFolder, (self._url, self.config)
+
+
+def _without_password(text: str) -> str:
+    """A URL, or a text with URLs, as it may stand in a log."""
+    return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def _used(copy: Path) -> bool:
@@ -195,7 +204,8 @@ def _copy(url: str, part: Path, timeout: float) -> None:
         # Opened anew each time: an asynchronous file system does not survive the fork into a data worker.
         system, path = fsspec.core.url_to_fs(url, **_options(url, timeout))
     except (ImportError, ValueError) as error:
-        raise UserError(f"{url}: {' '.join(str(error).split())}; install that, or copy the data set here") from None
+        text = " ".join(_without_password(f"{url}: {error}").split())
+        raise UserError(f"{text}; install that, or copy the data set here") from None
     system.get_file(path, str(part))
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from scone_pl.data.index import IndexEntry
 from scone_pl.data.packing import PackingConfig, sample_length
-from scone_pl.data.shards import IndexEntry, ShardSet
+from scone_pl.data.shards import ShardSet
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
 from scone_pl.model.sequence import SequenceFormat
 

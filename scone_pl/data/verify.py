@@ -10,11 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from scone_pl.data.faults import Faults
+from scone_pl.data.index import INDEX, IndexEntry
 from scone_pl.data.jobs import Tick, run_jobs
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.seeding import seed_of
 from scone_pl.data.selection import check_images
-from scone_pl.data.shards import INDEX, MANIFEST, IndexEntry, ShardSet
+from scone_pl.data.shards import MANIFEST, ShardSet
 from scone_pl.data.storage import FetchError, StorageConfig, sha256_of
 from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.tokenizer import Tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -18,8 +19,14 @@ WIDTH = 120
 """Columns of the tables in a file or pipe, at least."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of a page."""
+        raise UserError(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m scone_pl estimate",
         description="Parameters, memory, FLOPs, time and cost of a recipe. Everything else that is typed is taken as "
         "`fit` takes it: --config FILE, and any override.",

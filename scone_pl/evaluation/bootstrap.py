@@ -19,6 +19,8 @@ from scone_pl.evaluation.scores import is_complete, item_scores
 
 RESAMPLES = 2000
 LEVEL = 0.95
+FEW = 10
+"""With fewer items in a task there is too little to resample: its interval is too narrow, its p too small."""
 
 Values = dict[str, np.ndarray]
 """Column -> (n, G) float64, NaN where a record is missing or incomplete."""

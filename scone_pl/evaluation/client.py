@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import json
 import random
+import re
 import time
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -19,6 +20,7 @@ from scone_pl.evaluation.judge_config import JudgeConfig
 
 _BUSY = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
 _HOPELESS = frozenset((301, 302, 303, 307, 308, 401, 402, 403, 404, 405))
+_MODERATED = re.compile(r"moderat|content.?(?:policy|filter)", re.IGNORECASE)
 _LONGEST_RETRY_AFTER = 900.0
 _LONGEST_BODY = 4 << 20
 _SHOWN = 200
@@ -166,6 +168,8 @@ class JudgeClient:
         said = error if isinstance(error, dict) else {"message": error or text}
         code = str(said.get("code") or said.get("type") or "")
         reason = self._clean(f"status {status}{f' {code}' if code else ''}: {str(said.get('message') or '')[:_SHOWN]}")
+        if status == 403 and _MODERATED.search(reason):  # of this question; others may be answered
+            raise CallFailedError(reason)
         if status in _HOPELESS or code in ("insufficient_quota", "invalid_api_key", "model_not_found"):
             raise StopJudgingError(
                 f"the judge at {self.config.url} refuses ({reason}); check --judge.base_url, --judge.model, the "

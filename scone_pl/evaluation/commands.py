@@ -13,6 +13,7 @@ from scone_pl.evaluation.command_line import parse
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import Item, data_file, read_items
 from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.published import distinct, published
 from scone_pl.evaluation.records import Record, read_records
 from scone_pl.evaluation.steps import (
     as_json,
@@ -87,13 +88,14 @@ def evaluate(
         from scone_pl.evaluation.generate import generate, launched_rank
 
         rank = launched_rank()
-    if not rank:
-        name = name or (_name_of(checkpoint) if checkpoint else None)
-        about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(data_file(data)))
+    folder.check(chosen)
     if generating and checkpoint is not None:
         generate(folder, items, checkpoint, rounds, seed=seed, extra=extra or [])
         if rank:
             return 0
+    # Not before: a checkpoint that is refused, because the pictures are another's, must not give them its name.
+    name = name or (_name_of(checkpoint) if checkpoint else None)
+    about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(data_file(data)))
     if only in (None, "judge"):
         run_judge(folder, plan_judgements(folder, chosen, items, judge, rounds, scorings), judge)
     if only in (None, "tables"):
@@ -190,8 +192,9 @@ def _summaries(
     benchmark: Benchmark,
     seed: int,
 ) -> tuple[list[Summary], list[dict[str, Any]]]:
-    named = [(name, list(records)), *others]
-    summaries = [Summary.of(found, benchmark, each, seed=seed) for each, found in named]
+    names = distinct([name, *(title for title, _ in others)], taken=published(benchmark).rows)
+    others = [(title, found) for title, (_, found) in zip(names[1:], others, strict=True)]
+    summaries = [Summary.of(found, benchmark, each, seed=seed) for each, found in [(names[0], records), *others]]
     return summaries, compared(records, others, benchmark, seed)
 
 

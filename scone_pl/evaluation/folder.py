@@ -106,15 +106,20 @@ class EvaluationFolder:
         named = pictures or (_known(path).get("pictures") if remember else None)
         return cls(path, tuple(map(Path, named or [])))
 
+    def check(self, benchmark: Benchmark) -> None:
+        """Raises a `UserError` if the folder holds another benchmark."""
+        held = _known(self.path).get("benchmark", benchmark.name)
+        if held != benchmark.name:
+            raise UserError(f"{self.path}: holds an evaluation of {held}; choose another --output")
+
     def begin(self, benchmark: Benchmark, **about: str | None) -> dict[str, Any]:
         """Records what is evaluated here (None leaves what is known as it is), and returns it.
 
         Raises:
             UserError: the folder holds the other benchmark.
         """
+        self.check(benchmark)
         known = _known(self.path)
-        if known.get("benchmark", benchmark.name) != benchmark.name:
-            raise UserError(f"{self.path}: holds an evaluation of {known['benchmark']}; choose another --output")
         known |= {"benchmark": benchmark.name, **{name: value for name, value in about.items() if value is not None}}
         known["pictures"] = [str(place.resolve()) for place in self.pictures]
         write_json(known, self.path / _ABOUT)

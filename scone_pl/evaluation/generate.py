@@ -16,6 +16,8 @@ from scone_pl.evaluation.progress import ProgressLine, Watch
 from scone_pl.files import write_json, write_text
 
 RECIPE = Path(__file__).parent / "sampling.yaml"
+_MISTAKE = 2
+"""Status of a command that cannot work as it was typed."""
 _DONE = "generated.json"
 _DRAWN_FROM = "drawn_from.json"
 
@@ -52,16 +54,16 @@ def generate(
         extra: more arguments for `predict`.
 
     Raises:
-        UserError: `predict` has stopped; what it said stands above.
+        UserError: no such checkpoint; or `predict` has stopped, and what it said stands above.
     """
     from scone_pl.training.chain import run_in_own_process
 
-    rank = launched_rank()
+    rank, weights = launched_rank(), _identity(checkpoint)
     _write_prompts(items, folder.prompts, rank)
     for sampling in range(1, rounds + 1):
         command = predict_command(folder, checkpoint, sampling, seed, extra)
         _check_unchanged(folder, sampling, items, write=not rank)
-        done = {"command": command, "weights": _identity(checkpoint)}
+        done = {"command": command, "weights": weights}
         if rank is not None:
             from scone_pl.cli import main as run_lightning
 
@@ -74,9 +76,8 @@ def generate(
             with _watched(folder, sampling, rounds, items, show=True):
                 status = run_in_own_process(command)
         if status:
-            raise UserError(
-                f"generating round {sampling} stopped (status {status}), see above; the same command goes on"
-            )
+            advice = "" if status == _MISTAKE else "; the same command goes on"
+            raise UserError(f"generating round {sampling} stopped (status {status}), see above{advice}")
         if not rank:
             write_json(done, folder.round(sampling) / _DONE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,16 @@ class Published:
     """Named as in `combine(...)["mean"]`."""
     rows: dict[str, Row]
     """Method -> its numbers, in the paper's order."""
+
+
+def distinct(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """What to call rows so that no two have one name: one that is `taken` by the paper becomes `NAME (ours)`."""
+    found: list[str] = []
+    for name in names:
+        name = f"{name} (ours)" if name in taken else name
+        earlier = names[: len(found)].count(names[len(found)])
+        found.append(f"{name} {earlier + 1}" if earlier else name)
+    return found
 
 
 @functools.cache

@@ -6,9 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.bootstrap import FEW
 from scone_pl.evaluation.published import published
 from scone_pl.evaluation.summary import Summary
 
+_FEW_NOTE = f"Tasks with fewer than {FEW} items: intervals and p mean little."
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -96,6 +98,9 @@ def detail_markdown(summary: Summary) -> str:
         f"Mean over {n} group{'' if n == 1 else 's'} (sampling x scoring) ± standard deviation over groups (divisor "
         "n - 1), [95 % bootstrap interval over items]. n: records that counted; one that lacks a score counts nowhere."
     )
+    used = [summary.completeness[task]["used"] / n for task in benchmark.tasks]
+    if any(0 < items < FEW for items in used):
+        note += f" {_FEW_NOTE}"
     if "n_of" in combined:
         note += f" Some columns exist in fewer groups: {combined['n_of']}."
     if not summary.groups or any(group["average"] is None for group in summary.groups):
@@ -155,6 +160,8 @@ def comparison_markdown(found: Mapping[str, Any], first: str, second: str) -> st
     ]
     n = sum(found["n"].values())
     note = f"Paired bootstrap over {n} items that both have ({found['resamples']} resamples)."
+    if min(found["n"].values()) < FEW:
+        note += f" {_FEW_NOTE}"
     return f"{markdown(heads, rows)}\n\n{note}"
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 from scone_pl.errors import UserError
@@ -78,12 +79,20 @@ def needs_own_process(devices: Any) -> bool:
 
 def run_in_own_process(command: Sequence[str]) -> int:
     """Runs `python -m scone_pl COMMAND`, passing on SIGTERM and leaving Ctrl-C to it; its exit status."""
-    process = subprocess.Popen([sys.executable, "-m", "scone_pl", *command])
-    before = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if process is None:
+            raise SystemExit(128 + number)  # nothing has begun yet
+        process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
     try:
+        process = subprocess.Popen([sys.executable, "-m", "scone_pl", *command])
         while True:
             with contextlib.suppress(KeyboardInterrupt):  # the terminal sent it to the child as well
-                return process.wait()
+                status = process.wait()
+                return status if status >= 0 else 128 - status  # as a shell reports a child that a signal ended
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from scone_pl.training.gradients import local
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +35,7 @@ class EMA:
         self.average: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._live.items()}
 
     @torch.no_grad()
-    def restart(self) -> None:
-        """Becomes a copy of the parameters again."""
-        for name, parameter in self._live.items():
-            _own(self.average[name]).copy_(_own(parameter))
-
-    @torch.no_grad()
     def update(self) -> None:
         """After an optimizer step."""
-        averages = [_own(self.average[name]) for name in self._live]
-        torch._foreach_lerp_(averages, [_own(p) for p in self._live.values()], 1 - self.decay)
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """The part of this rank."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        averages = [local(self.average[name]) for name in self._live]
+        torch._foreach_lerp_(averages, [local(p) for p in self._live.values()], 1 - self.decay)

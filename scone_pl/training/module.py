@@ -215,9 +215,7 @@ class SconeModule(pl.LightningModule):
         )
         found = {
             "squared_error": result.squared_error.mean(-1).sum(),
-            "targets": torch.tensor(float(len(pack.target_index)), device=self.device),
             "cross_entropy": losses.text_cross_entropy(result.output, pack),
-            "labels": torch.tensor(float(len(pack.label_index)), device=self.device),
         }
         state = result.output.bridge
         if state is not None and self.bridge is not None:
@@ -281,8 +279,8 @@ class SconeModule(pl.LightningModule):
 
     def _evaluate(self, batch: Batch, name: str) -> None:
         found = self._losses(batch, sample_posterior=False)
-        loss = found["squared_error"] / found["targets"].clamp(min=1)
         count = max(1, len(batch.sequence.target_index))
+        loss = found["squared_error"] / count
         self.log(f"{name}/loss", loss, sync_dist=True, batch_size=count, prog_bar=True)
         if "blocked_share" in found:
             self.log(f"{name}/blocked_share", found["blocked_share"], sync_dist=True, batch_size=count)
@@ -344,6 +342,15 @@ class SconeModule(pl.LightningModule):
             "ema": self.ema_config.decay,
             "steps": self.trainer.global_step,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A snapshot holds only what trained: without the weights beside it, it means nothing."""
+        described = checkpoint.get(DESCRIPTION, {})
+        if described.get("start", self._start_identity) != self._start_identity:
+            raise UserError(
+                f"the snapshot of {described['stage']} at step {described['steps']} goes with the weights that it "
+                f"started from, {described['init_from']}, not {self.init_from}; set model.init_args.init_from"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `export` must know of a snapshot."""

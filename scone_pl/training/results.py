@@ -6,7 +6,9 @@ weights that they adapt, and also written by themselves as peft names them (`ada
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from scone_pl.checkpoints import check_folder, open_weights, save_derived
 from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json
-from scone_pl.model.lora import LoRAConfig, is_lora_parameter, merged
+from scone_pl.model.lora import MARK, LoRAConfig, is_lora_parameter, merged
 from scone_pl.tensor_files import TensorSource, WeightFiles, whole_tensor, write_tensors
 from scone_pl.training.runs import weights_identity
 from scone_pl.training.snapshots import SnapshotReader, read_run
@@ -73,6 +75,8 @@ def export_snapshot(
     if described is None:
         raise UserError(f"{snapshot}: does not say what it trained; was it written by scone_pl?")
     start = start or Path(described["init_from"])
+    if folder.resolve() == start.resolve():
+        raise UserError(f"{folder}: is what {snapshot} started from, and is still needed; choose another folder")
     if not start.is_dir():
         raise UserError(f"{start}: not there, but {snapshot} holds only what trained; say --start where it lies now")
     if weights_identity(start) != described["start"]:
@@ -110,20 +114,18 @@ def _write(
 ) -> None:
     """Both ways' common part: `names` trained and `source` has them."""
     adapters = {name: source(name) for name in names if is_lora_parameter(name)}
-    with open_weights(check_folder(start)) as weights:
-        trained = {name: source(name) for name in names if name not in adapters}
-        trained |= _merge(adapters, weights, lora, like_start=like_start)
-        save_derived(start, trained, folder, training=training, dtype=dtype, write=write)
-    if lora is None:
-        return
-    place = folder / ADAPTER_FOLDER
-    if not write:
-        for adapter in adapters.values():
-            adapter.read()
-        return
-    with appearing(place) as aside:
-        write_tensors({_PEFT_PREFIX + name: s for name, s in adapters.items()}, aside / "adapter_model.safetensors")
-        write_json(adapter_config(lora, adapters, str(start)), aside / "adapter_config.json")
+    with appearing(folder) if write else nullcontext(folder) as whole:
+        with open_weights(check_folder(start)) as weights:
+            trained = {name: source(name) for name in names if name not in adapters}
+            trained |= _merge(adapters, weights, lora, like_start=like_start)
+            save_derived(start, trained, whole, training=training, dtype=dtype, write=write)
+        if lora is not None and write:
+            named = {_PEFT_PREFIX + name: adapter for name, adapter in adapters.items()}
+            write_json(adapter_config(lora, adapters, str(start)), whole / ADAPTER_FOLDER / "adapter_config.json")
+            write_tensors(named, whole / ADAPTER_FOLDER / "adapter_model.safetensors")
+        elif lora is not None:
+            for adapter in adapters.values():
+                adapter.read()
 
 
 def _merge(
@@ -146,7 +148,10 @@ def _merge(
 
 def adapter_config(lora: LoRAConfig, names: Collection[str], base: str) -> dict[str, Any]:
     """Peft's `adapter_config.json`, as far as it applies."""
-    modules = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names})
+    # A pattern over whole names: peft takes a list for their ends, which the ViT and the other expert have as well.
+    modules = {name.split(MARK)[0] for name in names}
+    stems = sorted({re.sub(r"\.\d+\.", ".<n>.", module) for module in modules})
+    pattern = "|".join(re.escape(stem).replace("<n>", r"\d+") for stem in stems)
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -157,5 +162,5 @@ def adapter_config(lora: LoRAConfig, names: Collection[str], base: str) -> dict[
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "target_modules": modules,
+        "target_modules": pattern,
     }

@@ -10,11 +10,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from scone_pl.errors import UserError
 from scone_pl.files import write_json
@@ -67,18 +72,41 @@ class RunFolder:
         file = self.weights / "training.json"
         return int(json.loads(file.read_text())["steps"]) if file.is_file() else 0
 
-    def begin(self, init_from: str, *, write: bool = True) -> str | None:
+    def occupy(self) -> TextIO:
+        """Keeps a second run out of the folder for as long as the file returned is open, and clears what a killed one
+        left half-written.
+
+        Raises:
+            UserError: another run is at work there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / ".lock").open("w")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process; its children do not inherit it
+        except (BlockingIOError, PermissionError) as error:
+            where = f"{self.path}: another run is at work there"
+            raise UserError(f"{where}; wait for it, or choose another --output_dir") from error
+        except OSError:
+            rank_zero_warn(f"{self.path}: its file system knows no locks; start no second run there")
+        for pattern in (".*.partial", ".*.old"):
+            for left in self.path.glob(pattern):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return file
+
+    def begin(self, init_from: str, given: str | None = None, *, write: bool = True) -> str | None:
         """Records the weights that this run starts from, and says where to resume.
 
         Args:
             init_from: the weights' folder.
+            given: another run's checkpoint to begin at; once this one has its own, they count.
             write: whether this rank writes the record.
 
         Returns:
             The checkpoint to resume from, or None for a fresh start.
 
         Raises:
-            UserError: the folder holds a run that started from other weights.
+            UserError: the folder holds a run that started from other weights; or `given` is older than its newest, so
+                that what comes next would not be found.
         """
         start = self.path / "start.json"
         identity = {"init_from": str(init_from), "identity": weights_identity(init_from)}
@@ -86,11 +114,13 @@ class RunFolder:
         if last is None:
             if write:
                 write_json(identity, start)
-            return None
+            return given
         before = json.loads(start.read_text()) if start.is_file() else {}
         if before.get("identity") != identity["identity"]:
             raise UserError(
                 f"{self.path}: holds a run that started from other weights ({before.get('init_from', 'unknown')} has "
                 "changed since, or is another folder); delete that folder or choose another --output_dir"
             )
+        if given and Path(given).resolve().parent == last.resolve().parent and Path(given).name != last.name:
+            raise UserError(f"--ckpt_path {given}: {last} is newer; delete what is, or choose another --output_dir")
         return str(last)

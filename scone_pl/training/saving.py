@@ -16,12 +16,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from scone_pl.errors import UserError
 from scone_pl.training.sharding import FullySharded
-from scone_pl.training.snapshots import prune, snapshot_name
+from scone_pl.training.snapshots import prune, snapshot_name, snapshots
 
 _SHELL_STATUS = 128
 """Plus the signal's number: what a shell reports for it."""
 _SNAPSHOT_BYTES = 12
 """Of a weight that trains: itself and AdamW's two moments, in float32."""
+_AVERAGE_BYTES = 4
+"""Of its average, if there is one."""
 
 
 class Stopped(SystemExit):
@@ -76,12 +78,19 @@ class Saving(Checkpoint):
         for number in (signal.SIGTERM, signal.SIGINT):
             self._handlers[number] = signal.signal(number, self._note)
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        recount_packs(checkpoint, trainer.accumulate_grad_batches)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
         self._saved = self._seen = trainer.global_step
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
-        check_disk(self.folder, self.keep_last * trained * _SNAPSHOT_BYTES)
+        size = _SNAPSHOT_BYTES + _AVERAGE_BYTES * (getattr(pl_module, "ema", None) is not None)
+        if not trainer.fast_dev_run:
+            check_disk(self.folder, trained * size, self.keep_last)
         self._stop_if_told(trainer)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -129,20 +138,20 @@ class Saving(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last snapshot has to be there: what is exported and trained on starts from it."""
-        if not trainer.fast_dev_run:
-            self.save(trainer)
-            self._wait(trainer, must=True)
+        self.save(trainer)
+        self._wait(trainer, must=True)
+        self._stop_if_told(trainer)  # in the meantime: no stage behind this one may start
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Begins a snapshot of the present step, unless there is one."""
+        """Begins a snapshot of the present step, unless there is one; none of a trial run, which nobody goes on with."""
         step = trainer.global_step
         path = self.folder / snapshot_name(step)
         self._wait(trainer)
-        if step == self._saved:
+        if step == self._saved or trainer.fast_dev_run:
             return
         trainer.save_checkpoint(path, weights_only=False)
         self._saved = step
@@ -165,14 +174,29 @@ class Saving(Checkpoint):
             prune(self.folder, self.keep_last, self.keep_every_n_steps)
 
 
-def check_disk(folder: Path, needed: int) -> None:
-    """Raises `UserError` if the disk under `folder` has less than `needed` bytes free: before hours of training."""
+def recount_packs(checkpoint: dict[str, Any], packs: int) -> None:
+    """Lets the packs of a step, of which there may be more or fewer than when it was saved, begin with the next one.
+
+    Lightning counts a rank's packs and makes a step where `packs` divides their number.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        surplus = checkpoint["global_step"] * packs - counts["ready"]
+        counts.update({stage: count + surplus for stage, count in counts.items()})
+
+
+def check_disk(folder: Path, size: int, keep_last: int) -> None:
+    """Raises `UserError` if the disk under `folder` has no room for the snapshots to come: before hours of training.
+
+    One more of `size` bytes than `keep_last`, until the oldest goes; those of a run that goes on are there already.
+    """
+    needed = size * max(1, keep_last + 1 - len(snapshots(folder)))
     place = folder
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"{folder}: {free / 1e9:.1f} GB free, but the snapshots kept there need {needed / 1e9:.1f} GB; make room, "
-            "choose another --output_dir, or lower checkpoint.keep_last"
+            f"{folder}: {free / 1e9:.1f} GB free, but the snapshots to come need {needed / 1e9:.1f} GB there; make "
+            "room, choose another --output_dir, or lower checkpoint.keep_last"
         )

@@ -204,11 +204,18 @@ class SnapshotReader(FileSystemReader):
         return {name.removeprefix(start): tuple(entry.size) for name, entry in entries if name.startswith(start)}
 
     def read(self, section: str, name: str) -> Tensor:
-        """A whole tensor, in float32."""
+        """A whole tensor, in float32.
+
+        Raises:
+            UserError: a file is damaged.
+        """
         into = {section: {name: torch.empty(self._index.state_dict_metadata[f"{section}.{name}"].size)}}
         with warnings.catch_warnings():  # that it runs in one process, which is meant
             warnings.simplefilter("ignore")
-            dcp.load(into, storage_reader=self, no_dist=True)
+            try:
+                dcp.load(into, storage_reader=self, no_dist=True)
+            except (Exception, CheckpointException) as error:
+                raise _unreadable(Path(self.path), error) from error
         return into[section][name]
 
 

@@ -171,6 +171,16 @@ def test_command_line(source, tmp_path, capsys, monkeypatch):
     tar = out / "00000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"IDAT", b"IDAX"))
     assert main(["verify", str(out)]) == 1
+    for arguments, message in (
+        (["convert", "a"], "required: output"),
+        (["frob"], "no command frob; one of convert, verify, stats"),
+        (["verify", str(out), "--wrkers", "1"], "did you mean --workers?"),
+        (["convert", str(out), str(tmp_path / "q"), "--quality", "101"], "quality is 101"),
+    ):
+        with pytest.raises(UserError) as error:
+            main(arguments)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
     with pytest.raises(SystemExit) as exit_:
         main(["verify", "--help"])
     assert exit_.value.code == 0

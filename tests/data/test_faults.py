@@ -69,6 +69,7 @@ FAULTS = {
     "empty instruction": (replace("json", edited(instruction="  ")), "missing instruction"),
     "wrong JSON": (replace("json", b'{"instruction": '), "wrong JSON"),
     "JSON list": (replace("json", b"[1]"), "wrong JSON"),
+    "nested JSON": (replace("json", b"[" * 200_000), "wrong JSON"),
     "unknown kind": (replace("json", edited(kind="triple")), "wrong JSON"),
     "wrong box": (replace("json", edited(candidates=[[{"box": [0, 0, "a", 1], "meant": True}]] * 2)), "wrong JSON"),
     "turned box": (replace("json", edited(candidates=[[{"box": [1, 0, 0, 1], "meant": True}]] * 2)), "wrong JSON"),

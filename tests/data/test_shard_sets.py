@@ -108,6 +108,46 @@ def copy_of(shard_folder, tmp_path):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shard": 7}, r"line 1 \(s0000\) does not lie in 00000\.tar"),
+        ({"shard": 1}, "does not lie in"),
+        ({"length": 10**15}, "does not lie in"),
+        ({"offset": -1}, "line 1 is damaged"),
+        ({"length": 0}, "line 1 is damaged"),
+        ({"target": [0, 8]}, "line 1 is damaged"),
+        ({"references": ["ab"]}, "line 1 is damaged"),
+        ({"instruction": 5}, "line 1 is damaged"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_told_before_training(shard_folder, tmp_path, change, message):
+    file = copy_of(shard_folder, tmp_path) / "index.jsonl"
+    first, *rest = file.read_text().splitlines(keepends=True)
+    file.write_text(json.dumps({**json.loads(first), **change}) + "\n" + "".join(rest))
+    with pytest.raises(UserError, match=message):
+        list(ShardSet.open(file.parent).entries())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "../00000.tar"}, r"a shard named '\.\./00000\.tar'"),
+        ({"file": "/etc/x.tar"}, "a shard named"),
+        ({"sha256": "../../x"}, "checksum"),
+        ({"samples": 1}, "samples in all"),
+        ({"bytes": None}, "not a readable manifest"),
+    ],
+)
+def test_a_manifest_names_no_files_elsewhere(shard_folder, tmp_path, change, message):
+    file = copy_of(shard_folder, tmp_path) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["shards"][0].update(change)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=message):
+        ShardSet.open(file.parent)
+
+
 def test_existing_data_set_is_not_overwritten(shard_folder):
     with pytest.raises(UserError, match="already holds"):
         write_shards([make_sample(0)], shard_folder, progress=False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -80,12 +81,46 @@ def test_fields_keys_and_root_can_be_named(lists, tmp_path):
     manifest, faults = convert(source, tmp_path / "out", progress=False)
     assert manifest.samples == 1
     assert faults.counts == {"duplicate key": 1}
-    assert ShardSet.open(tmp_path / "out").index[0].key == "x_1"
+    assert ShardSet.open(tmp_path / "out").index[0].key.startswith("x_1-")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a", "image_paths": []}\n')
     source = open_input(str(prompts), require_target=False)
     convert(source, tmp_path / "prompts", progress=False)
     assert ShardSet.open(tmp_path / "prompts").read(0).target == b""
+
+
+def test_two_conversions_into_one_folder_are_refused(lists, tmp_path, monkeypatch):
+    import scone_pl.data.convert as module
+
+    refused, begin = [], module._begin
+
+    def meanwhile(*arguments):
+        with pytest.raises(UserError, match="another process is converting into it") as error:
+            convert(open_input(str(lists)), tmp_path / "out", progress=False)
+        refused.append(error)
+        begin(*arguments)
+
+    monkeypatch.setattr(module, "_begin", meanwhile)
+    manifest, _ = convert(open_input(str(lists)), tmp_path / "out", progress=False)
+    assert (manifest.samples, len(refused)) == (3, 1)
+
+
+def test_names_that_no_key_can_have_stay_apart(lists, tmp_path):
+    names = ["a/b", "a_b", "\u732b", "\u72ac", "x" * 90 + "1", "x" * 90 + "2", "plain-1"]
+    good = {"instruction": "x", "references": [], "target": "images/t.png"}
+    for stem in ("\u732b", "\u72ac"):
+        (lists.parent / f"{stem}.jsonl").write_text("".join(json.dumps({**good, "id": n}) + "\n" for n in names))
+    lists.unlink()
+    (lists.parent / "\u72ac.jsonl").rename(tmp_path / "other.jsonl")
+    source = open_input(str(lists.parent), fields=FieldNames(key="id"))
+    manifest, _ = convert(source, tmp_path / "named", progress=False)
+    assert manifest.samples == len(names)
+    keys = [entry.key for entry in ShardSet.open(tmp_path / "named").index]
+    assert {"a_b", "plain-1"} < set(keys)
+    assert all(re.fullmatch("[A-Za-z0-9_-]{1,80}", key) for key in keys)
+    (tmp_path / "other.jsonl").rename(lists.parent / "\u72ac.jsonl")
+    manifest, _ = convert(open_input(str(lists.parent)), tmp_path / "numbered", progress=False)
+    assert manifest.samples == 2 * len(names)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Data sets behind a URL, on a real HTTP server."""
 
+import copy
 import dataclasses
 import itertools
 import multiprocessing
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.sources import Mixture, Source
-from scone_pl.data.storage import StorageConfig
+from scone_pl.data.storage import RemoteFolder, StorageConfig
 from scone_pl.data.stream import Cursor, PackMaker, PackStream
 from scone_pl.errors import UserError
 
@@ -116,6 +119,27 @@ def test_cache_limit(shard_folder, storage):
         assert list(shards) == list(ShardSet.open(shard_folder))
         assert sum(path.stat().st_size for path in limited.cache.rglob("*.tar")) <= 2.5 * max(sizes)
         assert shards.read(0) == make_sample(0)  # fetched again
+
+
+def test_what_else_lies_in_the_cache_folder_is_left_alone(shard_folder, storage):
+    own = Path(storage.cache_dir) / "my_data" / "00000.tar"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(bytes(10_000_000))
+    os.utime(own, (0, 0))
+    with Server(shard_folder) as server:
+        shards = ShardSet.open(server.url, dataclasses.replace(storage, cache_gigabytes=1e-9))
+        assert [shards.read(i).key for i in range(3)]
+    assert own.stat().st_size == 10_000_000
+
+
+def test_passwords_in_urls_are_not_written(storage):
+    url = "http://me:secret@127.0.0.1:9/set"
+    with pytest.raises(UserError, match="manifest") as error:
+        ShardSet.open(url, dataclasses.replace(storage, attempts=1))
+    assert "secret" not in str(error.value)
+    folder = copy.copy(RemoteFolder(url, storage))  # as a worker gets it
+    assert folder._url == url
+    assert folder.name == "http://127.0.0.1:9/set"
 
 
 def test_a_cache_too_small_is_said_at_the_start(shard_folder, form, tokenizer, packing, storage):

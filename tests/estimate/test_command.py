@@ -124,6 +124,7 @@ def test_a_laptop_s_recipe_and_the_tables(capsys: pytest.CaptureFixture[str], mo
         (["--devices", "a,b"], "--devices a,b: give numbers of GPUs"),
         (["--gpu", "h1000"], "--gpu h1000: one of h100, "),
         (["--mfu", "40"], "--mfu is 40"),
+        (["--mfu", "x"], "argument --mfu: invalid float value"),
         (["--references", "0"], "--references must be at least 1"),
         (["--gpu_file", "none.yaml"], "--gpu_file none.yaml: not a readable YAML table"),
         (["--trainer.max_stepz", "3"], "--trainer.max_stepz"),

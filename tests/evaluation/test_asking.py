@@ -87,6 +87,7 @@ FAULTS = {
     "garbage": b"\x00\xff garbage",
     "wrong JSON": {"choices": []},
     "not an object": [1, 2],
+    "nested": b"[" * 200_000,
     "error in 200": {"error": {"code": "server_error", "message": "x"}},
     "drop": "drop",
     "half": "half",
@@ -140,11 +141,12 @@ def test_retry_after_is_honoured_by_all_callers(folder, items):
 def test_what_never_succeeds_is_recorded_with_its_reason(folder, items):
     doomed = {
         items[0].instruction: ((500, b"", {}), "status 500"),
-        items[2].instruction: ("no idea", "2 answers, none usable: not JSON"),
+        items[2].instruction: ("no idea", "2 answers, none usable: the score is no number"),
         items[3].instruction: (
             (400, {"error": {"code": "content_policy_violation", "message": "no"}}, {}),
             "content_policy",
         ),
+        items[4].instruction: ((403, {"error": {"code": 403, "message": "flagged by moderation"}}, {}), "moderation"),
     }
 
     def script(asked, times):
@@ -154,14 +156,14 @@ def test_what_never_succeeds_is_recorded_with_its_reason(folder, items):
         config = server.config(max_tries=3, max_answers=2)
         records = run(folder, items, config)
         asked = Counter(a.instruction for a in server.requests if a.kind == "PF" and a.instruction in doomed)
-    assert sorted(asked.values()) == [1, 2, 3], "refused at once, unusable twice, busy three times"
+    assert sorted(asked.values()) == [1, 1, 2, 3], "refused at once, unusable twice, busy three times"
     by_item = {record["task_type"] + record["key"]: record for record in records}
     for item in items:
         record = by_item[item.task_type + item.key]
         if item.instruction in doomed:
             assert record["PF"] is None
             assert record["SC"] is not None
-            assert doomed[item.instruction][1].removeprefix("2 answers, none usable: not JSON") in record["failure"]
+            assert doomed[item.instruction][1] in record["failure"]
         else:
             assert is_complete(record)
             assert record["failure"] is None
@@ -171,12 +173,12 @@ def test_what_never_succeeds_is_recorded_with_its_reason(folder, items):
     table = group_tables(records, SCONEEVAL)[0]
     assert table["average"] is None
     assert table["n_used"]["composition_multi"] == 0
-    # The same again, now that the service is well: only the three questions are asked.
+    # The same again, now that the service is well: only these questions are asked.
     with serving() as well:
         config = JudgeConfig(**{**vars(config), "base_url": well.url})
         records = run(folder, items, config)
     assert all(map(is_complete, records))
-    assert len(well.requests) == 3
+    assert len(well.requests) == 4
 
 
 def test_failures_need_not_be_asked_again(folder, items):
@@ -298,6 +300,25 @@ def test_pictures_that_are_missing_or_damaged_fail_alone(folder, items):
     assert "no picture 0001.png in round 1" in records[0]["failure"]
     assert "0002.png: " in records[1]["failure"]
     assert all(map(is_complete, records[2:]))
+
+
+def test_damaged_pictures_do_not_look_like_a_dead_judge(folder, items):
+    for item in items[:4]:
+        folder.picture(item, 1).write_bytes(b"no picture")
+    with serving() as server:
+        records = run(folder, items, server.config(stop_after=2, concurrency=1))
+    assert [is_complete(record) for record in records] == [False] * 4 + [True] * 8
+
+
+def test_an_answer_that_can_not_be_stored_is_not_a_failed_call(folder, items, monkeypatch):
+    def full(self, answer):
+        if answer.text is not None:
+            raise UserError("the disk is full")
+        raise AssertionError("noted as a failure of the judge")
+
+    monkeypatch.setattr(AnswerStore, "add", full)
+    with serving() as server, pytest.raises(UserError, match="the disk is full"):
+        run(folder, items, server.config())
 
 
 def test_without_a_key_openai_is_not_asked(folder, items):

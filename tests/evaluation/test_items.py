@@ -33,6 +33,14 @@ def test_items_are_as_in_the_file(data, items):
         assert not item.scene
 
 
+def test_every_line_end_that_json_allows_within_a_text(copy):
+    records = lines(copy)
+    records[0]["instruction"] += "\u2028new\u2029\x85line"
+    text = "\r\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (copy / "data.jsonl").write_bytes(text.encode())
+    assert [item.instruction for item in read_items(SCONEEVAL, copy)] == [record["instruction"] for record in records]
+
+
 def test_selection(data, omni_items):
     assert len(read_items(SCONEEVAL, data / "data.jsonl", limit=1)) == 6
     chosen = read_items(SCONEEVAL, data, tasks=["distinction_multi_intra", "composition_single"])
@@ -57,6 +65,9 @@ def test_selection(data, omni_items):
         ({"case_type": 2}, "`case_type` must be a text"),
         ({"key": "0001", "task_type": "composition_single"}, "was used at"),
         ({"input_images": ["no.png"]}, "no such image file"),
+        ({"key": "\u732b" * 70}, "can not name a picture; use up to 200 bytes"),
+        ({"key": "\ud800"}, "can not name a picture"),
+        ({"task_type": "../x"}, "`task_type` '../x' can not name a picture"),
     ],
 )
 def test_bad_lines_are_named(copy, change, message):

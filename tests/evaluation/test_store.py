@@ -126,6 +126,9 @@ def test_a_prompt_with_a_wrong_field(tmp_path):
     (tmp_path / "frame.md").write_text("f")
     with pytest.raises(UserError, match=r"unknown field \{\{who\}\}"):
         Templates(tmp_path)["x"]
+    (tmp_path / "sconeeval_dis.md").write_text("{{frame}} {{instruction}}")
+    with pytest.raises(UserError, match=r"sconeeval_dis\.md: unknown field \{\{instruction\}\}; there are subject"):
+        Templates(tmp_path)["sconeeval_dis"]
     with pytest.raises(UserError, match="VERSION"):
         Templates(tmp_path / "no")
 
@@ -137,6 +140,7 @@ def test_a_prompt_with_a_wrong_field(tmp_path):
         ({"base_url": "http://me:secret@host/v1"}, "no name, password"),
         ({"timeout": 0}, "judge.timeout is 0"),
         ({"parameters": {"model": "x"}}, "can not set model"),
+        ({"api_key_env": "sk-secret"}, "must be the name of an environment variable"),
     ],
 )
 def test_wrong_settings(settings, message):

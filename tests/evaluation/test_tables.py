@@ -11,12 +11,12 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import BENCHMARKS, OMNICONTEXT, SCONEEVAL
 from scone_pl.evaluation.bootstrap import compare, intervals
 from scone_pl.evaluation.groups import combine, faults, group_tables
-from scone_pl.evaluation.published import published
+from scone_pl.evaluation.published import distinct, published
 from scone_pl.evaluation.records import read_records
 from scone_pl.evaluation.scores import average_row, overall_score
 from scone_pl.evaluation.stability import stability
 from scone_pl.evaluation.summary import Summary
-from scone_pl.evaluation.tables import detail_markdown, extra_markdown, main_latex, main_markdown
+from scone_pl.evaluation.tables import comparison_markdown, detail_markdown, extra_markdown, main_latex, main_markdown
 
 COPY = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[3] / "shared"
@@ -149,6 +149,30 @@ def test_paired_comparison():
         compare(ours, [{**r, "key": "other" + r["key"]} for r in ours], SCONEEVAL)
 
 
+def test_groups_that_lack_a_task_have_no_average_in_intervals_and_comparisons_either():
+    def group(scoring, value, lost=None):
+        common = {
+            "sampling": 1,
+            "scoring": scoring,
+            "key": "k",
+            "PF": value,
+            "SC": value,
+            "label": [[1]],
+            "pred": [[1]],
+        }
+        return [{**common, "task_type": task, **({"PF": None} if task == lost else {})} for task in SCONEEVAL.tasks]
+
+    first, second = SCONEEVAL.tasks[:2]
+    for records in ([*group(1, 4, lost=first), *group(2, 8, lost=second)], [*group(1, 4, lost=first), *group(2, 8)]):
+        mean = combine(group_tables(records, SCONEEVAL))["mean"]
+        assert intervals(records, SCONEEVAL) == {column: (value, value) for column, value in mean.items()}
+        found = compare(records, records, SCONEEVAL)["columns"]
+        assert {column: row["first"] for column, row in found.items()} == mean
+        assert {row["p"] for row in found.values()} == {1.0}
+    text = json.dumps(Summary.of([*group(1, 4, lost=first), *group(2, 8, lost=second)], SCONEEVAL, "x").as_dict())
+    assert "NaN" not in text
+
+
 def test_stability_of_known_records():
     def record(sampling, scoring, value, seen):
         common = {"sampling": sampling, "scoring": scoring, "key": "k", "PF": value, "SC": value}
@@ -200,6 +224,26 @@ def test_a_missing_task_leaves_dashes():
     assert cells[1] != "**-**"
 
 
+def test_no_two_rows_have_one_name():
+    assert distinct(["Scone", "mine", "mine", "mine"], taken=["Scone"]) == ["Scone (ours)", "mine", "mine 2", "mine 3"]
+    assert distinct(["Scone", "Scone"], taken=["Scone"]) == ["Scone (ours)", "Scone (ours) 2"]
+
+
+def test_too_few_items_for_statistics_are_told():
+    records = read(OMNICONTEXT)
+    summary = Summary.of(records, OMNICONTEXT, "x")
+    assert "intervals and p mean little" in detail_markdown(summary)
+    found = compare(records, records, OMNICONTEXT)
+    assert "intervals and p mean little" in comparison_markdown(found, "x", "y")
+    many = {**found, "n": dict.fromkeys(found["n"], 10)}
+    assert "mean little" not in comparison_markdown(many, "x", "y")
+
+
+def test_records_of_others_may_say_other_things_about_their_pictures():
+    records = [{**record, "generation": {"sampling": "euler", "weights": "w"}} for record in read(SCONEEVAL)]
+    assert "Pictures:" not in detail_markdown(Summary.of(records, SCONEEVAL, "x"))
+
+
 GOOD = {"sampling": 1, "scoring": 1, "key": "k", "task_type": "distinction_single_cross", "PF": 5, "SC": 5}
 
 
@@ -215,6 +259,7 @@ GOOD = {"sampling": 1, "scoring": 1, "key": "k", "task_type": "distinction_singl
         ({**GOOD, "label": [[1]], "pred": [[1, 0]]}, "1 labels and 2 predictions"),
         ({**GOOD, "label": [[1]], "pred": [[2]]}, "`pred` must hold 0 and 1 only"),
         ({**GOOD, "label": [1], "pred": [1]}, "`label` must be a list"),
+        ({**GOOD, "judge": {"prompts": ["a"]}}, "`judge` must be an object"),
         (GOOD, "the same sampling, scoring, task and key as line 1"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from fake_judge import serving, write_pictures
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
@@ -110,6 +111,12 @@ def test_steps_alone(data, checkpoint, here, tmp_path, capsys):
     assert "Groups without every task have no average." in text
     assert ">no picture<" not in (output / "report.html").read_text(), "where the pictures were is remembered"
     assert not here
+    one = ["--only", "tables", "--tasks=composition_single", "--compare", str(output / "scores.jsonl")]
+    assert main(arguments(data, output, *one)) == 0
+    rows = json.loads((output / "tables/table.json").read_text())["comparisons"][0]
+    assert (rows["with"], rows["n"]) == ("another 2", {"composition_single": 2})
+    ours, theirs = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| **another"))
+    assert ours.split("|")[2:] == theirs.split("|")[2:], "of the chosen items both"
     table = ["tables", "--benchmark", "sconeeval", "--scores", str(output / "scores.jsonl"), "--json"]
     assert main(table) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "another"
@@ -146,7 +153,10 @@ def test_steps_alone(data, checkpoint, here, tmp_path, capsys):
         (["--only", "judge", "--pictures", "nowhere"], "nowhere"),
         (["--only", "judge", "--", "--trainer.devices", "2"], "for generating, which is not done here"),
         (["--only", "tables", "--tasks", "cross"], "has no task 'cross'"),
-        (["--judge.concurency", "3"], "concurency"),
+        (["--judge.concurency", "3"], "did you mean --judge.concurrency?"),
+        (["--checkpoint", "x", "--judge.prices", "no.yaml", "--judge.base_url", "http://127.0.0.1:9"], "no.yaml"),
+        (["--checkpoint", "x", "--judge.prompts", "no", "--judge.base_url", "http://127.0.0.1:9"], "no/VERSION"),
+        (["--only", "tables", "--tasks=composition_single,cross"], "has no task 'cross'"),
         (["--benchmark", "imagenet"], "sconeeval"),
     ],
 )
@@ -185,6 +195,19 @@ def test_ranks_wait_for_each_other_before_one_of_them_judges(items, checkpoint, 
     monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("apart"))
     module.generate(EvaluationFolder(tmp_path), items, str(checkpoint), 2)
     assert done == ["predict", "barrier", "predict", "barrier", "apart"]
+
+
+def test_a_refused_checkpoint_does_not_give_its_name(data, checkpoint, here, tmp_path, capsys):
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, other / "model.safetensors")
+    command = arguments(data, tmp_path / "run", "--limit", "1", "--rounds", "1", "--only", "generate")
+    assert main([*command, "--checkpoint", str(checkpoint), *FEW_STEPS]) == 0
+    assert main([*command, "--checkpoint", str(other), *FEW_STEPS]) == 2
+    assert "goes on" not in capsys.readouterr().err.splitlines()[-1], "the same command never will"
+    assert json.loads((tmp_path / "run/evaluation.json").read_text())["name"] == "tiny"
+    assert main([*arguments(data, tmp_path / "new", "--only", "generate"), "--checkpoint", "no/such", *FEW_STEPS]) == 2
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_changed_item_does_not_keep_its_old_picture(items, checkpoint, tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ def result(name="demo", seeds=3):
         "question": "Which?",
         "findings": "One has {one.DIS}, two has {two.main.COM}.",
         "paper_table": "table5_stage2",
+        "baseline": "one",
         "quick": False,
         "evaluations": {"main": {"kind": "score", "label": ""}},
         "arms": {k: {"label": l, "paper": p, "settings": {}, "runs": runs(s)} for k, (l, p, s) in arms.items()},
@@ -91,6 +92,7 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
     assert "5.10 ± 0.25" in text
     assert "**What came out.** One has 6.00 ± 0.00, two has 6.10 ± 0.25." in text
     assert "| arm two - arm one |" in text
+    assert "| arm two      | **1.00 ± 0.00** |" in text
     assert "agrees" in text
     assert "8.15" in text
     assert "![demo](evidence/demo.png)" in text
@@ -101,7 +103,8 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
     assert "quick look" in section({**result(), "quick": True}, folder)
 
 
-def test_the_committed_page_is_the_one_the_files_give(tmp_path):
+def test_the_committed_page_is_the_one_the_files_give(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     kept = ROOT / "docs/evidence"
     if not list(kept.glob("*.json")):
         pytest.skip("no result yet")

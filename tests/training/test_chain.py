@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from running import ROOT
 
 from scone_pl.errors import UserError
+from scone_pl.training import chain
 from scone_pl.training.chain import ChainStep, check_names, plan
 from scone_pl.training.runs import RunFolder, weights_identity
 
@@ -59,6 +66,9 @@ def test_a_run_resumes_only_from_the_weights_it_started_from(tmp_path: Path) -> 
     for name in ("step-000002", "step-000010", ".step-000020.partial"):
         (run.checkpoints / name).mkdir(parents=True)
     assert run.begin(start) == str(run.checkpoints / "step-000010")
+    assert run.begin(start, str(tmp_path / "other/step-000099")) == str(run.checkpoints / "step-000010")
+    with pytest.raises(UserError, match="step-000010 is newer"):
+        run.begin(start, str(run.checkpoints / "step-000002"))
     identity = weights_identity(start)
     assert weights_identity(shutil.copytree(start, tmp_path / "copy")) == identity
     _weights(tmp_path / "before", 200)
@@ -67,3 +77,35 @@ def test_a_run_resumes_only_from_the_weights_it_started_from(tmp_path: Path) -> 
         run.begin(start)
     _weights(run.weights, 7)
     assert run.finished_steps == 7
+
+
+def test_one_run_a_folder(tmp_path: Path) -> None:
+    """Locks are a process's own, so the second run is another one."""
+    for name in (".weights.77.partial", ".weights.77.old"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".config.yaml.77.partial").touch()
+    code = f"from scone_pl.training.runs import *; RunFolder(Path({str(tmp_path)!r})).occupy()"
+
+    def second() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    file = RunFolder(tmp_path).occupy()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"], "leftovers of a killed run go"
+    assert "another run is at work there" in second().stderr
+    file.close()
+    assert second().returncode == 0
+
+
+@pytest.mark.parametrize(("ended", "status"), [(0, 0), (143, 143), (-9, 137)])
+def test_a_step_s_status_is_a_shell_s(ended: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain.subprocess, "Popen", lambda command: SimpleNamespace(wait=lambda: ended))
+    assert chain.run_in_own_process(["fit"]) == status
+
+
+def test_a_step_that_is_told_before_it_began_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain.subprocess, "Popen", lambda command: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        chain.run_in_own_process(["fit"])
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from scone_pl.__main__ import main
 from scone_pl.checkpoints import from_pretrained
+from scone_pl.errors import UserError
 from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights, is_lora_parameter
 from scone_pl.model.scone import Scone
 from scone_pl.parity import ParityCase
+from scone_pl.training import results
 from scone_pl.training.ema import EMA, EMAConfig
 from scone_pl.training.runs import weights_identity
 from scone_pl.training.snapshots import SnapshotWriter, snapshot_name
@@ -105,7 +108,29 @@ def test_adapters_are_merged_and_kept_by_peft_names(start: Path, tmp_path: Path)
     change = 2.0 * adapter[f"{stem}B.weight"] @ adapter[f"{stem}A.weight"]
     torch.testing.assert_close(after[changed[0]], before[changed[0]] + change)
     described = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
-    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (2, 4.0, ["q_proj_moe_gen"])
+    pattern = r"language_model\.model\.layers\.\d+\.self_attn\.q_proj_moe_gen"
+    modules = {name for name, module in from_pretrained(start).named_modules() if re.fullmatch(pattern, name)}
+    assert {f"base_model.model.{name}.lora_{x}.weight" for name in modules for x in "AB"} == adapter.keys()
+    assert (described["r"], described["lora_alpha"], described["target_modules"]) == (2, 4.0, pattern)
+
+
+def test_adapters_and_weights_appear_together(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    model = from_pretrained(start)
+    add_lora(model.language_model.model.layers, LoRAConfig(rank=1), ("understanding",))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_lora_parameter(name))
+    lora = {"rank": 1, "alpha": 1.0, "targets": ["q_proj"]}
+    path = snapshot_of(model, start, tmp_path / "run", lora=lora)
+
+    def fail(*_: Any) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(results, "adapter_config", fail)
+    assert main(["export", str(path), str(tmp_path / "out")]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_the_average_is_exported_by_choice(start: Path, tmp_path: Path) -> None:
@@ -123,10 +148,16 @@ def test_the_average_is_exported_by_choice(start: Path, tmp_path: Path) -> None:
     # 0.75 (0.75 w + 0.25 (w + 1)) + 0.25 (w + 3)
     torch.testing.assert_close(found, first + 0.75 * 0.25 * 1 + 0.25 * 3)
     assert json.loads((tmp_path / "out/training.json").read_text())["weights"] == "ema"
-    ema.restart()
-    assert ema.average["connector.fc1.bias"].equal(model.connector.fc1.bias)
     with pytest.raises(ValueError, match="below 1"):
         EMAConfig(decay=1.0)
+
+
+def test_a_damaged_snapshot_is_named(start: Path, tmp_path: Path, capsys: Any) -> None:
+    path = snapshot_of(from_pretrained(start), start, tmp_path / "run")
+    (path / "__0_0.distcp").write_bytes((path / "__0_0.distcp").read_bytes()[:2000])
+    assert main(["export", str(path), str(tmp_path / "out")]) == 2
+    assert "step-000007: not readable" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_mistakes_are_named(start: Path, tmp_path: Path, capsys: Any) -> None:
@@ -141,6 +172,9 @@ def test_mistakes_are_named(start: Path, tmp_path: Path, capsys: Any) -> None:
     assert "holds no average" in complaint(str(path), out, "--weights", "ema")
     assert "exists and is no exported folder" in complaint(str(path), str(start))
     assert "not a snapshot, run.pt is missing" in complaint(str(start), out)
+    (start / "training.json").write_text("{}")  # so it may be the weights of a stage before
+    assert "started from, and is still needed" in complaint(str(path), str(start))
+    (start / "training.json").unlink()
     (tmp_path / "moved").mkdir()
     moved = start.rename(tmp_path / "moved/start")
     assert "say --start where it lies now" in complaint(str(path), out)

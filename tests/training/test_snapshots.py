@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from scone_pl.errors import UserError
-from scone_pl.training import snapshots
+from scone_pl.training import saving, snapshots
 from scone_pl.training.saving import Saving, check_disk
 from scone_pl.training.snapshots import SnapshotWriter, prune, read_run, read_tensors, snapshot_name
 
@@ -106,6 +108,30 @@ def test_damage_is_named(file: str, tmp_path: Path) -> None:
 def test_senseless_settings_and_full_disks_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="keep_last at least 1"):
         Saving(keep_last=0)
-    check_disk(tmp_path / "not/yet/there", 1)
-    with pytest.raises(UserError, match=r"GB free, but the snapshots kept there need 1000000000\.0 GB"):
-        check_disk(tmp_path / "not/yet/there", 10**18)
+    check_disk(tmp_path / "not/yet/there", 1, keep_last=2)
+    with pytest.raises(UserError, match=r"GB free, but the snapshots to come need 3000000000\.0 GB"):
+        check_disk(tmp_path / "not/yet/there", 10**18, keep_last=2)
+
+
+def test_a_run_that_goes_on_needs_room_for_what_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda place: SimpleNamespace(free=100))
+    for step in (1, 2):
+        (tmp_path / snapshot_name(step)).mkdir()
+    check_disk(tmp_path, 100, keep_last=2)
+    with pytest.raises(UserError, match="GB free"):
+        check_disk(tmp_path, 101, keep_last=2)
+
+
+def test_told_while_the_last_snapshot_is_written(tmp_path: Path) -> None:
+    """The stage's steps are done, but no stage behind it may start."""
+    saves = Saving()
+    saves.folder, saves._told = tmp_path, signal.SIGTERM
+    saved: list[Path] = []
+    trainer: Any = SimpleNamespace(fast_dev_run=False, global_step=3, is_global_zero=True, strategy=None)
+    trainer.save_checkpoint = lambda path, weights_only: saved.append(path)
+    with pytest.raises(saving.Stopped) as stop:
+        saves.on_train_end(trainer, None)  # type: ignore[arg-type]
+    assert stop.value.code == 143
+    assert saved == [tmp_path / snapshot_name(3)]

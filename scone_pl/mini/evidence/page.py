@@ -15,6 +15,7 @@ from scone_pl.errors import UserError
 from scone_pl.files import write_text
 from scone_pl.mini.evaluate import markdown_table
 from scone_pl.mini.evidence.metrics import METRICS, difference_of, estimate_of
+from scone_pl.mini.evidence.spec import Experiment
 from scone_pl.mini.evidence.statistics import estimate
 from scone_pl.mini.layers import best_layer
 
@@ -45,6 +46,9 @@ def write_page(folder: Path = DOCS) -> Path:
     if not names:
         raise UserError(f"{folder}: holds no result; run `make table5` or another experiment first")
     sections = [section(json.loads((folder / f"{name}.json").read_text()), folder) for name in names]
+    if missing := [name for name in Experiment.names() if name not in names]:
+        lines = [f"- `make {name}`: {Experiment.read(name).title}" for name in missing]
+        sections.append("\n".join(["## Stated, not run yet", "", *lines, ""]))
     page = folder.with_suffix(".md")
     write_text("\n".join([HEAD, *sections]), page)
     return page
@@ -58,6 +62,8 @@ def section(result: Mapping[str, Any], folder: Path = DOCS) -> str:
     layered = [look for look, settings in result["evaluations"].items() if settings["kind"] == "layers"]
     if scored:
         parts += [_score_table(result, scored), _failure_table(result, scored)]
+    if result["baseline"]:
+        parts.append(_difference_table(result, scored))
     parts += [_layer_table(result, look) for look in layered]
     if (folder / f"{name}.png").is_file():
         parts.append(f"![{name}]({folder.name}/{name}.png)")
@@ -102,6 +108,18 @@ def _score_table(result: Mapping[str, Any], looks: list[str]) -> str:
         ]
         rows.append([label, *cells, *kept])
     return markdown_table(["ours", *SCORES, "kept: precision", "recall", "blocked"], rows)
+
+
+def _difference_table(result: Mapping[str, Any], looks: list[str]) -> str:
+    """Every arm minus the baseline, paired by seed; in bold where the interval excludes 0."""
+    base = result["arms"][result["baseline"]]
+    rows = []
+    for label, arm, look in _rows(result, looks):
+        found = [difference_of(arm, base, look, metric) for metric in SCORES]
+        if arm is not base and None not in found:
+            cells = [f"**{d}**" if d and d.excludes_zero else str(d) for d in found]
+            rows.append([label, *cells])
+    return markdown_table([f"minus {base['label']}", *SCORES], rows)
 
 
 def _failure_table(result: Mapping[str, Any], looks: list[str]) -> str:

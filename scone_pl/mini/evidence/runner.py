@@ -138,6 +138,7 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         "title": experiment.title,
         "question": experiment.question,
         "findings": experiment.findings,
+        "baseline": experiment.baseline,
         "paper_table": experiment.paper_table,
         "quick": results[0]["quick"],
         "evaluations": {name: vars(look) for name, look in experiment.evaluations.items()},

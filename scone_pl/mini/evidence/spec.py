@@ -73,6 +73,8 @@ class Experiment:
     """Weights that all trained arms start from."""
     prepare: tuple[str, ...] = ()
     """Recipes that must have been run before (their results are shared by experiments); `a b` = a under b."""
+    baseline: str = ""
+    """Arm that the others are compared with, paired by seed."""
     paper_table: str = ""
     """Key in `docs/evidence/published.yaml`."""
     quick: dict[str, Any] = field(default_factory=dict)
@@ -89,8 +91,7 @@ class Experiment:
         """
         file = FOLDER / f"{name}.yaml"
         if not file.is_file():
-            known = sorted(f.stem for f in FOLDER.glob("*.yaml") if "arms" in yaml.safe_load(f.read_text()))
-            raise UserError(f"no experiment {name} in {FOLDER}: choose from {', '.join(known)}")
+            raise UserError(f"no experiment {name} in {FOLDER}: choose from {', '.join(cls.names())}")
         content = yaml.safe_load(file.read_text())
         try:
             content["arms"] = {key: Arm(**_tupled(arm, "weights_of")) for key, arm in content["arms"].items()}
@@ -100,6 +101,11 @@ class Experiment:
         except (TypeError, KeyError, AttributeError) as error:
             names = ", ".join(f.name for f in fields(cls))
             raise UserError(f"{file}: {error}; an experiment has the keys {names}") from None
+
+    @staticmethod
+    def names() -> list[str]:
+        """All experiments; other files in the folder are recipes."""
+        return sorted(f.stem for f in FOLDER.glob("*.yaml") if "arms" in yaml.safe_load(f.read_text()))
 
     def settings_of(self, arm: str, seed: int, *, quick: bool = False) -> dict[str, Any]:
         """What is laid over the recipes for one run; the seed decides data order, noise levels and noise."""
