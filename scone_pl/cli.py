@@ -132,7 +132,7 @@ class SconeCLI(LightningCLI):
             rank_zero_info(f"{folder.path}: already trained for {folder.finished_steps} steps, nothing to do")
             return
         if self.trainer.is_global_zero:
-            self._lock = folder.occupy()
+            self._lock = folder.occupy()  # for as long as this object lives
         write, given = self.trainer.is_global_zero, kwargs.get("ckpt_path")
         kwargs["ckpt_path"] = folder.begin(self.model.init_from, given, write=write)
         rank_zero_info(f"--- {self.model.init_from} -> {folder.weights}")

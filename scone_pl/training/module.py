@@ -258,6 +258,12 @@ class SconeModule(pl.LightningModule):
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         self._step_sums.clear()
 
+    def on_train_start(self) -> None:
+        """The rate of a run that goes on follows its present end, not the one that it was saved with."""
+        config = self.optimizer_config
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = config.lr * config.rate_factor(self.trainer.global_step, self.trainer.max_steps)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.gradients.remember(batch.sequence.keys)
 

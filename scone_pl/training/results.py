@@ -21,6 +21,7 @@ from scone_pl.files import appearing, write_json
 from scone_pl.model.lora import MARK, LoRAConfig, is_lora_parameter, merged
 from scone_pl.tensor_files import TensorSource, WeightFiles, whole_tensor, write_tensors
 from scone_pl.training.runs import weights_identity
+from scone_pl.training.sharding import gather_no_more
 from scone_pl.training.snapshots import SnapshotReader, read_run
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def write_result(module: SconeModule, folder: Path, *, write: bool) -> None:
         folder: to appear.
         write: on one rank only; the others take part in gathering.
     """
+    gather_no_more(module.model)
     average = module.ema is not None and module.ema_config.export
     live: Mapping[str, Tensor] = dict(module.model.named_parameters())
     if average:

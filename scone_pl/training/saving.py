@@ -147,7 +147,7 @@ class Saving(Checkpoint):
             signal.signal(*self._handlers.popitem())
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Begins a snapshot of the present step, unless there is one; none of a trial run, which nobody goes on with."""
+        """Begins a snapshot of the present step, unless there is one; of a trial run nobody wants any."""
         step = trainer.global_step
         path = self.folder / snapshot_name(step)
         self._wait(trainer)

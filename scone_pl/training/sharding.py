@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -73,11 +74,13 @@ class FullySharded(ModelParallelStrategy):
     # ------------------------------------------------------------------ saving
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights that train, by their published names, sharded."""
+        gather_no_more(self._network)
         return {name: p.detach() for name, p in self._network.named_parameters() if p.requires_grad}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """By the names of the weights, sharded, so that it fits any number of ranks."""
         inner = getattr(optimizer, "_optimizer", optimizer)
+        gather_no_more(self._network)
         return get_optimizer_state_dict(self._network, inner)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -142,8 +145,6 @@ def shard(model: Scone, mesh: DeviceMesh, config: ShardingConfig) -> None:
     Raises:
         UserError: `config.replicas` does not divide the number of ranks.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     # Inputs stay as they are: a cast would rebuild the whole pack and round its timesteps; the model casts by itself.
     policy = MixedPrecisionPolicy(
         param_dtype=DTYPES[config.compute_dtype], reduce_dtype=DTYPES[config.reduce_dtype], cast_forward_inputs=False
@@ -163,6 +164,16 @@ def _data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
     if replicas == 1:
         return mesh["data_parallel"]
     return init_device_mesh(mesh.device_type, (replicas, ranks // replicas), mesh_dim_names=("replica", "part"))
+
+
+def gather_no_more(model: Scone) -> None:
+    """Frees gathered weights, so that the model's parameters are its shards again.
+
+    FSDP leaves the outermost ones gathered after a forward pass that no backward follows: a validation, a preview.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def is_sharded(model: Scone) -> bool:

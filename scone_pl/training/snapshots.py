@@ -60,8 +60,8 @@ def prune(folder: Path, keep_last: int, keep_every: int) -> None:
     for path in snapshots(folder)[:-keep_last]:
         if keep_every and step_of(path) % keep_every == 0:
             continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():  # under another name, so that a crash leaves no half of it
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.partial")), ignore_errors=True)
         else:  # of another strategy than FullySharded
             path.unlink(missing_ok=True)
 

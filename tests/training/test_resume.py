@@ -29,11 +29,11 @@ ARGS = [
 ]
 
 
-def losses(folder: Path) -> dict[int, float]:
-    """Loss per step; where a step ran twice, its last value."""
+def scalars(folder: Path, name: str) -> dict[int, float]:
+    """By step; where a step ran twice, its last value."""
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return {event.step: event.value for event in events.Scalars("train/loss")}
+    return {event.step: event.value for event in events.Scalars(name)}
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -48,11 +48,20 @@ def test_killed_twice_equals_straight(workers: str, mini_world: Path, tmp_path: 
     last = run_scone(*common, str(killed), cwd=mini_world)
     assert last.returncode == 0, last.stderr
     assert "data.train goes on at pack" in last.stderr
-    expected, found = losses(tmp_path / "straight"), losses(killed)
+    expected, found = (scalars(run, "train/loss") for run in (tmp_path / "straight", killed))
     assert len(expected) == STEPS
     assert found == expected
     ours, theirs = (load_file(f / "weights/model.safetensors") for f in (killed, tmp_path / "straight"))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_a_finished_run_goes_on_to_a_later_end(mini_world: Path, tmp_path: Path) -> None:
+    """The rate had fallen to 0 and is back where it belongs, from the first step on."""
+    rate = ["--model.init_args.optimizer", "{lr: 1.0, warmup_steps: 0, decay_steps: 2, eps: 1.0}"]
+    for end in ("2", "5"):
+        done = run_scone(*ARGS, *rate, "--trainer.max_steps", end, "--output_dir", str(tmp_path), cwd=mini_world)
+        assert done.returncode == 0, done.stderr
+    assert scalars(tmp_path, "train/lr") == {0: 1.0, 1: 0.5, 2: 1.0, 3: 1.0, 4: 0.5}
 
 
 def _run_until(checkpoint: Path, args: list[str], cwd: Path) -> None:
