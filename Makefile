@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 test: install ## lint, then the whole test suite (about 4 minutes on 2 cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: install ## ruff, check only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ RECIPES = sorted(
     for p in (ROOT / "experiments").rglob("*.yaml")
     if p.name != "predict.yaml" and p.parent.name != "base_weights" and "ablations" not in p.parts
 )
-"""Of `fit`; predict.yaml is run by tests/generation/test_predict_jsonl.py, ablations by tests/mini/test_ablations.py."""
+"""Of `fit`; tests/generation/test_predict_jsonl.py runs predict.yaml, tests/mini/test_ablations.py the ablations."""
 LARGE = [p for p in RECIPES if p.parts[1] not in ("mini", "photos")]
 SMALL = [p for p in RECIPES if p.parts[1] in ("mini", "photos")]
 

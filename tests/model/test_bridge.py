@@ -120,7 +120,8 @@ def test_the_soft_bias_is_the_equation_and_passes_a_gradient() -> None:
     torch.testing.assert_close(state.bias[guided], expected[guided])
     assert not state.bias[~guided].any()
     state.bias.sum().backward()
-    assert states.grad is not None and states.grad.abs().sum() > 0
+    assert states.grad is not None
+    assert states.grad.abs().sum() > 0
 
     model = tiny_model()
     clean = model.encode_images(pack)
