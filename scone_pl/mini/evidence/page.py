@@ -29,7 +29,7 @@ HEAD = """# Evidence: the paper's claims, measured in the mini-world
 This page is written by `python -m scone_pl mini page` from the JSON files in `docs/evidence/` (config, seed, commit,
 versions and every seed's numbers); do not edit it. `make evidence` runs what is missing and writes it again.
 
-**Another scale.** Numbers called ours come from a model of half a million parameters on 16-pixel pictures, judged
+**Another scale.** Numbers called ours come from a model of 0.9 million parameters on 16-pixel pictures, judged
 exactly by a program; the paper's come from 14.6 billion parameters, judged by GPT-4.1. Only orderings can be compared.
 Each section states its question as it was written down before the runs. All arms of a section start from the same
 weights and take the same number of steps at the same learning rate; settings were chosen on validation episodes, the
@@ -83,8 +83,8 @@ def _conditions(result: Mapping[str, Any]) -> str:
     made = ", ".join(f"{key} {value}" for key, value in first.items())
     quick = " **A quick look, not a result.**" if result["quick"] else ""
     return (
-        f"{seeds} seeds; a run took {sum(seconds) / len(seconds):.0f} s on one core on average; commit "
-        f"{', '.join(commits)}; {made}.{quick}"
+        f"{seeds} seeds; a run took {sum(seconds) / len(seconds):.0f} s on average with one thread on a shared machine; "
+        f"commit {', '.join(commits)}; {made}.{quick}"
     )
 
 

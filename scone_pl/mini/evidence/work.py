@@ -81,9 +81,16 @@ def command_line(experiment: Experiment, arm: str, seed: int, folder: Path, *, q
 def prepare(experiment: Experiment) -> None:
     """Runs the recipes that the experiment builds on; a finished one is done at once."""
     from scone_pl.cli import main
+    from scone_pl.training.runs import RunFolder
 
     for recipes in experiment.prepare:
-        main(["fit", *(part for recipe in recipes.split() for part in ("--config", recipe))])
+        whole: dict[str, Any] = {}
+        for recipe in recipes.split():
+            whole = merged(whole, yaml.safe_load(Path(recipe).read_text()))
+        last = whole["chain"][-1]
+        # However it was trained (devices, strategy), what is finished is not looked at again.
+        if RunFolder(Path(whole["output_dir"]) / last["name"]).finished_steps < last["trainer"]["max_steps"]:
+            main(["fit", *(part for recipe in recipes.split() for part in ("--config", recipe))])
 
 
 def run(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> Path:
