@@ -15,7 +15,13 @@ ROOT = Path(__file__).parent.parent
 
 def run_scone(*args: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """`python -m scone_pl ...` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "120",
+        "PYTHONFAULTHANDLER": "1",
+    }
     return subprocess.run(
         [sys.executable, "-m", "scone_pl", *args],
         cwd=cwd,

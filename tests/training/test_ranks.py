@@ -70,7 +70,7 @@ def two_ranks(place: Path) -> Path:
     out = place / "out/two"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "scone_pl"]
     command += [*ARGS, "--trainer.devices", "2", "--output_dir", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     found = subprocess.run(
         command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

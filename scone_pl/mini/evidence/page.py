@@ -83,7 +83,7 @@ def _conditions(result: Mapping[str, Any]) -> str:
     made = ", ".join(f"{key} {value}" for key, value in first.items())
     quick = " **A quick look, not a result.**" if result["quick"] else ""
     return (
-        f"{seeds} seeds; a run took {sum(seconds) / len(seconds):.0f} s on average with one thread on a shared machine; "
+        f"{seeds} seeds; a run took {sum(seconds) / len(seconds):.0f} s on average, one thread on a shared machine; "
         f"commit {', '.join(commits)}; {made}.{quick}"
     )
 
