@@ -60,11 +60,14 @@ def section(result: Mapping[str, Any], folder: Path = DOCS) -> str:
     parts = [f"## {result['title']}", f"**Stated before the runs.** {result['question'].strip()}", _conditions(result)]
     scored = [look for look, settings in result["evaluations"].items() if settings["kind"] == "score"]
     layered = [look for look, settings in result["evaluations"].items() if settings["kind"] == "layers"]
+    choosing = [look for look in layered if result["evaluations"][look].get("stream") == "validation"]
     if scored:
         parts += [_score_table(result, scored), _failure_table(result, scored)]
     if result["baseline"]:
         parts.append(_difference_table(result, scored))
-    parts += [_layer_table(result, look) for look in layered]
+    parts += [_layer_table(result, look) for look in layered if look not in choosing]
+    if choosing:
+        parts.append(_choice_table(result, layered))
     if (folder / f"{name}.png").is_file():
         parts.append(f"![{name}]({folder.name}/{name}.png)")
     if result["paper_table"]:
@@ -131,20 +134,30 @@ def _failure_table(result: Mapping[str, Any], looks: list[str]) -> str:
 
 
 def _layer_table(result: Mapping[str, Any], look: str) -> str:
-    """AUROC and effect of every layer, and which layer the mean AUROC would choose (the last has none behind it)."""
+    """AUROC and effect of every layer."""
     rows = []
     for arm in result["arms"].values():
         tables = [run["evaluations"][look]["layers"] for run in arm["runs"]]
-        choices = sorted({best_layer(table, len(next(iter(table.values()))["auroc"]) - 2) for table in tables})
         for task in tables[0]:
             for measure in ("auroc", "effect"):
                 per_layer = zip(*(table[task][measure] for table in tables), strict=True)
                 cells = [str(estimate(list(values))) for values in per_layer]
-                name = f"{task.removeprefix('distinction_')} {measure}"
-                rows.append([arm["label"], name, *cells, " ".join(map(str, choices))])
-    layers = [f"layer {i}" for i in range(len(rows[0]) - 3)]
-    label = result["evaluations"][look]["label"]
-    return markdown_table(["weights", f"similarity ({label})" if label else "similarity", *layers, "choice"], rows)
+                rows.append([arm["label"], f"{task.removeprefix('distinction_')} {measure}", *cells])
+    return markdown_table(["weights", "similarity", *(f"layer {i}" for i in range(len(rows[0]) - 2))], rows)
+
+
+def _choice_table(result: Mapping[str, Any], looks: list[str]) -> str:
+    """The layer with the best mean AUROC by each evaluation; one for every seed."""
+    rows = []
+    for arm in result["arms"].values():
+        cells = []
+        for look in looks:
+            tables = [run["evaluations"][look]["layers"] for run in arm["runs"]]
+            last = len(next(iter(tables[0].values()))["auroc"]) - 2  # the very last has no layer behind it to mask
+            cells.append(" ".join(str(best_layer(table, last)) for table in tables))
+        rows.append([arm["label"], *cells])
+    heads = [result["evaluations"][look]["label"] or "test episodes" for look in looks]
+    return markdown_table(["chosen layer, a seed each, by", *heads], rows)
 
 
 def _paper(result: Mapping[str, Any], folder: Path, look: str) -> list[str]:

@@ -68,4 +68,4 @@ def _lines(axes: Axes, result: Mapping[str, Any], look: str) -> None:
     axes.axhline(0.5, color="0.8", linewidth=1)
     axes.set_xlabel("decoder layer")
     axes.set_ylabel("AUROC of s")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

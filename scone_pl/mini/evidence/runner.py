@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -100,9 +101,15 @@ def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> N
 @contextlib.contextmanager
 def _ended_with_us(running: dict[subprocess.Popen[bytes], Any]) -> Iterator[None]:
     """Whatever stops us stops them; they go on from their last checkpoint next time."""
+
+    def stop(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)  # which would else end us without a word to them
     try:
         yield
     finally:
+        signal.signal(signal.SIGTERM, before)
         for process in running:
             process.terminate()
         for process in running:
