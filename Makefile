@@ -12,7 +12,7 @@ TABLES := table4 table5 table6 table6_training figure11 layers robustness
 EVIDENCE = OMP_NUM_THREADS=1 $(SCONE) mini evidence --seeds $(SEEDS) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick true) --table
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo table2 table3 test lint format parity photos bench tensorboard clean
+.PHONY: help install demo test-slow table2 table3 test lint format parity photos bench tensorboard clean
 .PHONY: mini-data mini-base evidence $(TABLES)
 
 help: ## list the targets
@@ -28,7 +28,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 test: install ## lint, then the whole test suite (about 4 minutes on 2 cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+test-slow: install ## the tests that `make test` leaves out
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: install ## ruff, check only
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

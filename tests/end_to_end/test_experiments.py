@@ -56,7 +56,9 @@ def test_large_recipes_build_on_the_meta_device(
         assert cli.trainer.max_steps in (1000, 2000, 6000)
 
 
-@pytest.mark.parametrize("recipe", SMALL, ids=str)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(p, marks=pytest.mark.slow) if "photos" in p.parts else p for p in SMALL], ids=str
+)
 def test_small_recipes_train(recipe: Path, mini_world: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     args = ["fit", "--config", str(recipe), "--output_dir", str(output), "--trainer.max_steps", "2"]

@@ -80,6 +80,7 @@ def test_overrides_and_a_folder_s_own_sizes(bagel_folder: Path, capsys: pytest.C
     assert seconds == pytest.approx(3 * stage["flops"]["total"] / (989e12 * 0.4))
 
 
+@pytest.mark.slow
 def test_lora_and_the_average(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--config", STAGE2, "--chain", "null", "--devices", "1", "--model.init_args.ema.decay", "0.99"]
     full = estimate(capsys, *args)["stages"][0]
@@ -93,6 +94,7 @@ def test_lora_and_the_average(capsys: pytest.CaptureFixture[str]) -> None:
     assert adapters["flops"]["total"] < full["flops"]["total"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_without_their_weights(recipe: str) -> None:
     found = read_recipe(["--config", str(ROOT / f"experiments/{recipe}.yaml")])

@@ -15,6 +15,7 @@ TABLES = [f.stem for f in sorted((ROOT / "experiments/ablations/mini").glob("*.y
 
 
 @pytest.mark.parametrize("overlay", LARGE, ids=lambda f: f.stem)
+@pytest.mark.slow
 def test_7b_overlays_build(overlay, bagel_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["scone_pl"])

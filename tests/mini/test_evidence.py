@@ -164,6 +164,7 @@ def small(mini_world, tmp_path, monkeypatch):
     return Experiment.read("small")
 
 
+@pytest.mark.slow
 def test_a_run_is_killed_resumed_and_skipped(small, capfd):
     command = [sys.executable, "-m", "scone_pl", "mini", "evidence", "--table", "small", "--seeds", "1", "--jobs", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -19,6 +19,7 @@ def bench(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_toy_sizes() -> None:
     done = bench("--device", "cpu", "--tiny", "--repeats", "1", "--json")
     assert done.returncode == 0, done.stderr
@@ -42,6 +43,7 @@ def test_without_cuda() -> None:
         assert expected in done.stderr
 
 
+@pytest.mark.slow
 def test_as_many_layers_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the real sizes, found on the meta device: more memory, more layers, and those fit."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

@@ -36,7 +36,7 @@ def scalars(folder: Path, name: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(name)}
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
 def test_killed_twice_equals_straight(workers: str, mini_world: Path, tmp_path: Path) -> None:
     common = [*ARGS, "--data.num_workers", workers, "--output_dir"]
     straight = run_scone(*common, str(tmp_path / "straight"), cwd=mini_world)

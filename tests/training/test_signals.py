@@ -71,6 +71,7 @@ def test_saves_and_says_so(number: int, options: list[str], group: bool, mini_wo
     assert not (tmp_path / "run/weights").exists()
 
 
+@pytest.mark.slow
 def test_a_chain_told_while_it_validates_goes_on_like_a_straight_one(mini_world: Path, tmp_path: Path) -> None:
     """Nearly all of this run's time is validation, behind every step; so that is where the signal comes in."""
     chain = tmp_path / "chain.json"
