@@ -39,7 +39,7 @@ lint: install ## ruff, check only
 format: install ## ruff, fixing
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-demo: install ## mini-world: shards, Stage I from the shipped base, Stage II, scores before and after, pictures
+demo: install ## mini-world: shards, Stage I from the shipped base, Stage II, scores before and after, pictures (under 5 minutes on 2 cores)
 	$(SCONE) mini shards --output data_shards/mini --plain 0 --question_pairs 0
 	$(SCONE) fit --config experiments/mini/stage1.yaml
 	$(SCONE) mini evaluate --checkpoint runs/mini/stage1/refined/weights --output runs/mini/before
