@@ -1,7 +1,7 @@
 """What a run shows about itself: speed, where the time goes, share of the GPU's peak, memory.
 
 Everything is counted per optimizer step, accumulated packs together, and logged once per `trainer.log_every_n_steps`.
-In between nothing waits for the GPU: times are CUDA events that are read when they are logged.
+Times are CUDA events that are read when they are logged, so measuring them does not make each step wait for the GPU.
 """
 
 from __future__ import annotations

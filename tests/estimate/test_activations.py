@@ -6,8 +6,8 @@ import gc
 
 import pytest
 import torch
+from measuring import allocated_peak
 from model_helpers import TWO_REFERENCES, make_pack, tiny_model
-from torch.profiler import ProfilerActivity, profile
 
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.transforms import ResizeLimits
@@ -50,13 +50,7 @@ def measured_peak(trained: tuple[Part, ...], checkpointing: bool) -> tuple[int, 
 
     step()  # builds the pack's index tensors
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    now = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
+    peak = allocated_peak(step)
     return peak, model.config, pack
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from measuring import allocated_peak
 from model_helpers import EVERYTHING, TWO_REFERENCES, make_pack, tiny_model
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from scone_pl.estimate.activations import step_activations
@@ -126,13 +126,7 @@ def test_what_fsdp_gathers_stays_below_the_estimate(compute: str, rank_of_four: 
 
     step()
     model.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    now = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
+    peak = allocated_peak(step)
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[compute]
     activations = step_activations(model.config, pack, trained, dtype=dtype)
     plan = Plan("sharded", 4, compute=compute)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from running import ROOT, run_scone
+from running import run_ranks, run_scone
 from torch import nn
 
 from scone_pl.errors import UserError
 from scone_pl.training.gradients import MOST_SKIPPED, GradientGuard, gradient_norms
 
 CPU = torch.device("cpu")
+SCRIPT = Path(__file__).parent / "sharded_gradients.py"
 TWO_RANKS = [
     *("fit", "--config", "experiments/mini/stage1.yaml", "--chain", "null", "--trainer.devices", "2"),
     *("--model.init_args.init_from", "runs/mini/base"),
@@ -42,31 +37,9 @@ def named(*gradients: float) -> list[tuple[str, nn.Parameter]]:
     return found
 
 
-def start_rank(rank: int, port: int, *args: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        **{"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        **{"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    }
-    script = str(Path(__file__).parent / "sharded_gradients.py")
-    return subprocess.Popen(
-        [sys.executable, script, *args], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return json.loads(output.splitlines()[-1])
-
-
 def test_two_sharded_ranks_equal_one_process() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [start_rank(rank, port, "--sharded", "--clip", "0.5") for rank in (0, 1)]
-    first, second = (result_of(process) for process in processes)
-    alone = result_of(start_rank(0, port, "--clip", "0.5"))
+    first, second = run_ranks(SCRIPT, 2, "--sharded", "--clip", "0.5")
+    (alone,) = run_ranks(SCRIPT, 1, "--clip", "0.5")
     assert first == second, "every rank clips by the same and stops with the same words"
     assert alone["total"] > 1
     assert first["total"] == pytest.approx(alone["total"], rel=1e-6)
