@@ -201,18 +201,14 @@ def evidence(
     from scone_pl.files import write_json
     from scone_pl.mini.evidence.page import write_page
     from scone_pl.mini.evidence.plot import plot
-    from scone_pl.mini.evidence.runner import collect, jobs_before, jobs_of, run_all
+    from scone_pl.mini.evidence.runner import collect, run_experiment
     from scone_pl.mini.evidence.spec import Experiment
-    from scone_pl.mini.evidence.work import ROOT, prepare
+    from scone_pl.mini.evidence.work import ROOT
 
     if seeds < 1 or jobs < 1:
         raise UserError(f"--seeds {seeds} and --jobs {jobs} must be at least 1")
     experiment = Experiment.read(table)
-    prepare(experiment)
-    if before := jobs_before(experiment, seeds, quick=quick):
-        run_all(before, side_by_side=jobs, quick=quick)
-    planned = jobs_of(experiment, seeds, quick=quick)
-    run_all(planned, side_by_side=jobs, quick=quick)
+    planned = run_experiment(experiment, seeds, side_by_side=jobs, quick=quick)
     result = collect(experiment, planned)
     folder = ROOT / "quick" if quick else output
     write_json(result, folder / f"{table}.json")

@@ -16,7 +16,7 @@ from typing import Any
 
 from scone_pl.errors import UserError
 from scone_pl.mini.evidence.spec import Experiment
-from scone_pl.mini.evidence.work import folder_of, result_file
+from scone_pl.mini.evidence.work import folder_of, origin_of, prepare, result_file
 
 _POLL = 0.5
 
@@ -43,25 +43,49 @@ class Job:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
-def jobs_of(experiment: Experiment, seeds: int, *, quick: bool = False) -> list[Job]:
-    """Every arm with every seed, seeds outermost, so that a stopped run has whole comparisons.
+def run_experiment(experiment: Experiment, seeds: int, *, side_by_side: int, quick: bool = False) -> list[Job]:
+    """Runs every arm with every seed, before them whatever their weights come from; returns the jobs, all finished."""
+    numbers = range(experiment.first_seed, experiment.first_seed + seeds)
+    return _run_arms(experiment, list(experiment.arms), numbers, side_by_side=side_by_side, quick=quick)
+
+
+def _run_arms(
+    experiment: Experiment, arms: Sequence[str], numbers: Sequence[int], *, side_by_side: int, quick: bool
+) -> list[Job]:
+    prepare(experiment)
+    looked_at = [arm for arm in arms if experiment.arms[arm].weights_of]
+    others = [arm for arm in arms if arm not in looked_at]
+    for group, shorter in ((looked_at, quick), (others, False)):  # what arms start from is whole in a quick look too
+        for other, names in sources_of(experiment, group).items():
+            _run_arms(Experiment.read(other), names, numbers, side_by_side=side_by_side, quick=shorter)
+    jobs = jobs_of(experiment, arms, numbers, quick=quick)
+    run_all(jobs, side_by_side=side_by_side, quick=quick)
+    return jobs
+
+
+def sources_of(experiment: Experiment, arms: Sequence[str]) -> dict[str, list[str]]:
+    """Experiment -> its arms whose weights `arms` start from or look at."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
+        if origin := origin_of(experiment, arm):
+            names = found.setdefault(origin[0], [])
+            names += [origin[1]] if origin[1] not in names else []
+    return found
+
+
+def jobs_of(experiment: Experiment, arms: Sequence[str], numbers: Sequence[int], *, quick: bool = False) -> list[Job]:
+    """`arms` with every seed of `numbers`, seeds outermost, so that a stopped run has whole comparisons.
 
     Raises:
-        UserError: an arm looks at weights that are not there yet, see `jobs_before`.
+        UserError: an arm starts from weights that are not there yet.
     """
     return [
-        _job(experiment, name, seed, quick=quick)
-        for seed in range(seeds)
-        for name, arm in experiment.arms.items()
-        if not (arm.weights and seed)  # given weights have no seed
+        _job(experiment, arm, seed, quick=quick)
+        for seed in numbers
+        for arm in arms
+        # What is only looked at and comes from no run has no seed.
+        if experiment.arms[arm].trained or origin_of(experiment, arm) or seed == numbers[0]
     ]
-
-
-def jobs_before(experiment: Experiment, seeds: int, *, quick: bool = False) -> list[Job]:
-    """The training runs whose weights other arms of the experiment look at."""
-    needed = dict.fromkeys(arm.weights_of[:2] for arm in experiment.arms.values() if arm.weights_of)
-    sources = {name: Experiment.read(name) for name, _ in needed}
-    return [_job(sources[name], arm, seed, quick=quick) for seed in range(seeds) for name, arm in needed]
 
 
 def _job(experiment: Experiment, arm: str, seed: int, *, quick: bool) -> Job:

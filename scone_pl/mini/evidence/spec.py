@@ -50,8 +50,15 @@ class Arm:
     """(experiment, arm) whose weights are looked at, or (experiment, arm, step of its chain); nothing is trained."""
     weights: str = ""
     """Folder whose weights are looked at; nothing is trained, and all seeds are one."""
+    untrained: bool = False
+    """The weights that the trained arms start from are looked at."""
     paper: str = ""
     """Row of the paper's table that this is the twin of."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is anything to train."""
+        return not (self.weights or self.weights_of or self.untrained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +78,17 @@ class Experiment:
     """`--config` files that all arms share."""
     init_from: str = ""
     """Weights that all trained arms start from."""
+    init_of: tuple[str, ...] = ()
+    """(experiment, arm) whose weights of the same seed they start from instead, so that intervals cover that training
+    too."""
     prepare: tuple[str, ...] = ()
     """Recipes that must have been run before (their results are shared by experiments); `a b` = a under b."""
     baseline: str = ""
     """Arm that the others are compared with, paired by seed."""
     paper_table: str = ""
     """Key in `docs/evidence/published.yaml`."""
+    first_seed: int = 0
+    """Number of the first seed; experiments that choose settings use seeds that no other one reports."""
     quick: dict[str, Any] = field(default_factory=dict)
     """For a first look: `steps` (share of every chain step's), `per_task` (in place of that of evaluations)."""
     findings: str = ""
@@ -97,7 +109,7 @@ class Experiment:
             content["arms"] = {key: Arm(**_tupled(arm, "weights_of")) for key, arm in content["arms"].items()}
             looks = content.get("evaluations") or {"main": {}}
             content["evaluations"] = {key: Evaluation(**_tupled(look or {}, "tasks")) for key, look in looks.items()}
-            return cls(name=name, **_tupled(content, "recipes", "prepare"))
+            return cls(name=name, **_tupled(content, "recipes", "prepare", "init_of"))
         except (TypeError, KeyError, AttributeError) as error:
             names = ", ".join(f.name for f in fields(cls))
             raise UserError(f"{file}: {error}; an experiment has the keys {names}") from None

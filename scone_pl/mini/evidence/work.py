@@ -39,22 +39,27 @@ def result_file(experiment: Experiment, folder: Path, *, quick: bool = False) ->
     return folder / f"result-{experiment.looks_identity(quick=quick)}.json"
 
 
-def start_of(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> Path:
-    """The weights that a run starts from or, where nothing is trained, looks at."""
+def origin_of(experiment: Experiment, arm: str) -> tuple[str, ...]:
+    """(experiment, arm) or (experiment, arm, step) whose run of the same seed made `start_of`; () if none did."""
     chosen = experiment.arms[arm]
     if chosen.weights:
-        return Path(chosen.weights)
-    if chosen.weights_of is None:
-        return Path(experiment.init_from)
-    other, name, *step = chosen.weights_of
-    source = Experiment.read(other)
-    return trained_weights(source, name, folder_of(source, name, seed, quick=quick), *step, quick=quick)
+        return ()
+    return chosen.weights_of or experiment.init_of
+
+
+def start_of(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> Path:
+    """The weights that a run starts from or, where nothing is trained, looks at."""
+    if not (origin := origin_of(experiment, arm)):
+        return Path(experiment.arms[arm].weights or experiment.init_from)
+    other, name, *step = origin
+    source, shorter = Experiment.read(other), quick and bool(experiment.arms[arm].weights_of)
+    return trained_weights(source, name, folder_of(source, name, seed, quick=shorter), *step, quick=shorter)
 
 
 def trained_weights(experiment: Experiment, arm: str, folder: Path, step: str = "", *, quick: bool = False) -> Path:
     """The result of a run in `folder`, or of a `step` of its chain."""
     chosen = experiment.arms[arm]
-    if chosen.weights or chosen.weights_of:
+    if not chosen.trained:
         raise UserError(f"{experiment.name} {arm} trains nothing; name the arm that does")
     settings = _whole(experiment, arm, quick=quick)
     chain = settings.get("chain")
@@ -104,7 +109,7 @@ def run(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> 
         return file
     began = time.perf_counter()
     chosen = experiment.arms[arm]
-    if chosen.weights or chosen.weights_of:
+    if not chosen.trained:
         weights = start_of(experiment, arm, seed, quick=quick)
     else:
         from scone_pl.cli import main
