@@ -199,6 +199,7 @@ def evidence(
         output: folder of results that are kept.
     """
     from scone_pl.files import write_json
+    from scone_pl.mini.evidence.maps import draw_maps
     from scone_pl.mini.evidence.page import write_page
     from scone_pl.mini.evidence.plot import plot
     from scone_pl.mini.evidence.runner import collect, run_experiment
@@ -213,6 +214,8 @@ def evidence(
     folder = ROOT / "quick" if quick else output
     write_json(result, folder / f"{table}.json")
     plot(result, folder / f"{table}.png")
+    for look in [look for look, settings in result["evaluations"].items() if settings["kind"] == "layers"][:1]:
+        draw_maps(result, look, folder / f"{table}_maps.png")
     print(f"{folder / table}.json   {write_page(folder)}")
 
 

@@ -92,11 +92,7 @@ class Bridge:
         if not len(vit_places) or not len(text_places) or not any(self._compared):
             return similarity
         states = F.normalize(understanding.float(), dim=-1, eps=1e-8)
-        sample = pack.sample_of_token
-        text_mean = states.new_zeros(pack.num_samples, states.shape[1])
-        text_mean = text_mean.index_add(0, sample[text_places], states[row[text_places]])
-        text_count = torch.bincount(sample[text_places], minlength=pack.num_samples).clamp(min=1)
-        text_mean = text_mean / text_count[:, None]
+        sample, text_mean = pack.sample_of_token, self.instruction_mean(states)
         of_vit = (states[row[vit_places]] * text_mean[sample[vit_places]]).sum(-1)  # (V,)
         compared = torch.tensor(self._compared, device=pack.device)[sample[vit_places]]
         similarity = similarity.index_put((vit_places,), torch.where(compared, of_vit, 1.0))
@@ -105,6 +101,14 @@ class Bridge:
             resized = F.interpolate(grid, size=vae_grid, mode="bilinear", align_corners=False)
             similarity = similarity.index_put((vae,), resized.flatten(1))
         return similarity
+
+    def instruction_mean(self, states: Tensor) -> Tensor:
+        """(U, D) normalised states -> (samples, D): their mean over each instruction, 0 where there is none."""
+        pack, places = self.pack, self.pack.instruction_index
+        sample = pack.sample_of_token[places]
+        mean = states.new_zeros(pack.num_samples, states.shape[1])
+        mean = mean.index_add(0, sample, states[pack.understanding_row[places]])
+        return mean / torch.bincount(sample, minlength=pack.num_samples).clamp(min=1)[:, None]
 
     def __call__(self, understanding: Tensor) -> BridgeState:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):

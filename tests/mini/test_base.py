@@ -68,6 +68,6 @@ def test_the_base_answers_and_tells_the_meant_subject():
     pack = builder.build()
     output = model(pack, model.encode_images(pack), torch.zeros(0))
     assert (output.text_logits.argmax(-1) == pack.label_ids).float().mean() > 0.8
-    found = separation(BASE, fixed_set(24, stream="validation", tasks=TASKS[2:4]))
+    found = separation(BASE, fixed_set(24, stream="validation", tasks=TASKS[2:4]))["understanding"]
     assert found[TASKS[3]]["auroc"][0] > 0.95
     assert found[TASKS[2]]["auroc"][1] > 0.8

@@ -16,7 +16,7 @@ from scone_pl.errors import UserError
 from scone_pl.mini.evidence.metrics import METRICS, difference_of, estimate_of
 from scone_pl.mini.evidence.page import filled, section, write_page
 from scone_pl.mini.evidence.plot import plot
-from scone_pl.mini.evidence.runner import collect, jobs_before, jobs_of, run_all
+from scone_pl.mini.evidence.runner import collect, jobs_of, run_all, run_experiment, sources_of
 from scone_pl.mini.evidence.spec import Experiment, merged
 from scone_pl.mini.evidence.statistics import difference, estimate
 
@@ -169,8 +169,9 @@ def test_a_run_is_killed_resumed_and_skipped(small, capfd):
     command = [sys.executable, "-m", "scone_pl", "mini", "evidence", "--table", "small", "--seeds", "1", "--jobs", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with pytest.raises(UserError, match="no weights in"):
-        jobs_of(small, 1)  # `again` looks at weights that are not there yet
-    jobs = jobs_before(small, 1)
+        jobs_of(small, ["again"], [0])  # looks at weights that are not there yet
+    assert sources_of(small, ["plain", "again"]) == {"small": ["soft"]}
+    jobs = jobs_of(small, ["plain", "soft"], [0])
     run_all(jobs, side_by_side=2)
     first = [job.result.stat().st_mtime_ns for job in jobs]
     killed = subprocess.Popen(command, env=environment)
@@ -186,9 +187,11 @@ def test_a_run_is_killed_resumed_and_skipped(small, capfd):
     assert run["versions"]["torch"]
     assert run["evaluations"]["main"]["mask"]
     assert not found["arms"]["plain"]["runs"][0]["evaluations"]["main"]["mask"]
-    assert len(run["evaluations"]["layers"]["layers"]["distinction_single_cross"]["auroc"]) == 6
+    assert len(run["evaluations"]["layers"]["layers"]["generation"]["distinction_single_cross"]["auroc"]) == 6
+    assert Path("docs/evidence/small_maps.png").is_file()
     assert "3 finished before" in _again(command, environment)
-    assert collect(small, jobs_of(small, 1))["arms"]["soft"]["runs"][0]["seed"] == 0
+    again = run_experiment(small, 1, side_by_side=1)
+    assert collect(small, again)["arms"]["soft"]["runs"][0]["seed"] == 0
 
 
 def _again(command, environment):

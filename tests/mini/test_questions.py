@@ -2,12 +2,25 @@
 
 import numpy as np
 import pytest
+import torch
 
+from scone_pl.checkpoints import from_pretrained
+from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.mini.episode import TASKS
-from scone_pl.mini.layers import auroc, best_layer, separation
+from scone_pl.mini.layers import (
+    auroc,
+    best_layer,
+    image_maps,
+    pack_of,
+    sensitivity,
+    separation,
+    similarity_of_layers,
+    with_instructions_changed,
+)
 from scone_pl.mini.questions import HUES, NUMBERS, hue_name, to_question
 from scone_pl.mini.shards import WORLD_SETS, world_samples
 from scone_pl.mini.world import WORDS, World, fixed_set
+from scone_pl.model.sequence import SplitKind
 
 
 def questions(task, count=200):
@@ -75,7 +88,44 @@ def test_auroc_counts_pairs():
 
 def test_separation_has_a_number_a_layer_and_is_chance_for_random_weights(mini_world):
     found = separation(mini_world / "runs/mini/base", fixed_set(12, stream="validation", tasks=TASKS[2:4]))
-    assert set(found) == set(TASKS[2:4])
-    for values in found.values():
-        assert [len(values[name]) for name in ("auroc", "gap", "effect")] == [6, 6, 6]
-        assert all(0.2 < x < 0.8 for x in values["auroc"])
+    assert set(found) == {"understanding", "generation"}
+    for expert in found.values():
+        assert set(expert) == set(TASKS[2:4])
+        for values in expert.values():
+            assert [len(values[name]) for name in ("auroc", "gap", "effect", "sensitivity")] == [6, 6, 6, 6]
+            assert all(0.2 < x < 0.8 for x in values["auroc"])
+
+
+def test_similarity_in_both_experts_is_the_mean_cosine(mini_world):
+    folder = mini_world / "runs/mini/base"
+    model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
+    pack = pack_of(model, tokenizer, fixed_set(2, stream="validation", tasks=TASKS[3:5]))
+    states = []
+    hook = model.language_model.model.layers[3].register_forward_hook(lambda module, inputs, out: states.append(out))
+    similarity = similarity_of_layers(model, pack)[3]
+    hook.remove()
+    merged = torch.zeros(len(pack), 64, dtype=torch.float64)
+    merged[pack.understanding_index] = states[0].understanding.double()
+    merged[pack.latent_index] = states[0].generation.double()
+    found = {expert: list(maps) for expert, maps in image_maps(pack, similarity).items()}
+    for expert, kind in (("understanding", SplitKind.VIT), ("generation", SplitKind.VAE)):
+        for split, one in zip(pack.splits_of(kind), found[expert], strict=True):
+            words = [
+                i for s in pack.by_sample[split.sample] if s.kind == SplitKind.TEXT for i in range(s.start, s.stop)
+            ]
+            cosines = torch.cosine_similarity(merged[split.start + 1 : split.stop - 1, None], merged[words], dim=-1)
+            torch.testing.assert_close(
+                torch.from_numpy(one.grid).flatten().double(), cosines.mean(1), atol=1e-5, rtol=0
+            )
+
+
+def test_sensitivity_sees_the_instruction_and_nothing_else():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 40, 40))
+    assert sensitivity(one, one + 3.0) == pytest.approx(0.0, abs=1e-9)
+    assert sensitivity(one, other) == pytest.approx(1.0, abs=0.1)
+    assert sensitivity(one, -one) == pytest.approx(2.0)
+    episodes = fixed_set(3, stream="validation", tasks=TASKS[2:4])
+    changed = with_instructions_changed(episodes)
+    assert [e.instruction for e in changed] == [episodes[i].instruction for i in (1, 2, 0, 4, 5, 3)]
+    assert all(a.key == b.key for a, b in zip(episodes, changed, strict=True))

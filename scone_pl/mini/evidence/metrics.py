@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scone_pl.mini.evidence.statistics import Estimate, difference, estimate
@@ -71,3 +71,11 @@ def difference_of(one: Mapping[str, Any], other: Mapping[str, Any], look: str, m
         [METRICS[metric](r["evaluations"][look]) for r in arm["runs"] if r["seed"] in seeds] for arm in (one, other)
     ]
     return difference(*pair)
+
+
+def layer_estimates(
+    found: Sequence[Mapping[str, Any]], expert: str, measure: str, tasks: Sequence[str]
+) -> list[Estimate]:
+    """Per layer the mean over `tasks` of one measure, over the seeds' `mini.layers.separation`."""
+    per_seed = [[_mean(list(v)) for v in zip(*(f[expert][t][measure] for t in tasks), strict=True)] for f in found]
+    return [estimate(values) for values in zip(*per_seed, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,14 @@ import yaml
 from scone_pl.errors import UserError
 from scone_pl.files import write_text
 from scone_pl.mini.evaluate import markdown_table
-from scone_pl.mini.evidence.metrics import METRICS, difference_of, estimate_of
+from scone_pl.mini.evidence.metrics import METRICS, difference_of, estimate_of, layer_estimates
 from scone_pl.mini.evidence.spec import Experiment
-from scone_pl.mini.evidence.statistics import estimate
 from scone_pl.mini.layers import best_layer
 
 DOCS = Path("docs/evidence")
 PUBLISHED = "published.yaml"
 """The paper's tables."""
-ORDER = ("base", "table4", "table5", "table6", "figure11", "robustness", "tokens", "no_experts")
+ORDER = ("rates", "table4", "table5", "table5_long", "table6", "table6_training", "figure11", "layers", "robustness")
 SCORES = ("COM", "DIS", "overall")
 FAILURES = ("exact", "redundancy", "omission", "blending", "wrong_subject")
 
@@ -34,10 +33,11 @@ versions and every seed's numbers); do not edit it. `make evidence` runs what is
 **Another scale.** Numbers called ours come from a model of 0.9 million parameters on 16-pixel pictures, judged
 exactly by a program; the paper's come from 14.6 billion parameters, judged by GPT-4.1. Only orderings can be compared.
 Each section states its question as it was written down before the runs. All arms of a section start from the same
-weights and take the same number of steps at the same learning rate; settings were chosen on validation episodes, the
-numbers are from test episodes that no choice has seen. `±` is a 95 % interval over seeds (Student's t); a seed decides
-data order, noise levels and noise. Scores are SconeEval's formulas, 0 to 10; a model that draws no candidate at all has
-DIS 2.5.
+weights and take the same number of steps over the same samples, each at the learning rate that was chosen for it by one
+rule (`rates`). Settings were chosen on validation episodes, the numbers are from test episodes that no choice has seen.
+`±` is a 95 % interval over seeds (Student's t); a seed decides data order, noise levels and noise, of Stage I too. In
+bold: differences whose interval leaves out 0. Scores are SconeEval's formulas, 0 to 10; a model that draws no candidate
+at all has DIS 2.5.
 """
 
 
@@ -47,13 +47,29 @@ def write_page(folder: Path = DOCS) -> Path:
     names += sorted(f.stem for f in folder.glob("*.json") if f.stem not in ORDER)
     if not names:
         raise UserError(f"{folder}: holds no result; run `make table5` or another experiment first")
-    sections = [section(json.loads((folder / f"{name}.json").read_text()), folder) for name in names]
+    results = [_with_words(json.loads((folder / f"{name}.json").read_text())) for name in names]
+    sections = [_answers(results), *(section(result, folder) for result in results)]
     if missing := [name for name in Experiment.names() if name not in names]:
         lines = [f"- `make {name}`: {Experiment.read(name).title}" for name in missing]
         sections.append("\n".join(["## Stated, not run yet", "", *lines, ""]))
     page = folder.with_suffix(".md")
     write_text("\n".join([HEAD, *sections]), page)
     return page
+
+
+def _with_words(result: dict[str, Any]) -> dict[str, Any]:
+    """What people wrote after the runs comes from the experiment's file, where it can still be mended."""
+    if result["experiment"] not in Experiment.names():
+        return result
+    experiment = Experiment.read(result["experiment"])
+    return {**result, "findings": experiment.findings, "answer": experiment.answer}
+
+
+def _answers(results: Sequence[Mapping[str, Any]]) -> str:
+    """A line for every experiment that has an answer."""
+    rows = [[r["title"], filled(r["answer"].strip(), r)] for r in results if r.get("answer") and not r["quick"]]
+    table = markdown_table(["question", "answer, in this world"], rows)
+    return f"## In short\n\n{table}\n" if rows else ""
 
 
 def section(result: Mapping[str, Any], folder: Path = DOCS) -> str:
@@ -70,8 +86,8 @@ def section(result: Mapping[str, Any], folder: Path = DOCS) -> str:
     parts += [_layer_table(result, look) for look in layered if look not in choosing]
     if choosing:
         parts.append(_choice_table(result, layered))
-    if (folder / f"{name}.png").is_file():
-        parts.append(f"![{name}]({folder.name}/{name}.png)")
+    pictures = [file for file in (folder / f"{name}.png", folder / f"{name}_maps.png") if file.is_file()]
+    parts += [f"![{file.stem}]({folder.name}/{file.name})" for file in pictures]
     if result["paper_table"]:
         parts += _paper(result, folder, scored[0])
     if result["findings"]:
@@ -136,29 +152,35 @@ def _failure_table(result: Mapping[str, Any], looks: list[str]) -> str:
 
 
 def _layer_table(result: Mapping[str, Any], look: str) -> str:
-    """AUROC and effect of every layer."""
+    """Every layer: AUROC of each task in the understanding expert, means over tasks of the rest."""
     rows = []
     for arm in result["arms"].values():
-        tables = [run["evaluations"][look]["layers"] for run in arm["runs"]]
-        for task in tables[0]:
-            for measure in ("auroc", "effect"):
-                per_layer = zip(*(table[task][measure] for table in tables), strict=True)
-                cells = [str(estimate(list(values))) for values in per_layer]
-                rows.append([arm["label"], f"{task.removeprefix('distinction_')} {measure}", *cells])
+        found = [run["evaluations"][look]["layers"] for run in arm["runs"]]
+        tasks = list(found[0]["understanding"])
+        asked = [(f"{task.removeprefix('distinction_')} AUROC", "understanding", "auroc", [task]) for task in tasks]
+        asked += [
+            ("mean effect", "understanding", "effect", tasks),
+            ("mean sensitivity", "understanding", "sensitivity", tasks),
+            ("generation expert: mean AUROC", "generation", "auroc", tasks),
+        ]
+        for name, expert, measure, over in asked:
+            rows.append([arm["label"], name, *map(str, layer_estimates(found, expert, measure, over))])
     return markdown_table(["weights", "similarity", *(f"layer {i}" for i in range(len(rows[0]) - 2))], rows)
 
 
 def _choice_table(result: Mapping[str, Any], looks: list[str]) -> str:
-    """The layer with the best mean AUROC by each evaluation; one for every seed."""
-    rows = []
+    """The layer that an automatic choice takes by each evaluation, with and without labels; one for every seed."""
+    rows, by = [], [("auroc", ""), ("sensitivity", ", no labels")]
     for arm in result["arms"].values():
         cells = []
-        for look in looks:
-            tables = [run["evaluations"][look]["layers"] for run in arm["runs"]]
-            last = len(next(iter(tables[0].values()))["auroc"]) - 2  # the very last has no layer behind it to mask
-            cells.append(" ".join(str(best_layer(table, last)) for table in tables))
+        for measure, _ in by:
+            for look in looks:
+                found = [run["evaluations"][look]["layers"]["understanding"] for run in arm["runs"]]
+                last = len(next(iter(found[0].values()))["auroc"]) - 2  # the very last has no layer behind it to mask
+                cells.append(" ".join(str(best_layer(tasks, last, measure)) for tasks in found))
         rows.append([arm["label"], *cells])
-    heads = [result["evaluations"][look]["label"] or "test episodes" for look in looks]
+    names = [result["evaluations"][look]["label"] or "test episodes" for look in looks]
+    heads = [f"{name}{extra}" for _, extra in by for name in names]
     return markdown_table(["chosen layer, a seed each, by", *heads], rows)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scone_pl.mini.evidence.metrics import estimate_of
-from scone_pl.mini.evidence.statistics import estimate
+from scone_pl.mini.evidence.metrics import estimate_of, layer_estimates
 
 _COLOURS = ("#1e3a8a", "#c2410c", "#64748b")
 
@@ -52,20 +51,12 @@ def _bars(axes: Axes, rows: list[tuple[str, Mapping[str, Any], str]]) -> None:
 
 def _lines(axes: Axes, result: Mapping[str, Any], look: str) -> None:
     for number, arm in enumerate(result["arms"].values()):
-        tables = [run["evaluations"][look]["layers"] for run in arm["runs"]]
-        for style, kind in (("-", "cross"), ("--", "intra")):
-            tasks = [task for task in tables[0] if task.endswith(kind)]
-            per_seed = (
-                [
-                    [sum(t[task]["auroc"][i] for task in tasks) / len(tasks) for t in tables]
-                    for i in range(len(tables[0][tasks[0]]["auroc"]))
-                ]
-                if tasks
-                else []
-            )
-            means = [estimate(values).mean for values in per_seed]
-            axes.plot(range(len(means)), means, style, marker="o", color=f"C{number}", label=f"{arm['label']}, {kind}")
+        found = [run["evaluations"][look]["layers"] for run in arm["runs"]]
+        for style, expert in (("-", "understanding"), (":", "generation")):
+            means = [e.mean for e in layer_estimates(found, expert, "auroc", list(found[0][expert]))]
+            label = f"{arm['label']}, {expert}"
+            axes.plot(range(len(means)), means, style, marker="o", color=f"C{number}", label=label)
     axes.axhline(0.5, color="0.8", linewidth=1)
     axes.set_xlabel("decoder layer")
-    axes.set_ylabel("AUROC of s")
+    axes.set_ylabel("AUROC of s, mean of tasks")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -91,6 +91,8 @@ class Experiment:
     """Number of the first seed; experiments that choose settings use seeds that no other one reports."""
     quick: dict[str, Any] = field(default_factory=dict)
     """For a first look: `steps` (share of every chain step's), `per_task` (in place of that of evaluations)."""
+    answer: str = ""
+    """The same in a sentence, for the page's head; placeholders as in `findings`."""
     findings: str = ""
     """What came out, written after the runs; `{arm.metric}` stands for mean and interval."""
 

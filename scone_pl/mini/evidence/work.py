@@ -147,9 +147,9 @@ def look_at(weights: Path, look: Evaluation) -> dict[str, Any]:
     world = WorldConfig(**look.world)
     episodes = fixed_set(look.per_task, stream=look.stream, tasks=look.tasks or TASKS, config=world)
     if look.kind == "layers":
-        from scone_pl.mini.layers import separation
+        from scone_pl.mini.layers import examples, separation
 
-        return {"layers": separation(weights, episodes)}
+        return {"layers": separation(weights, episodes), "examples": examples(weights, episodes)}
     bridge = bridge_of(weights) if look.mask == "trained" else None
     if bridge is not None:
         bridge = dataclasses.replace(bridge, **look.bridge)
