@@ -8,7 +8,7 @@ SCONE := $(BIN)/python -m scone_pl
 SEEDS ?= 5
 QUICK ?= 0
 JOBS ?= 2
-TABLES := rates table4 table5 table5_long table6 table6_training figure11 layers robustness robustness_trained
+TABLES := rates table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained
 EVIDENCE = OMP_NUM_THREADS=1 $(SCONE) mini evidence --seeds $(SEEDS) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick true) --table
 
 .DEFAULT_GOAL := help
@@ -52,8 +52,9 @@ demo: install ## mini-world: shards, Stage I from the shipped base, Stage II, sc
 	@echo "TensorBoard: make tensorboard (logs in runs/mini/*/*/tensorboard)"
 
 mini-data: install ## the mini-world's shards and random weights
-	$(SCONE) mini shards --output data_shards/mini
+	$(SCONE) mini shards --output data_shards/mini --multi_wide 10000
 	$(SCONE) mini base --output runs/mini/random
+	$(SCONE) mini base --preset mini_dense --output runs/mini/random_dense
 
 mini-base: mini-data ## the mini-world's base from random weights, as shipped in experiments/mini/base_weights
 	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/mini/base.yaml
@@ -65,6 +66,7 @@ rates: SEEDS := 2
 table4: ## base, Stage I step 1, step 2 (SEEDS=5 QUICK=0 JOBS=2)
 table5: ## Stage II: direct, two steps, with the bridge
 table5_long: ## the same without and with the paper's mask, three times as long
+parts: ## what of the soft bridge matters, one change at a time
 table6: ## thresholds and masks in sampling
 table6_training: ## thresholds in training
 figure11: ## similarity of every layer, maps, automatic choice of the layer

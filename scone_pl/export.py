@@ -22,7 +22,7 @@ def export(
     """Writes what a run has trained so far, whole or not at all, with one tensor in memory at a time.
 
     Args:
-        checkpoint: A run's output_dir (its newest snapshot counts), or a snapshot: a folder checkpoints/step-...
+        checkpoint: A run's output_dir (its newest snapshot counts), or a snapshot: checkpoints/step-...
         output: The folder to write: weights, configs, tokenizer, autoencoder, as BAGEL and Scone are published.
         start: Where the folder that training started from lies, if it has been moved.
         weights: raw = as trained; ema = their average (model.ema).
@@ -36,6 +36,8 @@ def export(
 
 
 def _snapshot(checkpoint: Path) -> Path:
+    if checkpoint.is_file():
+        return checkpoint
     if not checkpoint.is_dir():
         raise UserError(f"{checkpoint}: no such folder; give a run's output_dir or one of its checkpoints/step-...")
     if (checkpoint / "checkpoints").is_dir():

@@ -22,7 +22,7 @@ from scone_pl.model.lora import MARK, LoRAConfig, is_lora_parameter, merged
 from scone_pl.tensor_files import TensorSource, WeightFiles, whole_tensor, write_tensors
 from scone_pl.training.runs import weights_identity
 from scone_pl.training.sharding import gather_no_more
-from scone_pl.training.snapshots import SnapshotReader, read_run
+from scone_pl.training.snapshots import read_run, reader_of
 
 if TYPE_CHECKING:
     from scone_pl.training.module import SconeModule
@@ -61,7 +61,7 @@ def export_snapshot(
     """A snapshot's weights as a checkpoint folder, one tensor in memory at a time, without building a model.
 
     Args:
-        snapshot: a `step-...` folder.
+        snapshot: `step-...`, a folder or, of a run without `fully_sharded`, a file.
         folder: to appear.
         start: where the folder that training started from lies now; None = where it was.
         ema: the average instead of the weights themselves.
@@ -84,7 +84,7 @@ def export_snapshot(
     if weights_identity(start) != described["start"]:
         raise UserError(f"{start}: other weights than those that {snapshot} started from; say --start where they lie")
     section = "ema" if ema else "model"
-    reader = SnapshotReader(snapshot)
+    reader = reader_of(snapshot)
     shapes = reader.shapes(section)
     if not shapes:
         raise UserError(f"{snapshot}: holds no average; train with model.ema.decay, or leave --weights ema out")

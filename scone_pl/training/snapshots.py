@@ -167,10 +167,12 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
 def read_run(path: Path) -> dict[str, Any]:
     """The part of a snapshot that is no tensor state.
 
+    A run without `fully_sharded` has Lightning's own checkpoints: one file with everything.
+
     Raises:
         UserError: `path` is no snapshot, or not readable.
     """
-    file = path / RUN_FILE
+    file = path if path.is_file() else path / RUN_FILE
     if not file.is_file():
         raise UserError(f"{path}: not a snapshot, {RUN_FILE} is missing")
     try:
@@ -185,6 +187,28 @@ def read_metadata(path: Path) -> Metadata:
         return FileSystemReader(path).read_metadata()
     except (Exception, CheckpointException) as error:
         raise _unreadable(path, error) from error
+
+
+class FileReader:
+    """Reads the weights in a checkpoint of a run without `fully_sharded`."""
+
+    def __init__(self, path: Path) -> None:
+        self._weights: dict[str, Tensor] = {
+            name.removeprefix("model."): tensor for name, tensor in read_run(path)["state_dict"].items()
+        }
+
+    def shapes(self, section: str) -> dict[str, tuple[int, ...]]:
+        """See `SnapshotReader`; such a run keeps no average."""
+        return {name: tuple(tensor.shape) for name, tensor in self._weights.items()} if section == "model" else {}
+
+    def read(self, section: str, name: str) -> Tensor:
+        """See `SnapshotReader`."""
+        return self._weights[name].float()
+
+
+def reader_of(path: Path) -> SnapshotReader | FileReader:
+    """For a snapshot of either kind."""
+    return FileReader(path) if path.is_file() else SnapshotReader(path)
 
 
 class SnapshotReader(FileSystemReader):

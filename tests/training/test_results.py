@@ -70,6 +70,20 @@ def test_untrained_weights_come_out_as_they_went_in(start: Path, tmp_path: Path,
     assert all(c.agrees for c in comparisons)
 
 
+def test_a_run_that_is_not_sharded_is_exported_too(start: Path, tmp_path: Path, capsys: Any) -> None:
+    described = {"stage": "Composition", "steps": 7, "init_from": str(start), "lora": None}
+    described["start"] = weights_identity(start)
+    state = {f"model.{name}": 2 * p for name, p in from_pretrained(start).named_parameters() if "connector" in name}
+    file = tmp_path / "run/checkpoints" / snapshot_name(7)
+    file.parent.mkdir(parents=True)
+    torch.save({"state_dict": state, "scone": described}, file)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "out"))
+    assert all(after[n].equal(before[n] * (2 if "connector" in n else 1)) for n in before)
+    assert main(["export", str(file), str(tmp_path / "average"), "--weights", "ema"]) == 2
+    assert "holds no average" in capsys.readouterr().err
+
+
 def test_bfloat16_weights_stay_bfloat16(start: Path, tmp_path: Path) -> None:
     """As published; training keeps float32 masters, of which the untrained ones round back to the same bits."""
     half = {n: t.bfloat16() for n, t in load_file(start / "model.safetensors").items()}

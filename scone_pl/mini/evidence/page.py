@@ -21,7 +21,10 @@ from scone_pl.mini.layers import best_layer
 DOCS = Path("docs/evidence")
 PUBLISHED = "published.yaml"
 """The paper's tables."""
-ORDER = ("rates", "table4", "table5", "table5_long", "table6", "table6_training", "figure11", "layers", "robustness")
+ORDER = (
+    *("rates", "table4", "table5", "table5_long", "parts", "table6", "table6_training", "figure11", "layers"),
+    *("robustness", "robustness_trained", "no_experts", "tokens"),
+)
 SCORES = ("COM", "DIS", "overall")
 FAILURES = ("exact", "redundancy", "omission", "blending", "wrong_subject")
 
