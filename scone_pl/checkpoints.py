@@ -3,13 +3,15 @@
 A folder holds `llm_config.json`, `vit_config.json`, weights (`model.safetensors`, `ema.safetensors` or an index of
 many files), the autoencoder (`ae.safetensors`) and the tokenizer. Small models also have a `vae_config.json`; without
 it the autoencoder is the FLUX one. Sizes that the configs do not say (position tables, latent patch) are read off the
-weights' shapes, so they can not be set wrongly.
+weights' shapes, so they can not be set wrongly. One key of `llm_config.json` is ours: `separate_experts`, false for a
+dense decoder (absent = true); of such a folder a generation expert's weights are not read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import shutil
@@ -25,9 +27,12 @@ from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json
 from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.embeddings import PositionTable
+from scone_pl.model.experts import is_generation_parameter
 from scone_pl.model.lora import is_lora_parameter
 from scone_pl.model.scone import Scone
 from scone_pl.tensor_files import TensorSource, WeightFiles, write_tensors
+
+_log = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 """BAGEL's EMA weights are what Scone starts from, so they go first where both exist (SPEC 6)."""
@@ -66,9 +71,11 @@ def _weight_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def open_weights(folder: str | os.PathLike[str]) -> Iterator[WeightFiles]:
-    """The weights of a checkpoint folder, memory-mapped."""
+    """The weights of a checkpoint folder, memory-mapped; of a dense one without a generation expert's."""
+    path = check_folder(folder)
+    separate = _separate_experts(path, _read_json(path / "llm_config.json"))
     with ExitStack() as stack:
-        yield WeightFiles(_weight_files(check_folder(folder)), stack)
+        yield WeightFiles(_weight_files(path), stack, leave_out=None if separate else is_generation_parameter)
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
@@ -94,6 +101,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: must hold one JSON object")
     return content
+
+
+def _separate_experts(folder: Path, llm: Mapping[str, Any]) -> bool:
+    value = llm.get("separate_experts", True)
+    if not isinstance(value, bool):
+        raise UserError(f"{folder / 'llm_config.json'}: separate_experts is {value!r}; it must be true or false")
+    return value
 
 
 def read_config(folder: str | os.PathLike[str]) -> SconeConfig:
@@ -125,6 +139,7 @@ def read_config(folder: str | os.PathLike[str]) -> SconeConfig:
                 rope_theta=llm.get("rope_theta", 1e6),
                 rms_norm_eps=llm.get("rms_norm_eps", 1e-6),
                 max_position_embeddings=llm.get("max_position_embeddings", 32768),
+                separate_experts=_separate_experts(path, llm),
             ),
             vit=ViTConfig(
                 hidden_size=vit["hidden_size"],
@@ -205,6 +220,13 @@ def load_weights(model: Scone, folder: str | os.PathLike[str]) -> str:
         main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
         _fill(main, weights, path)
         read = f"{len(main)} tensors of {path}: {weights.files}"
+        if weights.left_out:
+            _log.warning(
+                "%s: separate_experts is false in its llm_config.json, so the understanding expert's weights serve all "
+                "tokens and the generation expert's %d tensors are not read",
+                path,
+                weights.left_out,
+            )
     autoencoder = {
         n.removeprefix(AUTOENCODER_PREFIX): t for n, t in tensors.items() if n.startswith(AUTOENCODER_PREFIX)
     }
@@ -238,6 +260,8 @@ def _fill(tensors: dict[str, Tensor], weights: WeightFiles, where: Path) -> None
     ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        if not any(map(is_generation_parameter, found)) and any(map(is_generation_parameter, tensors)):
+            more += "; without a generation expert (*_moe_gen), llm_config.json must say separate_experts: false"
         raise UserError(f"{where}: the weights do not fit the model: {'; '.join(problems[:5])}{more}")
     for name, tensor in tensors.items():
         weights.copy_into(name, tensor)
@@ -340,6 +364,8 @@ def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:
             "rope_theta": decoder.rope_theta,
             "rms_norm_eps": decoder.rms_norm_eps,
             "tie_word_embeddings": False,
+            # Only where it is not as published, so that published folders come out as they went in.
+            **({} if decoder.separate_experts else {"separate_experts": False}),
         },
         "vit_config.json": {
             "hidden_size": vit.hidden_size,

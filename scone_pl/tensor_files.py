@@ -48,8 +48,11 @@ class TensorSource:
 class WeightFiles:
     """Named tensors in one or several safetensors files: headers read at once, tensors memory-mapped when asked for."""
 
-    def __init__(self, files: list[Path], stack: ExitStack) -> None:
+    def __init__(self, files: list[Path], stack: ExitStack, leave_out: Callable[[str], bool] | None = None) -> None:
+        """`leave_out`: names for which it is true are as if not there."""
         self._stack = stack
+        self.left_out = 0
+        """Tensors that `leave_out` hides."""
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, str] = {}
@@ -58,6 +61,9 @@ class WeightFiles:
         """In words."""
         for file in files:
             for name, entry in _read_header(file).items():
+                if leave_out is not None and leave_out(name):
+                    self.left_out += 1
+                    continue
                 self._file_of[name] = file
                 self._shapes[name] = tuple(entry["shape"])
                 self._dtypes[name] = entry["dtype"]

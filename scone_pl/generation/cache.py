@@ -7,8 +7,9 @@ keys, so they are ordered such that whatever a target may see is one slice of th
     blocked references | other references | frames | the target's own | instruction
 
 All of it is the full context, without its right end the context without instruction, without its left end what the
-bridge leaves. `CachedPlan` is the attention plan of a denoising step: it writes the targets' own keys and values into
-their places and attends.
+bridge leaves. Where the bridge drops blocked tokens (`DroppingCache`), they are in no buffer behind the source layer:
+neither with nor without instruction are they seen there. `CachedPlan` is the attention plan of a denoising step: it
+writes the targets' own keys and values into their places and attends.
 
 Shapes: L context tokens, H query heads, K key/value heads, E head dimension; G prompts of equal layout side by side,
 C context tokens of each, T tokens of its target (frame included), S = C + T.
@@ -25,16 +26,19 @@ from torch import Tensor
 
 from scone_pl.model.attention import AttentionPlan, attend
 from scone_pl.model.config import BridgeConfig
+from scone_pl.model.sequence import PackedSequence
 
 
 class RecordingPlan(AttentionPlan):
     """Attends as `inner` does, and keeps keys and values."""
 
-    def __init__(self, inner: AttentionPlan) -> None:
+    def __init__(
+        self, inner: AttentionPlan, keys: dict[int, Tensor] | None = None, values: dict[int, Tensor] | None = None
+    ) -> None:
+        """`keys` and `values`: where to keep them, layer -> (L, K, E), rotary positions applied; by default its own."""
         self.inner = inner
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        """Layer -> (L, K, E), rotary positions applied."""
+        self.keys: dict[int, Tensor] = {} if keys is None else keys
+        self.values: dict[int, Tensor] = {} if values is None else values
 
     def hiding(self, blocked: Tensor) -> AttentionPlan:
         # A context has no target queries, so there is nothing that hiding could change.
@@ -42,6 +46,9 @@ class RecordingPlan(AttentionPlan):
 
     def biased(self, bias: Tensor) -> AttentionPlan:
         return self
+
+    def over(self, pack: PackedSequence, present: Tensor | None) -> RecordingPlan:
+        return RecordingPlan(self.inner.over(pack, present), self.keys, self.values)
 
     @torch.compiler.disable
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
@@ -72,6 +79,7 @@ class ContextCache:
         blocked: Tensor | None = None,
         bridge: BridgeConfig | None = None,
         bias: Tensor | None = None,
+        filler: Tensor | None = None,
     ) -> None:
         """Decides the order of the tokens; `fill` brings them.
 
@@ -82,6 +90,8 @@ class ContextCache:
             blocked: (L,) bool, those that targets do not see in the bridge's masked layers; None = the bridge is off.
             bridge: its settings.
             bias: (L,), soft bridge: what target queries' logits of these tokens get in place of a mask.
+            filler: (L,) bool, tokens before the instruction that nobody may see (`model/dropping.py`); none is stored
+                but what fills prompts up to equal lengths. Not together with `blocked`.
         """
         self.span, self.num_own = span, num_own
         self.bridge = None if blocked is None else bridge
@@ -91,9 +101,17 @@ class ContextCache:
         hidden = torch.zeros_like(reference)
         if blocked is not None and bias is None:
             hidden = blocked[rows].view(span.num_prompts, span.length)[:, : self.own_start]
-        order = torch.argsort(2 - reference.int() - hidden.int(), dim=1, stable=True)  # (G, own_start)
+        rank = 2 - reference.int() - hidden.int()
+        if filler is not None:
+            rank[filler[rows].view(span.num_prompts, span.length)[:, : self.own_start]] = -1
+        order = torch.argsort(rank, dim=1, stable=True)  # (G, own_start)
         place = span.start + torch.arange(span.num_prompts, device=order.device)[:, None] * span.length
         text = torch.arange(self.own_start, span.length, device=order.device).expand(span.num_prompts, -1)
+        self._shown: Tensor | None = None
+        """(G, 1, 1, S) bool, false for what no query may see."""
+        if filler is not None:
+            order, self._shown = _without_filler(order, (rank < 0).sum(1), num_own + span.text_length)
+            self.own_start = order.shape[1]
         self._rows_before, self._rows_text = order + place, text + place
         self.num_references = int(reference[0].sum()) if span.num_prompts and self.own_start else 0
         counts = hidden.sum(1)
@@ -117,11 +135,17 @@ class ContextCache:
 
     def _gathered(self, source: Tensor) -> Tensor:
         num_prompts, text_start = self.span.num_prompts, self.own_start + self.num_own
-        buffer = source.new_empty(num_prompts, source.shape[1], self.span.length + self.num_own, source.shape[2])
+        size = text_start + self.span.text_length
+        buffer = source.new_empty(num_prompts, source.shape[1], size, source.shape[2])
         for rows, start in ((self._rows_before, 0), (self._rows_text, text_start)):
             tokens = source.index_select(0, rows.flatten()).view(num_prompts, -1, *source.shape[1:])
             buffer[:, :, start : start + rows.shape[1]] = tokens.transpose(1, 2)
         return buffer
+
+    @property
+    def num_targets(self) -> int:
+        """G * T."""
+        return self.span.num_prompts * self.num_own
 
     @property
     def nbytes(self) -> int:
@@ -145,7 +169,7 @@ class ContextCache:
             keys, values = keys[:, :, :stop], values[:, :, :stop]
         left, mask = self._left_out(layer, with_text=with_text)
         if not left and mask is None:
-            attended = attend(q, keys, values)
+            attended = attend(q, keys, values, None if self._shown is None else self._shown[..., : keys.shape[2]])
         else:
             # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
             frame = attend(torch.cat([q[:, :, :1], q[:, :, -1:]], dim=2), keys, values)
@@ -173,11 +197,54 @@ class ContextCache:
         return 0, None
 
 
+def _without_filler(order: Tensor, counts: Tensor, num_behind: int) -> tuple[Tensor, Tensor | None]:
+    """Leaves the filler out that all prompts have.
+
+    Args:
+        order: (G, tokens), filler first.
+        counts: (G,) how much filler each prompt has.
+        num_behind: tokens of the buffer behind these.
+
+    Returns:
+        (G, tokens left), and (G, 1, 1, tokens left + behind) bool, false for filler among them; None if there is none.
+    """
+    fewest, most = (int(n) for n in counts.aminmax())
+    order = order[:, fewest:]
+    if most == fewest:
+        return order, None
+    places = torch.arange(order.shape[1] + num_behind, device=order.device)
+    return order, (places >= counts[:, None] - fewest)[:, None, None]
+
+
+class DroppingCache:
+    """Two caches of the same contexts: whole up to the source layer, without dropped tokens behind it."""
+
+    def __init__(self, whole: ContextCache, left: ContextCache, source_layer: int) -> None:
+        self.whole, self.left, self.source_layer = whole, left, source_layer
+        self.num_targets = whole.num_targets
+
+    def _of(self, layer: int) -> ContextCache:
+        return self.whole if layer <= self.source_layer else self.left
+
+    def fill(self, record: RecordingPlan, layer: int) -> None:
+        """See `ContextCache.fill`."""
+        self._of(layer).fill(record, layer)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return self.whole.nbytes + self.left.nbytes
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, *, with_text: bool) -> Tensor:
+        """See `ContextCache.attend`."""
+        return self._of(layer).attend(q, k, v, layer, with_text=with_text)
+
+
 @dataclass(frozen=True)
 class Branch:
     """Some targets of a step's pack and the context that guides them."""
 
-    cache: ContextCache
+    cache: ContextCache | DroppingCache
     with_text: bool
     """False = without the instruction."""
 
@@ -188,7 +255,7 @@ class CachedPlan(AttentionPlan):
     def __init__(self, branches: Sequence[Branch]) -> None:
         """`branches`: in the order of the pack. Two may share a cache: each writes its own keys before it attends."""
         self.branches = tuple(branches)
-        self._sizes = [b.cache.span.num_prompts * b.cache.num_own for b in self.branches]
+        self._sizes = [b.cache.num_targets for b in self.branches]
 
     def hiding(self, blocked: Tensor) -> AttentionPlan:
         raise RuntimeError("a cached context was already filtered when the plan was made")

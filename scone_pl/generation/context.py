@@ -12,10 +12,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from scone_pl.generation.cache import ContextCache, ContextSpan, RecordingPlan
+from scone_pl.generation.cache import ContextCache, ContextSpan, DroppingCache, RecordingPlan
 from scone_pl.model.bridge import BridgeState
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
+from scone_pl.model.dropping import Remaining
 from scone_pl.model.scone import ATTENTION_BACKENDS, Scone
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
 
@@ -53,7 +54,7 @@ class Contexts:
 
     prompts: Sequence[Prompt]
     pack: PackedSequence
-    caches: list[ContextCache]
+    caches: Sequence[ContextCache | DroppingCache]
     """One a run of prompts of equal layout."""
     bridge: BridgeState | None
     next_position: list[int]
@@ -115,11 +116,14 @@ def prefill(
         state = model(pack, model.encode_images(pack), times, bridge, record).bridge
     blocked, bias = (None, None) if state is None else (state.blocked, state.bias)
     reference = pack.reference_tokens
-    lengths = [0] * len(prompts)
-    for split in pack.splits:
-        lengths[places[split.sample]] += split.length
-    spans = _spans(form, prompts, lengths)
-    caches = [ContextCache(span, num_own, reference, blocked, bridge, bias) for span, num_own in spans]
+    whole = [
+        ContextCache(span, num_own, reference, blocked, bridge, bias)
+        for span, num_own in _spans(form, prompts, pack, places)
+    ]
+    caches: Sequence[ContextCache | DroppingCache] = whole
+    if bridge is not None and state is not None and state.remaining is not None:
+        spans = _spans(form, prompts, state.remaining.pack, places)
+        caches = _dropping(whole, spans, state.remaining, bridge.source_layer)
     # Layer by layer, so that what was recorded and what the caches hold are never both there in full.
     for layer in list(record.keys):
         for cache in caches:
@@ -128,8 +132,32 @@ def prefill(
     return Contexts(prompts, pack, caches, state, positions, places)
 
 
-def _spans(form: SequenceFormat, prompts: Sequence[Prompt], lengths: list[int]) -> list[tuple[ContextSpan, int]]:
-    """Runs of prompts of equal layout, and the length of their targets with frame; `lengths` are of the contexts."""
+def _dropping(
+    whole: list[ContextCache], spans: list[tuple[ContextSpan, int]], remaining: Remaining, source_layer: int
+) -> list[DroppingCache]:
+    """`whole` for the layers up to `source_layer`, caches over `spans` of what remains for those behind it."""
+    nobody = torch.zeros(len(remaining.pack), dtype=torch.bool, device=remaining.pack.device)
+    filler = None if remaining.present is None else ~remaining.present
+    return [
+        DroppingCache(cache, ContextCache(span, num_own, nobody, filler=filler), source_layer)
+        for cache, (span, num_own) in zip(whole, spans, strict=True)
+    ]
+
+
+def _spans(
+    form: SequenceFormat, prompts: Sequence[Prompt], pack: PackedSequence, places: list[int]
+) -> list[tuple[ContextSpan, int]]:
+    """Runs of prompts of equal layout, and the length of their targets with frame.
+
+    Args:
+        form: of the model.
+        prompts: sorted by layout.
+        pack: their contexts.
+        places: per sample of the pack its prompt.
+    """
+    lengths = [0] * len(prompts)
+    for split in pack.splits:
+        lengths[places[split.sample]] += split.length
     spans, start, number = [], 0, 0
     for _, run in groupby(prompts, key=lambda prompt: prompt.layout):
         alike = list(run)

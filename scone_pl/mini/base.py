@@ -17,7 +17,7 @@ from scone_pl.model.initialize import random_model
 
 
 def write_base(
-    folder: Path, *, preset: Literal["mini", "mini_photo"] = "mini", canvas: int = 16, seed: int = 0
+    folder: Path, *, preset: Literal["mini", "mini_dense", "mini_photo"] = "mini", canvas: int = 16, seed: int = 0
 ) -> bool:
     """Writes weights, configs and tokenizer (words of the mini-world, or bytes for photographs).
 
@@ -33,9 +33,9 @@ def write_base(
         if record.is_file() and json.loads(record.read_text()) == settings:
             return False
         raise UserError(f"{folder}: holds other weights; remove it or choose another --output")
-    tokenizer = word_tokenizer(WORDS) if preset == "mini" else byte_tokenizer()
+    tokenizer = byte_tokenizer() if preset == "mini_photo" else word_tokenizer(WORDS)
     config: SconeConfig = PRESETS[preset](vocab_size=tokenizer.vocab_size)  # type: ignore[operator]
-    if preset == "mini":
+    if preset != "mini_photo":
         side = canvas // config.latent_stride
         config = dataclasses.replace(
             config, latent_positions_per_side=side, vit=dataclasses.replace(config.vit, positions_per_side=side)

@@ -22,6 +22,7 @@ def shards(
     base_single: int = 16_000,
     refined_single: int = 4_000,
     multi_candidate: int = 10_000,
+    multi_wide: int = 0,
     validation: int = 240,
     seed: int = 0,
     world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
@@ -38,6 +39,8 @@ def shards(
         base_single: samples of the base single-candidate set; 0 leaves a set out.
         refined_single: samples of the refined single-candidate set.
         multi_candidate: samples of the multi-candidate set.
+        multi_wide: samples of the set with other namings, more candidates and more references, which only
+            robustness_trained needs (10000).
         validation: samples of the validation set.
         seed: of the world.
         world: sizes and difficulty.
@@ -51,6 +54,7 @@ def shards(
         "base_single": base_single,
         "refined_single": refined_single,
         "multi_candidate": multi_candidate,
+        "multi_wide": multi_wide,
         "validation": validation,
     }
     for name, samples in sizes.items():
@@ -83,7 +87,7 @@ def picture(
         output: PNG file to write.
         per_task: episodes of each task.
         seed: of the world.
-        stream: base, refined, multi, validation or test.
+        stream: one of world.STREAMS.
         world: sizes and difficulty.
         scale: how many times each pixel is enlarged.
     """
@@ -98,7 +102,7 @@ def picture(
 
 def base(
     output: Path = Path("runs/mini/random"),
-    preset: Literal["mini", "mini_photo"] = "mini",
+    preset: Literal["mini", "mini_dense", "mini_photo"] = "mini",
     canvas: int = 16,
     seed: int = 0,
 ) -> None:
@@ -106,7 +110,8 @@ def base(
 
     Args:
         output: the folder.
-        preset: mini (the mini-world, its words as tokenizer) or mini_photo (real resolutions, any text).
+        preset: mini (the mini-world, its words as tokenizer), mini_dense (the same without separate experts) or
+            mini_photo (real resolutions, any text).
         canvas: side of the mini-world's pictures in pixels.
         seed: of the weights.
     """

@@ -16,7 +16,7 @@ background that was *drawn* (b, a median), so a wrong background is counted once
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import combinations
 from typing import Any, Literal
@@ -110,7 +110,8 @@ class _Drawn:
         self.episode = episode
         self.image = image
         self.cell = episode.asked[0].cell
-        self.candidates: list[Subject] = [s for group in episode.candidates for s in group]
+        # At the size they are asked for; in the reference one may be smaller.
+        self.candidates: list[Subject] = [replace(s, cell=self.cell) for group in episode.candidates for s in group]
         self.slots = _slots(episode.canvas, self.cell)
         outside = np.ones(image.shape[:2], dtype=bool)
         for subject in episode.asked:

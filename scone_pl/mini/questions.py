@@ -1,6 +1,7 @@
 """Questions about the pictures of an episode, with answers of a word or two: the mini twin of understanding data.
 
-They use the names that instructions use (`the left star`), so that what is learned about them serves generation.
+They use the names that instructions use by default (`the left star`, whatever `WorldConfig.naming` says), so that what
+is learned about them serves generation.
 
 - which: `the only star` -> `left`, and where a place is given already, `the left star` -> `green`: which candidate is
   meant decides. Half of all; only these tell boxes. Two references make it two names and two answers.

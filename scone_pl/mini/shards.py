@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from scone_pl.data.sample import Candidate
 from scone_pl.data.seeding import generator
@@ -23,6 +23,8 @@ SETTINGS = "world.json"
 """Beside the manifest: what a set was made with."""
 GENERATION = 3
 """Raised when the same settings come to give other episodes, so that old sets are not taken for new ones."""
+_NEWER: dict[str, Any] = {"worlds": (), "naming": "place"}
+"""Settings that older sets lack, with the values by which those were made: not written, so that old sets are known."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class WorldSet:
     `questions.to_question`."""
     boxes: bool = True
     """Whether its samples tell which subjects the words mean."""
+    worlds: tuple[Mapping[str, Any], ...] = ()
+    """What each of `tasks` changes in the `WorldConfig`; empty = nothing."""
 
     def sample_of(self, episode: Episode, config: WorldConfig) -> Sample:
         """The episode as this set tells it.
@@ -71,6 +75,14 @@ def _background(group: Sequence[Candidate]) -> list[Candidate]:
     return [Candidate(box=box, meant=True, name="background") for box in boxes if box[1] < box[3]]
 
 
+_WIDE: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((task, {"naming": naming}) for naming in ("colour", "size") for task in (TASKS[3], TASKS[5])),
+    *((task, {"candidates": count}) for count in (3, 4) for task in TASKS[2:4]),
+    *((task, {"references": count}) for count in (3, 4) for task in TASKS[4:]),
+)
+"""A third each: naming by colour and size, three and four candidates, three and four references. Together they show
+every word of an instruction, and every place in references and targets, that `robustness` asks for."""
+
 WORLD_SETS: dict[str, WorldSet] = {
     "questions": WorldSet("questions", (TASKS[0], TASKS[2], TASKS[3], TASKS[2]), "question"),
     "question_pairs": WorldSet("questions", TASKS[4:], "question"),
@@ -78,23 +90,31 @@ WORLD_SETS: dict[str, WorldSet] = {
     "base_single": WorldSet("base", TASKS[:2], boxes=False),
     "refined_single": WorldSet("refined", TASKS[:2], boxes=False),
     "multi_candidate": WorldSet("multi", TASKS[2:]),
+    "multi_wide": WorldSet("wide", tuple(task for task, _ in _WIDE), worlds=tuple(change for _, change in _WIDE)),
     "validation": WorldSet("validation", TASKS),
 }
 """The mini twins of what BAGEL was pretrained on (understanding, plain generation), of the three subsets of
-Scone-S2I-57K (SPEC 6, 9), and a set to watch training by."""
+Scone-S2I-57K (SPEC 6, 9), a set beyond the paper's (harder distinction), and one to watch training by."""
 
 
 def world_samples(
     world_set: WorldSet, samples: int, *, seed: int = 0, config: WorldConfig | None = None
 ) -> Iterator[Sample]:
     """The first `samples` samples of a set, its tasks in turn."""
-    world, tasks = World(seed, config, stream=world_set.stream), world_set.tasks
+    config, tasks = config or WorldConfig(), world_set.tasks
+    changes = world_set.worlds or ({},) * len(tasks)
+    worlds = [World(seed, replace(config, **changes[turn]), stream=world_set.stream) for turn in range(len(tasks))]
     for number in range(samples):
         index, turn = divmod(number, len(tasks))
         # A task that is named twice goes on counting instead of repeating its episodes.
         same = [place for place, task in enumerate(tasks) if task == tasks[turn]]
-        episode = world.sample(tasks[turn], index * len(same) + same.index(turn))
-        yield world_set.sample_of(episode, world.config)
+        episode = worlds[turn].sample(tasks[turn], index * len(same) + same.index(turn))
+        yield world_set.sample_of(episode, worlds[turn].config)
+
+
+def _described(settings: WorldSet | WorldConfig) -> dict[str, Any]:
+    """As written to `SETTINGS`, see `_NEWER`."""
+    return {name: value for name, value in asdict(settings).items() if name not in _NEWER or value != _NEWER[name]}
 
 
 def write_world(
@@ -134,8 +154,8 @@ def write_world(
         "generation": GENERATION,
         "samples": samples,
         "seed": seed,
-        **asdict(world_set),
-        "config": asdict(config or WorldConfig()),
+        **_described(world_set),
+        "config": _described(config or WorldConfig()),
         "samples_per_shard": samples_per_shard,
     }
     text = json.dumps(settings, indent=1) + "\n"

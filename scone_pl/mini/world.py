@@ -3,18 +3,20 @@
 A subject has a category that can be named (its shape) and an identity that cannot (a pattern of saturated colours
 that must be copied from the reference). Instructions have four words around each name and the same length for
 cross- and intra-category cases: `draw the only star on red` names by shape, `draw the left star on red` by place.
+`WorldConfig.naming` puts another word in the place's: `draw the green star on red`, `draw the one star on red`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from scone_pl.errors import UserError
 from scone_pl.mini.episode import BACKGROUNDS, SLOTS, SLOTS_BY_COUNT, TASKS, Episode, Subject, slot_corner
-from scone_pl.mini.questions import QUESTION_WORDS
+from scone_pl.mini.questions import QUESTION_WORDS, hue_name
 from scone_pl.mini.shapes import BASE_CELL, SHAPES
 
 WORDS: tuple[str, ...] = tuple(
@@ -22,9 +24,16 @@ WORDS: tuple[str, ...] = tuple(
 )
 """Every word of instructions, questions and answers, whatever the settings."""
 
-STREAMS: tuple[str, ...] = ("base", "refined", "multi", "validation", "test", "understanding", "questions", "plain")
+SIZES: tuple[str, str] = ("one", "four")
+"""Words for the small and the large one of a picture: how many quarters of its place it fills.
+
+The shipped tokenizer is as old as the base weights and has no `small` or `large`, but it has numbers. The base learned
+numbers as answers about counts (never `four`), not as a size: their meaning here is new to it, as that of any word is.
+"""
+
+STREAMS: tuple[str, ...] = ("base", "refined", "multi", "validation", "test", "wide", "questions", "plain")
 """Disjoint sources of episodes: one to choose by, one to report, the others to train on. A stream's place in this list
-decides its episodes; `understanding` is free."""
+decides its episodes."""
 
 _FAR = 100.0
 """Two independent patterns differ by at least this (root mean square over patches and channels, of 255)."""
@@ -51,11 +60,21 @@ class WorldConfig:
     """How far distractors approach the meant subject's colours, in [0, 1]: 0 independent, 1 the same pattern."""
     single_slot: str = "any"
     """Where the only subject of a reference stands: `any` (centre, left or right) or a key of `SLOTS`."""
+    naming: Literal["place", "colour", "size"] = "place"
+    """What tells the meant subject from its likes in intra-category tasks: its place, the hue of its first patch, or
+    its size (`SIZES`). By size it is the small one among large ones or the other way round. A small subject stands in
+    the upper left quarter of its place, and is asked for at full size, so to draw it is to enlarge it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", tuple(self.shapes))
         if self.patches < 1 or self.cell < BASE_CELL or self.cell % BASE_CELL or self.cell % self.patches:
             raise UserError(f"cell {self.cell} must be a multiple of {BASE_CELL} and of patches {self.patches}")
+        if self.naming not in ("place", "colour", "size"):
+            raise UserError(f"naming {self.naming!r} must be place, colour or size")
+        if self.naming == "size" and self.cell // 2 % self.patches:
+            raise UserError(f"naming size: half of cell {self.cell} must be a multiple of patches {self.patches}")
+        if self.naming == "colour" and self.similarity:
+            raise UserError(f"naming colour needs candidates of different hues, so no similarity ({self.similarity})")
         if self.canvas < 2 * self.cell or self.canvas % 4:
             raise UserError(f"canvas {self.canvas} must be a multiple of 4 and hold two subjects of {self.cell} pixels")
         if unknown := set(self.shapes) - set(SHAPES):
@@ -88,14 +107,16 @@ class World:
         if task not in TASKS:
             raise UserError(f"unknown task {task!r}: choose from {', '.join(TASKS)}")
         rng = self._generator(task, index)
-        kind, number, *naming = task.split("_")
+        kind, number, *likes = task.split("_")
+        named_by = self.config.naming if likes == ["intra"] else "shape"
         num_references = self.config.references if number == "multi" else 1
         num_candidates = self.config.candidates if kind == "distinction" else 1
 
         background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
-        shapes = self._shapes(rng, num_references, num_candidates, intra=naming == ["intra"])
+        shapes = self._shapes(rng, num_references, num_candidates, intra=likes == ["intra"])
         meant = rng.integers(num_candidates, size=num_references)
-        colours = self._colours(rng, num_references, num_candidates, meant)
+        colours = self._colours(rng, num_references, num_candidates, meant, name_hues=named_by == "colour")
+        cells = self._cells(rng, num_references, num_candidates, meant, differ=named_by == "size")
         candidates = []
         for i in range(num_references):
             slots = SLOTS_BY_COUNT[num_candidates] if num_candidates > 1 else (self._single_slot(rng),)
@@ -104,13 +125,13 @@ class World:
             row[0], row[meant[i]] = row[meant[i]], row[0]
             candidates.append(
                 tuple(
-                    self._subject(row[j], colours[i, j], slot, meant=bool(j == meant[i]))
+                    self._subject(row[j], colours[i, j], slot, int(cells[i, j]), meant=bool(j == meant[i]))
                     for j, slot in enumerate(slots)
                 )
             )
         chosen = [group[place] for group, place in zip(candidates, meant, strict=True)]
         target_slots = SLOTS_BY_COUNT[num_references]
-        names = [f"the {s.slot if naming == ['intra'] else 'only'} {s.shape}" for s in chosen]
+        names = [f"the {self._word(s, named_by)} {s.shape}" for s in chosen]
         return Episode(
             key=f"{self.stream}-{self.seed}-{task}-{index:08d}",
             task=task,
@@ -118,7 +139,10 @@ class World:
             background=background,
             canvas=self.config.canvas,
             candidates=tuple(candidates),
-            asked=tuple(s.moved(slot, self.config.canvas) for s, slot in zip(chosen, target_slots, strict=True)),
+            asked=tuple(
+                replace(s, cell=self.config.cell).moved(slot, self.config.canvas)
+                for s, slot in zip(chosen, target_slots, strict=True)
+            ),
         )
 
     def _generator(self, task: str, index: int) -> np.random.Generator:
@@ -126,9 +150,19 @@ class World:
         key = (self.seed << 80) | (STREAMS.index(self.stream) << 72) | (TASKS.index(task) << 64) | index
         return np.random.Generator(np.random.Philox(key=key))
 
-    def _subject(self, shape: str, colours: np.ndarray, slot: str, *, meant: bool) -> Subject:
+    def _subject(self, shape: str, colours: np.ndarray, slot: str, cell: int, *, meant: bool) -> Subject:
+        # The corner is that of a whole cell: a small subject then fills whole tokens of the model's grid.
         corner = slot_corner(slot, self.config.canvas, self.config.cell)
-        return Subject(shape, colours, slot, corner, self.config.cell, meant)
+        return Subject(shape, colours, slot, corner, cell, meant)
+
+    def _word(self, subject: Subject, named_by: str) -> str:
+        """What stands between `the` and the shape."""
+        return {
+            "shape": "only",
+            "place": subject.slot,
+            "colour": hue_name(subject.colours[0, 0]),
+            "size": SIZES[subject.cell == self.config.cell],
+        }[named_by]
 
     def _single_slot(self, rng: np.random.Generator) -> str:
         if self.config.single_slot != "any":
@@ -150,10 +184,30 @@ class World:
             for i, shape in enumerate(meant)
         ]
 
+    def _cells(
+        self, rng: np.random.Generator, num_references: int, num_candidates: int, meant: np.ndarray, *, differ: bool
+    ) -> np.ndarray:
+        """(references, candidates) sides in pixels; if they `differ`, the meant one or all others have half."""
+        cells = np.full((num_references, num_candidates), self.config.cell)
+        if differ:
+            cells[(np.arange(num_candidates) == meant[:, None]) == rng.integers(2, size=(num_references, 1))] //= 2
+        return cells
+
     def _colours(
+        self, rng: np.random.Generator, num_references: int, num_candidates: int, meant: np.ndarray, *, name_hues: bool
+    ) -> np.ndarray:
+        """(references, candidates, P, P, 3) uint8 patterns, apart by `_FAR` but for `similarity`.
+
+        With `name_hues` the first patches of a reference's candidates have different names; it draws until they do.
+        """
+        while True:
+            patterns = self._some_colours(rng, num_references, num_candidates, meant)
+            if not name_hues or all(len({hue_name(p[0, 0]) for p in group}) == num_candidates for group in patterns):
+                return patterns
+
+    def _some_colours(
         self, rng: np.random.Generator, num_references: int, num_candidates: int, meant: np.ndarray
     ) -> np.ndarray:
-        """(references, candidates, P, P, 3) uint8 patterns, apart by `_FAR` but for `similarity`."""
         side = self.config.patches
         proposals = _propose_patterns(rng, num_references * num_candidates, side * side)
         picked = _pick_far(proposals).reshape(num_references, num_candidates, side * side, 3)

@@ -51,6 +51,16 @@ class AttentionPlan(ABC):
         """
         raise ValueError(f"{type(self).__name__} has no soft bridge; use bridge.mode hard, or the split attention")
 
+    def over(self, pack: PackedSequence, present: Tensor | None) -> AttentionPlan:
+        """Attention by the same means over another pack, in which nothing is hidden yet.
+
+        Args:
+            pack: what to attend over.
+            present: (L,) bool; where it is false no query looks. Context tokens only, and none but in samples that
+                have neighbours of equal layout (`dropping.py`); None = all are there.
+        """
+        raise ValueError(f"{type(self).__name__} cannot drop tokens; use bridge.drop_blocked false")
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """(G, H, q, E), (G, K, k, E), (G, K, k, E) -> (G, H, q, E), with grouped-query heads where H > K."""
@@ -121,6 +131,8 @@ class SplitPlan(AttentionPlan):
         self._kept: tuple[KeptContext | None, ...] = (None,) * len(self.runs)
         self._bias: tuple[Tensor | None, ...] = (None,) * len(self.runs)
         """Per run (G, 1, 1, C)."""
+        self._present: tuple[Tensor | None, ...] = (None,) * len(self.runs)
+        """Per run (G, 1, 1, C) bool: the context keys that any query may see; None = all."""
         self._causal = _causal_strip(self.runs, pack.device)
 
     def hiding(self, blocked: Tensor) -> SplitPlan:
@@ -139,12 +151,25 @@ class SplitPlan(AttentionPlan):
 
     def biased(self, bias: Tensor) -> SplitPlan:
         plan = self._copy()
-        rows = bias.split([run.num_tokens for run in self.runs])
-        plan._bias = tuple(
+        plan._bias = plan._of_context(bias)
+        return plan
+
+    def over(self, pack: PackedSequence, present: Tensor | None) -> SplitPlan:
+        plan = SplitPlan(pack)
+        if present is not None:
+            rows = plan._of_context(present)
+            plan._present = tuple(
+                row if run.num_samples > 1 else None for run, row in zip(plan.runs, rows, strict=True)
+            )
+        return plan
+
+    def _of_context(self, values: Tensor) -> tuple[Tensor, ...]:
+        """(L,) -> per run (G, 1, 1, C)."""
+        rows = values.split([run.num_tokens for run in self.runs])
+        return tuple(
             row.view(run.num_samples, -1)[:, None, None, : run.context_length]
             for run, row in zip(self.runs, rows, strict=True)
         )
-        return plan
 
     def _copy(self) -> SplitPlan:
         plan = SplitPlan.__new__(SplitPlan)
@@ -153,11 +178,19 @@ class SplitPlan(AttentionPlan):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         sizes = [run.num_tokens for run in self.runs]
-        parts = zip(self.runs, self._kept, self._bias, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-        return torch.cat([self._attend_run(*part) for part in parts])
+        settings = zip(self.runs, self._kept, self._bias, self._present, strict=True)
+        parts = zip(settings, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+        return torch.cat([self._attend_run(*setting, *qkv) for setting, *qkv in parts])
 
     def _attend_run(
-        self, run: Run, kept: KeptContext | None, bias: Tensor | None, q: Tensor, k: Tensor, v: Tensor
+        self,
+        run: Run,
+        kept: KeptContext | None,
+        bias: Tensor | None,
+        present: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
     ) -> Tensor:
         qs, ks, vs = (x.view(run.num_samples, run.length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         outputs = []
@@ -166,15 +199,16 @@ class SplitPlan(AttentionPlan):
         for split, split_q in zip(run.context, context_q, strict=True):
             start, stop = stop, stop + split.length
             keys, values = ks[:, :, :stop], vs[:, :, :stop]
+            shown = None if present is None else present[..., :stop]
             if split.kind == SplitKind.TEXT:
-                outputs += self._attend_text(split_q, keys, values, start)
+                outputs += self._attend_text(split_q, keys, values, start, shown)
             else:
-                outputs.append(attend(split_q, keys, values))
+                outputs.append(attend(split_q, keys, values, shown))
         if run.targets:
-            outputs.append(_attend_targets(run, kept, bias, target_q, k, v, ks, vs))
+            outputs.append(_attend_targets(run, kept, bias, present, target_q, k, v, ks, vs))
         return torch.cat(outputs, dim=2).transpose(1, 2).flatten(0, 1)
 
-    def _attend_text(self, q: Tensor, k: Tensor, v: Tensor, prefix: int) -> list[Tensor]:
+    def _attend_text(self, q: Tensor, k: Tensor, v: Tensor, prefix: int, present: Tensor | None) -> list[Tensor]:
         if prefix == 0:
             return [attend(q, k, v, causal=True)]
         outputs = []
@@ -182,7 +216,9 @@ class SplitPlan(AttentionPlan):
             start, length = prefix + i * QUERY_CHUNK, chunk.shape[2]
             stop = start + length
             offset = self._causal.shape[1] - QUERY_CHUNK - start
-            seen = chunk, k[:, :, :stop], v[:, :, :stop], self._causal[:length, offset : offset + stop]
+            mask = self._causal[:length, offset : offset + stop]
+            mask = mask if present is None else mask & present[..., :stop]
+            seen = chunk, k[:, :, :stop], v[:, :, :stop], mask
             # SDPA keeps a float mask for its backward pass: of a text of many chunks these would add up to L x L.
             one = q.shape[2] <= QUERY_CHUNK
             outputs.append(attend(*seen) if one else checkpoint(attend, *seen, use_reentrant=False))
@@ -212,7 +248,15 @@ def _keep(run: Run, visible: Tensor, counts: list[int]) -> KeptContext:
 
 
 def _attend_targets(
-    run: Run, kept: KeptContext | None, bias: Tensor | None, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor
+    run: Run,
+    kept: KeptContext | None,
+    bias: Tensor | None,
+    present: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ks: Tensor,
+    vs: Tensor,
 ) -> Tensor:
     """Each target split sees the context and itself.
 
@@ -220,6 +264,7 @@ def _attend_targets(
         run: the run.
         kept: context keys left by the bridge; None = all.
         bias: (G, 1, 1, C), added to the logits of the context keys; None = nothing.
+        present: (G, 1, 1, C) bool, false where nobody looks; None = all. Never with `kept` or `bias`.
         q: (G, H, target tokens, E).
         k: (G * S, K, E), and `v` alike: the run's keys as rows, to gather from.
         v: see `k`.
@@ -236,7 +281,8 @@ def _attend_targets(
     for split, split_q in zip(run.targets, q.split([s.length for s in run.targets], dim=2), strict=True):
         keys, values = (_context_and_own(run, x, start, split.length) for x in (ks, vs))
         if kept is None and bias is None:
-            outputs.append(attend(split_q, keys, values))
+            shown = None if present is None else F.pad(present, (0, split.length), value=True)
+            outputs.append(attend(split_q, keys, values, shown))
         else:
             # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
             frame = attend(torch.cat([split_q[:, :, :1], split_q[:, :, -1:]], dim=2), keys, values)
@@ -313,6 +359,12 @@ class DensePlan(AttentionPlan):
 
     def biased(self, bias: Tensor) -> DensePlan:
         return DensePlan(self.pack, bias=bias)
+
+    def over(self, pack: PackedSequence, present: Tensor | None) -> DensePlan:
+        plan = DensePlan(pack)
+        if present is not None:
+            plan.mask &= present
+        return plan
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))

@@ -5,7 +5,8 @@ cosine(h_vit_i, h_text_j) for each ViT token i; the grid of s is resized to the 
 reference token with s below the threshold is blocked for target queries in the masked layers.
 
 Beyond the paper (`BridgeConfig`): tau as a quantile of s in each image, and in place of -inf a soft bias
-log sigmoid((s_i - tau) / T), through which the loss of the picture trains s.
+log sigmoid((s_i - tau) / T), through which the loss of the picture trains s; blocked tokens may leave the network
+altogether (`dropping.py`).
 
 The mean of cosines is one product with the mean of the normalised text states, so everything here is O(L).
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from scone_pl.model.attention import AttentionPlan
 from scone_pl.model.config import BridgeConfig
+from scone_pl.model.dropping import Remaining
 from scone_pl.model.sequence import PackedSequence, SplitKind
 
 
@@ -36,6 +38,8 @@ class BridgeState:
     """(L,) bool: below the threshold; a hard mask hides these from target queries in the masked layers."""
     bias: Tensor | None = None
     """(L,) float32, soft mode: added to target queries' logits in the masked layers; 0 where nothing is hidden."""
+    remaining: Remaining | None = None
+    """With `drop_blocked`: what the layers behind the source layer compute."""
 
     def apply(self, plan: AttentionPlan) -> AttentionPlan:
         """`plan` for the masked layers."""
@@ -120,7 +124,9 @@ class Bridge:
         bias = None
         if self.config.mode == "soft":
             bias = F.logsigmoid((similarity - threshold) / self.config.temperature).masked_fill(~defined, 0.0)
-        return BridgeState(similarity, (similarity.detach() < threshold) & defined, bias)
+        blocked = (similarity.detach() < threshold) & defined
+        remaining = Remaining(self.pack, blocked) if self.config.drop_blocked else None
+        return BridgeState(similarity, blocked, bias, remaining)
 
     def threshold(self, similarity: Tensor) -> Tensor | float:
         """tau: a number, or with `quantile` (L,), one value a reference image; `similarity` is (L,)."""

@@ -1,12 +1,12 @@
-"""Sizes of the network as dataclasses, with the two presets `bagel_7b` and `mini`.
+"""Sizes of the network as dataclasses, with presets: `bagel_7b`, `mini` and its variants.
 
 A checkpoint folder decides its own sizes (see `scone_pl.checkpoints`); the presets describe the published model and
-the laptop-sized one, so that either can be built without a folder.
+the laptop-sized ones, so that each can be built without a folder.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens
@@ -23,7 +23,7 @@ class DecoderConfig:
     intermediate_size: int
     """Width of the gated MLP of each expert."""
     num_layers: int
-    """Decoder layers; each holds an understanding and a generation expert."""
+    """Decoder layers; each holds an understanding and a generation expert, unless `separate_experts` is false."""
     num_heads: int
     """Query heads; the head dimension is `hidden_size / num_heads`."""
     num_kv_heads: int
@@ -34,6 +34,9 @@ class DecoderConfig:
     """Epsilon of every RMSNorm."""
     max_position_embeddings: int = 32768
     """Longest position the language model was trained on; kept for the published `llm_config.json`."""
+    separate_experts: bool = True
+    """False, beyond the paper: a dense decoder, in which text, ViT and latent tokens share all weights and no
+    `*_moe_gen` exists (key of the same name in `llm_config.json`). True: BAGEL's two experts (SPEC 2)."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -125,6 +128,10 @@ class BridgeConfig:
     hide_references_early: bool = False
     """Beyond the paper: up to and including the source layer target queries see no reference token at all, so that
     nothing of a distractor is copied before the mask exists. Needed by small models (experiments/mini)."""
+    drop_blocked: bool = False
+    """Beyond the paper: behind the source layer blocked tokens leave the network. No query of any kind sees them, no
+    later layer computes them, no cache holds them; `first_masked_layer` and `last_masked_layer` then mean nothing.
+    Needs mode hard and `apply_mask`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.source_layer < self.first_masked_layer <= self.last_masked_layer:
@@ -137,6 +144,11 @@ class BridgeConfig:
             raise ValueError(f"bridge.temperature is {self.temperature}; it must be more than 0")
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise ValueError(f"bridge.quantile is {self.quantile}; it must lie between 0 and 1")
+        if self.drop_blocked and not (self.mode == "hard" and self.apply_mask):
+            raise ValueError(
+                "bridge.drop_blocked needs bridge.mode hard and bridge.apply_mask true, got "
+                f"{self.mode} and {str(self.apply_mask).lower()}"
+            )
 
     def masks_layer(self, layer: int) -> bool:
         """Whether target queries skip blocked tokens, or see them weaker (`mode`), in decoder layer `layer`."""
@@ -223,6 +235,12 @@ def mini(vocab_size: int = 64) -> SconeConfig:
     )
 
 
+def mini_dense(vocab_size: int = 64) -> SconeConfig:
+    """`mini` without separate experts, so half the decoder's layer weights."""
+    config = mini(vocab_size)
+    return replace(config, decoder=replace(config.decoder, separate_experts=False))
+
+
 def mini_photo(vocab_size: int = 260) -> SconeConfig:
     """A mini-sized decoder for photographs at the real resolutions: 16-pixel latent tokens, 14-pixel ViT tokens.
 
@@ -242,5 +260,5 @@ def mini_photo(vocab_size: int = 260) -> SconeConfig:
     )
 
 
-PRESETS = {"bagel_7b": bagel_7b, "mini": mini, "mini_photo": mini_photo}
+PRESETS = {"bagel_7b": bagel_7b, "mini": mini, "mini_dense": mini_dense, "mini_photo": mini_photo}
 """By name."""

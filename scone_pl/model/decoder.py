@@ -1,7 +1,7 @@
 """The mixture-of-transformers decoder: every layer holds two experts that share attention.
 
 Module names are the published keys (SPEC 8): `x` is the understanding expert's weight, `x_moe_gen` the generation
-expert's.
+expert's. A dense decoder has no `x_moe_gen`, and `x` serves all tokens.
 
 Shapes: L tokens = U understanding + N latent tokens, D hidden size, H heads, K key/value heads, E head dimension.
 """
@@ -50,12 +50,13 @@ class JointAttention(nn.Module):
         self.o_proj = nn.Linear(heads, hidden, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.q_proj_moe_gen = nn.Linear(hidden, heads)
-        self.k_proj_moe_gen = nn.Linear(hidden, kv)
-        self.v_proj_moe_gen = nn.Linear(hidden, kv)
-        self.o_proj_moe_gen = nn.Linear(heads, hidden, bias=False)
-        self.q_norm_moe_gen = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm_moe_gen = RMSNorm(config.head_dim, config.rms_norm_eps)
+        if config.separate_experts:
+            self.q_proj_moe_gen = nn.Linear(hidden, heads)
+            self.k_proj_moe_gen = nn.Linear(hidden, kv)
+            self.v_proj_moe_gen = nn.Linear(hidden, kv)
+            self.o_proj_moe_gen = nn.Linear(heads, hidden, bias=False)
+            self.q_norm_moe_gen = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm_moe_gen = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def _heads(self, x: ByExpert) -> ByExpert:
         def split(y: Tensor) -> Tensor:
@@ -64,13 +65,13 @@ class JointAttention(nn.Module):
         return x.map(split, split)
 
     def forward(self, x: ByExpert, routing: Routing, rotary: Rotary, plan: AttentionPlan, layer: int) -> ByExpert:
-        q = self._heads(x.map(self.q_proj, self.q_proj_moe_gen)).map(self.q_norm, self.q_norm_moe_gen)
-        k = self._heads(x.map(self.k_proj, self.k_proj_moe_gen)).map(self.k_norm, self.k_norm_moe_gen)
-        v = self._heads(x.map(self.v_proj, self.v_proj_moe_gen))
+        q = self._heads(x.through(self, "q_proj")).through(self, "q_norm")
+        k = self._heads(x.through(self, "k_proj")).through(self, "k_norm")
+        v = self._heads(x.through(self, "v_proj"))
         attended = plan(
             apply_rotary(routing.merge(q), rotary), apply_rotary(routing.merge(k), rotary), routing.merge(v), layer
         )
-        return routing.divide(attended.flatten(1)).map(self.o_proj, self.o_proj_moe_gen)
+        return routing.divide(attended.flatten(1)).through(self, "o_proj")
 
 
 class DecoderLayer(nn.Module):
@@ -81,11 +82,14 @@ class DecoderLayer(nn.Module):
         self.layer = layer
         self.self_attn = JointAttention(config)
         self.mlp = GatedMLP(config)
-        self.mlp_moe_gen = GatedMLP(config)
+        if config.separate_experts:
+            self.mlp_moe_gen = GatedMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.input_layernorm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.separate_experts:
+            self.input_layernorm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.separate_experts:
+            self.post_attention_layernorm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self, understanding: Tensor, generation: Tensor, routing: Routing, rotary: Rotary, plan: AttentionPlan
@@ -94,10 +98,10 @@ class DecoderLayer(nn.Module):
         if understanding.device.type == "cpu" and torch.is_grad_enabled():
             trim_heap()  # also when a checkpointed layer is recomputed in the backward pass
         x = ByExpert(understanding, generation)
-        normed = x.map(self.input_layernorm, self.input_layernorm_moe_gen)
+        normed = x.through(self, "input_layernorm")
         x = x + self.self_attn(normed, routing, rotary, plan, self.layer)
-        normed = x.map(self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
-        return x + normed.map(self.mlp, self.mlp_moe_gen)
+        normed = x.through(self, "post_attention_layernorm")
+        return x + normed.through(self, "mlp")
 
 
 class Decoder(nn.Module):
@@ -113,7 +117,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.separate_experts:
+            self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self, x: ByExpert, routing: Routing, position_ids: Tensor, plan: AttentionPlan, bridge: Bridge | None = None
@@ -125,10 +130,11 @@ class Decoder(nn.Module):
             routing: where they sit in the sequence.
             position_ids: (L,) RoPE positions.
             plan: who attends to whom.
-            bridge: if given, target queries skip the reference tokens that it blocks in its masked layers.
+            bridge: if given, target queries skip the reference tokens that it blocks in its masked layers, or these
+                leave the network (`BridgeConfig.drop_blocked`).
 
         Returns:
-            The final-normed states, and what the bridge found.
+            The final-normed states, 0 for tokens that have left, and what the bridge found.
 
         Raises:
             ValueError: the bridge names a layer that the decoder does not have.
@@ -155,6 +161,12 @@ class Decoder(nn.Module):
                 x = layer(*arguments)
             if bridge is not None and i == bridge.config.source_layer:
                 state = bridge(x.understanding)
-                if bridge.config.apply_mask:
+                if state.remaining is not None:
+                    left = state.remaining
+                    x, routing = left.take(x), left.routing
+                    rotary = rotary_tables(left.pack.position_ids, self.config.head_dim, self.config.rope_theta)
+                    plan = late_plan = plan.over(left.pack, left.present)
+                elif bridge.config.apply_mask:
                     late_plan = state.apply(plan)
-        return x.map(self.norm, self.norm_moe_gen), state
+        x = x.through(self, "norm")
+        return (x if state is None or state.remaining is None else state.remaining.restore(x)), state

@@ -1,19 +1,21 @@
 """Routing tokens to the understanding or the generation expert.
 
 Between attentions the two experts never mix, so the hidden states stay apart, each contiguous, and only queries, keys
-and values are brought into sequence order.
+and values are brought into sequence order. A dense decoder (`DecoderConfig.separate_experts` false) walks the same way
+through one set of modules.
 
 Shapes: L tokens = U understanding + N generation (latent) tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from scone_pl.model.config import DecoderConfig
 from scone_pl.model.sequence import PackedSequence
 
 
@@ -27,6 +29,10 @@ class ByExpert(NamedTuple):
         """Each expert's own function on its own tokens."""
         return ByExpert(understanding(self.understanding), generation(self.generation))
 
+    def through(self, owner: nn.Module, name: str) -> ByExpert:
+        """Each expert's own module called `name` in `owner`; in a dense decoder one serves both."""
+        return self.map(getattr(owner, name), generation_module(owner, name))
+
     def __add__(self, other: ByExpert) -> ByExpert:  # type: ignore[override]
         return ByExpert(self.understanding + other.understanding, self.generation + other.generation)
 
@@ -39,6 +45,19 @@ class Routing:
         self.generation_index = pack.latent_index
         self.merge_index = pack.merge_index
 
+    @classmethod
+    def between(cls, understanding_index: Tensor, generation_index: Tensor, length: int) -> Routing:
+        """The same for any places (U,) and (N,) in a sequence of `length` tokens.
+
+        A place of no token gets a copy of the first one's state by `merge`; nobody may look at it.
+        """
+        routing = cls.__new__(cls)
+        routing.understanding_index, routing.generation_index = understanding_index, generation_index
+        places = torch.cat([understanding_index, generation_index])
+        routing.merge_index = places.new_zeros(length)
+        routing.merge_index[places] = torch.arange(len(places), device=places.device)
+        return routing
+
     def merge(self, x: ByExpert) -> Tensor:
         """-> (L, ...) in sequence order."""
         return torch.cat(x).index_select(0, self.merge_index)
@@ -48,9 +67,25 @@ class Routing:
         return ByExpert(x.index_select(0, self.understanding_index), x.index_select(0, self.generation_index))
 
 
+GENERATION_MARK = "_moe_gen"
+"""In the published names of what the generation expert has for itself."""
+
+
+def generation_module(owner: nn.Module, name: str) -> nn.Module:
+    """What latent tokens pass: the generation expert's `name` in `owner`, or without separate experts the only one."""
+    return getattr(owner, name + GENERATION_MARK, getattr(owner, name))
+
+
 def is_generation_parameter(name: str) -> bool:
     """Whether a published parameter name belongs to the generation expert."""
-    return "_moe_gen" in name
+    return GENERATION_MARK in name
+
+
+def training_together(parts: Collection[str], config: DecoderConfig) -> frozenset[str]:
+    """Parts that train where `parts` are asked for: without separate experts, naming one expert names both."""
+    experts = {"understanding", "generation"}
+    shared = not config.separate_experts and not experts.isdisjoint(parts)
+    return frozenset(parts) | (experts if shared else frozenset())
 
 
 class RMSNorm(nn.Module):

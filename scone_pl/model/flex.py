@@ -28,7 +28,8 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class FlexPlan(AttentionPlan):
     """One FlexAttention kernel a layer, driven by per-token tables."""
 
-    def __init__(self, pack: PackedSequence) -> None:
+    def __init__(self, pack: PackedSequence, present: Tensor | None = None) -> None:
+        """`present`: see `AttentionPlan.over`."""
         padding = -len(pack) % BLOCK_SIZE
         self.length = len(pack)
 
@@ -36,9 +37,12 @@ class FlexPlan(AttentionPlan):
             return F.pad(values, (0, padding), value=fill).contiguous()
 
         num_splits = len(pack.splits)
+        sample, split = pack.sample_of_token, pack.per_split(list(range(num_splits)))
+        if present is not None:
+            sample, split = (torch.where(present, x, n) for x, n in ((sample, pack.num_samples), (split, num_splits)))
         # Padding forms a sample and a split of its own, so no real token sees it and no row is empty.
-        self.sample = table(pack.sample_of_token, pack.num_samples)
-        self.split = table(pack.per_split(list(range(num_splits))), num_splits)
+        self.sample = table(sample, pack.num_samples)
+        self.split = table(split, num_splits)
         self.in_target = table(pack.per_split([s.kind == SplitKind.TARGET for s in pack.splits]).bool(), False)
         self.causal = table(pack.per_split([s.kind == SplitKind.TEXT for s in pack.splits]).bool(), False)
         target_query = torch.zeros(len(pack), dtype=torch.bool, device=pack.device)
@@ -65,6 +69,9 @@ class FlexPlan(AttentionPlan):
         plan.__dict__.update(self.__dict__)
         plan.block_mask = _block_mask(self._mask_function(blocked), len(self.sample), blocked.device)
         return plan
+
+    def over(self, pack: PackedSequence, present: Tensor | None) -> FlexPlan:
+        return FlexPlan(pack, present)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         padding = len(self.sample) - self.length

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from scone_pl.model.attention import attended_pairs
 from scone_pl.model.config import BridgeConfig, SconeConfig
+from scone_pl.model.dropping import kept_lengths, shortened
+from scone_pl.model.experts import training_together
 from scone_pl.model.sequence import PackedSequence, SplitKind
 
 TRAINED = ("understanding", "generation", "connector", "latent_projections", "time_embedder")
@@ -44,6 +46,10 @@ class TokenCounts:
     """Pairs that attend in the ViT: every image to itself."""
     pairs: tuple[int, ...]
     """Pairs that attend, per decoder layer."""
+    dropped: tuple[int, int] = (0, 0)
+    """Tokens of the understanding and of the generation expert that leave the network."""
+    dropped_from: int = 0
+    """First decoder layer without them."""
 
 
 def count_tokens(
@@ -55,8 +61,9 @@ def count_tokens(
         pack: the sequence.
         num_layers: decoder layers.
         bridge: its settings, if it hides tokens.
-        blocked: (L,) bool, what it hides in its masked layers.
+        blocked: (L,) bool, what it hides in its masked layers, or drops.
     """
+    dropped, dropped_from = (0, 0), 0
     pairs = [attended_pairs(pack)] * num_layers
     if bridge is not None and blocked is not None:
         late = attended_pairs(pack, blocked)
@@ -66,6 +73,12 @@ def count_tokens(
                 pairs[layer] = early
             elif _spares(bridge, layer):
                 pairs[layer] = late
+        if bridge.drop_blocked:
+            dropped_from = bridge.source_layer + 1
+            left = attended_pairs(shortened(pack, kept_lengths(pack, blocked)))
+            pairs[dropped_from:] = [left] * (num_layers - dropped_from)
+            latents = int(blocked[pack.latent_index].sum())
+            dropped = int(blocked.sum()) - latents, latents
     generation = sum(len(split.content) for split in pack.latent_splits)
     return TokenCounts(
         understanding=len(pack) - generation,
@@ -76,6 +89,8 @@ def count_tokens(
         vit=sum(rows * columns for rows, columns in pack.vit_grids),
         vit_pairs=sum((rows * columns) ** 2 for rows, columns in pack.vit_grids),
         pairs=tuple(pairs),
+        dropped=dropped,
+        dropped_from=dropped_from,
     )
 
 
@@ -88,7 +103,7 @@ def spared_pairs(pack: PackedSequence, blocked: Tensor, num_layers: int, bridge:
         pack: the sequence.
         blocked: (L,) bool, what is hidden in the masked layers; reference tokens only.
         num_layers: decoder layers.
-        bridge: which layers those are.
+        bridge: which layers those are; not for `drop_blocked`.
     """
     targets = [0] * pack.num_samples
     for split in pack.splits_of(SplitKind.TARGET):
@@ -134,6 +149,7 @@ class StepFlops:
 def step_flops(config: SconeConfig, counts: TokenCounts, trained: Collection[str] = TRAINED) -> StepFlops:
     """FLOPs of one training step on a pack, when the parts in `trained` train."""
     flops = StepFlops()
+    trained = training_together(trained, config.decoder)
     decoder, vit = config.decoder, config.vit
     hidden, inner = decoder.hidden_size, decoder.intermediate_size
     kv = decoder.num_kv_heads * decoder.head_dim
@@ -154,14 +170,16 @@ def step_flops(config: SconeConfig, counts: TokenCounts, trained: Collection[str
     flops.linear("ends", counts.latent_splits, (256, hidden), grad_input=False, grad_weight=times)
     flops.linear("ends", counts.latent_splits, (hidden, hidden), grad_input=times, grad_weight=times)
 
-    # Decoder. Each expert maps its own tokens. Where nothing before the first layer trains, its norm's input and so
-    # that of q, k and v needs no gradient; behind its attention everything does.
+    # Decoder. Each expert maps its own tokens; a dense decoder's weights, these and those. Where nothing before the
+    # first layer trains, its norm's input and so that of q, k and v needs no gradient; behind its attention all does.
     moved = {
         "understanding": trains or connector or "understanding" in trained,
         "generation": latents or times or "generation" in trained,
     }
     for layer in range(decoder.num_layers):
-        for part, tokens in (("understanding", counts.understanding), ("generation", counts.generation)):
+        gone = counts.dropped if layer >= counts.dropped_from else (0, 0)
+        left = counts.understanding - gone[0], counts.generation - gone[1]
+        for part, tokens in zip(("understanding", "generation"), left, strict=True):
             mine = part in trained
             for sizes in ((hidden, hidden), (hidden, kv), (hidden, kv)):  # q, k, v
                 flops.linear(part, tokens, sizes, grad_input=layer > 0 or moved[part], grad_weight=mine)

@@ -3,7 +3,8 @@
 Beyond variance-preserving maps, three things of which training would otherwise spend its first hundreds of steps:
 features of t with a bend inside [0, 1], a velocity that starts as half the noisy latent, and a generation expert whose
 attention starts as "find your like and subtract it" (mimetic initialisation, arXiv 2305.09828): what a picture's tokens
-must do with the clean latents of a reference, since the velocity is the noisy latent minus the clean one.
+must do with the clean latents of a reference, since the velocity is the noisy latent minus the clean one. A dense
+decoder's only attention starts so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import nn
 from scone_pl.model.config import SconeConfig
 from scone_pl.model.decoder import JointAttention
 from scone_pl.model.embeddings import TimestepEmbedder
+from scone_pl.model.experts import generation_module
 from scone_pl.model.scone import Scone
 
 _TIME_SLOPE = 16.0
@@ -70,9 +72,8 @@ def _spread_times(embedder: TimestepEmbedder) -> None:
 
 
 def _find_and_subtract(attention: JointAttention) -> None:
-    """Likens keys to queries, and outputs to the negative of values, in the generation expert."""
-    q, k = attention.q_proj_moe_gen.weight, attention.k_proj_moe_gen.weight
-    v, o = attention.v_proj_moe_gen.weight, attention.o_proj_moe_gen.weight
+    """Likens keys to queries, and outputs to the negative of values, in what latent tokens pass."""
+    q, k, v, o = (generation_module(attention, f"{name}_proj").weight for name in "qkvo")
     group = len(q) // len(k)  # query heads that share a key head
     first_of_group = q.view(-1, group, attention.head_dim, q.shape[1])[:, 0].flatten(0, 1)
     k.copy_(_LIKENESS * first_of_group + math.sqrt(1 - _LIKENESS**2) * k)

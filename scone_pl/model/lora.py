@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scone_pl.model.experts import is_generation_parameter
+from scone_pl.model.experts import GENERATION_MARK, is_generation_parameter
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MARK = ".lora_"
@@ -63,13 +63,18 @@ class LoRALinear(nn.Linear):
 
 
 def add_lora(decoder_layers: nn.ModuleList, config: LoRAConfig, experts: Collection[str]) -> None:
-    """Puts adapters into the projections of `experts` (understanding, generation), in place."""
+    """Puts adapters into the projections of `experts` (understanding, generation), in place.
+
+    Without separate experts a projection belongs to both, and gets one adapter.
+    """
     for layer in decoder_layers:
         found = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+        separate = any(is_generation_parameter(name) for name, _ in found)
         for name, module in found:
             expert = "generation" if is_generation_parameter(name) else "understanding"
+            wanted = expert in experts or (not separate and "generation" in experts)
             path, _, own = name.rpartition(".")
-            if expert in experts and own.removesuffix("_moe_gen") in config.targets:
+            if wanted and own.removesuffix(GENERATION_MARK) in config.targets:
                 setattr(layer.get_submodule(path), own, LoRALinear(module, config))
 
 

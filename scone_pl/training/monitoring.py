@@ -69,7 +69,7 @@ class Interval:
     samples: int = 0
     flops: int = 0
     saved_flops: list[Tensor] = field(default_factory=list)
-    """Of attention that the bridge spared: scalars on the device."""
+    """What the bridge spared: scalars on the device."""
     spans: dict[str, list[tuple[Mark, Mark]]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
 
     def seconds(self) -> dict[str, float]:
@@ -133,7 +133,12 @@ class Monitoring(pl.Callback):
             pack: PackedSequence = args[0]
             plain = step_flops(module.config, count_tokens(pack, layers), trained)
             self._interval.flops += plain.total
-            if module.bridge is not None and output.bridge is not None:
+            if module.bridge is not None and output.bridge is not None and output.bridge.remaining is not None:
+                # Dropping has waited for the device in this very pass, so counting may wait too.
+                counts = count_tokens(pack, layers, module.bridge, output.bridge.blocked)
+                less = plain.total - step_flops(module.config, counts, trained).total
+                self._interval.saved_flops.append(torch.tensor(less, device=pack.device))
+            elif module.bridge is not None and output.bridge is not None:
                 pair = StepFlops()
                 pair.attention("attention", 1, module.config.decoder.hidden_size, grad=True)
                 spared = spared_pairs(pack, output.bridge.blocked, layers, module.bridge)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from scone_pl.model.experts import is_generation_parameter
+from scone_pl.model.experts import is_generation_parameter, training_together
 from scone_pl.model.lora import is_lora_parameter
 from scone_pl.model.scone import Scone
 
 Part = Literal["understanding", "generation", "connector", "latent_projections", "time_embedder", "vit", "autoencoder"]
-"""`understanding` holds the token embedding and the language head too: only text passes through them.
+"""`understanding` holds the token embedding and the language head too: only text passes through them. In a decoder
+without separate experts `understanding` and `generation` are the same weights, counted as `understanding`.
 `latent_projections` are `vae2llm` and `llm2vae`."""
 
 EXPERTS: tuple[Part, ...] = ("understanding", "generation")
@@ -41,10 +42,11 @@ def set_trainable(model: Scone, parts: Collection[Part], *, lora: bool = False) 
         parts: what trains.
         lora: of the experts, only their adapters train.
     """
+    trained = training_together(parts, model.config.decoder)
     for name, parameter in model.named_parameters():
         part = part_of(name)
         adapted = lora and part in EXPERTS
-        parameter.requires_grad_(part in parts and (not adapted or is_lora_parameter(name)))
+        parameter.requires_grad_(part in trained and (not adapted or is_lora_parameter(name)))
 
 
 def count_trainable(model: Scone) -> dict[Part, int]:

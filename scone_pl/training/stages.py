@@ -6,6 +6,7 @@
 | BridgeFormation | understanding expert, connector              | yes                | (b) no mask: `bridge: null` |
 | BridgeGuidance  | both experts                                 | yes (release: off) | (a) direct: this one alone  |
 
+Without separate experts (`DecoderConfig.separate_experts`) either expert is the whole decoder.
 Data, steps and starting weights of each are in `experiments/*.yaml`.
 """
 

@@ -16,8 +16,9 @@ def check_start(init_from: str) -> Path:
     """
     if not Path(init_from).is_dir():
         missing = f"model.init_from: no checkpoint folder {init_from}"
-        if Path(init_from).name == "base":
+        if Path(init_from).name in ("base", "random", "random_dense"):
             preset = " --preset mini_photo" if "photo" in init_from else ""
+            preset = " --preset mini_dense" if init_from.endswith("_dense") else preset
             raise UserError(f"{missing}; make it with: python -m scone_pl mini base --output {init_from}{preset}")
         bagel = "BAGEL-7B-MoT (Hugging Face: ByteDance-Seed/BAGEL-7B-MoT, to be put into weights/BAGEL-7B-MoT)"
         how = f"it is {bagel}"

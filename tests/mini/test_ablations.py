@@ -1,12 +1,14 @@
 """No ablation can rot: 7B overlays are built on the meta device, mini-world experiments have equal budgets."""
 
 import dataclasses
+import json
 
 import pytest
 import yaml
 from running import ROOT
 
 from scone_pl.cli import SconeCLI, commands
+from scone_pl.mini.evidence.metrics import estimate_of
 from scone_pl.mini.evidence.spec import Experiment, merged
 from scone_pl.mini.world import WorldConfig
 
@@ -31,7 +33,7 @@ def test_7b_overlays_build(overlay, bagel_folder, tmp_path, monkeypatch):
         cli = SconeCLI([*command, *start], until="build")
         steps += cli.trainer.max_steps
         bridges.append(cli.model.bridge)
-        if overlay.stem.startswith(("table6", "table5_c", "soft", "quantile", "source")):
+        if overlay.stem.startswith(("table6", "table5_c", "soft", "quantile", "drop", "source")):
             assert cli.model.bridge is not None
     assert steps == 2000
     assert len(set(bridges)) == 1, "every step has the bridge that the file says"
@@ -50,12 +52,31 @@ def test_experiments_parse_and_arms_have_equal_budgets(table, monkeypatch):
         WorldConfig(**look.world)
     budgets = {}
     for name, arm in experiment.arms.items():
-        if arm.weights or arm.weights_of:
-            continue
-        content = merged(yaml.safe_load((ROOT / experiment.recipes[0]).read_text()), experiment.settings_of(name, 0))
-        steps = sum(step["trainer"]["max_steps"] for step in content["chain"])
-        rates = {step.get("model", {}).get("init_args", {}).get("optimizer", {}).get("lr") for step in content["chain"]}
-        rates.add(content["model"]["init_args"]["optimizer"]["lr"])
-        data = yaml.safe_dump([content["data"]["train"], content["data"]["packing"]])
-        budgets[name] = (steps, tuple(sorted(rate for rate in rates if rate)), data)
-    assert len(set(budgets.values())) <= 1, budgets
+        if arm.trained:
+            content = whole(experiment, name)
+            steps = [step["trainer"]["max_steps"] for step in content["chain"]]
+            data = yaml.safe_dump([content["data"]["train"], content["data"]["packing"]])
+            budgets[name] = (steps, data)
+    first = next(iter(budgets.values()), None)
+    assert all(budget == first for budget in budgets.values()), budgets
+
+
+def whole(experiment, arm):
+    """Recipes and settings as one."""
+    content = {}
+    for recipe in experiment.recipes:
+        content = merged(content, yaml.safe_load((ROOT / recipe).read_text()))
+    return merged(content, experiment.settings_of(arm, 0))
+
+
+def test_every_arm_has_the_rate_that_the_rule_gives(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tried = json.loads((ROOT / "docs/evidence/rates.json").read_text())["arms"]
+    table, rates = Experiment.read("table5"), Experiment.read("rates")
+    for name in (name for name, arm in table.arms.items() if arm.trained):
+        scores = {}
+        for trial in (t for t in tried if t.rpartition("_")[0] == name):
+            rate = whole(rates, trial)["model"]["init_args"]["optimizer"]["lr"]
+            scores[rate] = estimate_of(tried[trial], "main", "overall").mean
+        assert len(scores) == 3
+        assert whole(table, name)["model"]["init_args"]["optimizer"]["lr"] == max(scores, key=scores.get)

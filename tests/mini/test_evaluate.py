@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from running import ROOT
 
 from scone_pl.errors import UserError
 from scone_pl.generation.sampler import SampledLatents
@@ -43,6 +44,16 @@ def test_gallery_has_columns_for_the_bridge_only_where_there_is_a_mask():
     assert none.dtype == np.uint8
     assert none.shape[0] == masked.shape[0]
     assert none.shape[1] < masked.shape[1]
+
+
+@pytest.mark.parametrize("world", [{"references": 3}, {"references": 4}, {"naming": "colour"}, {"naming": "size"}])
+def test_the_shipped_base_can_be_asked_anything_of_the_world(tmp_path, world):
+    options = ["--per_task", "1", "--num_inference_steps", "2", "--progress", "false", "--world", json.dumps(world)]
+    base = str(ROOT / "experiments/mini/base_weights")
+    assert main(["evaluate", "--checkpoint", base, "--output", str(tmp_path), *options]) == 0
+    report = json.loads((tmp_path / "scores.json").read_text())
+    labels = {item["task_type"]: item["label"] for item in report["items"] if "label" in item}
+    assert len(labels["distinction_multi_intra"]) == world.get("references", 2)
 
 
 def test_evaluate_and_report(tmp_path, capsys):

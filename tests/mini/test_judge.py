@@ -213,6 +213,8 @@ def test_of_two_look_alikes_only_the_nearer_one_is_present():
         WorldConfig(candidates=4, references=4),
         WorldConfig(canvas=32, cell=16),
         WorldConfig(similarity=0.8),
+        WorldConfig(naming="colour"),
+        WorldConfig(naming="size", references=3),
     ],
 )
 @pytest.mark.parametrize("task", TASKS)
@@ -228,6 +230,33 @@ def test_perfect_and_slightly_noisy_answers_everywhere(task, config):
         noisy = np.clip(episode.target + noise, 0, 255).round().astype(np.uint8)
         scores = item_scores(judge(episode, noisy).record(task, episode.key))
         assert min(scores["PF"], scores["SC"], scores.get("DIS", 10)) >= 9
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        WorldConfig(naming="colour", candidates=3),
+        WorldConfig(naming="size"),
+        WorldConfig(naming="size", candidates=4),
+        WorldConfig(references=4),
+    ],
+)
+def test_a_distractor_in_place_of_the_meant_one_is_a_wrong_subject(config):
+    for episode in fixed_set(12, tasks=TASKS[3:6:2], config=config):
+        wrong = [next(s for s in group if not s.meant) for group in episode.candidates]
+        placed = [replace(s, cell=8).moved(asked.slot, 16) for s, asked in zip(wrong, episode.asked, strict=True)]
+        verdict = judge(episode, draw_picture(tuple(placed), BACKGROUNDS[episode.background], 16))
+        assert verdict.failure == "wrong_subject"
+        assert verdict.presence == tuple(tuple(int(s in wrong) for s in group) for group in episode.candidates)
+        assert verdict.places == (1.0,) * len(wrong)
+
+
+def test_a_small_one_drawn_small_is_not_as_asked():
+    for episode in fixed_set(12, tasks=TASKS[3:4], config=WorldConfig(naming="size")):
+        drawn = draw_picture((replace(episode.asked[0], cell=4),), BACKGROUNDS[episode.background], 16)
+        verdict = judge(episode, drawn)
+        assert verdict.presence == ((0, 0),)
+        assert verdict.prompt_following == 0
 
 
 def test_a_picture_of_another_size_is_refused():

@@ -1,3 +1,4 @@
+import hashlib
 import io
 from dataclasses import replace
 from itertools import combinations
@@ -8,9 +9,11 @@ from PIL import Image
 
 from scone_pl.errors import UserError
 from scone_pl.mini.episode import BACKGROUNDS, SLOTS, SLOTS_BY_COUNT, TASKS
+from scone_pl.mini.evaluate import tokens_of
 from scone_pl.mini.png import encode_png
+from scone_pl.mini.questions import HUES, hue_name
 from scone_pl.mini.shapes import SHAPES, shape_mask
-from scone_pl.mini.world import STREAMS, WORDS, World, WorldConfig, fixed_set
+from scone_pl.mini.world import SIZES, STREAMS, WORDS, World, WorldConfig, fixed_set
 
 CONFIGS = {
     "default": WorldConfig(),
@@ -19,11 +22,39 @@ CONFIGS = {
     "one size up": WorldConfig(canvas=32, cell=16, patches=4),
     "unseen shapes": WorldConfig(shapes=("heart", "hourglass", "tee")),
     "near": WorldConfig(similarity=0.8),
+    "by colour": WorldConfig(naming="colour"),
+    "by colour, crowded": WorldConfig(naming="colour", candidates=4, references=3),
+    "by size": WorldConfig(naming="size"),
+    "by size, crowded": WorldConfig(naming="size", candidates=4, references=4),
+    "by size, one size up": WorldConfig(naming="size", canvas=48, cell=24),
+}
+UNCHANGED = {  # computed before naming by colour and size came
+    "default": "0d3c917bb7c3e925",
+    "crowded": "9f91b7af36dfeaf1",
+    "three": "fad2279815acdb8c",
+    "near": "6a8cbf309ebf560c",
 }
 
 
 def fingerprint(episode):
     return episode.instruction, episode.references.tobytes(), episode.target.tobytes()
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_shipped_weights_and_written_sets_know_these_very_episodes(name):
+    digest = hashlib.sha256()
+    for stream in ("multi", "test", "questions", "plain"):
+        for task in TASKS:
+            for index in (0, 7, 2000):
+                episode = World(0, CONFIGS[name], stream=stream).sample(task, index)
+                instruction, *pictures = fingerprint(episode)
+                for part in (episode.key.encode(), instruction.encode(), *pictures):
+                    digest.update(part)
+    assert digest.hexdigest()[:16] == UNCHANGED[name]
+
+
+def test_the_vocabulary_is_that_of_the_shipped_tokenizer():
+    assert hashlib.sha256(" ".join(WORDS).encode()).hexdigest()[:16] == "0f72da73d170480b"
 
 
 def test_shapes_are_distinct_and_fill_the_cell():
@@ -35,6 +66,9 @@ def test_shapes_are_distinct_and_fill_the_cell():
         assert mask.mean() >= 0.5
         quarters = mask.reshape(2, 8, 2, 8).sum((1, 3))
         assert quarters.min() >= 16, f"every patch of a {shape}'s pattern must show"
+        assert shape_mask(shape, 4).reshape(2, 2, 2, 2).sum((1, 3)).min() >= 1
+    assert len({shape_mask(shape, 4).tobytes() for shape in SHAPES}) == len(SHAPES)
+    np.testing.assert_array_equal(shape_mask("cross", 12), shape_mask("cross", 4).repeat(3, 0).repeat(3, 1))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -66,6 +100,15 @@ def test_fixed_sets_grow_without_changing():
     assert [fingerprint(e) for e in short] == [fingerprint(e) for e in longer[:3] + longer[5:8]]
 
 
+def words_that_fit(subject, config):
+    """What may stand before its shape, worked out from the pictures' truth alone."""
+    size = {config.cell: "four", config.cell // 2: "one"}[subject.cell]
+    return {"only", subject.slot, hue_name(subject.colours[0, 0]), size}
+
+
+KINDS_OF_WORD = {"place": set(SLOTS), "colour": set(HUES), "size": set(SIZES)}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("task", TASKS)
 def test_the_instruction_means_exactly_the_meant_subjects(task, name):
@@ -87,10 +130,11 @@ def test_the_instruction_means_exactly_the_meant_subjects(task, name):
             article, which, shape = name_.split()
             assert article == "the"
             assert len(group) == num_candidates
-            fitting = [s for s in everyone if s.shape == shape and which in ("only", s.slot)]
+            fitting = [s for s in everyone if s.shape == shape and which in words_that_fit(s, config)]
             assert len(fitting) == 1
             assert [s for s in group if s.meant] == fitting
-            assert ("intra" in task) == (which != "only")
+            assert which in (KINDS_OF_WORD[config.naming] if "intra" in task else {"only"})
+            assert asked.cell == config.cell
             assert asked.shape == shape
             np.testing.assert_array_equal(asked.colours, fitting[0].colours)
             if "intra" in task:
@@ -100,8 +144,10 @@ def test_the_instruction_means_exactly_the_meant_subjects(task, name):
         assert tuple(s.slot for s in episode.asked) == SLOTS_BY_COUNT[num_references]
 
 
-def test_only_two_instruction_lengths():
-    lengths = {task: {len(e.instruction.split()) for e in fixed_set(20, tasks=[task])} for task in TASKS}
+@pytest.mark.parametrize("name", ["default", "by colour", "by size"])
+def test_only_two_instruction_lengths(name):
+    config = CONFIGS[name]
+    lengths = {task: {len(e.instruction.split()) for e in fixed_set(20, tasks=[task], config=config)} for task in TASKS}
     assert all(length == ({10} if "multi" in task else {6}) for task, length in lengths.items())
 
 
@@ -114,6 +160,51 @@ def test_patterns_differ_unless_similarity_says_otherwise():
     assert min(gaps[0.0]) >= 99
     assert np.mean(gaps[0.0]) > np.mean(gaps[0.5]) > np.mean(gaps[0.9]) > 5
     assert max(gaps[1.0]) == 0
+
+
+@pytest.mark.parametrize("name", ["by colour", "by colour, crowded"])
+def test_named_hues_are_different_and_patterns_far_apart(name):
+    used = set()
+    for episode in fixed_set(40, tasks=TASKS[3:6:2], config=CONFIGS[name]):
+        for group in episode.candidates:
+            assert len({hue_name(s.colours[0, 0]) for s in group}) == len(group)
+            used |= {hue_name(s.colours[0, 0]) for s in group if s.meant}
+            gaps = [np.sqrt(((a.colours.astype(float) - b.colours) ** 2).mean()) for a, b in combinations(group, 2)]
+            assert min(gaps) > 70
+    assert used == set(HUES)
+
+
+@pytest.mark.parametrize("task", TASKS[:3])
+def test_naming_changes_only_what_it_names(task):
+    for naming in ("colour", "size"):
+        for one, other in zip(
+            fixed_set(5, tasks=[task]), fixed_set(5, tasks=[task], config=WorldConfig(naming=naming)), strict=True
+        ):
+            assert fingerprint(one) == fingerprint(other)
+    by_place, by_size = (fixed_set(5, tasks=TASKS[3:4], config=CONFIGS[name]) for name in ("default", "by size"))
+    for one, other in zip(by_place, by_size, strict=True):
+        np.testing.assert_array_equal(one.target, other.target)
+
+
+@pytest.mark.parametrize("name", ["by size", "by size, crowded"])
+def test_small_subjects_fill_one_token_of_four(name):
+    meant_sizes = set()
+    for episode in fixed_set(20, tasks=["distinction_multi_intra"], config=CONFIGS[name]):
+        for picture, group in zip(episode.references, episode.candidates, strict=True):
+            (meant,) = [s for s in group if s.meant]
+            assert {s.cell for s in group if not s.meant} == {12 - meant.cell}
+            meant_sizes.add(meant.cell)
+            for subject in group:
+                left, top, right, bottom = subject.box
+                assert (right - left, bottom - top) == (subject.cell, subject.cell)
+                tokens = tokens_of([subject], 16, (4, 4))
+                assert tokens.sum() == (subject.cell // 4) ** 2
+                assert tokens[top // 4, left // 4]
+                cell = picture[top:bottom, left:right]
+                np.testing.assert_array_equal(cell[subject.mask], subject.pattern[subject.mask])
+                quarter = subject.cell // 2
+                np.testing.assert_array_equal(subject.pattern[quarter, 0], subject.colours[1, 0])
+    assert meant_sizes == {4, 8}
 
 
 def test_subject_colours_stand_out_from_every_background():
@@ -178,6 +269,9 @@ def test_single_subjects_stand_where_told():
         {"references": 1},
         {"similarity": 1.5},
         {"single_slot": "top"},
+        {"naming": "shape"},
+        {"naming": "colour", "similarity": 0.5},
+        {"naming": "size", "patches": 8},
     ],
 )
 def test_impossible_worlds_are_refused_in_one_line(change):

@@ -54,8 +54,9 @@ def counted_by_torch(model: Scone, pack: PackedSequence) -> tuple[int, int]:
         ("understanding", "generation", "connector"),
     ],
 )
-def test_linear_maps(trained: Collection[str]) -> None:
-    model, pack = tiny_model().train(), labelled_pack()
+@pytest.mark.parametrize("separate_experts", [True, False], ids=["experts", "dense"])
+def test_linear_maps(trained: Collection[str], separate_experts: bool) -> None:
+    model, pack = tiny_model(separate_experts=separate_experts).train(), labelled_pack()
     set_trainable(model, trained)  # type: ignore[arg-type]
     counts = count_tokens(pack, 4)
     without_attention = dataclasses.replace(counts, pairs=(0,) * 4, vit_pairs=0)
@@ -92,6 +93,26 @@ def test_the_bridge_counts_per_layer() -> None:
     assert count_tokens(pack, 4, hiding, blocked).pairs == (early, late, late, plain)
     measuring = dataclasses.replace(bridge, apply_mask=False)
     assert count_tokens(pack, 4, measuring, blocked).pairs == (plain,) * 4
+
+
+def test_dropped_tokens_cost_nothing_behind_the_source_layer() -> None:
+    """Neither attention nor, by torch's count, any linear map."""
+    pack = make_pack(TWO_REFERENCES, *EVERYTHING)
+    bridge = BridgeConfig(source_layer=0, first_masked_layer=3, last_masked_layer=3, threshold=0.1, drop_blocked=True)
+    bridge = dataclasses.replace(bridge, hide_references_early=True)
+    model = tiny_model().train()
+    set_trainable(model, TRAINED)  # type: ignore[arg-type]
+    clean = model.encode_images(pack)
+    with FlopCounterMode(display=False) as counter:
+        output = flow_matching(model, pack, clean, torch.ones_like(clean), bridge=bridge).output
+    blocked = output.bridge.blocked
+    assert 0 < blocked[pack.latent_index].sum() < blocked.sum() < pack.reference_tokens.sum()
+    counts = count_tokens(pack, 4, bridge, blocked)
+    mask = dense_mask(pack)
+    left = int((mask & ~blocked & ~blocked[:, None]).sum())
+    assert counts.pairs == (int(dense_mask(pack, pack.reference_tokens).sum()), left, left, left)
+    without_attention = dataclasses.replace(counts, pairs=(0,) * 4, vit_pairs=0)
+    assert sum(step_flops(model.config, without_attention).forward.values()) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -69,7 +70,10 @@ def test_values_agree_with_each_other(logged: tuple[dict[str, dict[int, float]],
         assert 0.1 < scalars["memory/host_resident_gb"][step] < 10
 
 
-@pytest.mark.parametrize("bridge", [None, BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=2)])
+BRIDGE = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=2)
+
+
+@pytest.mark.parametrize("bridge", [None, BRIDGE, dataclasses.replace(BRIDGE, drop_blocked=True)])
 def test_counted_flops_are_those_of_the_pack(bridge: BridgeConfig | None) -> None:
     model, pack = tiny_model().train(), make_pack(TWO_REFERENCES, *EVERYTHING)
     trained = ("understanding", "generation")
