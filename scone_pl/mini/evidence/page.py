@@ -70,9 +70,9 @@ def _with_words(result: dict[str, Any]) -> dict[str, Any]:
 
 def _answers(results: Sequence[Mapping[str, Any]]) -> str:
     """A line for every experiment that has an answer."""
-    rows = [[r["title"], filled(r["answer"].strip(), r)] for r in results if r.get("answer") and not r["quick"]]
-    table = markdown_table(["question", "answer, in this world"], rows)
-    return f"## In short\n\n{table}\n" if rows else ""
+    answered = [r for r in results if r.get("answer") and not r["quick"]]
+    lines = [f"- **{r['title']}** {filled(r['answer'].strip(), r)}" for r in answered]
+    return "\n".join(["## In short, in this world", "", *lines, ""]) if lines else ""
 
 
 def section(result: Mapping[str, Any], folder: Path = DOCS) -> str:
@@ -214,13 +214,24 @@ def _paper(result: Mapping[str, Any], folder: Path, look: str) -> list[str]:
 
 
 def filled(text: str, result: Mapping[str, Any]) -> str:
-    """`{arm.metric}` or `{arm.evaluation.metric}` in `text` replaced by mean and interval."""
+    """Placeholders in `text` replaced by mean and interval.
+
+    `{arm.metric}` or `{arm.evaluation.metric}`; of layers
+    `{arm.evaluation.expert.measure.layer}`, the mean of the tasks.
+
+    Raises:
+        UserError: a placeholder names nothing that is there.
+    """
 
     def value(match: re.Match[str]) -> str:
-        parts = match[1].split(".")
-        look = parts[1] if len(parts) == 3 else next(iter(result["evaluations"]))
-        if parts[0] not in result["arms"] or parts[-1] not in METRICS or look not in result["evaluations"]:
-            raise UserError(f"{result['experiment']}: findings name {match[0]}, which is no arm and metric")
-        return str(estimate_of(result["arms"][parts[0]], look, parts[-1]))
+        arm, *middle, last = match[1].split(".")
+        try:
+            runs = result["arms"][arm]
+            if len(middle) == 3:
+                found = [run["evaluations"][middle[0]]["layers"] for run in runs["runs"]]
+                return str(layer_estimates(found, middle[1], middle[2], list(found[0][middle[1]]))[int(last)])
+            return str(estimate_of(runs, *(middle or [next(iter(result["evaluations"]))]), last))
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise UserError(f"{result['experiment']}: findings name {match[0]}, which is no arm and metric") from None
 
     return re.sub(r"\{([\w.]+)\}", value, text)
