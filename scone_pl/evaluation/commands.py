@@ -15,6 +15,7 @@ from scone_pl.evaluation.items import Item, data_file, read_items
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.published import distinct, published
 from scone_pl.evaluation.records import Record, read_records
+from scone_pl.evaluation.scores import is_complete
 from scone_pl.evaluation.steps import (
     as_json,
     check_judge,
@@ -96,8 +97,9 @@ def evaluate(
     # Not before: a checkpoint that is refused, because the pictures are another's, must not give them its name.
     name = name or (_name_of(checkpoint) if checkpoint else None)
     about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(data_file(data)))
+    status = 0
     if only in (None, "judge"):
-        run_judge(folder, plan_judgements(folder, chosen, items, judge, rounds, scorings), judge)
+        status = _status(run_judge(folder, plan_judgements(folder, chosen, items, judge, rounds, scorings), judge))
     if only in (None, "tables"):
         records = _of_items(read_records(folder.scores, chosen, language), wanted, str(folder.scores))
         summaries, comparisons = _summaries(records, about.get("name") or Path(output).name, others, chosen, 0)
@@ -107,7 +109,7 @@ def evaluate(
         write_report(folder.report, summaries[0], items, records, folder.picture, plots)
         say(tables_markdown(summaries, comparisons))
         say(f"tables and plots: {folder.tables}   report: {folder.report}")
-    return 0
+    return status
 
 
 def judge(
@@ -146,8 +148,7 @@ def judge(
         say(describe_plan(folder, judgements, judge))
         return 0
     folder.begin(chosen, data=str(data_file(data)))
-    run_judge(folder, judgements, judge)
-    return 0
+    return _status(run_judge(folder, judgements, judge))
 
 
 def tables(
@@ -183,6 +184,11 @@ def tables(
     else:
         say(tables_markdown(summaries, comparisons))
     return 0
+
+
+def _status(records: Sequence[Record]) -> int:
+    """Of the process: 1 if nothing at all could be judged, so that scripts do not go on with empty tables."""
+    return 0 if any(is_complete(record) for record in records) else 1
 
 
 def _summaries(

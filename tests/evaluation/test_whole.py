@@ -141,6 +141,17 @@ def test_steps_alone(data, checkpoint, here, tmp_path, capsys):
     assert not (tmp_path / "g/answers.jsonl").exists()
 
 
+def test_a_judge_that_could_judge_nothing_is_a_failure(data, tmp_path, capsys):
+    items = read_items(SCONEEVAL, data)
+    write_pictures(items, tmp_path / "damaged")
+    for picture in (tmp_path / "damaged").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    with serving() as server:
+        judge = ["--judge.base_url", server.url, "--judge.model", "local", "--scorings", "1", "--only", "judge"]
+        assert main(arguments(data, tmp_path / "run", "--pictures", str(tmp_path / "damaged"), *judge)) == 1
+    assert "judged: 0 of" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
