@@ -97,8 +97,11 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
     assert "agrees" in text
     assert "8.15" in text
     assert "![demo](evidence/demo.png)" in text
-    with pytest.raises(UserError, match="findings name"):
-        filled("{three.DIS}", result())
+    paired = difference_of(result()["arms"]["two"], result()["arms"]["one"], "main", "COM")
+    assert filled("{two-one.main.COM}, {one.main-main.DIS}", result()) == f"{paired}, 0.00 ± 0.00"
+    for wrong in ("{three.DIS}", "{one.main-other.DIS}", "{one.main.understanding.auroc.0}", "{one.nothing}"):
+        with pytest.raises(UserError, match="findings name"):
+            filled(wrong, result())
     with pytest.raises(UserError, match="holds no result"):
         write_page(tmp_path / "nowhere")
     assert "quick look" in section({**result(), "quick": True}, folder)

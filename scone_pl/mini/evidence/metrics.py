@@ -62,13 +62,24 @@ def estimate_of(arm: Mapping[str, Any], look: str, metric: str) -> Estimate:
     return estimate(values_of(arm, look, metric))
 
 
-def difference_of(one: Mapping[str, Any], other: Mapping[str, Any], look: str, metric: str) -> Estimate | None:
-    """`one` - `other`, paired by seed; None if they share no two seeds."""
+def difference_of(
+    one: Mapping[str, Any], other: Mapping[str, Any], look: str, metric: str, *, other_look: str = ""
+) -> Estimate | None:
+    """`one` - `other`, paired by seed; None if they share no two seeds.
+
+    Args:
+        one: an arm.
+        other: another, or the same under `other_look`.
+        look: the evaluation.
+        metric: one of `METRICS`.
+        other_look: of `other`; by default `look`.
+    """
     seeds = {run["seed"] for run in one["runs"]} & {run["seed"] for run in other["runs"]}
     if len(seeds) < 2:
         return None
     pair = [
-        [METRICS[metric](r["evaluations"][look]) for r in arm["runs"] if r["seed"] in seeds] for arm in (one, other)
+        [METRICS[metric](run["evaluations"][name]) for run in arm["runs"] if run["seed"] in seeds]
+        for arm, name in ((one, look), (other, other_look or look))
     ]
     return difference(*pair)
 

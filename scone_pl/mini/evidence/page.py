@@ -216,8 +216,9 @@ def _paper(result: Mapping[str, Any], folder: Path, look: str) -> list[str]:
 def filled(text: str, result: Mapping[str, Any]) -> str:
     """Placeholders in `text` replaced by mean and interval.
 
-    `{arm.metric}` or `{arm.evaluation.metric}`; of layers
-    `{arm.evaluation.expert.measure.layer}`, the mean of the tasks.
+    - `{arm.metric}` or `{arm.evaluation.metric}`
+    - `{one-other.evaluation.metric}`, `{arm.one-other.metric}`: a difference of arms or of evaluations, paired by seed
+    - `{arm.evaluation.expert.measure.layer}`: of a layer, the mean of the tasks
 
     Raises:
         UserError: a placeholder names nothing that is there.
@@ -226,12 +227,16 @@ def filled(text: str, result: Mapping[str, Any]) -> str:
     def value(match: re.Match[str]) -> str:
         arm, *middle, last = match[1].split(".")
         try:
-            runs = result["arms"][arm]
             if len(middle) == 3:
-                found = [run["evaluations"][middle[0]]["layers"] for run in runs["runs"]]
+                found = [run["evaluations"][middle[0]]["layers"] for run in result["arms"][arm]["runs"]]
                 return str(layer_estimates(found, middle[1], middle[2], list(found[0][middle[1]]))[int(last)])
-            return str(estimate_of(runs, *(middle or [next(iter(result["evaluations"]))]), last))
+            look = middle[0] if middle else next(iter(result["evaluations"]))
+            arms, looks = arm.split("-"), look.split("-")
+            if len(arms) == len(looks) == 1:
+                return str(estimate_of(result["arms"][arm], look, last))
+            one, other = (result["arms"][name] for name in (arms[0], arms[-1]))
+            return str(difference_of(one, other, looks[0], last, other_look=looks[-1]))
         except (KeyError, IndexError, TypeError, ValueError):
             raise UserError(f"{result['experiment']}: findings name {match[0]}, which is no arm and metric") from None
 
-    return re.sub(r"\{([\w.]+)\}", value, text)
+    return re.sub(r"\{([\w.-]+)\}", value, text)

@@ -170,14 +170,18 @@ def _training_of(weights: Path) -> Mapping[str, Any]:
 
 
 def commit() -> str:
-    """The checkout's commit, with a mark if files differ from it; unknown outside of a checkout."""
+    """The checkout's commit, with `-dirty` if code or recipes differ from it; unknown outside of a checkout."""
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=True
-        )
+        found = _git("rev-parse", "--short=12", "HEAD")
+        # What runs write themselves, results and their page, decides no number.
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    return found + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def versions() -> dict[str, str]:
