@@ -123,7 +123,7 @@ def test_settings_merge_and_name_the_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
     table = Experiment.read("table5")
-    arm = next(name for name, arm in table.arms.items() if not arm.weights)
+    arm = next(name for name, arm in table.arms.items() if arm.trained)
     assert table.settings_of(arm, 3)["data"]["seed"] == 1003
     assert table.identity(arm, "w") == table.identity(arm, "w")
     assert len({table.identity(arm, "w"), table.identity(arm, "v"), table.identity(arm, "w", quick=True)}) == 3
