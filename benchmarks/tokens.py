@@ -212,7 +212,7 @@ def _line(case: dict[str, Any], baseline: dict[str, Any]) -> str:
         return f"| {case['blocked_percent']} % | {name} | {case['error']} |" + 9 * " |"
 
     def cell(key: str, scale: float, digits: int) -> str:
-        ratio = "" if case is baseline else f" ({case[key] / baseline[key]:.2f})"
+        ratio = "" if case is baseline or key not in baseline else f" ({case[key] / baseline[key]:.2f})"
         return f"{case[key] / scale:.{digits}f}{ratio}"
 
     columns = [

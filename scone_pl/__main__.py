@@ -20,6 +20,7 @@ VERBS = {
     "judge": ("scone_pl.evaluation.commands", "have a benchmark's pictures judged"),
     "tables": ("scone_pl.evaluation.commands", "tables of judged pictures beside the paper's"),
     "shards": ("scone_pl.data.commands", "convert, verify and describe data sets"),
+    "layers": ("scone_pl.layers.commands", "which decoder layer the bridge should read, with and without labels"),
     "parity": ("scone_pl.parity", "compare with numbers that the published implementation computed"),
     "mini": ("scone_pl.mini.commands", "the mini-world: shards, base weights, exact evaluation, pictures"),
 }

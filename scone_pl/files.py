@@ -13,9 +13,14 @@ from typing import Any
 
 def write_text(text: str, file: Path) -> None:
     """Replaces `file`, making its folder if needed."""
+    write_bytes(text.encode(), file)
+
+
+def write_bytes(content: bytes, file: Path) -> None:
+    """Replaces `file`, making its folder if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content)
     os.replace(aside, file)
 
 

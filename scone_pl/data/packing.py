@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
+from scone_pl.data.boxes import meant_grid
 from scone_pl.data.index import IndexEntry
 from scone_pl.data.sample import BrokenSampleError, Candidate, Sample
 from scone_pl.data.tokenizer import Tokenizer
@@ -275,15 +275,3 @@ def prepare_reference(
         rows, columns = (side // vit.stride for side in vit_tensor.shape[-2:])
         meant = None if candidates is None else meant_grid(candidates, rows, columns)
     return PreparedReference(vae_tensor, vit_tensor, meant)
-
-
-def meant_grid(candidates: tuple[Candidate, ...], rows: int, columns: int) -> Tensor:
-    """(rows, columns) float: 1 where a token's centre lies in the box of a candidate that is meant, else 0."""
-    y = ((torch.arange(rows) + 0.5) / rows)[:, None]
-    x = (torch.arange(columns) + 0.5) / columns
-    grid = torch.zeros(rows, columns, dtype=torch.bool)
-    for candidate in candidates:
-        if candidate.meant:
-            left, top, right, bottom = candidate.box
-            grid |= (x >= left) & (x < right) & (y >= top) & (y < bottom)
-    return grid.float()

@@ -225,7 +225,7 @@ def evidence(
 
 
 def arm(table: str, arm: str, seed: int = 0, quick: bool = False) -> None:
-    """One run of one arm, as `mini evidence` starts it: trains, evaluates, writes result.json.
+    """One run of one arm, as `mini evidence` starts it: trains, evaluates, writes result-....json.
 
     Args:
         table: the experiment.
@@ -237,8 +237,7 @@ def arm(table: str, arm: str, seed: int = 0, quick: bool = False) -> None:
     from scone_pl.mini.evidence.work import run
 
     experiment = Experiment.read(table)
-    if arm not in experiment.arms:
-        raise UserError(f"{table} has no arm {arm}: choose from {', '.join(experiment.arms)}")
+    experiment.arm(arm)
     print(run(experiment, arm, seed, quick=quick))
 
 

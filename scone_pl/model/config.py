@@ -207,6 +207,11 @@ def bagel_7b() -> SconeConfig:
     )
 
 
+def bagel_7b_dense() -> SconeConfig:
+    """`bagel_7b` without separate experts: about 8 B parameters (experiments/ablations/no_experts.yaml)."""
+    return _dense(bagel_7b())
+
+
 def mini(vocab_size: int = 64) -> SconeConfig:
     """A model for the mini-world: 16 x 16 canvas, 4 x 4 pixel tokens, trained in minutes on two cores.
 
@@ -237,7 +242,10 @@ def mini(vocab_size: int = 64) -> SconeConfig:
 
 def mini_dense(vocab_size: int = 64) -> SconeConfig:
     """`mini` without separate experts, so half the decoder's layer weights."""
-    config = mini(vocab_size)
+    return _dense(mini(vocab_size))
+
+
+def _dense(config: SconeConfig) -> SconeConfig:
     return replace(config, decoder=replace(config.decoder, separate_experts=False))
 
 
@@ -260,5 +268,11 @@ def mini_photo(vocab_size: int = 260) -> SconeConfig:
     )
 
 
-PRESETS = {"bagel_7b": bagel_7b, "mini": mini, "mini_dense": mini_dense, "mini_photo": mini_photo}
+PRESETS = {
+    "bagel_7b": bagel_7b,
+    "bagel_7b_dense": bagel_7b_dense,
+    "mini": mini,
+    "mini_dense": mini_dense,
+    "mini_photo": mini_photo,
+}
 """By name."""

@@ -176,7 +176,8 @@ def read_run(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{path}: not a snapshot, {RUN_FILE} is missing")
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # Such a file holds all weights and the optimizer's state, so what is not asked for stays on disk.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=path.is_file())
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -190,11 +191,15 @@ def read_metadata(path: Path) -> Metadata:
 
 
 class FileReader:
-    """Reads the weights in a checkpoint of a run without `fully_sharded`."""
+    """Reads the weights in a checkpoint of a run without `fully_sharded`, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
+        """Raises a `UserError` if the file holds no weights."""
+        content = read_run(path)
+        if "state_dict" not in content:
+            raise UserError(f"{path}: holds no weights; give the snapshot, the folder checkpoints/step-... it lies in")
         self._weights: dict[str, Tensor] = {
-            name.removeprefix("model."): tensor for name, tensor in read_run(path)["state_dict"].items()
+            name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()
         }
 
     def shapes(self, section: str) -> dict[str, tuple[int, ...]]:

@@ -7,10 +7,10 @@ import torch
 from data_helpers import GOLDEN, encode, make_sample
 from safetensors.torch import load_file
 
+from scone_pl.data.boxes import meant_grid
 from scone_pl.data.packing import (
     PackingConfig,
     add_sample,
-    meant_grid,
     prepare_sample,
     sample_layout,
     sample_length,

@@ -131,6 +131,29 @@ def test_settings_merge_and_name_the_run(monkeypatch):
         Experiment.read("nothing")
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"arms": None}, "has no arms"),
+        ({"baseline": "plan"}, r"baseline plan is none of its arms, plain$"),
+        ({"init_of": ["wrong", "plain"]}, r"it must be \[another experiment, its arm\]"),
+        ({"init_of": ["table4"]}, r"it must be \[another experiment, its arm\]"),
+        ({"arms": {"plain": {"label": "plain", "weights_of": ["table5"]}}}, r"plain\.weights_of is \['table5'\]"),
+        ({"question": None}, "question"),
+    ],
+)
+def test_mistakes_in_an_experiment_are_named_before_it_runs(changes, says, tmp_path, monkeypatch):
+    content = {"title": "Wrong", "question": "?", "arms": {"plain": {"label": "plain"}}, **changes}
+    content = {key: value for key, value in content.items() if value is not None}
+    content.setdefault("arms", {})
+    folder = tmp_path / "experiments/ablations/mini"
+    folder.mkdir(parents=True)
+    (folder / "wrong.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=says):
+        Experiment.read("wrong")
+
+
 @pytest.fixture
 def small(mini_world, tmp_path, monkeypatch):
     """A place with an experiment of two tiny arms."""
@@ -171,6 +194,8 @@ def small(mini_world, tmp_path, monkeypatch):
 def test_a_run_is_killed_resumed_and_skipped(small, capfd):
     command = [sys.executable, "-m", "scone_pl", "mini", "evidence", "--table", "small", "--seeds", "1", "--jobs", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with pytest.raises(UserError, match="small has no arm agian: choose from plain, soft, again"):
+        small.arm("agian")
     with pytest.raises(UserError, match="no weights in"):
         jobs_of(small, ["again"], [0])  # looks at weights that are not there yet
     assert sources_of(small, ["plain", "again"]) == {"small": ["soft"]}

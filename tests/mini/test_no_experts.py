@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +24,19 @@ def _recipe(name: str) -> dict:
     return yaml.safe_load((ROOT / name).read_text())
 
 
-@pytest.mark.parametrize("recipes", ["base dense", "stage1 dense_stage1"])
-def test_base_and_stage_1_are_the_same_recipes(recipes: str) -> None:
-    recipe, overlay = recipes.split()
-    plain = _recipe(f"experiments/mini/{recipe}.yaml")
-    dense = merged(plain, _recipe(f"experiments/ablations/mini/{overlay}.yaml"))
-    assert dense["model"]["init_args"].pop("init_from") != plain["model"]["init_args"].pop("init_from")
-    assert dense.pop("output_dir") != plain.pop("output_dir")
-    assert dense == plain
+def test_the_base_is_the_same_recipe_and_stage_1_is_four_times_as_long() -> None:
+    for recipe, overlay, times in (("base", "dense", 1), ("stage1", "dense_stage1", 4)):
+        plain = _recipe(f"experiments/mini/{recipe}.yaml")
+        dense = copy.deepcopy(merged(plain, _recipe(f"experiments/ablations/mini/{overlay}.yaml")))
+        assert dense["model"]["init_args"].pop("init_from") != plain["model"]["init_args"].pop("init_from")
+        assert dense.pop("output_dir") != plain.pop("output_dir")
+        for one, other in zip(dense["chain"], plain["chain"], strict=True):
+            assert one["trainer"].pop("max_steps") == times * other["trainer"].pop("max_steps")
+            decay = [step.get("model", {}).get("init_args", {}).get("optimizer", {}) for step in (one, other)]
+            assert decay[0].pop("decay_steps", 0) == times * decay[1].pop("decay_steps", 0)
+        for how in (dense, plain):  # one device or ranks, and what is only watched
+            del how["trainer"]
+        assert dense == plain
 
 
 def test_each_starts_where_the_one_before_ends(monkeypatch: pytest.MonkeyPatch) -> None:

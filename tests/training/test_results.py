@@ -82,6 +82,10 @@ def test_a_run_that_is_not_sharded_is_exported_too(start: Path, tmp_path: Path, 
     assert all(after[n].equal(before[n] * (2 if "connector" in n else 1)) for n in before)
     assert main(["export", str(file), str(tmp_path / "average"), "--weights", "ema"]) == 2
     assert "holds no average" in capsys.readouterr().err
+    inner = tmp_path / "run.pt"  # of a sharded snapshot: its tensors are beside it
+    torch.save({"scone": described}, inner)
+    assert main(["export", str(inner), str(tmp_path / "inner")]) == 2
+    assert "holds no weights; give the snapshot" in capsys.readouterr().err
 
 
 def test_bfloat16_weights_stay_bfloat16(start: Path, tmp_path: Path) -> None:

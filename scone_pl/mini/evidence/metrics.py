@@ -37,6 +37,7 @@ METRICS: dict[str, Callable[[Report], float]] = {
     "COM": _score("COM"),
     "DIS": _score("DIS"),
     "overall": _overall,
+    "COM_alone": lambda report: _mean([t["COM"] for n, t in report["tasks"].items() if n.startswith("composition")]),
     "PF": lambda report: _mean([task["PF"] for task in report["tasks"].values() if "PF" in task]),
     "SC": lambda report: _mean([task["SC"] for task in report["tasks"].values() if "SC" in task]),
     "exact": _failed("none"),
@@ -48,8 +49,8 @@ METRICS: dict[str, Callable[[Report], float]] = {
     "recall": _kept("recall"),
     "blocked": lambda report: 100.0 * report["blocked_share"],
 }
-"""Scores from 0 to 10; the others are shares in percent, of pictures (failures), of tokens (precision, recall,
-blocked)."""
+"""Scores from 0 to 10 (COM_alone: of references with one subject each); the others are shares in percent, of pictures
+(failures), of tokens (precision, recall, blocked)."""
 
 
 def values_of(arm: Mapping[str, Any], look: str, metric: str) -> list[float]:

@@ -35,12 +35,14 @@ versions and every seed's numbers); do not edit it. `make evidence` runs what is
 
 **Another scale.** Numbers called ours come from a model of 0.9 million parameters on 16-pixel pictures, judged
 exactly by a program; the paper's come from 14.6 billion parameters, judged by GPT-4.1. Only orderings can be compared.
-Each section states its question as it was written down before the runs. All arms of a section start from the same
-weights and take the same number of steps over the same samples, each at the learning rate that was chosen for it by one
-rule (`rates`). Settings were chosen on validation episodes, the numbers are from test episodes that no choice has seen.
-`±` is a 95 % interval over seeds (Student's t); a seed decides data order, noise levels and noise, of Stage I too. In
-bold: differences whose interval leaves out 0. Scores are SconeEval's formulas, 0 to 10; a model that draws no candidate
-at all has DIS 2.5.
+Each section states its question as it was written down before the runs, and what was known by then. Unless it says
+otherwise, all arms start from the same weights, a Stage I of each seed's own, and take the same number of steps over
+the same samples, each at the learning rate that was chosen for it by one rule (`rates`). Settings were chosen on
+validation episodes, the numbers are from test episodes that no choice has seen (those of `rates` from validation).
+`±` is a 95 % interval over seeds (Student's t): a seed decides data order, noise levels and noise; the episodes are
+the same for all, so what another draw of episodes would change is not in it. In bold: differences whose interval
+leaves out 0; no correction is made for their number. Scores are SconeEval's formulas, 0 to 10; a model that draws no
+candidate at all has DIS 2.5 (3.33 and 3.75 with three and four candidates).
 """
 
 

@@ -53,7 +53,7 @@ def _run_arms(
     experiment: Experiment, arms: Sequence[str], numbers: Sequence[int], *, side_by_side: int, quick: bool
 ) -> list[Job]:
     prepare(experiment)
-    looked_at = [arm for arm in arms if experiment.arms[arm].weights_of]
+    looked_at = [arm for arm in arms if experiment.arm(arm).weights_of]
     others = [arm for arm in arms if arm not in looked_at]
     for group, shorter in ((looked_at, quick), (others, False)):  # what arms start from is whole in a quick look too
         for other, names in sources_of(experiment, group).items():

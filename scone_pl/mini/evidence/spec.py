@@ -92,16 +92,39 @@ class Experiment:
     quick: dict[str, Any] = field(default_factory=dict)
     """For a first look: `steps` (share of every chain step's), `per_task` (in place of that of evaluations)."""
     answer: str = ""
-    """The same in a sentence, for the page's head; placeholders as in `findings`."""
+    """What came out, in a sentence for the page's head; placeholders as in `findings`."""
     findings: str = ""
     """What came out, written after the runs; `{arm.metric}` stands for mean and interval."""
+
+    def __post_init__(self) -> None:
+        file = FOLDER / f"{self.name}.yaml"
+        if not self.arms:
+            raise UserError(f"{file}: has no arms")
+        if self.baseline and self.baseline not in self.arms:
+            raise UserError(f"{file}: baseline {self.baseline} is none of its arms, {', '.join(self.arms)}")
+        if self.init_of and (len(self.init_of) != 2 or self.init_of[0] == self.name):
+            raise UserError(f"{file}: init_of is {list(self.init_of)}; it must be [another experiment, its arm]")
+        for name, arm in self.arms.items():
+            if arm.weights_of is not None and len(arm.weights_of) not in (2, 3):
+                given = list(arm.weights_of)
+                raise UserError(f"{file}: {name}.weights_of is {given}; it must be [experiment, arm] or with a step")
+
+    def arm(self, name: str) -> Arm:
+        """The arm called `name`.
+
+        Raises:
+            UserError: there is none.
+        """
+        if name not in self.arms:
+            raise UserError(f"{self.name} has no arm {name}: choose from {', '.join(self.arms)}")
+        return self.arms[name]
 
     @classmethod
     def read(cls, name: str) -> Experiment:
         """The experiment called `name`.
 
         Raises:
-            UserError: no such file, or an unknown or missing key.
+            UserError: no such file, an unknown or missing key, or one that names an arm that is not there.
         """
         file = FOLDER / f"{name}.yaml"
         if not file.is_file():
@@ -113,6 +136,7 @@ class Experiment:
             content["evaluations"] = {key: Evaluation(**_tupled(look or {}, "tasks")) for key, look in looks.items()}
             return cls(name=name, **_tupled(content, "recipes", "prepare", "init_of"))
         except (TypeError, KeyError, AttributeError) as error:
+            error = f"no key {error}" if isinstance(error, KeyError) else error
             names = ", ".join(f.name for f in fields(cls))
             raise UserError(f"{file}: {error}; an experiment has the keys {names}") from None
 

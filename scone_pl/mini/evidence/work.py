@@ -28,7 +28,8 @@ def folder_of(experiment: Experiment, arm: str, seed: int, *, quick: bool = Fals
     origin = start_of(experiment, arm, seed, quick=quick)
     if not (origin / "llm_config.json").is_file():
         raise UserError(
-            f"{experiment.name} {arm}: no weights in {origin}; run what `prepare` or `weights_of` names first"
+            f"{experiment.name} {arm}: no weights in {origin}; `mini evidence` first runs what `prepare`, `init_of` "
+            "and `weights_of` name, but `init_from` and `weights` must be there"
         )
     identity = experiment.identity(arm, weights_identity(origin), quick=quick)
     return ROOT / experiment.name / f"{arm}-{identity}" / f"seed{seed}"
@@ -41,7 +42,7 @@ def result_file(experiment: Experiment, folder: Path, *, quick: bool = False) ->
 
 def origin_of(experiment: Experiment, arm: str) -> tuple[str, ...]:
     """(experiment, arm) or (experiment, arm, step) whose run of the same seed made `start_of`; () if none did."""
-    chosen = experiment.arms[arm]
+    chosen = experiment.arm(arm)
     if chosen.weights:
         return ()
     return chosen.weights_of or experiment.init_of

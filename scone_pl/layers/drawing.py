@@ -1,0 +1,70 @@
+"""A picture of similarity maps (the form of the paper's Fig. 11): experts side by side, layers in four groups."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scone_pl.files import write_bytes
+
+GROUPS = 4
+
+
+class MapRow(NamedTuple):
+    """One reference image."""
+
+    label: str
+    picture: np.ndarray
+    """(H, W, 3) uint8."""
+    maps: Mapping[str, np.ndarray]
+    """Expert -> (layers, rows, columns) similarities."""
+    meant: Sequence[Sequence[float]]
+    """Left, top, right, bottom of the boxes of meant subjects, as fractions of the picture's sides."""
+
+
+def draw_maps(rows: Sequence[MapRow], file: Path) -> None:
+    """Writes the PNG, a row an image.
+
+    A map is one reference image's similarity with the instruction, averaged over a group of layers, its own lowest
+    value dark and its highest bright. A red frame surrounds each meant subject.
+    """
+    experts, layers = list(rows[0].maps), len(next(iter(rows[0].maps.values())))
+    groups = np.array_split(np.arange(layers), min(GROUPS, layers))
+    columns = 1 + len(groups) * len(experts)
+    figure = Figure(figsize=(1.05 * columns + 2.2, 1.12 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        _draw(line, row, groups)
+    heads = [f"{expert}\nlayer {_span(group)}" for expert in experts for group in groups]
+    for axis, head in zip(axes[0], ["reference", *heads], strict=True):
+        axis.set_title(head, fontsize=8)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    write_bytes(content.getvalue(), file)
+
+
+def _span(group: np.ndarray) -> str:
+    return f"{group[0]}" if len(group) == 1 else f"{group[0]}-{group[-1]}"
+
+
+def _draw(line: Sequence[Axes], row: MapRow, groups: Sequence[np.ndarray]) -> None:
+    for axis in line:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    line[0].imshow(row.picture)
+    line[0].set_ylabel(row.label, rotation=0, ha="right", va="center", fontsize=7, multialignment="right")
+    height, width = row.picture.shape[:2]
+    maps = [layers[group].mean(0) for layers in row.maps.values() for group in groups]
+    for axis, values in zip(line[1:], maps, strict=True):
+        axis.imshow(values, cmap="viridis", extent=(0, width, height, 0))
+        for left, top, right, bottom in row.meant:
+            x, y = np.array([left, right, right, left, left]), np.array([top, top, bottom, bottom, top])
+            axis.plot(x * width, y * height, color="#ef4444")

@@ -1,0 +1,158 @@
+"""Similarity of reference tokens with the instruction behind every decoder layer, in both experts (paper Fig. 11).
+
+No mask is applied: one clean forward pass over packs of bounded length. Similarities are computed while the pass runs,
+so that no layer's states are kept: at 7B those of one pack would take 10 GB.
+
+Shapes: L tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scone_pl.data.packing import PackingConfig, PreparedSample, prepare_sample
+from scone_pl.data.sample import Sample
+from scone_pl.data.seeding import generator
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.model.bridge import Bridge
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.experts import ByExpert
+from scone_pl.model.scone import Scone
+from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
+
+EXPERTS = ("understanding", "generation")
+PACK_TOKENS = 26496
+"""Tokens of a pack, as in training at 7B (release: max_num_tokens)."""
+_ANY = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=1, apply_mask=False)
+
+
+class ImageMaps(NamedTuple):
+    """How similar one reference image's tokens are to the instruction, behind every layer."""
+
+    sample: int
+    image: int
+    understanding: np.ndarray
+    """(layers, rows, columns) float32, of the image's ViT tokens: what the bridge compares with its threshold."""
+    generation: np.ndarray
+    """(layers, rows, columns) float32, of its VAE tokens; another grid."""
+
+
+@torch.no_grad()
+def similarity_of_layers(model: Scone, pack: PackedSequence, clean: Tensor) -> ByExpert:
+    """(layers, L) float32 on the CPU for each expert.
+
+    Understanding: of ViT tokens, the bridge's own. Generation: mean cosine of the generation expert's states of VAE
+    tokens with the understanding expert's states of the instruction. Other tokens' values mean nothing.
+
+    Args:
+        model: any.
+        pack: on its device.
+        clean: its latent tokens, see `Scone.encode_images`.
+    """
+    bridge, found = Bridge(_ANY, pack), []
+
+    def compare(layer: nn.Module, inputs: Any, states: ByExpert) -> None:
+        found.append(_similarity(bridge, states))
+
+    hooks = [layer.register_forward_hook(compare) for layer in model.language_model.model.layers]
+    try:
+        model(pack, clean, torch.zeros(len(pack.latent_splits), device=pack.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ByExpert(*(torch.stack(of_expert) for of_expert in zip(*found, strict=True)))
+
+
+def _similarity(bridge: Bridge, states: ByExpert) -> ByExpert:
+    """(L,) each, from one layer's (U, D) and (N, D)."""
+    pack, latent = bridge.pack, bridge.pack.latent_index
+    own, words = (F.normalize(x.float(), dim=-1, eps=1e-8) for x in (states.generation, states.understanding))
+    of_latents = (own * bridge.instruction_mean(words)[pack.sample_of_token[latent]]).sum(-1)
+    generation = of_latents.new_ones(len(pack)).index_put((latent,), of_latents)
+    return ByExpert(bridge.similarity(states.understanding).cpu(), generation.cpu())
+
+
+def image_maps(pack: PackedSequence, similarity: ByExpert) -> list[ImageMaps]:
+    """The maps of all reference images of a pack, in its order, from `similarity_of_layers`.
+
+    Every reference must have its ViT and its VAE split.
+    """
+
+    def grids(values: Tensor, kind: SplitKind) -> list[np.ndarray]:
+        splits = pack.splits_of(kind)
+        return [values[:, s.start + 1 : s.stop - 1].unflatten(1, s.grid).numpy() for s in splits]  # type: ignore[arg-type]
+
+    splits = pack.splits_of(SplitKind.VIT)
+    maps = grids(similarity.understanding, SplitKind.VIT), grids(similarity.generation, SplitKind.VAE)
+    return [ImageMaps(s.sample, s.image or 0, *both) for s, *both in zip(splits, *maps, strict=True)]
+
+
+def read_images(
+    model: Scone,
+    tokenizer: Tokenizer,
+    samples: Sequence[Sample],
+    packing: PackingConfig,
+    exchanged: Sequence[str] | None = None,
+    tokens: int = PACK_TOKENS,
+) -> Iterator[tuple[ImageMaps, ImageMaps | None]]:
+    """The maps of every reference image, in order.
+
+    Targets and answers are left out: no reference token sees them.
+
+    Args:
+        model: on any device.
+        tokenizer: its own.
+        samples: with references and instruction.
+        packing: sizes to which images are brought.
+        exchanged: another instruction for each sample; the second maps of each pair are those under it.
+        tokens: samples are put together to packs of at most so many; a longer one is a pack by itself.
+    """
+    form, packing = model.sequence_format(tokenizer.special), packing.without_dropout()
+    waiting: list[tuple[PreparedSample, ...]] = []  # own and exchanged instruction
+    filled = 0
+    for number, sample in enumerate(samples):
+        plain = dataclasses.replace(sample, target=b"", answer="")
+        own = prepare_sample(plain, form, tokenizer, packing, generator("layers", sample.key))
+        variants = (own,)
+        if exchanged is not None:
+            variants += (dataclasses.replace(own, ids=tokenizer.encode(exchanged[number])),)
+        length = max(len(_pack(form, [variant])) for variant in variants)
+        if waiting and filled + length > tokens:
+            yield from _read(model, form, waiting, number - len(waiting))
+            waiting, filled = [], 0
+        waiting.append(variants)
+        filled += length
+    if waiting:
+        yield from _read(model, form, waiting, len(samples) - len(waiting))
+
+
+@torch.no_grad()
+def _read(
+    model: Scone, form: SequenceFormat, waiting: list[tuple[PreparedSample, ...]], first: int
+) -> list[tuple[ImageMaps, ImageMaps | None]]:
+    """One pack's maps; its first sample is number `first`."""
+    packs = [_pack(form, samples).to(model.vae2llm.weight.device) for samples in zip(*waiting, strict=True)]
+    clean = model.encode_images(packs[0])  # the instruction is no part of it
+    own, *others = (
+        [
+            maps._replace(sample=first + maps.sample)
+            for maps in image_maps(pack, similarity_of_layers(model, pack, clean))
+        ]
+        for pack in packs
+    )
+    return list(zip(own, others[0] if others else [None] * len(own), strict=True))
+
+
+def _pack(form: SequenceFormat, samples: Sequence[PreparedSample]) -> PackedSequence:
+    builder = SequenceBuilder(form)
+    for sample in samples:
+        sample.append_to(builder)
+    return builder.build()
