@@ -107,6 +107,22 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
     assert "quick look" in section({**result(), "quick": True}, folder)
 
 
+def test_costs_stand_beside_scores(tmp_path):
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    keys = ("step_seconds", "step_memory", "step_memory_kept", "prefill_seconds", "sample_step_seconds", "cache_bytes")
+    case = dict.fromkeys((*keys, "full_flops"), 4.0)
+    cases = [{**case, "row": "mask", "blocked_percent": 50}]
+    cases += [{**dict.fromkeys(case, 1.0), "row": "dropped", "blocked_percent": 50}]
+    cases += [{"row": "later", "blocked_percent": 50, "error": "out of memory"}]
+    settings = {"tokens": 9, "width": 8, "layers": 7, "threads": 1, "clock": "wall"}
+    (folder / "demo_cost.json").write_text(json.dumps({"settings": settings, "cases": cases}))
+    text = section(result(), folder)
+    (line,) = [line for line in text.splitlines() if line.startswith("| 50 % blocked, dropped |")]
+    assert line.count("0.25 |") == 7
+    assert "left out" not in text
+
+
 def test_the_committed_page_is_the_one_the_files_give(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     kept = ROOT / "docs/evidence"

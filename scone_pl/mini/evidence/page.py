@@ -26,6 +26,7 @@ ORDER = (
     *("robustness", "robustness_trained", "no_experts", "tokens"),
 )
 SCORES = ("COM", "DIS", "overall")
+_COST_ROWS = {"paper": "left out", "later": "left out in all later layers", "dropped": "dropped"}
 FAILURES = ("exact", "redundancy", "omission", "blending", "wrong_subject")
 
 HEAD = """# Evidence: the paper's claims, measured in the mini-world
@@ -49,7 +50,7 @@ candidate at all has DIS 2.5 (3.33 and 3.75 with three and four candidates).
 def write_page(folder: Path = DOCS) -> Path:
     """Writes the page beside `folder` from what is in it; its file."""
     names = [name for name in ORDER if (folder / f"{name}.json").is_file()]
-    names += sorted(f.stem for f in folder.glob("*.json") if f.stem not in ORDER)
+    names += sorted(f.stem for f in folder.glob("*.json") if f.stem not in ORDER and not f.stem.endswith("_cost"))
     if not names:
         raise UserError(f"{folder}: holds no result; run `make table5` or another experiment first")
     results = [_with_words(json.loads((folder / f"{name}.json").read_text())) for name in names]
@@ -95,6 +96,8 @@ def section(result: Mapping[str, Any], folder: Path = DOCS) -> str:
     parts += [f"![{file.stem}]({folder.name}/{file.name})" for file in pictures]
     if result["paper_table"]:
         parts += _paper(result, folder, scored[0])
+    if (cost := folder / f"{name}_cost.json").is_file():
+        parts += _cost_tables(json.loads(cost.read_text()))
     if result["findings"]:
         parts.append(f"**What came out.** {filled(result['findings'].strip(), result)}")
     return "\n\n".join(parts) + "\n"
@@ -213,6 +216,32 @@ def _paper(result: Mapping[str, Any], folder: Path, look: str) -> list[str]:
         if lines
         else [table]
     )
+
+
+def _cost_tables(cost: Mapping[str, Any]) -> list[str]:
+    """What `benchmarks/tokens.py --output` measured: every case over the masked one at the same share."""
+    columns = {
+        "training step": "step_seconds",
+        "its memory, recomputing": "step_memory",
+        "keeping": "step_memory_kept",
+        "prefill": "prefill_seconds",
+        "sampling step": "sample_step_seconds",
+        "cache": "cache_bytes",
+        "FLOPs of a 7B step": "full_flops",
+    }
+    rows, baselines = [], {}
+    for case in cost["cases"]:
+        base = baselines.setdefault(case["blocked_percent"], case)
+        if case is not base and "error" not in case and "error" not in base:
+            cells = [f"{case[key] / base[key]:.2f}" for key in columns.values()]
+            rows.append([f"{case['blocked_percent']} % blocked, {_COST_ROWS[case['row']]}", *cells])
+    settings = cost["settings"]
+    how = (
+        f"Time and memory, over a mask that does all the work (`benchmarks/tokens.py`: {settings['tokens']} tokens, "
+        f"width {settings['width']}, {settings['layers']} layers, {settings['threads']} threads, "
+        f"{settings['clock']} clock; the last column is counted at full size):"
+    )
+    return [how, markdown_table(["over the mask", *columns], rows)]
 
 
 def filled(text: str, result: Mapping[str, Any]) -> str:
