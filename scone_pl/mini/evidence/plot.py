@@ -43,10 +43,10 @@ def _bars(axes: Axes, rows: list[tuple[str, Mapping[str, Any], str]]) -> None:
             axes.barh(place, found.mean, 0.34, xerr=width, color=colour, alpha=0.45, label=None if number else metric)
             axes.plot(found.values, [place] * len(found.values), ".", color=colour, markersize=5)
     axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 10)
     axes.set_xlabel("score (0 to 10), 95 % intervals over seeds, a dot a seed")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
 
 
 def _lines(axes: Axes, result: Mapping[str, Any], look: str) -> None:
