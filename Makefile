@@ -75,7 +75,7 @@ robustness: ## likeness, number of candidates and references, naming, unseen sha
 robustness_trained: ## the same after training on harder episodes
 no_experts: ## the bridge in a dense decoder, without separate experts
 tokens: mini-data ## what leaving blocked tokens out, or dropping them, saves in time and memory, and its scores
-	$(BIN)/python benchmarks/tokens.py
+	$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json
 	$(EVIDENCE) tokens
 evidence: $(TABLES) tokens ## all experiments; finished runs are not run again
 
