@@ -77,7 +77,7 @@ no_experts: ## the bridge in a dense decoder, without separate experts
 tokens: mini-data ## what leaving blocked tokens out, or dropping them, saves in time and memory, and its scores
 	$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json
 	$(EVIDENCE) tokens
-evidence: $(TABLES) tokens ## all experiments; finished runs are not run again
+evidence: $(TABLES) tokens ## all experiments, about 3 hours on 2 cores; finished runs are not run again
 
 parity: install ## compare with the published implementation's numbers
 	$(SCONE) parity tests/golden/parity
