@@ -8,7 +8,7 @@ SCONE := $(BIN)/python -m scone_pl
 SEEDS ?= 5
 QUICK ?= 0
 JOBS ?= 2
-TABLES := rates table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts
+TABLES := rates table4 table5 table5_long table5_rate parts table6 table6_training figure11 layers robustness robustness_trained no_experts
 EVIDENCE = OMP_NUM_THREADS=1 $(SCONE) mini evidence --seeds $(SEEDS) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick true) --table
 
 .DEFAULT_GOAL := help
@@ -66,6 +66,7 @@ rates: SEEDS := 2
 table4: ## base, Stage I step 1, step 2 (SEEDS=5 QUICK=0 JOBS=2)
 table5: ## Stage II: direct, two steps, with the bridge
 table5_long: ## the same without and with the paper's mask, three times as long
+table5_rate: ## is (a) behind (b) for its learning rate?
 parts: ## what of the soft bridge matters, one change at a time
 table6: ## thresholds and masks in sampling
 table6_training: ## thresholds in training

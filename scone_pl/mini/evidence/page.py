@@ -22,8 +22,8 @@ DOCS = Path("docs/evidence")
 PUBLISHED = "published.yaml"
 """The paper's tables."""
 ORDER = (
-    *("rates", "table4", "table5", "table5_long", "parts", "table6", "table6_training", "figure11", "layers"),
-    *("robustness", "robustness_trained", "no_experts", "tokens"),
+    *("rates", "table4", "table5", "table5_long", "table5_rate", "parts", "table6", "table6_training"),
+    *("figure11", "layers", "robustness", "robustness_trained", "no_experts", "tokens"),
 )
 SCORES = ("COM", "DIS", "overall")
 _COST_ROWS = {"paper": "left out", "later": "left out in all later layers", "dropped": "dropped"}
