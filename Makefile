@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-test: install ## lint, then the test suite (6:30 on 2 cores); test-slow has the rest
+test: install ## lint, then the test suite (6:30 on 2 idle cores before its last 230 tests); test-slow has the rest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
@@ -65,7 +65,7 @@ rates: ## learning rates of the arms of Table 5, chosen alike on validation epis
 rates: SEEDS := 2
 table4: ## base, Stage I step 1, step 2 (SEEDS=5 QUICK=0 JOBS=2)
 table5: ## Stage II: direct, two steps, with the bridge
-table5_long: ## the same without and with the paper's mask, three times as long
+table5_long: ## the same arms, three times as long
 table5_rate: ## is (a) behind (b) for its learning rate?
 parts: ## what of the soft bridge matters, one change at a time
 table6: ## thresholds and masks in sampling
