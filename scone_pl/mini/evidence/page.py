@@ -22,7 +22,7 @@ DOCS = Path("docs/evidence")
 PUBLISHED = "published.yaml"
 """The paper's tables."""
 ORDER = (
-    *("rates", "table4", "table5", "table5_long", "table5_rate", "parts", "table6", "table6_training"),
+    *("rates", "table4", "table5", "rates_long", "table5_long", "table5_rate", "parts", "table6", "table6_training"),
     *("figure11", "layers", "robustness", "robustness_trained", "no_experts", "tokens"),
 )
 SCORES = ("COM", "DIS", "overall")
