@@ -15,6 +15,7 @@ of such a sample, C of them before its first target.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -123,20 +124,27 @@ class KeptContext:
     """(G, 1, 1, kept) bool, false on the filling; None if there is none."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What narrows the attention of a run beyond its splits; None = nothing does. One of the three at most."""
+
+    kept: KeptContext | None = None
+    """Context keys that the bridge leaves to target latents."""
+    bias: Tensor | None = None
+    """(G, 1, 1, C), added to the logits that target latents give context keys."""
+    present: Tensor | None = None
+    """(G, 1, 1, C) bool, false on context keys where no query looks."""
+
+
 class SplitPlan(AttentionPlan):
     """Split by split, on `scaled_dot_product_attention`."""
 
     def __init__(self, pack: PackedSequence) -> None:
         self.runs = runs_of(pack)
-        self._kept: tuple[KeptContext | None, ...] = (None,) * len(self.runs)
-        self._bias: tuple[Tensor | None, ...] = (None,) * len(self.runs)
-        """Per run (G, 1, 1, C)."""
-        self._present: tuple[Tensor | None, ...] = (None,) * len(self.runs)
-        """Per run (G, 1, 1, C) bool: the context keys that any query may see; None = all."""
+        self._limits = (Limits(),) * len(self.runs)
         self._causal = _causal_strip(self.runs, pack.device)
 
     def hiding(self, blocked: Tensor) -> SplitPlan:
-        plan = self._copy()
         visible = [
             ~blocked[run.start : run.start + run.num_tokens].view(run.num_samples, -1)[:, : run.context_length]
             for run in self.runs
@@ -146,22 +154,17 @@ class SplitPlan(AttentionPlan):
         for run, seen in zip(self.runs, visible, strict=True):
             mine, counts = counts[: run.num_samples], counts[run.num_samples :]
             kept.append(_keep(run, seen, mine) if run.targets and min(mine) < run.context_length else None)
-        plan._kept = tuple(kept)
-        return plan
+        return self._limited([Limits(kept=keys) for keys in kept])
 
     def biased(self, bias: Tensor) -> SplitPlan:
-        plan = self._copy()
-        plan._bias = plan._of_context(bias)
-        return plan
+        return self._limited([Limits(bias=row) for row in self._of_context(bias)])
 
     def over(self, pack: PackedSequence, present: Tensor | None) -> SplitPlan:
         plan = SplitPlan(pack)
-        if present is not None:
-            rows = plan._of_context(present)
-            plan._present = tuple(
-                row if run.num_samples > 1 else None for run, row in zip(plan.runs, rows, strict=True)
-            )
-        return plan
+        if present is None:
+            return plan
+        rows = zip(plan.runs, plan._of_context(present), strict=True)
+        return plan._limited([Limits(present=row if run.num_samples > 1 else None) for run, row in rows])
 
     def _of_context(self, values: Tensor) -> tuple[Tensor, ...]:
         """(L,) -> per run (G, 1, 1, C)."""
@@ -171,27 +174,18 @@ class SplitPlan(AttentionPlan):
             for run, row in zip(self.runs, rows, strict=True)
         )
 
-    def _copy(self) -> SplitPlan:
-        plan = SplitPlan.__new__(SplitPlan)
-        plan.__dict__.update(self.__dict__)
+    def _limited(self, limits: list[Limits]) -> SplitPlan:
+        """The same plan with `limits`, one for each run, in place of its own."""
+        plan = copy(self)
+        plan._limits = tuple(limits)
         return plan
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         sizes = [run.num_tokens for run in self.runs]
-        settings = zip(self.runs, self._kept, self._bias, self._present, strict=True)
-        parts = zip(settings, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-        return torch.cat([self._attend_run(*setting, *qkv) for setting, *qkv in parts])
+        parts = zip(self.runs, self._limits, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+        return torch.cat([self._attend_run(*part) for part in parts])
 
-    def _attend_run(
-        self,
-        run: Run,
-        kept: KeptContext | None,
-        bias: Tensor | None,
-        present: Tensor | None,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-    ) -> Tensor:
+    def _attend_run(self, run: Run, limits: Limits, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         qs, ks, vs = (x.view(run.num_samples, run.length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         outputs = []
         *context_q, target_q = qs.split([*(s.length for s in run.context), run.length - run.context_length], dim=2)
@@ -199,13 +193,13 @@ class SplitPlan(AttentionPlan):
         for split, split_q in zip(run.context, context_q, strict=True):
             start, stop = stop, stop + split.length
             keys, values = ks[:, :, :stop], vs[:, :, :stop]
-            shown = None if present is None else present[..., :stop]
+            shown = None if limits.present is None else limits.present[..., :stop]
             if split.kind == SplitKind.TEXT:
                 outputs += self._attend_text(split_q, keys, values, start, shown)
             else:
                 outputs.append(attend(split_q, keys, values, shown))
         if run.targets:
-            outputs.append(_attend_targets(run, kept, bias, present, target_q, k, v, ks, vs))
+            outputs.append(_attend_targets(run, limits, target_q, k, v, ks, vs))
         return torch.cat(outputs, dim=2).transpose(1, 2).flatten(0, 1)
 
     def _attend_text(self, q: Tensor, k: Tensor, v: Tensor, prefix: int, present: Tensor | None) -> list[Tensor]:
@@ -247,30 +241,19 @@ def _keep(run: Run, visible: Tensor, counts: list[int]) -> KeptContext:
     return KeptContext(order + offsets, mask)
 
 
-def _attend_targets(
-    run: Run,
-    kept: KeptContext | None,
-    bias: Tensor | None,
-    present: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    ks: Tensor,
-    vs: Tensor,
-) -> Tensor:
+def _attend_targets(run: Run, limits: Limits, q: Tensor, k: Tensor, v: Tensor, ks: Tensor, vs: Tensor) -> Tensor:
     """Each target split sees the context and itself.
 
     Args:
         run: the run.
-        kept: context keys left by the bridge; None = all.
-        bias: (G, 1, 1, C), added to the logits of the context keys; None = nothing.
-        present: (G, 1, 1, C) bool, false where nobody looks; None = all. Never with `kept` or `bias`.
+        limits: what of the context it sees.
         q: (G, H, target tokens, E).
         k: (G * S, K, E), and `v` alike: the run's keys as rows, to gather from.
         v: see `k`.
         ks: (G, K, S, E), and `vs` alike: the same as a batch.
         vs: see `ks`.
     """
+    kept, bias, present = limits.kept, limits.bias, limits.present
     if kept is not None:
         rows = kept.index.flatten()
         shown_k, shown_v = (
