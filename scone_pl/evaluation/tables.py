@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.bootstrap import FEW
 from scone_pl.evaluation.published import published
 from scone_pl.evaluation.summary import Summary
+from scone_pl.markdown import markdown_table
 
 _FEW_NOTE = f"Tasks with fewer than {FEW} items: intervals and p mean little."
 _LATEX = str.maketrans(
@@ -49,7 +50,7 @@ def main_markdown(summaries: Sequence[Summary]) -> str:
         mark = "**" if ours else ""
         cells = [f"{mark}{_cell(row.get(column))}{mark}" for column in columns]
         rows.append([f"{mark}{_plain(method)}{mark}", *cells])
-    return markdown(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def main_latex(summaries: Sequence[Summary]) -> str:
@@ -105,7 +106,7 @@ def detail_markdown(summary: Summary) -> str:
         note += f" Some columns exist in fewer groups: {combined['n_of']}."
     if not summary.groups or any(group["average"] is None for group in summary.groups):
         note += " Groups without every task have no average."
-    return f"{markdown(heads, rows)}\n\n{note}{_provenance(summary)}"
+    return f"{markdown_table(heads, rows)}\n\n{note}{_provenance(summary)}"
 
 
 def extra_markdown(summary: Summary) -> str:
@@ -124,14 +125,14 @@ def extra_markdown(summary: Summary) -> str:
             for task, found in summary.faults.items()
         ]
         heads = ["Task", "precision", "pictures with a distractor", "recall", "pictures that lack a subject"]
-        parts.append("### Redundancy and omission\n\n" + markdown(heads, rows))
+        parts.append("### Redundancy and omission\n\n" + markdown_table(heads, rows))
     failures = [
         [benchmark.short_names[task], str(count), _plain(reason)]
         for task, found in summary.completeness.items()
         for reason, count in found["failures"].items()
     ]
     if failures:
-        parts.append("### Records without scores\n\n" + markdown(["Task", "n", "reason"], failures, (0, 2)))
+        parts.append("### Records without scores\n\n" + markdown_table(["Task", "n", "reason"], failures, (0, 2)))
     if summary.combined["n_groups"] > 1:
         parts.append("### Stability\n\n" + _stability(summary))
     if summary.plausibility:
@@ -140,7 +141,7 @@ def extra_markdown(summary: Summary) -> str:
             for task, found in summary.plausibility.items()
         ]
         text = "Our own question, not part of the benchmark and in none of its averages.\n\n"
-        parts.append("### Physical plausibility\n\n" + text + markdown(["Task", "PHY", "n"], rows))
+        parts.append("### Physical plausibility\n\n" + text + markdown_table(["Task", "PHY", "n"], rows))
     return "\n\n".join(parts)
 
 
@@ -162,19 +163,7 @@ def comparison_markdown(found: Mapping[str, Any], first: str, second: str) -> st
     note = f"Paired bootstrap over {n} items that both have ({found['resamples']} resamples)."
     if min(found["n"].values()) < FEW:
         note += f" {_FEW_NOTE}"
-    return f"{markdown(heads, rows)}\n\n{note}"
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], text: Collection[int] = (0,)) -> str:
-    """Columns aligned, so that it reads well in a terminal too; `text` says which hold text, the others numbers."""
-    widths = [max(3, *(len(row[c]) for row in (heads, *rows))) for c in range(len(heads))]
-    lines = [[head.ljust(width) for head, width in zip(heads, widths, strict=True)]]
-    lines.append(["-" * w if c in text else "-" * (w - 1) + ":" for c, w in enumerate(widths)])
-    lines += [
-        [cell.ljust(w) if c in text else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{markdown_table(heads, rows)}\n\n{note}"
 
 
 def _provenance(summary: Summary) -> str:
@@ -208,7 +197,7 @@ def _stability(summary: Summary) -> str:
     note = f"One picture's PF moves by {pf}, its SC by {sc} (standard deviation over scorings, mean over pictures)"
     note += "." if agreement is None else f"; {agreement:.1%} of the candidates get the same presence in all scorings."
     heads = ["Average of", "std over scorings", "std over samplings", "range over groups"]
-    return f"{markdown(heads, rows)}\n\n{note}" if rows else note
+    return f"{markdown_table(heads, rows)}\n\n{note}" if rows else note
 
 
 def _head(benchmark: Benchmark, column: str) -> str:

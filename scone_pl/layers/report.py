@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scone_pl.evaluation.tables import markdown
 from scone_pl.layers.measures import QUANTILES, Reading, best_layer, quantiles, summary
+from scone_pl.markdown import markdown_table
 
 _COLUMNS = (
     ("AUROC", "understanding", "auroc"),
@@ -63,7 +63,7 @@ def _measures_table(report: Mapping[str, Any]) -> str:
     rows = [
         [str(i), *(f"{values[i]:.3f}{'*' if i == best else ' '}" for _, values, best in shown)] for i in range(layers)
     ]
-    return markdown(["layer", *(head for head, *_ in shown)], rows)
+    return markdown_table(["layer", *(head for head, *_ in shown)], rows)
 
 
 def _suggestion(report: Mapping[str, Any]) -> str:
@@ -91,4 +91,4 @@ def _quantiles_table(report: Mapping[str, Any]) -> str:
         for name, label in _TOKENS.items()
         if name in of_tokens
     ]
-    return markdown(["layer", "tokens of", *(f"{level:.0%}" for level in report["levels"])], rows, text=(0, 1))
+    return markdown_table(["layer", "tokens of", *(f"{level:.0%}" for level in report["levels"])], rows, text=(0, 1))

@@ -21,6 +21,7 @@ from scone_pl.data.transforms import ResizeLimits
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS, average_row, overall_score, task_means
 from scone_pl.generation.prompts import prompts_of
 from scone_pl.generation.sampler import SampledLatents, SamplingConfig, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.markdown import markdown_table
 from scone_pl.mini.episode import Episode, Subject
 from scone_pl.mini.judge import Failure, judge
 from scone_pl.model.builder import SequenceBuilder
@@ -182,15 +183,3 @@ def bridge_table(reports: dict[str, dict[str, Any]]) -> str:
     ]
     heads = ["weights", "blocked", "task", "subject tokens kept: precision", "recall"]
     return markdown_table(heads, rows) if rows else ""
-
-
-def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
-    """Markdown with columns aligned, so that it reads well in a terminal too; the first column is text."""
-    widths = [max(len(row[c]) for row in (heads, *rows)) for c in range(len(heads))]
-    lines = [[h.ljust(w) for h, w in zip(heads, widths, strict=True)]]
-    lines.append(["-" * w if c == 0 else "-" * (w - 1) + ":" for c, w in enumerate(widths)])
-    lines += [
-        [cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -13,7 +13,7 @@ import yaml
 
 from scone_pl.errors import UserError
 from scone_pl.files import write_text
-from scone_pl.mini.evaluate import markdown_table
+from scone_pl.markdown import markdown_table
 from scone_pl.mini.evidence.metrics import METRICS, difference_of, estimate_of, layer_estimates
 from scone_pl.mini.evidence.spec import Experiment
 from scone_pl.mini.layers import best_layer
