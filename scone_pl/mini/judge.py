@@ -11,6 +11,8 @@ background that was *drawn* (b, a median), so a wrong background is counted once
 - Presence of each candidate: at some offset the cell (silhouette, pattern and b around it) has an error of at most
   40, and the picture is there less than a fifth of the way towards any other candidate. So of two look-alikes only
   the nearer one is present, and an even mixture is neither (doubtful means absent, EVAL_SPEC 3.3).
+- Choice: of each reference's candidates the one whose cell the picture comes nearest to, however badly it is painted.
+  Presence asks for choosing and painting, this for choosing alone; by chance it is right once in so many candidates.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 from scone_pl.mini.episode import BACKGROUNDS, SLOTS, Episode, Subject, slot_corner
 from scone_pl.mini.shapes import SHAPES, shape_mask
 
-Failure = Literal["none", "omission", "redundancy", "blending", "wrong_subject"]
+Failure = Literal["none", "omission", "redundancy", "blending", "wrong_subject", "distorted"]
 
 BACKGROUND_TOLERANCE = 30.0
 """Half of the distance between the two nearest backgrounds that can be asked for."""
@@ -58,6 +60,8 @@ class Verdict:
     """Per reference and candidate 1 if it was drawn: SconeEval's `pred`."""
     labels: tuple[tuple[int, ...], ...]
     """Per reference and candidate 1 if it was meant: SconeEval's `label`."""
+    choices: tuple[bool, ...]
+    """Per reference whether the meant one of its candidates is the nearest to what was drawn."""
     background_right: bool
     """Whether the drawn background is the named one."""
     places: tuple[float, ...]
@@ -65,7 +69,7 @@ class Verdict:
     extra: bool
     """Whether anything was drawn that was not asked for."""
     failure: Failure
-    """The failure signature, `none` if exactly the meant subjects were drawn (wherever)."""
+    """The failure signature, `none` if the meant subjects were drawn, wherever, and nothing else."""
 
     def record(self, task: str, key: str) -> dict[str, Any]:
         """The verdict as a judged item in SconeEval's form, ready for `scone_pl.evaluation.scores`."""
@@ -77,7 +81,11 @@ class Verdict:
             "failure": self.failure,
         }
         if task.startswith("distinction"):
-            judged |= {"label": [list(g) for g in self.labels], "pred": [list(g) for g in self.presence]}
+            judged |= {
+                "label": [list(g) for g in self.labels],
+                "pred": [list(g) for g in self.presence],
+                "choice": sum(self.choices) / len(self.choices),
+            }
         return judged
 
 
@@ -96,6 +104,7 @@ def judge(episode: Episode, image: np.ndarray) -> Verdict:
         subject_consistency=10.0 * float(consistency.mean()),
         presence=drawn.presence(),
         labels=episode.labels,
+        choices=drawn.choices(),
         background_right=bool(background_right),
         places=places,
         extra=extra,
@@ -173,8 +182,18 @@ class _Drawn:
     @cached_property
     def found(self) -> list[list[tuple[int, int]]]:
         """Per candidate the (left, top) of every cell that shows it."""
-        errors = self._errors(self.rendered, np.ones_like(self.rendered))
-        return [self._cells_showing(number, errors[:, number]) for number in range(len(self.candidates))]
+        return [self._cells_showing(number, self.errors[:, number]) for number in range(len(self.candidates))]
+
+    @cached_property
+    def errors(self) -> np.ndarray:
+        """(O, C): error of every offset against every candidate's cell."""
+        return self._errors(self.rendered, np.ones_like(self.rendered))
+
+    def choices(self) -> tuple[bool, ...]:
+        """Per reference whether no candidate's cell comes nearer to the picture than the meant one's, anywhere."""
+        nearest = iter(self.errors.min(0))
+        groups = [[(next(nearest), candidate.meant) for candidate in group] for group in self.episode.candidates]
+        return tuple(min(group, key=lambda one: one[0])[1] for group in groups)
 
     def _cells_showing(self, number: int, errors: np.ndarray) -> list[tuple[int, int]]:
         near = (errors <= PRESENCE_TOLERANCE).nonzero()[0]
@@ -189,7 +208,10 @@ class _Drawn:
 
     # ------------------------------------------------------------------ failure signature
     def failure(self, extra: bool) -> Failure:
-        """Names what went wrong; of several faults blending comes first, then wrong subject, then omission."""
+        """Names what went wrong; of several faults the first of blending, wrong subject, distorted and omission.
+
+        Wrong subject: a distractor was drawn. Distorted: what stands in the place of a meant subject is no candidate.
+        """
         drawn = list(zip(self.candidates, self.found, strict=True))
         # One meant candidate a reference, so these run like `asked`.
         present = [bool(corners) for candidate, corners in drawn if candidate.meant]
@@ -199,7 +221,9 @@ class _Drawn:
         if self._mixture():
             return "blending"
         absent = [s for s, there in zip(self.episode.asked, present, strict=True) if not there]
-        return "wrong_subject" if distractor or any(map(self._occupied, absent)) else "omission"
+        if distractor:
+            return "wrong_subject"
+        return "distorted" if any(map(self._occupied, absent)) else "omission"
 
     def _mixture(self) -> bool:
         """Whether a slot that no candidate explains shows two of them mixed."""

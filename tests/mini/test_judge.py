@@ -146,9 +146,9 @@ def test_the_wrong_one_of_another_shape():
     assert dis(found) == 0
 
 
-def test_an_invented_pattern_is_a_wrong_subject():
+def test_an_invented_pattern_is_distorted():
     invented = subject("star", (PINK, YELLOW, CYAN, BLUE), "centre")
-    check(INTRA, paint((invented, "centre")), pf=10, sc=0, presence=((0, 0),), failure="wrong_subject")
+    check(INTRA, paint((invented, "centre")), pf=10, sc=0, presence=((0, 0),), failure="distorted")
 
 
 @pytest.mark.parametrize("slot", ["left", "right", "northeast"])
@@ -170,7 +170,7 @@ def test_the_right_pattern_in_the_wrong_shape():
     found = judge(CROSS, drawn)
     assert found.presence == ((0, 0),)
     assert found.prompt_following == 0
-    assert found.failure == "wrong_subject"
+    assert found.failure == "distorted"
 
 
 def test_two_subjects_swapped():
@@ -206,6 +206,23 @@ def test_of_two_look_alikes_only_the_nearer_one_is_present():
     assert judge(episode, between).failure == "blending"
 
 
+@pytest.mark.parametrize("near", [MEANT, TWIN])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_choice_is_told_from_painting_too_bad_to_be_present(near, seed):
+    noise = np.random.default_rng(seed).normal(0, 70, (16, 16, 3))
+    found = judge(INTRA, np.clip(paint((near, "centre")) + noise, 0, 255).round().astype(np.uint8))
+    assert found.presence == ((0, 0),)
+    assert found.failure == "distorted"
+    assert found.choices == (near is MEANT,)
+
+
+def test_one_of_two_choices():
+    found = judge(MULTI, paint((MEANT, "left"), (THIRD, "right")))
+    assert found.choices == (True, False)
+    assert found.record("distinction_multi_cross", "k")["choice"] == 0.5
+    assert "choice" not in judge(PAIR, PAIR.target).record("composition_multi", "k")
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -226,6 +243,7 @@ def test_perfect_and_slightly_noisy_answers_everywhere(task, config):
         assert {name: scores[name] for name in ("PF", "SC", "COM")} == {"PF": 10, "SC": 10, "COM": 10}
         assert scores.get("DIS", 10) == 10
         assert verdict.failure == "none"
+        assert all(verdict.choices)
         noise = rng.normal(0, 8, episode.target.shape)
         noisy = np.clip(episode.target + noise, 0, 255).round().astype(np.uint8)
         scores = item_scores(judge(episode, noisy).record(task, episode.key))
@@ -247,6 +265,7 @@ def test_a_distractor_in_place_of_the_meant_one_is_a_wrong_subject(config):
         placed = [replace(s, cell=8).moved(asked.slot, 16) for s, asked in zip(wrong, episode.asked, strict=True)]
         verdict = judge(episode, draw_picture(tuple(placed), BACKGROUNDS[episode.background], 16))
         assert verdict.failure == "wrong_subject"
+        assert not any(verdict.choices)
         assert verdict.presence == tuple(tuple(int(s in wrong) for s in group) for group in episode.candidates)
         assert verdict.places == (1.0,) * len(wrong)
 
