@@ -8,12 +8,12 @@ SCONE := $(BIN)/python -m scone_pl
 SEEDS ?= 5
 QUICK ?= 0
 JOBS ?= 2
-TABLES := rates rates_long table4 table5 table5_long table5_rate parts table6 table6_training figure11 layers robustness robustness_trained no_experts
+TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts
 EVIDENCE = OMP_NUM_THREADS=1 $(SCONE) mini evidence --seeds $(SEEDS) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick true) --table
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test-slow table2 table3 test lint format parity photos bench tensorboard clean
-.PHONY: mini-data mini-base evidence tokens $(TABLES)
+.PHONY: mini-data mini-base evidence tokens no-experts $(TABLES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,7 +67,6 @@ rates rates_long: SEEDS := 2
 table4: ## base, Stage I step 1, step 2 (SEEDS=5 QUICK=0 JOBS=2)
 table5: ## Stage II: direct, two steps, with the bridge
 table5_long: ## the same arms, three times as long
-table5_rate: ## is (a) behind (b) for its learning rate?
 parts: ## what of the soft bridge matters, one change at a time
 table6: ## thresholds and masks in sampling
 table6_training: ## thresholds in training
@@ -76,8 +75,9 @@ layers: ## which layer the bridge should read
 robustness: ## likeness, number of candidates and references, naming, unseen shapes
 robustness_trained: ## the same after training on harder episodes
 no_experts: ## the bridge in a dense decoder, without separate experts
+no-experts: no_experts
 tokens: mini-data ## what leaving blocked tokens out, or dropping them, saves in time and memory, and its scores
-	$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json
+	$(if $(filter 1,$(QUICK)),,$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json)
 	$(EVIDENCE) tokens
 evidence: $(TABLES) tokens ## all experiments, about 3 hours on 2 cores; finished runs are not run again
 

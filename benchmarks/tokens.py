@@ -12,9 +12,9 @@ the 7B decoder. The bridge blocks a share of each reference's tokens (`BridgeCon
 Each case runs in a process of its own. Training: forward and backward of one step, the best of the repeats; memory is
 the growth of peak resident memory, with and without recomputing activations (timed with, as the recipes train).
 Sampling: prefill and a step of three guidance branches; cache is the bytes of the context with references. Ratios are
-to `mask` at the same share. FLOPs are counted (scone_pl/model/flops.py), beside them those of the 7B model at full
-size, and the share of its tokens times layers that is computed at all. How well a model does with fewer tokens is
-measured in the mini-world: experiments/ablations/mini/tokens.yaml.
+to `mask` at the same share, at 0 % to nothing blocked. FLOPs are counted (scone_pl/model/flops.py), beside them those
+of the 7B model at full size, and the share of its tokens times layers that is computed at all. How well a model does
+with fewer tokens is measured in the mini-world: experiments/ablations/mini/tokens.yaml.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import platform
 import statistics
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ import torch
 from torch import Tensor
 from workload import FORM, in_own_process, memory, training_pack
 
+from scone_pl.files import write_json
 from scone_pl.generation.context import prefill
 from scone_pl.generation.prompts import prompts_of
 from scone_pl.generation.sampler import SamplingConfig, initial_noise
+from scone_pl.mini.evidence.work import commit, versions
 from scone_pl.model.attention import SplitPlan
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig, bagel_7b
 from scone_pl.model.flops import TRAINED, TokenCounts, count_tokens, step_flops
@@ -261,9 +264,9 @@ def main() -> None:
     print("|" + 11 * "---|")
     cases = measure(options)
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         settings = {k: v for k, v in vars(options).items() if k not in ("output", "case")}
-        options.output.write_text(json.dumps({"settings": settings, "cases": cases}, indent=1) + "\n")
+        made = {"commit": commit(), "versions": versions(), "machine": platform.platform()}
+        write_json({"settings": settings, **made, "cases": cases}, options.output)
 
 
 if __name__ == "__main__":

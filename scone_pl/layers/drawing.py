@@ -44,8 +44,13 @@ def draw_maps(rows: Sequence[MapRow], file: Path) -> None:
     heads = [f"{expert}\nlayer {_span(group)}" for expert in experts for group in groups]
     for axis, head in zip(axes[0], ["reference", *heads], strict=True):
         axis.set_title(head, fontsize=8)
+    save_figure(figure, file, dpi=100)
+
+
+def save_figure(figure: Figure, file: Path, *, dpi: int) -> None:
+    """Replaces the PNG `file`, making its folder if needed."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
+    figure.savefig(content, format="png", dpi=dpi)
     write_bytes(content.getvalue(), file)
 
 

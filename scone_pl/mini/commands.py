@@ -145,19 +145,24 @@ def evaluate(
         world: sizes and difficulty.
         progress: whether to show progress bars.
     """
+    from scone_pl.checkpoints import read_config
     from scone_pl.files import write_json
+    from scone_pl.generation.checks import check_sampling
     from scone_pl.generation.guidance import GuidanceConfig
     from scone_pl.generation.pictures import save_picture
     from scone_pl.generation.sampler import SamplingConfig
     from scone_pl.mini import evaluate as evaluation
     from scone_pl.mini.gallery import gallery
 
+    if per_task < 1:
+        raise UserError(f"--per_task {per_task} must be at least 1")
     config = SamplingConfig(
         num_inference_steps=num_inference_steps,
         timestep_shift=timestep_shift,
         guidance=GuidanceConfig(text_scale=1.0, image_scale=1.0),
         bridge=evaluation.bridge_of(checkpoint) if mask == "trained" else None,
     )
+    check_sampling(config, read_config(checkpoint).decoder.num_layers)
     episodes = fixed_set(per_task, stream=stream, config=world)
     report, drawn = evaluation.evaluate(checkpoint, episodes, config, progress=progress)
     write_json(report, output / "scores.json")
@@ -194,7 +199,8 @@ def evidence(
 ) -> None:
     """Runs an experiment: every arm with every seed, then its JSON, its plot and the page docs/evidence.md.
 
-    What is finished is not run again; an interrupted run goes on. A quick look writes to runs/evidence instead.
+    What is finished is not run again; an interrupted run goes on. A quick look writes to runs/evidence instead,
+    and so do fewer seeds than a kept result has.
 
     Args:
         table: name of a file in experiments/ablations/mini, without .yaml.
@@ -205,9 +211,10 @@ def evidence(
     """
     from scone_pl.files import write_json
     from scone_pl.mini.evidence.maps import draw_maps
+    from scone_pl.mini.evidence.metrics import looks_of
     from scone_pl.mini.evidence.page import write_page
     from scone_pl.mini.evidence.plot import plot
-    from scone_pl.mini.evidence.runner import collect, run_experiment
+    from scone_pl.mini.evidence.runner import collect, num_seeds, run_experiment
     from scone_pl.mini.evidence.spec import Experiment
     from scone_pl.mini.evidence.work import ROOT
 
@@ -217,14 +224,19 @@ def evidence(
     planned = run_experiment(experiment, seeds, side_by_side=jobs, quick=quick)
     result = collect(experiment, planned)
     folder = ROOT / "quick" if quick else output
+    if not quick and (kept := num_seeds(output / f"{table}.json")) > seeds:
+        folder = ROOT / "fewer_seeds"
+        print(f"{output / table}.json has {kept} seeds and stays; the result of {seeds} goes to {folder}")
     write_json(result, folder / f"{table}.json")
     plot(result, folder / f"{table}.png")
-    for look in [look for look, settings in result["evaluations"].items() if settings["kind"] == "layers"][:1]:
+    for look in looks_of(result, "layers", "test")[:1]:
         draw_maps(result, look, folder / f"{table}_maps.png")
     print(f"{folder / table}.json   {write_page(folder)}")
 
 
-def arm(table: str, arm: str, seed: int = 0, quick: bool = False) -> None:
+def arm(
+    table: str, arm: str, seed: int = 0, quick: bool = False, result: Path | None = None, runner: int | None = None
+) -> None:
     """One run of one arm, as `mini evidence` starts it: trains, evaluates, writes result-....json.
 
     Args:
@@ -232,13 +244,18 @@ def arm(table: str, arm: str, seed: int = 0, quick: bool = False) -> None:
         arm: name of the arm.
         seed: decides data order, noise levels and noise.
         quick: see `mini evidence`.
+        result: the file to be written, for a caller who waits for it; if it would be another one, nothing is run.
+        runner: process id of the parent that this run ends with.
     """
+    from scone_pl.mini.evidence.runner import end_with
     from scone_pl.mini.evidence.spec import Experiment
     from scone_pl.mini.evidence.work import run
 
+    if runner is not None:
+        end_with(runner)
     experiment = Experiment.read(table)
     experiment.arm(arm)
-    print(run(experiment, arm, seed, quick=quick))
+    print(run(experiment, arm, seed, quick=quick, expected=result))
 
 
 def page() -> None:

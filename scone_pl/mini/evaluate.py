@@ -18,6 +18,7 @@ from scone_pl.data.packing import PackingConfig, add_sample
 from scone_pl.data.seeding import generator
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ResizeLimits
+from scone_pl.errors import UserError
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS, average_row, overall_score, task_means
 from scone_pl.generation.prompts import prompts_of
 from scone_pl.generation.sampler import SampledLatents, SamplingConfig, decode_latents, initial_noise, sample, to_uint8
@@ -27,6 +28,7 @@ from scone_pl.mini.judge import Failure, judge
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
+from scone_pl.model.sequence import SequenceFormat
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,19 @@ def bridge_of(folder: Path) -> BridgeConfig | None:
     return BridgeConfig(**training["bridge"]) if training.get("mask_sampling") and training.get("bridge") else None
 
 
+def packing_of(canvas: int, form: SequenceFormat) -> PackingConfig:
+    """Pictures of the mini-world as they are.
+
+    Raises:
+        UserError: the model has no positions for pictures of `canvas` pixels a side.
+    """
+    most = min(form.latent_positions_per_side * form.latent_stride, form.vit_positions_per_side * form.vit_patch_size)
+    if canvas > most:
+        raise UserError(f"world.canvas is {canvas}, but this checkpoint's pictures have at most {most} pixels a side")
+    limits = ResizeLimits(max_size=canvas, min_size=canvas)
+    return PackingConfig(vae_resize=limits, vit_resize=limits).without_dropout()
+
+
 def draw(
     model: Scone,
     tokenizer: Tokenizer,
@@ -63,8 +78,7 @@ def draw(
         chunk = episodes[start : start + batch_size]
         builder = SequenceBuilder(form)
         for episode in chunk:
-            limits = ResizeLimits(max_size=episode.canvas, min_size=episode.canvas)
-            packing = PackingConfig(vae_resize=limits, vit_resize=limits).without_dropout()
+            packing = packing_of(episode.canvas, form)
             add_sample(builder, episode.to_sample(), tokenizer, packing, generator("evaluate", episode.key))
         prompts = prompts_of(builder.build())
         noise = [
@@ -101,12 +115,22 @@ def evaluate(
         "num_inference_steps": config.num_inference_steps,
         "pictures": len(drawn),
         "tasks": per_task,
+        "choice": choice_means(records),
         "average": average,
         "overall": overall_score(average) if average else None,
         "failures": dict(Counter(v.failure for v in verdicts)),
         "items": records,
     }
     return report, drawn
+
+
+def choice_means(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Task -> mean `choice` of its records, in [0, 1]: the chance is one in so many candidates; without composition."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        if "choice" in record:
+            found.setdefault(record["task_type"], []).append(record["choice"])
+    return {task: float(np.mean(values)) for task, values in found.items()}
 
 
 def kept_tokens(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:
@@ -141,14 +165,21 @@ def tokens_of(subjects: Sequence[Subject], canvas: int, grid: tuple[int, ...]) -
 
 
 def score_table(reports: dict[str, dict[str, Any]]) -> str:
-    """Composition, distinction and overall of several reports side by side, as Markdown."""
+    """Composition, distinction and overall of several reports side by side, as Markdown.
+
+    Chosen: the share of references whose meant candidate is the nearest to what was drawn. Meant only: the share of
+    pictures with the meant subjects and nothing else.
+    """
     rows = []
     for name, report in reports.items():
         average = report["average"]
         right = report["failures"].get("none", 0) / report["pictures"]
         scores = (average["COM"], average["DIS"], report["overall"])
-        rows.append([name, *(f"{s:.2f}" for s in scores), f"{right:.0%}"])
-    return markdown_table(["weights", "composition (COM)", "distinction (DIS)", "overall", "exactly the meant"], rows)
+        chosen = f"{np.mean(list(report['choice'].values())):.0%}" if report["choice"] else "-"
+        rows.append([name, *(f"{s:.2f}" for s in scores), chosen, f"{right:.0%}"])
+    return markdown_table(
+        ["weights", "composition (COM)", "distinction (DIS)", "overall", "chosen", "meant only"], rows
+    )
 
 
 def task_table(reports: dict[str, dict[str, Any]]) -> str:
@@ -167,7 +198,7 @@ def failure_table(reports: dict[str, dict[str, Any]]) -> str:
     """How many pictures failed in which way, as Markdown."""
     names: tuple[str, ...] = get_args(Failure)
     rows = [[name, *(str(report["failures"].get(f, 0)) for f in names)] for name, report in reports.items()]
-    heads = ["as asked" if f == "none" else f.replace("_", " ") for f in names]
+    heads = ["meant only" if f == "none" else f.replace("_", " ") for f in names]
     return markdown_table(["pictures", *heads], rows)
 
 

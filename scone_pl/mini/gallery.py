@@ -49,7 +49,7 @@ def _cells(one: Drawn, references: int, *, masked: bool) -> list[Picture | None]
 def _caption(one: Drawn) -> tuple[str, str]:
     """What was asked, and what the judge says."""
     verdict = judge(one.episode, one.image)
-    fault = "as asked" if verdict.failure == "none" else verdict.failure.replace("_", " ")
+    fault = "meant only" if verdict.failure == "none" else verdict.failure.replace("_", " ")
     found = f"prompt {verdict.prompt_following:.1f}, subject {verdict.subject_consistency:.1f}, {fault}"
     return one.episode.instruction, f"{one.episode.task.replace('_', ' ')}: {found}"
 

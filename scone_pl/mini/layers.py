@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ import numpy as np
 from scone_pl.checkpoints import from_pretrained
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
-from scone_pl.data.transforms import ResizeLimits
-from scone_pl.layers.measures import measure, summary
+from scone_pl.errors import UserError
+from scone_pl.layers.measures import exchanged, measure, summary
 from scone_pl.layers.similarity import EXPERTS, read_images
 from scone_pl.mini.episode import Episode
+from scone_pl.mini.evaluate import packing_of
+from scone_pl.model.scone import Scone
 
 
 def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str, dict[str, list[float]]]]:
@@ -27,11 +28,17 @@ def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str,
 
     Returns:
         Expert -> task -> `layers.measures.summary`: measures, a list over layers each.
+
+    Raises:
+        UserError: no episode has distractors, or a task has a single instruction.
     """
-    model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
     asked = [e for e in episodes if any(len(group) > 1 for group in e.candidates)]
-    samples, others = [e.to_sample() for e in asked], [e.instruction for e in with_instructions_changed(asked)]
-    pairs = read_images(model, tokenizer, samples, _packing(asked), others)
+    if not asked:
+        tasks = ", ".join(dict.fromkeys(e.task for e in episodes)) or "none"
+        raise UserError(f"tasks: a look at layers needs a distinction task and at least one episode of it, not {tasks}")
+    samples, others = [e.to_sample() for e in asked], instructions_exchanged(asked)
+    model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
+    pairs = read_images(model, tokenizer, samples, _packing(model, tokenizer, asked), others)
     tasks = list(dict.fromkeys(e.task for e in asked))
     return {
         expert: {task: summary([r for r in readings if asked[r.sample].task == task]) for task in tasks}
@@ -39,29 +46,28 @@ def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str,
     }
 
 
-def _packing(episodes: Sequence[Episode]) -> PackingConfig:
+def _packing(model: Scone, tokenizer: Tokenizer, episodes: Sequence[Episode]) -> PackingConfig:
     """Pictures as they are; those of one set have one size."""
     (canvas,) = {episode.canvas for episode in episodes}
-    limits = ResizeLimits(max_size=canvas, min_size=canvas)
-    return PackingConfig(vae_resize=limits, vit_resize=limits)
+    return packing_of(canvas, model.sequence_format(tokenizer.special))
 
 
-def with_instructions_changed(episodes: Sequence[Episode]) -> list[Episode]:
-    """Each with the instruction of the next one of its task."""
+def instructions_exchanged(episodes: Sequence[Episode]) -> list[str]:
+    """For each the next instruction of its task that differs.
+
+    Raises:
+        UserError: there is none.
+    """
     places: dict[str, list[int]] = {}
     for place, episode in enumerate(episodes):
         places.setdefault(episode.task, []).append(place)
-    following = {a: b for row in places.values() for a, b in zip(row, row[1:] + row[:1], strict=True)}
-    return [replace(e, instruction=episodes[following[i]].instruction) for i, e in enumerate(episodes)]
-
-
-def best_layer(found: dict[str, dict[str, Any]], last: int, measure: str = "auroc") -> int:
-    """The layer up to `last` whose mean `measure` over tasks is highest: the automatic choice of the bridge's layer.
-
-    `found` is one expert's part of `separation`; `measure` "sensitivity" needs no labels.
-    """
-    mean = np.mean([values[measure] for values in found.values()], axis=0)
-    return int(mean[: last + 1].argmax())
+    found: dict[int, str] = {}
+    for task, row in places.items():
+        others = exchanged([episodes[place].instruction for place in row])
+        if others is None:
+            raise UserError(f"{task}: a look at layers exchanges instructions, but all are the same; raise per_task")
+        found |= zip(row, others, strict=True)
+    return [found[place] for place in range(len(episodes))]
 
 
 def examples(folder: Path, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
@@ -72,8 +78,9 @@ def examples(folder: Path, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     """
     model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
     first = list({e.task: e for e in reversed(episodes)}.values())[::-1]
+    packing = _packing(model, tokenizer, first)
     rows: list[dict[str, Any]] = [{"task": e.task, "key": e.key, "instruction": e.instruction} for e in first]
-    for maps, _ in read_images(model, tokenizer, [e.to_sample() for e in first], _packing(first)):
+    for maps, _ in read_images(model, tokenizer, [e.to_sample() for e in first], packing):
         if maps.image == 0:
             rows[maps.sample] |= {expert: np.round(getattr(maps, expert), 4).tolist() for expert in EXPERTS}
     return rows

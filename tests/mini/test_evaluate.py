@@ -56,6 +56,22 @@ def test_the_shipped_base_can_be_asked_anything_of_the_world(tmp_path, world):
     assert len(labels["distinction_multi_intra"]) == world.get("references", 2)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--per_task", "0", "--per_task 0 must be at least 1"),
+        ("--num_inference_steps", "0", "num_inference_steps is 0; it must be at least 1"),
+        ("--timestep_shift", "0", "timestep_shift is 0.0; it must be more than 0"),
+        ("--world", "{canvas: 32}", "world.canvas is 32, but this checkpoint's pictures have at most 16 pixels a side"),
+    ],
+)
+def test_settings_out_of_range_are_named(option, value, says, tmp_path):
+    base = str(ROOT / "experiments/mini/base_weights")
+    with pytest.raises(UserError, match=says):
+        main(["evaluate", "--checkpoint", base, "--output", str(tmp_path / "scores"), option, value])
+    assert not (tmp_path / "scores").exists()
+
+
 def test_evaluate_and_report(tmp_path, capsys):
     write_base(tmp_path / "plain")
     write_base(tmp_path / "masked")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from scone_pl.errors import UserError
 from scone_pl.mini.episode import TASKS
-from scone_pl.mini.layers import best_layer, separation, with_instructions_changed
+from scone_pl.mini.layers import instructions_exchanged, separation
 from scone_pl.mini.questions import HUES, NUMBERS, hue_name, to_question
 from scone_pl.mini.shards import WORLD_SETS, world_samples
 from scone_pl.mini.world import WORDS, World, fixed_set
@@ -64,11 +65,6 @@ def test_hues():
     assert len(HUES) == 6
 
 
-def test_the_best_layer_by_the_mean_over_tasks():
-    assert best_layer({"x": {"auroc": [0.5, 0.9, 0.7]}, "y": {"auroc": [0.5, 0.6, 0.95]}}, 2) == 2
-    assert best_layer({"x": {"auroc": [0.5, 0.9, 0.7]}}, 0) == 0
-
-
 def test_separation_has_a_number_a_layer_and_is_chance_for_random_weights(mini_world):
     found = separation(mini_world / "runs/mini/base", fixed_set(12, stream="validation", tasks=TASKS[2:4]))
     assert set(found) == {"understanding", "generation"}
@@ -79,8 +75,21 @@ def test_separation_has_a_number_a_layer_and_is_chance_for_random_weights(mini_w
             assert all(0.2 < x < 0.8 for x in values["auroc"])
 
 
-def test_instructions_are_changed_within_a_task():
+def test_instructions_are_exchanged_within_a_task():
     episodes = fixed_set(3, stream="validation", tasks=TASKS[2:4])
-    changed = with_instructions_changed(episodes)
-    assert [e.instruction for e in changed] == [episodes[i].instruction for i in (1, 2, 0, 4, 5, 3)]
-    assert all(a.key == b.key for a, b in zip(episodes, changed, strict=True))
+    assert instructions_exchanged(episodes) == [episodes[i].instruction for i in (1, 2, 0, 4, 5, 3)]
+    many = fixed_set(60, stream="validation", tasks=TASKS[2:4])  # in which neighbours ask for the same
+    assert all(e.instruction != other for e, other in zip(many, instructions_exchanged(many), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("per_task", "tasks", "says"),
+    [
+        (4, TASKS[:2], "needs a distinction task .*, not composition_single, composition_multi$"),
+        (1, TASKS, "distinction_single_cross: .* raise per_task$"),
+        (0, TASKS, "at least one episode"),
+    ],
+)
+def test_a_look_at_layers_says_which_episodes_it_needs(per_task, tasks, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        separation(tmp_path, fixed_set(per_task, tasks=tasks))

@@ -11,13 +11,14 @@ import numpy as np
 from scone_pl.layers.drawing import MapRow
 from scone_pl.layers.drawing import draw_maps as draw_rows
 from scone_pl.layers.similarity import EXPERTS
-from scone_pl.mini.world import World
+from scone_pl.mini.world import World, WorldConfig
 
 
 def draw_maps(result: Mapping[str, Any], look: str, file: Path) -> None:
     """Writes the PNG of evaluation `look` of an experiment, see `runner.collect`: the first seed of every arm."""
+    config = WorldConfig(**result["evaluations"][look]["world"])
     rows = [
-        _row(arm["label"], example)
+        _row(arm["label"], example, config)
         for arm in result["arms"].values()
         for example in arm["runs"][0]["evaluations"][look]["examples"]
         if "single" in example["task"]
@@ -25,9 +26,9 @@ def draw_maps(result: Mapping[str, Any], look: str, file: Path) -> None:
     draw_rows(rows, file)
 
 
-def _row(label: str, example: Mapping[str, Any]) -> MapRow:
+def _row(label: str, example: Mapping[str, Any], config: WorldConfig) -> MapRow:
     stream, seed, task, index = example["key"].split("-")
-    episode = World(int(seed), stream=stream).sample(task, int(index))
+    episode = World(int(seed), config, stream=stream).sample(task, int(index))
     return MapRow(
         label=f"{label}\n{example['instruction']}",
         picture=episode.references[0],

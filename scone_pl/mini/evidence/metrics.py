@@ -25,6 +25,7 @@ def _overall(report: Report) -> float:
 
 
 def _failed(name: str) -> Callable[[Report], float]:
+    """In percent of all pictures, whatever their task; scores are means over tasks instead."""
     return lambda report: 100.0 * report["failures"].get(name, 0) / report["pictures"]
 
 
@@ -38,19 +39,39 @@ METRICS: dict[str, Callable[[Report], float]] = {
     "DIS": _score("DIS"),
     "overall": _overall,
     "COM_alone": lambda report: _mean([t["COM"] for n, t in report["tasks"].items() if n.startswith("composition")]),
-    "PF": lambda report: _mean([task["PF"] for task in report["tasks"].values() if "PF" in task]),
-    "SC": lambda report: _mean([task["SC"] for task in report["tasks"].values() if "SC" in task]),
+    "PF": _score("PF"),
+    "SC": _score("SC"),
+    "choice": lambda report: 100.0 * _mean(list(report["choice"].values())),
     "exact": _failed("none"),
     "redundancy": _failed("redundancy"),
     "omission": _failed("omission"),
     "blending": _failed("blending"),
     "wrong_subject": _failed("wrong_subject"),
+    "distorted": _failed("distorted"),
     "precision": _kept("precision"),
     "recall": _kept("recall"),
     "blocked": lambda report: 100.0 * report["blocked_share"],
 }
-"""Scores from 0 to 10 (COM_alone: of references with one subject each); the others are shares in percent, of pictures
-(failures), of tokens (precision, recall, blocked)."""
+"""Scores from 0 to 10 (COM_alone: of references with one subject each); the others are shares in percent, of references
+with several candidates (choice, see `mini.judge`), of pictures (failures), of tokens (precision, recall, blocked)."""
+
+
+def looks_of(result: Mapping[str, Any], kind: str, *streams: str) -> list[str]:
+    """Names of an experiment's evaluations of one kind, on some streams only if any are given."""
+    return [
+        name
+        for name, look in result["evaluations"].items()
+        if look["kind"] == kind and (not streams or look.get("stream", "test") in streams)
+    ]
+
+
+def rows_of(result: Mapping[str, Any], looks: Sequence[str]) -> list[tuple[str, Mapping[str, Any], str]]:
+    """(label, arm, evaluation) of every arm under each of `looks`: the rows of tables and plots."""
+    return [
+        (" · ".join(part for part in (arm["label"], result["evaluations"][look]["label"]) if part), arm, look)
+        for arm in result["arms"].values()
+        for look in looks
+    ]
 
 
 def values_of(arm: Mapping[str, Any], look: str, metric: str) -> list[float]:
@@ -75,19 +96,21 @@ def difference_of(
         metric: one of `METRICS`.
         other_look: of `other`; by default `look`.
     """
-    seeds = {run["seed"] for run in one["runs"]} & {run["seed"] for run in other["runs"]}
-    if len(seeds) < 2:
-        return None
-    pair = [
-        [METRICS[metric](run["evaluations"][name]) for run in arm["runs"] if run["seed"] in seeds]
+    ours, theirs = (
+        {run["seed"]: METRICS[metric](run["evaluations"][name]) for run in arm["runs"]}
         for arm, name in ((one, look), (other, other_look or look))
-    ]
-    return difference(*pair)
+    )
+    seeds = [seed for seed in ours if seed in theirs]
+    return difference([ours[s] for s in seeds], [theirs[s] for s in seeds]) if len(seeds) > 1 else None
+
+
+def layer_means(found: Mapping[str, Any], expert: str, measure: str, tasks: Sequence[str]) -> list[float]:
+    """Per layer the mean over `tasks` of one measure, of one seed's `mini.layers.separation`."""
+    return [_mean(list(values)) for values in zip(*(found[expert][task][measure] for task in tasks), strict=True)]
 
 
 def layer_estimates(
     found: Sequence[Mapping[str, Any]], expert: str, measure: str, tasks: Sequence[str]
 ) -> list[Estimate]:
-    """Per layer the mean over `tasks` of one measure, over the seeds' `mini.layers.separation`."""
-    per_seed = [[_mean(list(v)) for v in zip(*(f[expert][t][measure] for t in tasks), strict=True)] for f in found]
-    return [estimate(values) for values in zip(*per_seed, strict=True)]
+    """`layer_means` over seeds."""
+    return [estimate(v) for v in zip(*(layer_means(f, expert, measure, tasks) for f in found), strict=True)]

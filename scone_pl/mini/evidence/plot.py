@@ -10,20 +10,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scone_pl.mini.evidence.metrics import estimate_of, layer_estimates
+from scone_pl.layers.drawing import save_figure
+from scone_pl.mini.evidence.metrics import estimate_of, layer_estimates, looks_of, rows_of
 
 _COLOURS = ("#1e3a8a", "#c2410c", "#64748b")
 
 
 def plot(result: Mapping[str, Any], file: Path) -> None:
     """Writes the PNG of one experiment, see `runner.collect`."""
-    scored = [look for look, settings in result["evaluations"].items() if settings["kind"] == "score"]
-    layered = [look for look, settings in result["evaluations"].items() if settings["kind"] == "layers"]
-    rows = [
-        (" · ".join(p for p in (arm["label"], result["evaluations"][look]["label"]) if p), arm, look)
-        for arm in result["arms"].values()
-        for look in scored
-    ]
+    rows, layered = rows_of(result, looks_of(result, "score")), looks_of(result, "layers", "test")
     panels = bool(rows) + bool(layered)
     figure = Figure(figsize=(9, 0.42 * len(rows) + 1.2 + 3.2 * bool(layered)), layout="constrained")
     axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
@@ -31,8 +26,7 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
         _bars(axes[0], rows)
     if layered:
         _lines(axes[-1], result, layered[0])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    save_figure(figure, file, dpi=110)
 
 
 def _bars(axes: Axes, rows: list[tuple[str, Mapping[str, Any], str]]) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from typing import Any
 
 from scone_pl.errors import UserError
 from scone_pl.mini.evidence.spec import Experiment
-from scone_pl.mini.evidence.work import folder_of, origin_of, prepare, result_file
+from scone_pl.mini.evidence.work import check_folder, check_looks, folder_of, origin_of, prepare, result_file
 
 _POLL = 0.5
+_SHELL_STATUS = 128
+"""Plus the signal's number: what a shell reports for it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         options = ["--table", self.experiment, "--arm", self.arm, "--seed", str(self.seed)]
         options += ["--quick", "true"] if quick else []
+        options += ["--result", str(self.result), "--runner", str(os.getpid())]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with (self.folder / "log.txt").open("ab") as log:
             command = [sys.executable, "-m", "scone_pl", "mini", "arm", *options]
@@ -52,6 +56,7 @@ def run_experiment(experiment: Experiment, seeds: int, *, side_by_side: int, qui
 def _run_arms(
     experiment: Experiment, arms: Sequence[str], numbers: Sequence[int], *, side_by_side: int, quick: bool
 ) -> list[Job]:
+    check_looks(experiment, arms, quick=quick)
     prepare(experiment)
     looked_at = [arm for arm in arms if experiment.arm(arm).weights_of]
     others = [arm for arm in arms if arm not in looked_at]
@@ -77,7 +82,7 @@ def jobs_of(experiment: Experiment, arms: Sequence[str], numbers: Sequence[int],
     """`arms` with every seed of `numbers`, seeds outermost, so that a stopped run has whole comparisons.
 
     Raises:
-        UserError: an arm starts from weights that are not there yet.
+        UserError: an arm starts from weights that are not there yet, or a run's data have changed since.
     """
     return [
         _job(experiment, arm, seed, quick=quick)
@@ -90,6 +95,7 @@ def jobs_of(experiment: Experiment, arms: Sequence[str], numbers: Sequence[int],
 
 def _job(experiment: Experiment, arm: str, seed: int, *, quick: bool) -> Job:
     folder = folder_of(experiment, arm, seed, quick=quick)
+    check_folder(experiment, arm, folder, quick=quick)
     return Job(experiment.name, arm, seed, folder, result_file(experiment, folder, quick=quick))
 
 
@@ -103,8 +109,10 @@ def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> N
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished before, {side_by_side} side by side", flush=True)
     running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
     began, done, total = time.perf_counter(), 0, len(waiting)
-    with _ended_with_us(running):
+    with _ended_with_us(running) as told:
         while waiting or running:
+            if told:
+                sys.exit(_SHELL_STATUS + told[0])
             while waiting and len(running) < side_by_side:
                 job = waiting.pop(0)
                 running[job.start(quick=quick)] = job, time.perf_counter()
@@ -123,21 +131,37 @@ def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> N
 
 
 @contextlib.contextmanager
-def _ended_with_us(running: dict[subprocess.Popen[bytes], Any]) -> Iterator[None]:
-    """Whatever stops us stops them; they go on from their last checkpoint next time."""
+def _ended_with_us(running: dict[subprocess.Popen[bytes], Any]) -> Iterator[list[int]]:
+    """Whatever stops us stops them; they go on from their last checkpoint next time.
 
-    def stop(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)  # which would else end us without a word to them
+    Yields:
+        The signals that told us to stop: only noted, as one may come while a process is being started.
+    """
+    told: list[int] = []
+    # Under nohup the terminal's end is ignored, and stays so.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in numbers}
     try:
-        yield
+        yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with(runner: int) -> None:
+    """Tells this process to stop, as by SIGTERM, once `runner`, its parent, is gone, however that ended."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's end is the runner's to pass on, as SIGTERM
+
+    def watch() -> None:
+        while os.getppid() == runner:
+            time.sleep(_POLL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _short(result: dict[str, Any]) -> str:
@@ -152,17 +176,18 @@ def _short(result: dict[str, Any]) -> str:
 def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
     """All results as one JSON object, see `docs/evidence/*.json`."""
     results = [json.loads(job.result.read_text()) for job in jobs]
+    looks = experiment.looks(quick=results[0]["quick"])
     arms: dict[str, Any] = {}
     for name, arm in experiment.arms.items():
         runs = [r for r in results if r["arm"] == name]
         shared = {key: runs[0][key] for key in ("settings", "recipes", "training")}
         shared["settings"] = {k: v for k, v in shared["settings"].items() if k != "seed_everything"}
-        keep = ("seed", "evaluations", "seconds", "commit", "versions")
+        keep = ("seed", "evaluations", "seconds", "commit", "versions", "trained")  # the last is missing in old results
         arms[name] = {
             "label": arm.label,
             "paper": arm.paper,
             **shared,
-            "runs": [{key: run[key] for key in keep} for run in runs],
+            "runs": [{key: run[key] for key in keep if key in run} for run in runs],
         }
     return {
         "experiment": experiment.name,
@@ -172,6 +197,13 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         "baseline": experiment.baseline,
         "paper_table": experiment.paper_table,
         "quick": results[0]["quick"],
-        "evaluations": {name: vars(look) for name, look in experiment.evaluations.items()},
+        "evaluations": {name: vars(look) for name, look in looks.items()},
         "arms": arms,
     }
+
+
+def num_seeds(file: Path) -> int:
+    """How many runs the arms of a collected result have; 0 where there is none."""
+    if not file.is_file():
+        return 0
+    return max(len(arm["runs"]) for arm in json.loads(file.read_text())["arms"].values())

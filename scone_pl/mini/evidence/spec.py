@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
+import scone_pl
 from scone_pl.errors import UserError
+from scone_pl.mini.episode import TASKS
+from scone_pl.mini.world import WorldConfig
 
 FOLDER = Path("experiments/ablations/mini")
+PACKAGE = Path(scone_pl.__file__).parent
+SAMPLING = {"num_inference_steps": 12, "timestep_shift": 1.0}
+GUIDANCE = {"text_scale": 1.0, "image_scale": 1.0}
+"""How every evaluation samples: fields of `SamplingConfig` and of its `GuidanceConfig`."""
+LOOKING = {
+    "score": ("mini/evaluate", "mini/judge", "evaluation/scores"),
+    "layers": ("mini/layers", "layers/measures", "layers/similarity"),
+}
+"""Modules that make an evaluation's numbers, by its kind; `WORLD` makes the episodes of both."""
+WORLD = ("mini/world", "mini/episode", "mini/shapes", "mini/questions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +51,29 @@ class Evaluation:
     """Episodes of each task."""
     label: str = ""
     """For tables and plots, where an experiment has several."""
+
+    def __post_init__(self) -> None:
+        from scone_pl.model.config import BridgeConfig
+
+        hints = get_type_hints(type(self))
+        for name in ("kind", "mask", "stream"):
+            if (given := getattr(self, name)) not in (known := get_args(hints[name])):
+                raise UserError(f"{name} is {given!r}; choose from {', '.join(map(repr, known))}")
+        for name, one in (("world", WorldConfig), ("bridge", BridgeConfig)):
+            if unknown := getattr(self, name).keys() - {f.name for f in fields(one)}:
+                raise UserError(f"{name} has no {', '.join(sorted(unknown))}: see {one.__name__}")
+        if unknown := set(self.tasks) - set(TASKS):
+            raise UserError(f"tasks has no {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
+        if self.bridge and (self.kind == "layers" or self.mask == "off"):
+            raise UserError("bridge changes nothing where kind is layers or mask is off; leave it out")
+        WorldConfig(**self.world)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides its numbers, besides the weights."""
+        made = {"world": asdict(WorldConfig(**self.world)), "sampling": [SAMPLING, GUIDANCE]}
+        sources = {name: _code(PACKAGE / f"{name}.py") for name in (*LOOKING[self.kind], *WORLD)}
+        return {**vars(self), **made, "label": None, "sources": sources}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +146,12 @@ class Experiment:
             if arm.weights_of is not None and len(arm.weights_of) not in (2, 3):
                 given = list(arm.weights_of)
                 raise UserError(f"{file}: {name}.weights_of is {given}; it must be [experiment, arm] or with a step")
+        before, behind = self.init_of, [self.name]
+        while before and before[0] not in behind:
+            behind.append(before[0])
+            before = read_yaml(_file_of(before[0])).get("init_of")
+        if before:
+            raise UserError(f"{file}: init_of goes round, {' from '.join([*behind, before[0]])}; end it in init_from")
 
     def arm(self, name: str) -> Arm:
         """The arm called `name`.
@@ -124,16 +168,14 @@ class Experiment:
         """The experiment called `name`.
 
         Raises:
-            UserError: no such file, an unknown or missing key, or one that names an arm that is not there.
+            UserError: no such file, an unknown or missing key, or one whose value makes no sense.
         """
-        file = FOLDER / f"{name}.yaml"
-        if not file.is_file():
-            raise UserError(f"no experiment {name} in {FOLDER}: choose from {', '.join(cls.names())}")
-        content = yaml.safe_load(file.read_text())
+        file = _file_of(name)
+        content = read_yaml(file)
         try:
             content["arms"] = {key: Arm(**_tupled(arm, "weights_of")) for key, arm in content["arms"].items()}
             looks = content.get("evaluations") or {"main": {}}
-            content["evaluations"] = {key: Evaluation(**_tupled(look or {}, "tasks")) for key, look in looks.items()}
+            content["evaluations"] = {key: _look(file, key, look or {}) for key, look in looks.items()}
             return cls(name=name, **_tupled(content, "recipes", "prepare", "init_of"))
         except (TypeError, KeyError, AttributeError) as error:
             error = f"no key {error}" if isinstance(error, KeyError) else error
@@ -143,7 +185,7 @@ class Experiment:
     @staticmethod
     def names() -> list[str]:
         """All experiments; other files in the folder are recipes."""
-        return sorted(f.stem for f in FOLDER.glob("*.yaml") if "arms" in yaml.safe_load(f.read_text()))
+        return sorted(f.stem for f in FOLDER.glob("*.yaml") if "arms" in read_yaml(f))
 
     def settings_of(self, arm: str, seed: int, *, quick: bool = False) -> dict[str, Any]:
         """What is laid over the recipes for one run; the seed decides data order, noise levels and noise."""
@@ -162,11 +204,11 @@ class Experiment:
             quick: see `quick`.
         """
         recipes = [Path(recipe).read_text() for recipe in self.recipes]
-        return _digest([recipes, self.settings_of(arm, 0, quick=quick), weights])
+        return digest([recipes, self.settings_of(arm, 0, quick=quick), weights])
 
     def looks_identity(self, *, quick: bool = False) -> str:
-        """Changes when the evaluations do; names the file of results."""
-        return _digest([{name: vars(look) for name, look in self.looks(quick=quick).items()}])
+        """Changes when anything changes that decides the evaluations' numbers; names the file of results."""
+        return digest([{name: look.facts for name, look in self.looks(quick=quick).items()}])
 
     def looks(self, *, quick: bool = False) -> dict[str, Evaluation]:
         """`evaluations`, smaller in a first look."""
@@ -185,13 +227,49 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _digest(facts: list[Any]) -> str:
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """A file of keys and values; an empty one has none.
+
+    Raises:
+        UserError: it is not there, or is something else.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict | None):
+        raise UserError(f"{file}: must hold `key: value` lines")
+    return content or {}
+
+
+def digest(facts: Any) -> str:
+    """Of anything that JSON can say."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _shortened(step: dict[str, Any], share: float) -> dict[str, Any]:
     steps = max(1, round(share * step["trainer"]["max_steps"]))
     return merged(step, {"trainer": {"max_steps": steps}})
+
+
+def _file_of(name: str) -> Path:
+    file = FOLDER / f"{name}.yaml"
+    if not file.is_file():
+        raise UserError(f"no experiment {name} in {FOLDER}: choose from {', '.join(Experiment.names())}")
+    return file
+
+
+def _look(file: Path, name: str, content: dict[str, Any]) -> Evaluation:
+    try:
+        return Evaluation(**_tupled(content, "tasks"))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: evaluations.{name}: {error}") from None
+
+
+@cache
+def _code(file: Path) -> str:
+    """Of a module; comments and layout do not count."""
+    return digest(ast.dump(ast.parse(file.read_text())))
 
 
 def _tupled(content: dict[str, Any], *names: str) -> dict[str, Any]:

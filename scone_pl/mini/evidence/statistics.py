@@ -23,7 +23,9 @@ class Estimate:
     def __str__(self) -> str:
         if math.isnan(self.half_width):
             return f"{self.mean:.2f}"
-        return f"{self.mean:.2f} ± {self.half_width:.2f}"
+        # One digit more where two do not say whether 0 is inside.
+        digits = 3 if f"{abs(self.mean):.2f}" == f"{self.half_width:.2f}" and self.half_width else 2
+        return f"{self.mean:.{digits}f} ± {self.half_width:.{digits}f}"
 
     @property
     def excludes_zero(self) -> bool:

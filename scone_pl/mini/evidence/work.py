@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from scone_pl.errors import UserError
 from scone_pl.files import write_json
-from scone_pl.mini.evidence.spec import Evaluation, Experiment, merged
+from scone_pl.mini.evidence.spec import GUIDANCE, SAMPLING, Evaluation, Experiment, digest, merged, read_yaml
+
+if TYPE_CHECKING:
+    from scone_pl.model.config import BridgeConfig
 
 ROOT = Path("runs/evidence")
+STARTS = "trained.json"
+"""In a run's folder: commit, versions, recipes, data and seconds of every start of its training."""
 
 
 def folder_of(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> Path:
@@ -69,15 +74,40 @@ def trained_weights(experiment: Experiment, arm: str, folder: Path, step: str = 
 
 def _whole(experiment: Experiment, arm: str, *, quick: bool = False) -> dict[str, Any]:
     """Recipes and settings as one."""
+    return merged(_merged_files(experiment.recipes), experiment.settings_of(arm, 0, quick=quick))
+
+
+def _merged_files(recipes: Sequence[str]) -> dict[str, Any]:
     content: dict[str, Any] = {}
-    for recipe in experiment.recipes:
-        content = merged(content, yaml.safe_load(Path(recipe).read_text()))
-    return merged(content, experiment.settings_of(arm, 0, quick=quick))
+    for recipe in recipes:
+        content = merged(content, read_yaml(recipe))
+    return content
+
+
+def _last_step(settings: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """The settings of the last step of a chain, or of the one called `name`; the whole where there is no chain."""
+    steps = settings.get("chain") or [{}]
+    return merged(settings, next((step for step in steps if name and step["name"] == name), steps[-1]))
+
+
+def check_looks(experiment: Experiment, arms: Sequence[str], *, quick: bool = False) -> None:
+    """Raises `UserError` if a look of one of `arms` changes a bridge that the arm does not sample with."""
+    for arm in arms:
+        chosen = experiment.arm(arm)
+        if chosen.weights or chosen.untrained:
+            continue  # `look_at` knows when it reads the weights
+        origin, name, *step = chosen.weights_of or (experiment.name, arm)
+        source = Experiment.read(origin) if chosen.weights_of else experiment
+        settings = _last_step(_whole(source, name, quick=quick), *step)["model"].get("init_args", {})
+        bridge = settings.get("bridge") if settings.get("mask_sampling") else None
+        for look_name, look in experiment.evaluations.items():
+            _bridge(bridge, look, f"{experiment.name} {arm}, evaluations.{look_name}")
 
 
 def command_line(experiment: Experiment, arm: str, seed: int, folder: Path, *, quick: bool = False) -> list[str]:
     """The `fit` command that trains a run."""
-    recipes = [part for recipe in experiment.recipes for part in ("--config", recipe)]
+    # As text: of a chain every step reads them again, and a file may be edited in the meantime.
+    recipes = [part for recipe in experiment.recipes for part in ("--config", Path(recipe).read_text())]
     overlay = json.dumps(experiment.settings_of(arm, seed, quick=quick))
     origin = start_of(experiment, arm, seed, quick=quick)
     tail = ["--model.init_args.init_from", str(origin), "--output_dir", str(folder / "fit")]
@@ -86,38 +116,103 @@ def command_line(experiment: Experiment, arm: str, seed: int, folder: Path, *, q
 
 def prepare(experiment: Experiment) -> None:
     """Runs the recipes that the experiment builds on; a finished one is done at once."""
+    for recipes in experiment.prepare:
+        whole = _merged_files(recipes.split())
+        folder = Path(whole["output_dir"])
+        command = ["fit", *(part for recipe in recipes.split() for part in ("--config", recipe))]
+        train(command, whole, folder, folder / whole["chain"][-1]["name"] / "weights")
+
+
+def train(command: list[str], settings: Mapping[str, Any], folder: Path, weights: Path) -> None:
+    """Runs a `fit` command and notes the start in `STARTS`; what is finished is not looked at again.
+
+    Args:
+        command: for `scone_pl.cli`.
+        settings: its recipes as one.
+        folder: of the run.
+        weights: its result.
+
+    Raises:
+        UserError: the folder holds a run of other recipes or data.
+    """
     from scone_pl.cli import main
     from scone_pl.training.runs import RunFolder
 
-    for recipes in experiment.prepare:
-        whole: dict[str, Any] = {}
-        for recipe in recipes.split():
-            whole = merged(whole, yaml.safe_load(Path(recipe).read_text()))
-        last = whole["chain"][-1]
-        # However it was trained (devices, strategy), what is finished is not looked at again.
-        if RunFolder(Path(whole["output_dir"]) / last["name"]).finished_steps < last["trainer"]["max_steps"]:
-            main(["fit", *(part for recipe in recipes.split() for part in ("--config", recipe))])
+    check_start(settings, folder)
+    # However it was trained (devices, strategy): `fit` itself would ask for the same.
+    if RunFolder(weights.parent).finished_steps >= _last_step(settings)["trainer"].get("max_steps", math.inf):
+        return
+    data = {path: found for path in _train_sets(settings) if (found := _data_digest(path))}
+    start = {"commit": commit(), "versions": versions(), "recipes": digest(settings), "data": data, "seconds": 0.0}
+    starts, began = [*_starts(folder), start], time.perf_counter()
+    write_json({"starts": starts}, folder / STARTS)
+    try:
+        main(command)
+    finally:
+        start["seconds"] = time.perf_counter() - began
+        write_json({"starts": starts}, folder / STARTS)
 
 
-def run(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> Path:
-    """Trains what is to be trained, evaluates, writes the result; returns its file. Goes on where it was killed."""
+def check_start(settings: Mapping[str, Any], folder: Path) -> None:
+    """Raises `UserError` if the run in `folder` began with other recipes or other data than there are now."""
+    for start in _starts(folder)[-1:]:
+        found = {path: _data_digest(path) for path in start["data"]}
+        other = [path for path, known in start["data"].items() if found[path] not in ("", known)]
+        other += ["the recipe"] if start["recipes"] != digest(settings) else []
+        if other:
+            raise UserError(f"{folder}: {' and '.join(other)} changed since it was trained; remove that folder")
+
+
+def check_folder(experiment: Experiment, arm: str, folder: Path, *, quick: bool = False) -> None:
+    """`check_start` for an arm's `folder`."""
+    if experiment.arms[arm].trained:
+        check_start(_whole(experiment, arm, quick=quick), folder)
+
+
+def _starts(folder: Path) -> list[dict[str, Any]]:
+    file = folder / STARTS
+    return json.loads(file.read_text())["starts"] if file.is_file() else []
+
+
+def _train_sets(settings: Mapping[str, Any]) -> list[str]:
+    parts = [settings, *(settings.get("chain") or [])]
+    return sorted({source["path"] for part in parts for source in part.get("data", {}).get("train") or []})
+
+
+def _data_digest(path: str) -> str:
+    """Of a shard set: its manifest holds the sha256 of every shard; empty if it is not there."""
+    manifest = Path(path) / "manifest.json"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16] if manifest.is_file() else ""
+
+
+def run(experiment: Experiment, arm: str, seed: int, *, quick: bool = False, expected: Path | None = None) -> Path:
+    """Trains what is to be trained, evaluates, writes the result; returns its file. Goes on where it was killed.
+
+    Args:
+        experiment: as read.
+        arm: its name.
+        seed: of the run.
+        quick: see `Experiment.quick`.
+        expected: the result's file as the caller knows it.
+
+    Raises:
+        UserError: it would be another file than `expected`; or see `train` and `look_at`.
+    """
     import torch
 
     torch.set_num_threads(1)
     folder = folder_of(experiment, arm, seed, quick=quick)
     file = result_file(experiment, folder, quick=quick)
+    if expected is not None and file != expected:
+        raise UserError(f"{experiment.name} {arm}: recipes, looks or code changed since the start; start it again")
     if file.is_file():
         return file
-    began = time.perf_counter()
-    chosen = experiment.arms[arm]
-    if not chosen.trained:
-        weights = start_of(experiment, arm, seed, quick=quick)
-    else:
-        from scone_pl.cli import main
-
-        main(command_line(experiment, arm, seed, folder, quick=quick))
+    weights = start_of(experiment, arm, seed, quick=quick)
+    if experiment.arms[arm].trained:
         weights = trained_weights(experiment, arm, folder, quick=quick)
-    trained = time.perf_counter() - began
+        command = command_line(experiment, arm, seed, folder, quick=quick)
+        train(command, _whole(experiment, arm, quick=quick), folder, weights)
+    began, now = time.perf_counter(), {"commit": commit(), "versions": versions()}
     looks = {name: look_at(weights, look) for name, look in experiment.looks(quick=quick).items()}
     result = {
         "experiment": experiment.name,
@@ -128,17 +223,29 @@ def run(experiment: Experiment, arm: str, seed: int, *, quick: bool = False) -> 
         "recipes": list(experiment.recipes),
         "weights": str(weights),
         "training": _training_of(weights),
+        "trained": next(filter(None, map(_starts, weights.parents)), []),
         "evaluations": looks,
-        "seconds": {"training": trained, "evaluation": time.perf_counter() - began - trained},
-        "commit": commit(),
-        "versions": versions(),
+        "seconds": {"training": _training_seconds(folder), "evaluation": time.perf_counter() - began},
+        **now,
     }
     write_json(result, file)
     return file
 
 
+def _training_seconds(folder: Path) -> float:
+    """Of all starts; of a run from before they were noted, what its first result says."""
+    if starts := _starts(folder):
+        return sum(start["seconds"] for start in starts)
+    results = [json.loads(file.read_text()) for file in folder.glob("result-*.json")]
+    return max((result["seconds"]["training"] for result in results), default=0.0)
+
+
 def look_at(weights: Path, look: Evaluation) -> dict[str, Any]:
-    """The numbers of one evaluation."""
+    """The numbers of one evaluation.
+
+    Raises:
+        UserError: it changes a bridge that the weights are not sampled with.
+    """
     from scone_pl.generation.guidance import GuidanceConfig
     from scone_pl.generation.sampler import SamplingConfig
     from scone_pl.mini.episode import TASKS
@@ -151,18 +258,24 @@ def look_at(weights: Path, look: Evaluation) -> dict[str, Any]:
         from scone_pl.mini.layers import examples, separation
 
         return {"layers": separation(weights, episodes), "examples": examples(weights, episodes)}
-    bridge = bridge_of(weights) if look.mask == "trained" else None
-    if bridge is not None:
-        bridge = dataclasses.replace(bridge, **look.bridge)
-    config = SamplingConfig(
-        num_inference_steps=12,
-        timestep_shift=1.0,
-        guidance=GuidanceConfig(text_scale=1.0, image_scale=1.0),
-        bridge=bridge,
-    )
+    trained = bridge_of(weights)
+    bridge = _bridge(dataclasses.asdict(trained) if trained else None, look, str(weights))
+    config = SamplingConfig(**SAMPLING, guidance=GuidanceConfig(**GUIDANCE), bridge=bridge)
     report, _ = evaluate(weights, episodes, config, progress=False)
     del report["items"], report["checkpoint"]
     return report
+
+
+def _bridge(trained: Mapping[str, Any] | None, look: Evaluation, where: str) -> BridgeConfig | None:
+    """What a look samples with, if the weights are sampled with the bridge `trained`; `where` is for complaints."""
+    from scone_pl.model.config import BridgeConfig
+
+    if look.bridge and trained is None:
+        raise UserError(f"{where}: bridge {look.bridge} changes a bridge that this does not sample with; leave it out")
+    try:
+        return BridgeConfig(**{**trained, **look.bridge}) if trained and look.mask == "trained" else None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _training_of(weights: Path) -> Mapping[str, Any]:
@@ -174,8 +287,8 @@ def commit() -> str:
     """The checkout's commit, with `-dirty` if code or recipes differ from it; unknown outside of a checkout."""
     try:
         found = _git("rev-parse", "--short=12", "HEAD")
-        # What runs write themselves, results and their page, decides no number.
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
+        # New files too; all else, such as the page that runs write themselves, decides no number.
+        changed = _git("status", "--porcelain", "--untracked-files=normal", "--", ":/scone_pl", ":/experiments")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found + ("-dirty" if changed else "")
