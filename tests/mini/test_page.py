@@ -107,6 +107,18 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
         write_page(tmp_path / "nowhere")
 
 
+def test_a_result_of_an_older_version_is_named_and_left_out(tmp_path):
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    old = result("old")
+    del old["arms"]["two"]["runs"][1]["evaluations"]["main"]["choice"]
+    for name, content in (("old", old), ("demo", {**result(), "paper_table": ""})):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    text = write_page(folder).read_text()
+    assert "evaluated again: `make old`." in text
+    assert text.count("## A table") == 1
+
+
 def test_the_committed_page_is_the_one_the_files_give(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     kept = ROOT / "docs/evidence"
