@@ -86,6 +86,7 @@ def test_what_decides_scores_names_their_file(written, tmp_path, monkeypatch):
     [
         ({"arms": None}, "has no arms"),
         ({"baseline": "plan"}, r"baseline plan is none of its arms, plain$"),
+        ({"contrasts": [["main", "less"]]}, r"contrasts name less, none of its evaluations$"),
         ({"init_of": ["wrong", "plain"]}, r"it must be \[another experiment, its arm\]"),
         ({"init_of": ["table4"]}, r"it must be \[another experiment, its arm\]"),
         ({"arms": {"plain": {"label": "plain", "weights_of": ["table5"]}}}, r"plain\.weights_of is \['table5'\]"),

@@ -175,6 +175,18 @@ def test_a_single_seed_has_no_differences(tmp_path):
     assert "minus arm one" not in text
 
 
+def test_evaluations_are_compared_within_an_arm(tmp_path):
+    found = result()
+    found["evaluations"] = {"main": {"kind": "score", "label": "with"}, "less": {"kind": "score", "label": "without"}}
+    for arm in found["arms"].values():
+        for run in arm["runs"]:
+            run["evaluations"]["less"] = report(4, 5)
+    text = section({**found, "contrasts": [["main", "less"]]}, tmp_path)
+    com = difference_of(found["arms"]["two"], found["arms"]["two"], "main", "COM", other_look="less")
+    assert com.mean == pytest.approx(2.1)
+    assert f"| arm two · with minus without | **{com}** | **2.00 ± 0.00** |" in text
+
+
 def test_a_quick_look_has_no_findings(tmp_path):
     text = section({**result(), "quick": True}, tmp_path)
     assert "A quick look, not a result." in text

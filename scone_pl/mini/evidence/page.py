@@ -26,6 +26,7 @@ from scone_pl.mini.evidence.metrics import (
     rows_of,
 )
 from scone_pl.mini.evidence.spec import Experiment
+from scone_pl.mini.evidence.statistics import Estimate
 
 DOCS = Path("docs/evidence")
 PUBLISHED = "published.yaml"
@@ -35,6 +36,7 @@ ORDER = (
     *("figure11", "layers", "robustness", "robustness_trained", "no_experts", "tokens"),
 )
 SCORES = ("COM", "DIS", "overall")
+COMPARED = (*SCORES, "choice")
 COMPOSITION = ("PF", "SC", "COM")
 """Where nothing was to be chosen."""
 _COST_ROWS = {"mask": "masked", "paper": "left out", "later": "left out in all later layers", "dropped": "dropped"}
@@ -113,11 +115,12 @@ def _is_whole(result: Mapping[str, Any]) -> bool:
 
 
 def _with_words(result: dict[str, Any]) -> dict[str, Any]:
-    """What people wrote after the runs comes from the experiment's file, where it can still be mended."""
+    """What people say of the runs comes from the experiment's file, where it can still be mended."""
     if result["experiment"] not in Experiment.names():
         return result
     experiment = Experiment.read(result["experiment"])
-    return {**result, "findings": experiment.findings, "answer": experiment.answer}
+    now = {name: getattr(experiment, name) for name in ("findings", "answer", "baseline", "contrasts")}
+    return {**result, **now}
 
 
 def _answers(results: Sequence[Mapping[str, Any]]) -> str:
@@ -136,6 +139,8 @@ def section(result: Mapping[str, Any], folder: Path = DOCS) -> str:
         parts += [_score_table(result, scored), _failure_table(result, scored)]
     if result["baseline"]:
         parts += _difference_tables(result, scored)
+    if result.get("contrasts"):
+        parts += _contrast_tables(result)
     parts += [_layer_table(result, look) for look in looks_of(result, "layers", "test")]
     if looks_of(result, "layers", "validation"):
         parts.append(_choice_table(result, layered))
@@ -190,13 +195,32 @@ def _score_table(result: Mapping[str, Any], looks: list[str]) -> str:
 def _difference_tables(result: Mapping[str, Any], looks: list[str]) -> list[str]:
     """Every arm minus the baseline, paired by seed; in bold where the interval excludes 0. None with a single seed."""
     base = result["arms"][result["baseline"]]
+    rows = [
+        (label, [difference_of(arm, base, look, metric) for metric in COMPARED])
+        for label, arm, look in rows_of(result, looks)
+        if arm is not base
+    ]
+    return _compared(f"minus {base['label']}", rows)
+
+
+def _contrast_tables(result: Mapping[str, Any]) -> list[str]:
+    """The same for two evaluations of one arm."""
     rows = []
-    for label, arm, look in rows_of(result, looks):
-        found = [difference_of(arm, base, look, metric) for metric in (*SCORES, "choice")]
-        if arm is not base and None not in found:
-            cells = [f"**{d}**" if d and d.excludes_zero else str(d) for d in found]
-            rows.append([label, *cells])
-    return [markdown_table([f"minus {base['label']}", *SCORES, "chosen, %"], rows)] if rows else []
+    for arm in result["arms"].values():
+        for one, other in result["contrasts"]:
+            labels = [result["evaluations"][look]["label"] for look in (one, other)]
+            found = [difference_of(arm, arm, one, metric, other_look=other) for metric in COMPARED]
+            rows.append((f"{arm['label']} · {' minus '.join(labels)}", found))
+    return _compared("within an arm", rows)
+
+
+def _compared(head: str, rows: Sequence[tuple[str, list[Estimate | None]]]) -> list[str]:
+    shown = [
+        [label, *(f"**{d}**" if d and d.excludes_zero else str(d) for d in found)]
+        for label, found in rows
+        if None not in found
+    ]
+    return [markdown_table([head, *SCORES, "chosen, %"], shown)] if shown else []
 
 
 def _failure_table(result: Mapping[str, Any], looks: list[str]) -> str:

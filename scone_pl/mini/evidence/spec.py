@@ -123,6 +123,8 @@ class Experiment:
     """Recipes that must have been run before (their results are shared by experiments); `a b` = a under b."""
     baseline: str = ""
     """Arm that the others are compared with, paired by seed."""
+    contrasts: tuple[tuple[str, str], ...] = ()
+    """(evaluation, another): what is compared within every arm, paired by seed."""
     paper_table: str = ""
     """Key in `docs/evidence/published.yaml`."""
     first_seed: int = 0
@@ -140,6 +142,8 @@ class Experiment:
             raise UserError(f"{file}: has no arms")
         if self.baseline and self.baseline not in self.arms:
             raise UserError(f"{file}: baseline {self.baseline} is none of its arms, {', '.join(self.arms)}")
+        if unknown := {look for pair in self.contrasts for look in pair} - self.evaluations.keys():
+            raise UserError(f"{file}: contrasts name {', '.join(sorted(unknown))}, none of its evaluations")
         if self.init_of and (len(self.init_of) != 2 or self.init_of[0] == self.name):
             raise UserError(f"{file}: init_of is {list(self.init_of)}; it must be [another experiment, its arm]")
         for name, arm in self.arms.items():
@@ -176,6 +180,7 @@ class Experiment:
             content["arms"] = {key: Arm(**_tupled(arm, "weights_of")) for key, arm in content["arms"].items()}
             looks = content.get("evaluations") or {"main": {}}
             content["evaluations"] = {key: _look(file, key, look or {}) for key, look in looks.items()}
+            content["contrasts"] = tuple(map(tuple, content.get("contrasts", ())))
             return cls(name=name, **_tupled(content, "recipes", "prepare", "init_of"))
         except (TypeError, KeyError, AttributeError) as error:
             error = f"no key {error}" if isinstance(error, KeyError) else error
