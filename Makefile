@@ -79,7 +79,7 @@ no-experts: no_experts
 tokens: mini-data ## what leaving blocked tokens out, or dropping them, saves in time and memory, and its scores
 	$(if $(filter 1,$(QUICK)),,$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json)
 	$(EVIDENCE) tokens
-evidence: $(TABLES) tokens ## all experiments, about 3 hours on 2 cores; finished runs are not run again
+evidence: $(TABLES) tokens ## all experiments, about 4 hours on 2 cores; finished runs are not run again
 
 parity: install ## compare with the published implementation's numbers
 	$(SCONE) parity tests/golden/parity
