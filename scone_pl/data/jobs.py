@@ -62,10 +62,10 @@ def run_jobs(
             "a worker process died (out of memory?); run the same command again, with fewer --workers"
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
-            process.join()
+        # The pool's own thread joins them: joined by two threads, an ended process can seem to run.
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _wait(future: Future[Result], done: Any, bar: tqdm) -> Result:
