@@ -93,6 +93,8 @@ def picture(
     """
     from scone_pl.mini.picture import contact_sheet
 
+    if per_task < 1 or scale < 1:
+        raise UserError(f"--per_task {per_task} and --scale {scale} must be at least 1")
     source = World(seed, world, stream=stream)
     rows = [[source.sample(task, index) for index in range(per_task)] for task in TASKS]
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,11 @@ def test_settings_out_of_range_are_named(option, value, says, tmp_path):
     assert not (tmp_path / "scores").exists()
 
 
+def test_a_sheet_of_no_episodes_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--per_task 0 and --scale 6 must be at least 1"):
+        main(["picture", "--per_task", "0", "--output", str(tmp_path / "sheet.png")])
+
+
 def test_evaluate_and_report(tmp_path, capsys):
     write_base(tmp_path / "plain")
     write_base(tmp_path / "masked")

@@ -33,6 +33,8 @@ def _bars(axes: Axes, rows: list[tuple[str, Mapping[str, Any], str]]) -> None:
     for number, (_, arm, look) in enumerate(rows):
         for offset, (metric, colour) in enumerate(zip(("COM", "DIS"), _COLOURS, strict=False)):
             found, place = estimate_of(arm, look, metric), number + 0.36 * offset - 0.18
+            if math.isnan(found.mean):  # composition alone has no DIS
+                continue
             width = 0.0 if math.isnan(found.half_width) else found.half_width
             axes.barh(place, found.mean, 0.34, xerr=width, color=colour, alpha=0.45, label=None if number else metric)
             axes.plot(found.values, [place] * len(found.values), ".", color=colour, markersize=5)
