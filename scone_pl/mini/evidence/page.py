@@ -72,8 +72,8 @@ what a later section adds is no independent confirmation of an earlier one.
   badly; by chance 50 % (33 and 25 with three and four). Choosing apart from painting.
 - **kept**: of the subject tokens that the mask keeps, those of the meant ones (precision); of theirs, those that are
   kept (recall); blocked, of all tokens of the references.
-- **pictures**: meant only = the meant subjects, wherever, and nothing else; redundancy = something more; omission = the
-  place is empty; blending = two candidates mixed; wrong subject = a distractor is drawn; distorted = what stands there
+- **pictures**: meant only (`as asked` in questions of before) = the meant subjects, wherever, and nothing else;
+  redundancy = something more; omission = the place is empty; blending = two candidates mixed; wrong subject = a distractor is drawn; distorted = what stands there
   is no candidate. In this world models paint badly rather than too much or nothing.
 - `±` is a 95 % interval over seeds (Student's t): a seed decides data order, noise levels and noise; the episodes are
   the same for all, so what another draw of episodes would change is not in it. In bold: differences whose interval
