@@ -73,8 +73,9 @@ what a later section adds is no independent confirmation of an earlier one.
 - **kept**: of the subject tokens that the mask keeps, those of the meant ones (precision); of theirs, those that are
   kept (recall); blocked, of all tokens of the references.
 - **pictures**: meant only (`as asked` in questions of before) = the meant subjects, wherever, and nothing else;
-  redundancy = something more; omission = the place is empty; blending = two candidates mixed; wrong subject = a distractor is drawn; distorted = what stands there
-  is no candidate. In this world models paint badly rather than too much or nothing.
+  redundancy = something more; omission = the place is empty; blending = two candidates mixed; wrong subject = a
+  distractor is drawn; distorted = what stands there is no candidate. In this world models paint badly rather than too
+  much or nothing.
 - `±` is a 95 % interval over seeds (Student's t): a seed decides data order, noise levels and noise; the episodes are
   the same for all, so what another draw of episodes would change is not in it. In bold: differences whose interval
   leaves out 0, with no correction for their number; each section's metric, and the arms that its question compares, are
