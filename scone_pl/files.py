@@ -1,14 +1,105 @@
-"""Files and folders that appear whole or not at all."""
+"""Reading and writing of small files: one way to read text and JSON; files and folders appear whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from scone_pl.errors import UserError
+
+T = TypeVar("T")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_JSON_NAMES = {dict: "an object", list: "a list", str: "a string"}
+
+
+def read_bytes(file: Path) -> bytes:
+    """Content of a regular file.
+
+    Raises:
+        UserError: `file` cannot be read, or is a folder, pipe or device, which might never end.
+    """
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UserError(f"{file}: not a regular file")
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def read_text(file: Path) -> str:
+    """Text of a regular UTF-8 file, without its byte order mark if it has one.
+
+    Raises:
+        UserError: `file` cannot be read, is not a regular file, or is not UTF-8.
+    """
+    return decode(read_bytes(file), str(file))
+
+
+def decode(content: bytes, source: str) -> str:
+    """UTF-8 text without its byte order mark.
+
+    Args:
+        content: encoded text.
+        source: what a message calls it: a file, or a file and a line.
+
+    Raises:
+        UserError: `content` is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+
+
+def read_json(file: Path, expected: type[T]) -> T:
+    """Content of a JSON file.
+
+    Args:
+        file: a regular UTF-8 file.
+        expected: type that the outermost value must have, `dict` or `list`.
+
+    Raises:
+        UserError: `file` cannot be read, is not JSON, or holds a value of another type.
+    """
+    return parse_json(read_text(file), str(file), expected)
+
+
+def parse_json(text: str, source: str, expected: type[T]) -> T:
+    """Parses JSON of unknown origin.
+
+    Args:
+        text: JSON.
+        source: what a message calls it: a file, or a file and a line.
+        expected: type that the outermost value must have.
+
+    Raises:
+        UserError: `text` is not JSON, is nested too deeply, has half a surrogate pair in a string (which no file or
+            tokenizer can take), or holds a value of another type.
+    """
+    try:
+        content = json.loads(text)
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source}: half a surrogate pair in a string; write characters whole") from error
+    except RecursionError as error:
+        raise UserError(f"{source}: JSON is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{source}: not JSON ({error})") from error
+    if not isinstance(content, expected):
+        raise UserError(f"{source}: must be {_JSON_NAMES.get(expected, expected.__name__)}")
+    return content
 
 
 def write_text(text: str, file: Path) -> None:

@@ -1,0 +1,47 @@
+"""Reading small files of unknown origin: one line that names the file, whatever is in it."""
+
+import os
+
+import pytest
+
+from scone_pl.errors import UserError
+from scone_pl.files import parse_json, read_bytes, read_json, read_text
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xa9"}')
+    assert read_json(tmp_path / "a.json", dict) == {"a": "é"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe{", "not UTF-8 at byte 0"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[]", "must be an object"),
+        (b'{"a": "\\ud83d"}', "half a surrogate pair"),
+        (b'{"a": "\\udead"}', "half a surrogate pair"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_json_file_is_one_line_with_its_name(tmp_path, content, message):
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_json(file, dict)
+    assert str(refused.value).startswith(f"{file}: ")
+    assert "\n" not in str(refused.value)
+
+
+def test_whole_surrogate_pairs_are_characters():
+    assert parse_json('"\\ud83d\\ude00"', "line 1", str) == "\U0001f600"
+
+
+def test_pipes_devices_folders_and_missing_files_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", tmp_path, tmp_path / "absent", tmp_path / "a\0b"):
+        with pytest.raises(UserError):
+            read_bytes(file)
+    with pytest.raises(UserError, match="not a regular file"):
+        read_text(type(tmp_path)("/dev/zero"))
