@@ -17,6 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 
 from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.secret import Secret
 
 _BUSY = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
 _HOPELESS = frozenset((301, 302, 303, 307, 308, 401, 402, 403, 404, 405))
@@ -24,8 +25,6 @@ _MODERATED = re.compile(r"moderat|content.?(?:policy|filter)", re.IGNORECASE)
 _LONGEST_RETRY_AFTER = 900.0
 _LONGEST_BODY = 4 << 20
 _SHOWN = 200
-_SHORTEST_SECRET = 8
-"""Local servers are given keys such as `EMPTY` or `1`, which answers may well contain."""
 
 
 class CallFailedError(Exception):
@@ -61,6 +60,7 @@ class JudgeClient:
         self.repeated = 0
         """Requests that had to be sent again."""
         self._key = config.key()
+        self._secret = Secret(self._key)
         self._proxy = _proxy(config.url)
         self._session: aiohttp.ClientSession | None = None
         self._not_before = 0.0
@@ -98,7 +98,7 @@ class JudgeClient:
             try:
                 return await self._once(data)
             except _TryAgainError as error:
-                reason = self._clean(str(error))
+                reason = str(error)
                 if number + 1 == self.config.max_tries:
                     raise CallFailedError(f"{reason}, {self.config.max_tries} tries") from None
                 self.repeated += 1
@@ -145,7 +145,7 @@ class JudgeClient:
         if status != 200 or error:
             self._refuse(status, error, text, after)
         if not isinstance(body, dict):
-            raise _TryAgainError(f"not JSON: {text[:_SHOWN]!r}")
+            raise _TryAgainError(f"not JSON: {self._secret.mask_error(text, _SHOWN)!r}")
         try:
             choice = body["choices"][0]
             message = choice["message"]
@@ -155,11 +155,11 @@ class JudgeClient:
             if not isinstance(answer, str):
                 raise TypeError
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise _TryAgainError(f"no chat completion: {text[:_SHOWN]!r}") from None
+            raise _TryAgainError(f"no chat completion: {self._secret.mask_error(text, _SHOWN)!r}") from None
         return Reply(
-            text=self._clean(answer),
-            answered_by=self._clean(str(body.get("model") or "")),
-            finish_reason=self._clean(str(choice.get("finish_reason") or "")),
+            text=self._secret.mask(answer),
+            answered_by=self._secret.mask(str(body.get("model") or "")),
+            finish_reason=self._secret.mask(str(choice.get("finish_reason") or "")),
             usage=_counts(body.get("usage")),
         )
 
@@ -167,7 +167,8 @@ class JudgeClient:
         """Raises what a refusal means."""
         said = error if isinstance(error, dict) else {"message": error or text}
         code = str(said.get("code") or said.get("type") or "")
-        reason = self._clean(f"status {status}{f' {code}' if code else ''}: {str(said.get('message') or '')[:_SHOWN]}")
+        shown, message = (self._secret.mask_error(text, _SHOWN) for text in (code, str(said.get("message") or "")))
+        reason = f"status {status}{f' {shown}' if shown else ''}: {message}"
         if status == 403 and _MODERATED.search(reason):  # of this question; others may be answered
             raise CallFailedError(reason)
         if status in _HOPELESS or code in ("insufficient_quota", "invalid_api_key", "model_not_found"):
@@ -183,10 +184,6 @@ class JudgeClient:
                 )
             raise _TryAgainError(reason, after)
         raise CallFailedError(reason)
-
-    def _clean(self, text: str) -> str:
-        """Services repeat keys in their complaints."""
-        return text.replace(self._key, "***") if self._key and len(self._key) >= _SHORTEST_SECRET else text
 
 
 def _proxy(url: str) -> str | None:

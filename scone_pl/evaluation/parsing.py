@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 LOWEST, HIGHEST = 0.0, 10.0
-_THINKING = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+_THINKING = re.compile(
+    r"[<\[◁]\s{0,3}(?P<end>/?)\s{0,3}(?:seed:)?(?:think|thinking|thought|reasoning)\s{0,3}[>\]▷]|"
+    r"<\|(?:begin|(?P<end2>end))_of_thought\|>",
+    re.IGNORECASE,
+)
+"""Tags around what a judge thinks before it answers: `<think>`, `<thinking>`, `[THINK]`, `◁think▷`, ..."""
+_CHANNELS = re.compile(r"<\|channel\|>\s{0,3}(?P<name>\w{1,30})[^<]{0,200}<\|message\|>")
+"""gpt-oss: `<|channel|>analysis<|message|>...<|channel|>final<|message|>...`."""
+_END_OF_MESSAGE = re.compile(r"<\|(?:end|return|im_end|eot_id)\|>\s*$")
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _UNQUOTED = re.compile(r"\{\s*score\s*:\s*([0-9.]+)\s*(?:,\s*\w+\s*:[^{}]*)?\}", re.IGNORECASE | re.DOTALL)
 _DIGITS = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*", re.ASCII)
@@ -84,7 +92,25 @@ def parse_presence(raw: str | None) -> int:
 
 
 def _answer(raw: str | None) -> str:
-    text = _THINKING.sub("", raw or "").strip()
+    """What stands behind the judge's thinking.
+
+    Only what follows the last closing tag counts; many chat templates swallow the opening one.
+
+    Raises:
+        UnusableAnswerError: there is nothing, or the judge was cut off while it was thinking: a draft is no answer.
+    """
+    text = raw or ""
+    channels = list(_CHANNELS.finditer(text))
+    if channels:
+        if channels[-1]["name"].lower() != "final":
+            raise UnusableAnswerError("cut off while thinking")
+        text = text[channels[-1].end() :]
+    text = _END_OF_MESSAGE.sub("", text)
+    tags = list(_THINKING.finditer(text))
+    closing = [tag for tag in tags if tag["end"] or tag["end2"]]
+    if tags and (not closing or tags[-1] is not closing[-1]):
+        raise UnusableAnswerError("cut off while thinking")
+    text = text[closing[-1].end() if closing else 0 :].strip()
     if not text:
         raise UnusableAnswerError("empty answer")
     return text

@@ -25,7 +25,7 @@ from scone_pl.evaluation.tables import (
     comparison_markdown,
     detail_markdown,
     extra_markdown,
-    main_latex,
+    latex,
     main_markdown,
 )
 from scone_pl.evaluation.templates import FOLDER, PLAUSIBILITY, PRESENCE, Templates
@@ -159,7 +159,7 @@ def write_tables(
 ) -> list[Path]:
     """Writes table.md, table.tex, table.json and the plots; the plots' PNG files."""
     write_text(tables_markdown(summaries, comparisons), place / "table.md")
-    write_text(main_latex(summaries), place / "table.tex")
+    write_text(latex(summaries), place / "table.tex")
     write_json(as_json(summaries, comparisons), place / "table.json")
     if not plots:
         return []

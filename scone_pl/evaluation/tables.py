@@ -27,8 +27,14 @@ _LATEX = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
+        "±": r"$\pm$",
     }
 )
+_RULES = r"""% With the package booktabs its rules are used, without it plain lines.
+\providecommand{\toprule}{\hline}
+\providecommand{\midrule}{\hline}
+\providecommand{\bottomrule}{\hline}
+"""
 
 
 def main_rows(summaries: Sequence[Summary]) -> list[tuple[str, Mapping[str, float], bool]]:
@@ -53,8 +59,15 @@ def main_markdown(summaries: Sequence[Summary]) -> str:
     return markdown_table(heads, rows)
 
 
-def main_latex(summaries: Sequence[Summary]) -> str:
-    """The same for a paper; needs `booktabs`."""
+def latex(summaries: Sequence[Summary]) -> str:
+    """The main table and the first model's numbers per task, for `input`; no package is needed."""
+    note = (
+        "% Mean over groups (sampling x scoring), standard deviation over groups, [95 % bootstrap interval over items]"
+    )
+    return "\n".join([_RULES, _main_latex(summaries), "", note, _tabular(_detail(summaries[0])), ""])
+
+
+def _main_latex(summaries: Sequence[Summary]) -> str:
     benchmark = summaries[0].benchmark
     columns = published(benchmark).columns
     groups: list[tuple[str, int]] = []
@@ -66,27 +79,41 @@ def main_latex(summaries: Sequence[Summary]) -> str:
             groups.append((name, 1))
     first = " & ".join([" ", *(rf"\multicolumn{{{n}}}{{c}}{{{_latex(name)}}}" for name, n in groups)])
     second = " & ".join(["Method", *(_latex(_head_below(benchmark, column)) for column in columns)])
+    paper = [
+        [_latex(method), *(_cell(row.get(c)) for c in columns)] for method, row in published(benchmark).rows.items()
+    ]
+    ours = [[_latex(s.name), *(_latex(_spread(s, c, interval=False)) for c in columns)] for s in summaries]
     lines = [
         r"\begin{tabular}{l" + "c" * len(columns) + "}",
         r"\toprule",
         first + r" \\",
         second + r" \\",
         r"\midrule",
+        *(" & ".join(row) + r" \\" for row in paper),
+        r"\midrule",
+        *(" & ".join(row) + r" \\" for row in ours),
+        r"\bottomrule",
+        r"\end{tabular}",
     ]
-    began = False
-    for method, row, ours in main_rows(summaries):
-        if ours and not began:
-            lines.append(r"\midrule")
-            began = True
-        lines.append(" & ".join([_latex(method), *(_cell(row.get(column)) for column in columns)]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join(lines)
 
 
-def detail_markdown(summary: Summary) -> str:
-    """Our numbers per task: mean over groups, standard deviation, 95 % interval, and how many records counted."""
-    benchmark, combined = summary.benchmark, summary.combined
-    heads = ["Task", "n", *benchmark.average_columns]
-    rows = []
+def _tabular(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a LaTeX table, the first one its heads."""
+    body = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
+    return "\n".join(
+        [
+            r"\begin{tabular}{l" + "c" * (len(rows[0]) - 1) + "}",
+            *(r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule"),
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _detail(summary: Summary) -> list[list[str]]:
+    """A row a task, its heads first: how many records counted, then mean, standard deviation and interval."""
+    benchmark = summary.benchmark
+    rows = [["Task", "n", *benchmark.average_columns]]
     for task in benchmark.tasks:
         count = summary.completeness[task]
         cells = [_spread(summary, f"{task}.{name}") for name in benchmark.average_columns]
@@ -94,6 +121,13 @@ def detail_markdown(summary: Summary) -> str:
     rows.append(["Average over tasks", "", *(_spread(summary, f"average.{n}") for n in benchmark.average_columns)])
     if benchmark.has_overall:
         rows.append(["Overall", "", _spread(summary, "overall"), *[""] * (len(benchmark.average_columns) - 1)])
+    return rows
+
+
+def detail_markdown(summary: Summary) -> str:
+    """Our numbers per task: mean over groups, standard deviation, 95 % interval, and how many records counted."""
+    benchmark, combined = summary.benchmark, summary.combined
+    heads, *rows = _detail(summary)
     n = combined["n_groups"]
     note = (
         f"Mean over {n} group{'' if n == 1 else 's'} (sampling x scoring) ± standard deviation over groups (divisor "
@@ -223,12 +257,12 @@ def _cell(value: float | None, decimals: int = 2) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
-def _spread(summary: Summary, column: str) -> str:
+def _spread(summary: Summary, column: str, *, interval: bool = True) -> str:
     mean = summary.mean.get(column)
     if mean is None:
         return "-"
     std = summary.combined["std_sample"][column]
-    ends = summary.intervals.get(column)
+    ends = summary.intervals.get(column) if interval else None
     text = f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
     return text if ends is None else f"{text} [{ends[0]:.2f}, {ends[1]:.2f}]"
 

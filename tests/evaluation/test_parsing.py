@@ -80,6 +80,39 @@ def test_scores(raw, value):
     assert outcome(parse_score, raw) == value
 
 
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        ('<think>first {"score": 9}</think>{"score": 2}', 2),
+        ('<THINK>\n{"score": 9}\n</Think >\n{"score": 2}', 2),
+        ('<thinking>{"score": 9}</thinking>{"score": 2}', 2),
+        ('draft {"score": 9}</think>{"score": 2}', 2),  # templates that swallow the opening tag
+        ('a</think>{"score": 9}</think>{"score": 2}', 2),
+        ('[THINK]{"score": 9}[/THINK]{"score": 2}', 2),
+        ('◁think▷{"score": 9}◁/think▷{"score": 2}', 2),
+        ('<seed:think>{"score": 9}</seed:think>{"score": 2}', 2),
+        (
+            '<|channel|>analysis<|message|>{"score": 9}<|end|><|start|>a<|channel|>final<|message|>{"score": 2}',
+            2,
+        ),
+        ('{"score": 2}<|im_end|>', 2),
+        ('<think>I would say {"score": 9}', None),  # cut off
+        ('<Thinking>{"score": 9}', None),
+        ('<think>a</think> wait <think>{"score": 9}', None),
+        ('{"score": 9}</think>', None),
+        ('{"score": 9} <think>', None),
+        ('<|channel|>analysis<|message|>{"score": 9}', None),
+        ("<think>" + " " * 1_000_000 + "<" + " " * 1_000_000, None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_only_what_stands_behind_the_thinking_is_the_answer(raw, value):
+    assert outcome(parse_score, raw) == value
+    for digit in "01":
+        presence = raw.replace('{"score": 2}', digit).replace('{"score": 9}', "1")
+        assert outcome(parse_presence, presence) == (None if value is None else int(digit))
+
+
 def test_reasons_are_optional():
     assert parse_score('{"score": 4}') == Score(4.0, "")
     assert parse_score('{"score": 4, "reasoning": "two\nlines"}').reason == "two\nlines"

@@ -16,7 +16,7 @@ from scone_pl.evaluation.records import read_records
 from scone_pl.evaluation.scores import average_row, overall_score
 from scone_pl.evaluation.stability import stability
 from scone_pl.evaluation.summary import Summary
-from scone_pl.evaluation.tables import comparison_markdown, detail_markdown, extra_markdown, main_latex, main_markdown
+from scone_pl.evaluation.tables import comparison_markdown, detail_markdown, extra_markdown, latex, main_markdown
 
 COPY = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[3] / "shared"
@@ -204,10 +204,20 @@ def test_tables_show_ours_among_the_papers():
     assert text.splitlines()[-1].startswith("| **my_model & <co> / 50 %**")
     assert f"**{summary.mean['overall']:.2f}** |" in text
     assert "8.50 |" in next(line for line in text.splitlines() if line.startswith("| Scone "))
-    latex = main_latex([summary])
-    assert r"my\_model \& \textless{}co\textgreater{} \textbar{} 50 \%" in latex
-    rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    assert {line.count("& ") - line.count(r"\& ") for line in rows[1:]} == {13}
+    written = latex([summary])
+    assert r"my\_model \& \textless{}co\textgreater{} \textbar{} 50 \%" in written
+    main, per_task = (
+        [line.removesuffix(r" \\").replace(r"\&", "") for line in table.splitlines() if line.endswith(r"\\")]
+        for table in written.split(r"\end{tabular}")[:2]
+    )
+    assert {line.count("& ") for line in main[1:]} == {13}
+    assert {line.count("& ") for line in per_task} == {1 + len(SCONEEVAL.average_columns)}
+    overall, std = summary.mean["overall"], summary.combined["std_sample"]["overall"]
+    low, high = summary.intervals["overall"]
+    assert rf"{overall:.2f} $\pm$ {std:.2f}" in main[-1]
+    assert rf"Overall &  & {overall:.2f} $\pm$ {std:.2f} [{low:.2f}, {high:.2f}]" in per_task[-1]
+    for rule in ("toprule", "midrule", "bottomrule"):  # it must compile without booktabs
+        assert rf"\providecommand{{\{rule}}}{{\hline}}" in written
     detail = detail_markdown(summary)
     assert "| 44 of 45 |" in detail
     assert "divisor n - 1" in detail.replace("\n", " ")
