@@ -84,7 +84,7 @@ def naive(model: Scone, form: SequenceFormat, prompt: Prompt, noise: Tensor, ste
             builder.add_vae(vae, reference=i)
             builder.add_vit(vit, reference=i)
         if text:
-            builder.add_text(list(prompt.text_ids))
+            builder.add_text(list(prompt.text_ids or ()))
         builder.add_targets(torch.zeros(3, *prompt.size), [0.0])
         packs.append(builder.build())
     times, latents, seconds = flow.time_grid(PUBLISHED_STEPS, 3.0), noise, []

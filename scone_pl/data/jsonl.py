@@ -92,7 +92,7 @@ def _request(line: str, where: str, folder: Path) -> Request:
     if not isinstance(record, dict):
         raise UserError(f"{where}: must be a JSON object with key, instruction and input_images")
     instruction = record.get("instruction")
-    if not isinstance(instruction, str) or not instruction.strip():
+    if not isinstance(instruction, str):
         raise UserError(f"{where}: `instruction` must be a text that says what to draw")
     images = [folder / image for image in _image_names(record, where)]
     for image in images:

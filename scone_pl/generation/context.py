@@ -27,8 +27,9 @@ class Prompt:
 
     references: tuple[tuple[Tensor, Tensor], ...]
     """Per reference image its VAE and ViT version, each (3, H, W) in [-1, 1]."""
-    text_ids: tuple[int, ...]
-    """The instruction, without begin and end."""
+    text_ids: tuple[int, ...] | None
+    """The instruction, without begin and end; None = there is none. An empty one still has begin and end, as in
+    training and in the release."""
     size: tuple[int, int]
     """Height and width of the picture in pixels."""
 
@@ -36,7 +37,7 @@ class Prompt:
     def layout(self) -> tuple[object, ...]:
         """Prompts that agree in it have equally many tokens everywhere."""
         shapes = tuple((tuple(vae.shape), tuple(vit.shape)) for vae, vit in self.references)
-        return (self.size, len(self.references), len(self.text_ids), shapes)
+        return (self.size, len(self.references), self.text_length, shapes)
 
     def grid(self, form: SequenceFormat) -> tuple[int, int]:
         """Rows and columns of the picture's tokens."""
@@ -45,7 +46,7 @@ class Prompt:
     @property
     def text_length(self) -> int:
         """Tokens of the instruction, begin and end included; 0 without one."""
-        return len(self.text_ids) + 2 if self.text_ids else 0
+        return 0 if self.text_ids is None else len(self.text_ids) + 2
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def prefill(
     positions, places = [], []
     for number, prompt in enumerate(prompts):
         shown = prompt.references if references else ()
-        if not shown and not prompt.text_ids:
+        if not shown and prompt.text_ids is None:
             positions.append(0)
             continue
         builder.begin_sample()
@@ -105,7 +106,7 @@ def prefill(
         for i, (vae, vit) in enumerate(shown):
             builder.add_vae(vae, reference=i)
             builder.add_vit(vit, reference=i)
-        if prompt.text_ids:
+        if prompt.text_ids is not None:
             builder.add_text(list(prompt.text_ids))
         positions.append(builder.position)
     pack = builder.build().to(model.vae2llm.weight.device)

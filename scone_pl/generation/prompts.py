@@ -33,17 +33,15 @@ def make_prompt(
 
     Args:
         images: in the order in which the instruction counts them.
-        instruction: what to draw.
+        instruction: what to draw; an empty one is encoded as begin and end tokens, as the release does.
         size: height and width of the picture in pixels.
         form: of the model.
         tokenizer: of the model.
         packing: sizes to which references are brought; `PackingConfig.for_inference` are the release's.
 
     Raises:
-        UserError: the instruction is empty or has a word that a word tokenizer does not know.
+        UserError: the instruction has a word that a word tokenizer does not know.
     """
-    if not instruction.strip():
-        raise UserError("the prompt is empty; say what to draw")
     prepared = [prepare_reference(image, form, packing) for image in images]
     references = tuple((r.vae, r.vit) for r in prepared)
     return Prompt(references, tuple(tokenizer.encode(instruction)), size)  # type: ignore[arg-type]
@@ -87,7 +85,7 @@ def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> lis
         references = tuple(
             (vae[s.image], vit_images[s.start]) for s in splits if s.kind == SplitKind.VIT and s.image in vae
         )
-        text_ids: tuple[int, ...] = ()
+        text_ids: tuple[int, ...] | None = None
         for split in splits:
             if split.kind == SplitKind.TEXT and not split.labelled:
                 inside = (text_row > split.start) & (text_row < split.stop - 1)

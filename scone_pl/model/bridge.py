@@ -124,7 +124,10 @@ class Bridge:
         bias = None
         if self.config.mode == "soft":
             bias = F.logsigmoid((similarity - threshold) / self.config.temperature).masked_fill(~defined, 0.0)
-        blocked = (similarity.detach() < threshold) & defined
+        compared = similarity.detach()
+        if self.config.threshold_dtype == "bfloat16":
+            compared = compared.bfloat16()  # against a number torch rounds that number too
+        blocked = (compared < threshold) & defined
         remaining = Remaining(self.pack, blocked) if self.config.drop_blocked else None
         return BridgeState(similarity, blocked, bias, remaining)
 

@@ -118,6 +118,9 @@ class BridgeConfig:
     quantile: float | None = None
     """Beyond the paper: tau is this quantile of the similarities of each reference image's ViT tokens, in (0, 1), in
     place of `threshold`; null = the threshold as it is."""
+    threshold_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which s and tau are compared. bfloat16: both are rounded to it first, as the release does, so that 0.88 acts
+    as 0.87695; needs mode hard and no `quantile`."""
     mode: Literal["hard", "soft"] = "hard"
     """hard (paper): blocked tokens get -inf. soft, beyond the paper: target queries' logits of a reference token get
     log sigmoid((s - tau) / `temperature`), which passes a gradient to s; not in the flex attention backend."""
@@ -144,6 +147,8 @@ class BridgeConfig:
             raise ValueError(f"bridge.temperature is {self.temperature}; it must be more than 0")
         if self.quantile is not None and not 0 < self.quantile < 1:
             raise ValueError(f"bridge.quantile is {self.quantile}; it must lie between 0 and 1")
+        if self.threshold_dtype == "bfloat16" and (self.mode != "hard" or self.quantile is not None):
+            raise ValueError("bridge.threshold_dtype bfloat16 needs bridge.mode hard and no bridge.quantile")
         if self.drop_blocked and not (self.mode == "hard" and self.apply_mask):
             raise ValueError(
                 "bridge.drop_blocked needs bridge.mode hard and bridge.apply_mask true, got "

@@ -106,7 +106,7 @@ def preview_grid(module: SconeModule, pack: PackedSequence, num_samples: int) ->
         blank = [torch.full((8, 8, 3), 250, dtype=torch.uint8).numpy()] * (width - len(pictures))
         target = to_uint8(target_image(pack, i)).numpy()
         generated = to_uint8(decode_latents(module.model, result)).numpy()
-        rows.append(([*pictures, *blank, target, generated], module.tokenizer.decode(list(prompt.text_ids))))
+        rows.append(([*pictures, *blank, target, generated], module.tokenizer.decode(list(prompt.text_ids or ()))))
     titles = [*(f"reference {i + 1}" for i in range(width)), "target", "generated"]
     return grid_of(rows, titles=titles)
 

@@ -24,7 +24,8 @@ def image(rows, columns, seed):
 
 def prompt(seed, references, text, size):
     pairs = tuple((image(*vae, seed + i), image(*vit, seed + 50 + i)) for i, (vae, vit) in enumerate(references))
-    return Prompt(pairs, tuple(5 + (seed + 7 * i) % 200 for i in range(text)), size)
+    ids = None if text is None else tuple(5 + (seed + 7 * i) % 200 for i in range(text))
+    return Prompt(pairs, ids, size)
 
 
 PROMPTS = [
@@ -32,7 +33,9 @@ PROMPTS = [
     prompt(1, [((2, 3), (3, 2))], 4, (12, 16)),  # the same layout, other tokens blocked
     prompt(2, [], 3, (8, 8)),
     prompt(3, [((2, 2), (2, 2)), ((3, 3), (2, 2))], 5, (12, 16)),
-    prompt(4, [((2, 2), (2, 2))], 0, (8, 8)),
+    prompt(4, [((2, 2), (2, 2))], None, (8, 8)),
+    prompt(5, [((2, 2), (2, 2))], 0, (8, 8)),  # an empty instruction: begin and end alone
+    prompt(6, [], 0, (8, 8)),
 ]
 
 
@@ -44,7 +47,7 @@ def dense_velocity(one, bridge, latents, t, *, references=True, text=True):
     for i, (vae, vit) in enumerate(one.references if references else ()):
         builder.add_vae(vae, reference=i)
         builder.add_vit(vit, reference=i)
-    if text and one.text_ids:
+    if text and one.text_ids is not None:
         builder.add_text(list(one.text_ids))
     builder.add_targets(torch.zeros(3, *one.size), [0.0])
     pack = builder.build()

@@ -35,7 +35,7 @@ def exact_velocity(
         for i, (vae, vit) in enumerate(one.references if references else ()):
             builder.add_vae(vae, reference=i)
             builder.add_vit(vit, reference=i)
-        if with_text and one.text_ids:
+        if with_text and one.text_ids is not None:
             builder.add_text(list(one.text_ids))
         builder.add_targets(torch.zeros(3, *one.size), [0.0])
         pack = builder.build()

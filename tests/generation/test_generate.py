@@ -112,7 +112,6 @@ BAD = {
     "interval 0 must be": ["--step_cache", '{"interval": 0}'],
     "no such checkpoint folder": ["--checkpoint", "nowhere"],
     "can not be used": ["--device", "cuda:99"],
-    "prompt is empty": ["--instruction", ""],
     "num_inference_steps: Expected": ["--num_inference_steps", "many"],
     "unrecognized arguments: --heigth": ["--heigth", "3"],
 }

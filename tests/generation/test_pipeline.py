@@ -14,7 +14,9 @@ from scone_pl.data.tokenizer import byte_tokenizer
 from scone_pl.errors import UserError
 from scone_pl.generation.guidance import GuidanceConfig
 from scone_pl.generation.pipeline import SconePipeline
+from scone_pl.generation.prompts import prompts_of
 from scone_pl.generation.sampler import SamplingConfig, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.parity import ParityCase
 
@@ -201,7 +203,6 @@ BAD_CALLS = {
     "unreadable image": {"images": [__file__]},
     "is no picture": {"images": [np.zeros((4, 4, 3))]},
     "a int is no picture": {"images": [3]},
-    "prompt is empty": {"prompt": " "},
     "multiple of 4 pixels; use 16": {"height": 18},
     "use at most 32": {"width": 64},
     "at least 1": {"num_inference_steps": 0},
@@ -225,6 +226,25 @@ def test_bad_calls_say_what_to_change(pipeline, message):
     with pytest.raises(UserError, match=message) as error:
         pipeline(**({"prompt": "x", **FAST} | BAD_CALLS[message]))
     assert "\n" not in str(error.value)
+
+
+def test_an_empty_instruction_is_begin_and_end(pipeline):
+    """As in the release: not the same as no instruction, which is the branch that guidance subtracts."""
+    (empty,) = pipeline.prompts([[pixels()]], [""])
+    assert (empty.text_ids, empty.text_length) == ((), 2)
+    without = dataclasses.replace(empty, text_ids=None)
+    assert without.text_length == 0
+    noise = initial_noise(empty, pipeline.model, pipeline.form, torch.Generator().manual_seed(0))
+    config = SamplingConfig(num_inference_steps=1)
+    found = [sample(pipeline.model, pipeline.form, [p], config, [noise])[0].tokens for p in (empty, without)]
+    assert not found[0].allclose(found[1], atol=1e-3)
+    builder = SequenceBuilder(pipeline.form)
+    builder.begin_sample()
+    builder.add_vae(empty.references[0][0], reference=0)
+    builder.add_vit(empty.references[0][1], reference=0)
+    builder.add_text([])
+    builder.add_targets(torch.zeros(3, *empty.size), [0.0])
+    assert [p.text_ids for p in prompts_of(builder.build())] == [()]
 
 
 def test_truncated_image(pipeline, tmp_path):

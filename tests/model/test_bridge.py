@@ -14,7 +14,27 @@ from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import PackedSequence, SplitKind
 from scone_pl.training.losses import flow_matching
 
+CONFIG_088 = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=2)
 CONFIG = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=2, threshold=0.1)
+
+
+def test_the_release_compares_in_bfloat16() -> None:
+    """Under it 0.88 acts as 0.87695, halfway between two bfloat16 numbers: SPEC 11."""
+    pack = make_pack(TWO_REFERENCES)
+    similarity = torch.linspace(0.86, 0.89, len(pack))
+    exact, rounded = CONFIG_088, dataclasses.replace(CONFIG_088, threshold_dtype="bfloat16")
+    blocked = {}
+    for config in (exact, rounded):
+        bridge = Bridge(config, pack)
+        bridge.similarity = lambda states: similarity  # type: ignore[method-assign]
+        blocked[config.threshold_dtype] = bridge(torch.empty(0)).blocked
+    of_references = pack.reference_tokens
+    assert blocked["float32"].equal((similarity < 0.88) & of_references)
+    assert blocked["bfloat16"].equal((similarity <= 0.876953125) & of_references)
+    assert 0 < blocked["bfloat16"].sum() < blocked["float32"].sum()
+    for other in ({"mode": "soft"}, {"quantile": 0.5}):
+        with pytest.raises(ValueError, match=r"threshold_dtype bfloat16 needs"):
+            BridgeConfig(threshold_dtype="bfloat16", **other)
 
 
 def similarity_by_loop(pack: PackedSequence, states: torch.Tensor) -> torch.Tensor:
