@@ -7,3 +7,8 @@ class UserError(ValueError):
     The message is a single line that names the file or key and the fix. The command line prints it without a
     traceback and exits with status 2; as a library it is an ordinary ``ValueError``.
     """
+
+    def __init__(self, message: object = "") -> None:
+        """Makes one printable line of `message`: what it quotes may hold line breaks, control codes, half an emoji."""
+        line = " ".join(str(message).split())
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))

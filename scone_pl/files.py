@@ -62,6 +62,11 @@ def decode(content: bytes, source: str) -> str:
         raise UserError(f"{source}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
 
 
+def replace_surrogates(text: str) -> str:
+    """Text that can be encoded: pairs of surrogates joined, single ones replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def read_json(file: Path, expected: type[T]) -> T:
     """Content of a JSON file.
 

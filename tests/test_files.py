@@ -45,3 +45,7 @@ def test_pipes_devices_folders_and_missing_files_are_refused_at_once(tmp_path):
             read_bytes(file)
     with pytest.raises(UserError, match="not a regular file"):
         read_text(type(tmp_path)("/dev/zero"))
+
+
+def test_a_user_error_is_one_printable_line_whatever_it_quotes():
+    assert str(UserError("a\n  b\x00c \ud83d \x1b[31m é")) == "a b\\x00c \\ud83d \\x1b[31m é"

@@ -18,6 +18,7 @@ import aiohttp
 
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.secret import Secret
+from scone_pl.files import replace_surrogates
 
 _BUSY = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
 _HOPELESS = frozenset((301, 302, 303, 307, 308, 401, 402, 403, 404, 405))
@@ -157,7 +158,7 @@ class JudgeClient:
         except (KeyError, IndexError, TypeError, AttributeError):
             raise _TryAgainError(f"no chat completion: {self._secret.mask_error(text, _SHOWN)!r}") from None
         return Reply(
-            text=self._secret.mask(answer),
+            text=self._secret.mask(replace_surrogates(answer)),
             answered_by=self._secret.mask(str(body.get("model") or "")),
             finish_reason=self._secret.mask(str(choice.get("finish_reason") or "")),
             usage=_counts(body.get("usage")),

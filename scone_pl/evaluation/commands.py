@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from scone_pl.evaluation.steps import (
 )
 from scone_pl.evaluation.steps import judge as run_judge
 from scone_pl.evaluation.summary import Summary
+from scone_pl.files import read_json
 
 Step = Literal["generate", "judge", "tables"]
 
@@ -237,10 +237,9 @@ def _name_of(checkpoint: str) -> str:
 
 def _name_of_scores(file: Path) -> str:
     """The name of the model whose scores these are, as its evaluation knows it."""
-    try:
-        return str(json_format.loads((file.parent / "evaluation.json").read_text())["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem
+    about = file.parent / "evaluation.json"
+    name = read_json(about, dict).get("name") if about.exists() else None
+    return str(name) if name else file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem
 
 
 VERBS: dict[str, Callable[..., int]] = {"evaluate": evaluate, "judge": judge, "tables": tables}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from scone_pl.errors import UserError
+from scone_pl.files import read_text
 
 FILE = Path(__file__).parent / "prices.yaml"
 _DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}$")
@@ -25,12 +27,16 @@ class Price:
     cached_input: float | None = None
     """Of input that the service has cached; None = as `input`."""
 
+    @property
+    def cached(self) -> float:
+        """For a million input tokens that the service has cached."""
+        return self.input if self.cached_input is None else self.cached_input
+
     def of(self, usage: Mapping[str, Any]) -> float:
         """Dollars for one answer's tokens."""
         cached = usage.get("cached_tokens", 0)
         fresh = usage.get("prompt_tokens", 0) - cached
-        cheaper = self.input if self.cached_input is None else self.cached_input
-        return (fresh * self.input + cached * cheaper + usage.get("completion_tokens", 0) * self.output) / 1e6
+        return (fresh * self.input + cached * self.cached + usage.get("completion_tokens", 0) * self.output) / 1e6
 
 
 def price_of(model: str, file: str | Path | None = None) -> Price | None:
@@ -41,11 +47,14 @@ def price_of(model: str, file: str | Path | None = None) -> Price | None:
     """
     path = FILE if file is None else Path(file)
     try:
-        prices = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        prices = yaml.safe_load(read_text(path)) or {}
         entry = prices.get(model) or prices.get(_DATED.sub("", model))
-        return None if entry is None else Price(**{name: float(value) for name, value in entry.items()})
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        price = None if entry is None else Price(**{name: float(value) for name, value in entry.items()})
+    except (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: must hold lines such as `model: {{input: 2.0, output: 8.0}}` ({error})") from None
+    if price and not all(math.isfinite(each) and each >= 0 for each in (price.input, price.output, price.cached)):
+        raise UserError(f"{path}: prices of {model} must be dollars, 0 or more")
+    return price
 
 
 class Usage:

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.items import Item
-from scone_pl.files import write_json
+from scone_pl.files import read_json, write_json
 
 _ABOUT = "evaluation.json"
 
@@ -88,10 +87,8 @@ class EvaluationFolder:
 
     def generation(self, sampling: int) -> dict[str, Any]:
         """What the pictures of a sampling were made with, as far as it is known."""
-        try:
-            return json.loads((self.pictures_of(sampling) / "settings.json").read_text())
-        except (OSError, ValueError):
-            return {"pictures": str(self.pictures_of(sampling))}
+        file = self.pictures_of(sampling) / "settings.json"
+        return read_json(file, dict) if file.exists() else {"pictures": str(self.pictures_of(sampling))}
 
     @classmethod
     def open(cls, output: str | Path, pictures: Sequence[str] | None, *, remember: bool = True) -> EvaluationFolder:
@@ -110,7 +107,7 @@ class EvaluationFolder:
         """Raises a `UserError` if the folder holds another benchmark."""
         held = _known(self.path).get("benchmark", benchmark.name)
         if held != benchmark.name:
-            raise UserError(f"{self.path}: holds an evaluation of {held}; choose another --output")
+            raise UserError(f"{self.path}: holds an evaluation of {held!r}; choose another --output")
 
     def begin(self, benchmark: Benchmark, **about: str | None) -> dict[str, Any]:
         """Records what is evaluated here (None leaves what is known as it is), and returns it.
@@ -127,8 +124,16 @@ class EvaluationFolder:
 
 
 def _known(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What is recorded about an evaluation, {} before it began.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path / _ABOUT
+    if not file.exists():
         return {}
-    return found if isinstance(found, dict) else {}
+    known = read_json(file, dict)
+    pictures = known.get("pictures", [])
+    if not isinstance(pictures, list) or not all(isinstance(folder, str) for folder in pictures):
+        raise UserError(f"{file}: `pictures` must be a list of folders; delete the file to start over")
+    return known

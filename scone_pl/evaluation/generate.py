@@ -13,7 +13,7 @@ from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge_images import Fingerprints
 from scone_pl.evaluation.progress import ProgressLine, Watch
-from scone_pl.files import write_json, write_text
+from scone_pl.files import read_json, read_text, write_json, write_text
 
 RECIPE = Path(__file__).parent / "sampling.yaml"
 _MISTAKE = 2
@@ -95,10 +95,7 @@ def _check_unchanged(folder: EvaluationFolder, sampling: int, items: Sequence[It
         UserError: an item that has a picture had another instruction, or other references, when it was drawn.
     """
     file = folder.round(sampling) / _DRAWN_FROM
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}
+    known = read_json(file, dict) if file.exists() else {}
     prints = Fingerprints()
     for item in items:
         content = json.dumps([item.instruction, [prints[image] for image in item.images]])
@@ -156,7 +153,7 @@ def _write_prompts(items: Sequence[Item], file: Path, rank: int | None) -> None:
         for item in items
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    if rank and file.is_file() and file.read_text() == text:
+    if rank and file.is_file() and read_text(file) == text:
         return
     write_text(text, file)
 
@@ -173,10 +170,8 @@ def _is_done(folder: EvaluationFolder, sampling: int, items: Sequence[Item], don
     from scone_pl.data.sample import Sample
     from scone_pl.training.predictions import PredictionFolder
 
-    try:
-        if json.loads((folder.round(sampling) / _DONE).read_text()) != done:
-            return False
-    except (OSError, ValueError):
+    record = folder.round(sampling) / _DONE
+    if not record.exists() or read_json(record, dict) != done:
         return False
     place = PredictionFolder(folder.pictures_of(sampling))
     return all(

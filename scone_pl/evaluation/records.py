@@ -19,6 +19,7 @@ from scone_pl.evaluation.judge import Verdict, verdict_on
 from scone_pl.evaluation.parsing import Score
 from scone_pl.evaluation.scores import is_complete
 from scone_pl.evaluation.store import AnswerStore
+from scone_pl.files import parse_json, read_text, write_text
 
 Record = dict[str, Any]
 
@@ -74,8 +75,6 @@ def _provenance(verdicts: Sequence[tuple[Any, Verdict]]) -> dict[str, Any]:
 
 def write_records(records: Iterable[Mapping[str, Any]], file: Path) -> None:
     """Replaces `file`, a JSON object a line."""
-    from scone_pl.files import write_text
-
     write_text("".join(json.dumps(record) + "\n" for record in records), file)
 
 
@@ -92,20 +91,14 @@ def read_records(file: str | Path, benchmark: Benchmark, language: str | None = 
             twice in a group. Also if nothing is left.
     """
     path = Path(file)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold what `splitlines` takes for an end
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as a JSONL file of scores ({error})") from None
+    lines = read_text(path).split("\n")  # JSON may hold what `splitlines` takes for an end
     records: list[Record] = []
     seen: dict[tuple[Any, ...], int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error})") from None
+        record = parse_json(line, where, dict)
         check_record(record, benchmark, where)
         place = (record["sampling"], record["scoring"], record["task_type"], str(record["key"]))
         if place in seen:
@@ -118,10 +111,8 @@ def read_records(file: str | Path, benchmark: Benchmark, language: str | None = 
     return records
 
 
-def check_record(record: Any, benchmark: Benchmark, where: str) -> None:
+def check_record(record: Record, benchmark: Benchmark, where: str) -> None:
     """Raises `UserError` if a record is not of the neutral form."""
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: must be a JSON object")
     for name in ("sampling", "scoring"):
         if type(record.get(name)) is not int or record[name] < 1:
             raise UserError(f"{where}: `{name}` must be a whole number from 1, not {record.get(name)!r}")

@@ -15,6 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from scone_pl.errors import UserError
+from scone_pl.files import read_bytes
+
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +136,9 @@ class AnswerStore:
 
     def _load(self) -> None:
         self._answers = {}
-        try:
-            lines = self.file.read_bytes().split(b"\n")
-        except FileNotFoundError:
+        if not self.file.exists():
             return
-        except OSError as error:
-            raise UserError(f"{self.file}: can not be read ({error.strerror})") from None
+        lines = read_bytes(self.file).split(b"\n")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -150,9 +150,18 @@ class AnswerStore:
 
 
 def _parse(line: bytes) -> Answer | None:
+    """The answer that a line holds; None if it is damaged or not a line of a store."""
     try:
         record = json.loads(line)
-        known = {name: record[name] for name in Answer.__dataclass_fields__ if name in record}
-        return Answer(**known)
-    except (ValueError, TypeError, AttributeError):
+        answer = Answer(**{name: record[name] for name in Answer.__dataclass_fields__ if name in record})
+    except (ValueError, TypeError, RecursionError):
         return None
+    texts = [text for text in (answer.text, answer.failure) if text is not None]
+    texts += [answer.ask, answer.date, answer.model, answer.answered_by, answer.finish_reason]
+    counts = [answer.usage.get(name, 0) for name in _COUNTS] if isinstance(answer.usage, dict) else [None]
+    well_typed = (
+        all(isinstance(text, str) for text in texts)
+        and all(type(count) is int and count >= 0 for count in counts)
+        and isinstance(answer.about, dict)
+    )
+    return answer if well_typed else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.items import Item
+from scone_pl.files import read_text
 
 FOLDER = Path(__file__).parent / "prompts"
 PARTS = ("frame", "inputs", "scale")
@@ -50,7 +51,7 @@ class Templates:
             UserError: no such folder, or no `VERSION` in it.
         """
         self.folder = Path(folder)
-        self.version = _read(self.folder / "VERSION").strip()
+        self.version = read_text(self.folder / "VERSION").strip()
         self._read: dict[str, Template] = {}
 
     def __getitem__(self, name: str) -> Template:
@@ -61,7 +62,7 @@ class Templates:
         """
         if name not in self._read:
             file = self.folder / f"{name}.md"
-            text = _PLACE.sub(self._part, _read(file)).strip() + "\n"
+            text = _PLACE.sub(self._part, read_text(file)).strip() + "\n"
             fields = _FIELDS.get(name, _USUAL_FIELDS)
             if unknown := set(_PLACE.findall(text)) - set(fields):
                 raise UserError(f"{file}: unknown field {{{{{unknown.pop()}}}}}; there are {', '.join(fields + PARTS)}")
@@ -69,7 +70,7 @@ class Templates:
         return self._read[name]
 
     def _part(self, match: re.Match[str]) -> str:
-        return _read(self.folder / f"{match[1]}.md").strip() if match[1] in PARTS else match[0]
+        return read_text(self.folder / f"{match[1]}.md").strip() if match[1] in PARTS else match[0]
 
     def prompt_following(self, benchmark: Benchmark, item: Item, *, scene_pf: bool = False) -> Template:
         """PF. The published code never uses OmniContext's scene variant (EVAL_SPEC 5, number 12)."""
@@ -79,10 +80,3 @@ class Templates:
     def subject_consistency(self, benchmark: Benchmark, item: Item) -> Template:
         """SC."""
         return self[f"{benchmark.name}_sc{'_scene' if item.scene else ''}"]
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: the judge's prompt can not be read ({error})") from None
