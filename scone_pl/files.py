@@ -16,7 +16,7 @@ from scone_pl.errors import UserError
 
 T = TypeVar("T")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_JSON_NAMES = {dict: "an object", list: "a list", str: "a string"}
+_JSON_NAMES = {dict: "a JSON object", list: "a JSON list", str: "a JSON string"}
 
 
 def read_bytes(file: Path) -> bytes:

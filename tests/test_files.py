@@ -19,7 +19,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
         (b"\xff\xfe{", "not UTF-8 at byte 0"),
         (b"{", "not JSON"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[]", "must be an object"),
+        (b"[]", "must be a JSON object"),
         (b'{"a": "\\ud83d"}', "half a surrogate pair"),
         (b'{"a": "\\udead"}', "half a surrogate pair"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
