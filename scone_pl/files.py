@@ -1,21 +1,32 @@
-"""Reading and writing of small files: one way to read text and JSON; files and folders appear whole or not at all."""
+"""Reading and writing of small files: one way to read text and JSON; files and folders appear whole or not at all.
+
+What is written is synced before it gets its name, and the name after that, so it also survives a power cut.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import itertools
 import json
 import os
 import re
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from scone_pl.errors import UserError
+from scone_pl.outputs import check_kind, check_output_folder, unwritable
 
 T = TypeVar("T")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_COUNTER = itertools.count()
+_OLD = re.compile(r"\.(?P<name>.+)\.\d+\.old")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Of Linux's renameat2: paths count from the working folder; both names change places at once."""
 _JSON_NAMES = {dict: "a JSON object", list: "a JSON list", str: "a JSON string"}
 
 
@@ -107,50 +118,174 @@ def parse_json(text: str, source: str, expected: type[T]) -> T:
     return content
 
 
-def write_text(text: str, file: Path) -> None:
-    """Replaces `file`, making its folder if needed."""
-    write_bytes(text.encode(), file)
+@contextmanager
+def writing(file: Path) -> Iterator[IO[bytes]]:
+    """A binary file to fill, which replaces `file` when all is written, or vanishes if that fails.
+
+    Its folder is made if needed.
+
+    Raises:
+        UserError: it cannot be written, such as on a full disk, or `file` is a folder, pipe or device.
+    """
+    # A short name: what `file` is called may be as long as the file system allows.
+    aside = file.with_name(f".{file.name[:40]}.{os.getpid()}-{next(_COUNTER)}.partial")
+    try:
+        if "\0" in str(file):
+            raise UserError(f"{str(file)!r}: a path cannot hold a null byte")
+        check_kind(file, stat.S_ISREG, "not a regular file")
+        make_folder(file.parent)
+        with aside.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, file)
+        sync_folder(file.parent)
+    except OSError as error:
+        if error.filename in (None, *map(str, (aside, file, *file.parents))):
+            raise unwritable(file, error) from error
+        raise  # what the block read
+    finally:
+        _remove(aside)
 
 
 def write_bytes(content: bytes, file: Path) -> None:
-    """Replaces `file`, making its folder if needed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    aside.write_bytes(content)
-    os.replace(aside, file)
+    """Replaces `file`, making its folder if needed; see `writing`."""
+    with writing(file) as stream:
+        stream.write(content)
+
+
+def write_text(text: str, file: Path) -> None:
+    """Replaces `file`, making its folder if needed; see `writing`."""
+    write_bytes(text.encode(), file)
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:
-    """Replaces `file`."""
+    """Replaces `file`, making its folder if needed; see `writing`."""
     write_text(json.dumps(content, indent=1) + "\n", file)
 
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A folder to fill, which replaces `path` when all is written, or vanishes if that fails."""
+    """A folder to fill, which replaces `path` when all is written, or vanishes if that fails.
+
+    Raises:
+        UserError: it cannot be written, such as on a full disk, or `path` is no folder.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
+        check_output_folder(path)
+        make_folder(path.parent)
+        restore(path)
+        _remove(aside)
+        aside.mkdir()
         yield aside
         replace_folder(aside, path)
+    except OSError as error:
+        # Of a copy that found the disk full, the source is named.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(aside):
+            raise unwritable(path, error) from error
+        raise  # what the block read
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Renames `new` to `path`; what was there is deleted."""
+    """Renames `new` to `path`; what was there is deleted.
+
+    At no moment a crash leaves neither: both change places at once where the system can do that. Where it cannot, the
+    old one has another name in between, by which `restore` finds it.
+    """
+    sync_tree(new)
+    if not os.path.lexists(path):
+        new.rename(path)
+        sync_folder(path.parent)
+        return
+    if _exchange(new, path):
+        sync_folder(path.parent)
+        _remove(new)
+        return
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        path.rename(old)
-    sync_folder(new)
+    _remove(old)
+    path.rename(old)
     new.rename(path)
     sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def restore(path: Path) -> None:
+    """Finishes or undoes a `replace_folder` that a crash has interrupted: `path` is the new or the old folder."""
+    for left in path.parent.glob(".*.old"):
+        match = _OLD.fullmatch(left.name)
+        if match is not None and match["name"] == path.name:
+            _restore_from(left, path)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Restores what an interrupted `replace_folder` has moved aside in `folder`, and deletes what is half-written.
+
+    To be called by whoever may write there alone.
+    """
+    for left in folder.glob(".*.old"):
+        match = _OLD.fullmatch(left.name)
+        if match is not None:
+            _restore_from(left, folder / match["name"])
+    for left in folder.glob(".*.partial"):
+        _remove(left)
+
+
+def _restore_from(old: Path, path: Path) -> None:
+    if os.path.lexists(path):
+        _remove(old)
+    else:
+        old.rename(path)
+        sync_folder(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two paths change places at once; False where kernel or file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if not rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+def _remove(path: Path) -> None:
+    """Deletes a file, a link or a folder, as far as that is possible."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError, ValueError):  # a null byte
+        path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, so that they survive a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Makes a folder with all that is in it survive a power cut."""
+    for place, _, files in os.walk(path):
+        for file in files:
+            _sync(os.path.join(place, file))
+        _sync(place)
 
 
 def sync_folder(path: Path) -> None:
     """Makes renames within a folder survive a power cut."""
+    _sync(path)
+
+
+def _sync(path: str | Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.published import published
 from scone_pl.evaluation.summary import Summary
+from scone_pl.files import writing
 
 BESIDE = ("BAGEL", "OmniGen2", "Echo-4o", "Scone")
 """Rows of the paper that the radar shows; more would hide each other."""
@@ -23,14 +24,14 @@ _RADAR_FLOOR = 2.0
 
 def write_plots(summaries: Sequence[Summary], folder: Path) -> list[Path]:
     """Writes the plots of one or more models; the PNG files."""
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {"radar": radar(summaries), "bars": bars(summaries)}
     if any(summary.combined["n_groups"] > 1 for summary in summaries):
         figures["stability"] = stability(summaries)
     written = []
     for name, figure in figures.items():
         for suffix in ("pdf", "png"):
-            figure.savefig(folder / f"{name}.{suffix}", dpi=150)
+            with writing(folder / f"{name}.{suffix}") as stream:
+                figure.savefig(stream, format=suffix, dpi=150)
         written.append(folder / f"{name}.png")
     return written
 

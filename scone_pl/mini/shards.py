@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scone_pl.data.sample import Candidate
 from scone_pl.data.seeding import generator
 from scone_pl.errors import UserError
+from scone_pl.files import write_text
 from scone_pl.mini.episode import TASKS, Episode
 from scone_pl.mini.questions import to_question
 from scone_pl.mini.world import World, WorldConfig
@@ -165,8 +166,7 @@ def write_world(
             ShardSet.open(folder)
             return None
         raise UserError(f"{folder} holds another data set; remove it or choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, "utf-8")
+    write_text(text, file)
     return write_shards(
         world_samples(world_set, samples, seed=seed, config=config),
         folder,

@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -22,7 +21,7 @@ from typing import TextIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from scone_pl.errors import UserError
-from scone_pl.files import write_json
+from scone_pl.files import clear_leftovers, write_json
 from scone_pl.training.snapshots import snapshots
 
 SAMPLED_BLOCKS = 64
@@ -88,9 +87,7 @@ class RunFolder:
             raise UserError(f"{where}; wait for it, or choose another --output_dir") from error
         except OSError:
             rank_zero_warn(f"{self.path}: its file system knows no locks; start no second run there")
-        for pattern in (".*.partial", ".*.old"):
-            for left in self.path.glob(pattern):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        clear_leftovers(self.path)
         return file
 
     def begin(self, init_from: str, given: str | None = None, *, write: bool = True) -> str | None:
