@@ -13,6 +13,7 @@ from scone_pl.data import convert as conversion
 from scone_pl.data.faults import Faults
 from scone_pl.data.image_lists import FieldNames
 from scone_pl.data.inputs import Format, open_input
+from scone_pl.data.jobs import check_workers
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.sample import Kind
 from scone_pl.data.selection import BY_REQUEST, ConvertConfig
@@ -82,14 +83,18 @@ def convert(
         quality=quality,
         decode=decode,
     )
+    if "://" not in source and Path(source).resolve() == Path(output).resolve():
+        raise UserError(f"{output} is the source; choose another output folder")
     opened = open_input(
         source, format, subset=subset, fields=fields, image_root=image_root, require_target=require_target
     )
     words = tokenizer and Tokenizer.from_folder(tokenizer)
-    manifest, faults = conversion.convert(opened, output, config, tokenizer=words or None, workers=workers)
+    check_workers(workers)
+    before = conversion.finished(opened, output, config, tokenizer=words or None)
+    manifest, faults = before or conversion.convert(opened, output, config, tokenizer=words or None, workers=workers)
     tokens = f", {manifest.tokens.total} tokens" if manifest.tokens else ""
     size = f"{len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB"
-    _say(f"{output}: {manifest.samples} samples in {size}{tokens}")
+    _say(f"{output}: {'already converted: ' if before else ''}{manifest.samples} samples in {size}{tokens}")
     _say_faults(faults, "left out", 20)
     return 0
 
@@ -103,6 +108,7 @@ def verify(folder: str, tokenizer: str | None = None, workers: int = _CORES, sho
         workers: processes; by default one a core.
         show: problems to list; all are counted.
     """
+    check_workers(workers)
     words = tokenizer and Tokenizer.from_folder(tokenizer)
     verdict = verify_shards(folder, tokenizer=words or None, workers=workers)
     _say(f"{folder}: {verdict.samples} samples looked at, {verdict.faults.total} problems")
@@ -132,6 +138,9 @@ def stats(
         ranks: GPUs that share an epoch.
         contact_sheet: picture of some samples to write; by default runs/contact_sheets/NAME.png.
     """
+    for name, value in (("ranks", ranks), ("latent_stride", latent_stride), ("vit_patch_size", vit_patch_size)):
+        if value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
     words = byte_tokenizer() if tokenizer is None else Tokenizer.from_folder(tokenizer)
     form = SequenceFormat(
         special=words.special,
@@ -142,8 +151,12 @@ def stats(
     )
     _say(shard_statistics(folder, TokenCounter(form, words, packing)).report(ranks))
     picture = Path(contact_sheet or f"runs/contact_sheets/{folder.rstrip('/').rsplit('/', 1)[-1]}.png")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    draw_contact_sheet(folder).save(picture)
+    sheet = draw_contact_sheet(folder)
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(picture)
+    except (OSError, ValueError) as error:  # ValueError: no such image format
+        raise UserError(f"--contact_sheet {picture}: cannot be written ({error})") from None
     _say(f"contact sheet     {picture}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from scone_pl.data.sample import BrokenSampleError
 
@@ -29,6 +30,19 @@ class Faults:
         """Adds those of `other`."""
         self.counts.update(other.counts)
         self.examples += other.examples[: _EXAMPLES_KEPT - len(self.examples)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is written into a file."""
+        return {"counts": dict(self.counts), "examples": self.examples}
+
+    @classmethod
+    def from_json(cls, stored: Any) -> Faults:
+        """Those that were written.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are not what `to_json` gives.
+        """
+        return cls(Counter(dict(stored["counts"])), list(stored["examples"]))
 
     @property
     def total(self) -> int:

@@ -6,14 +6,17 @@ import json
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import overload
+from typing import Any, get_args, overload
 
 import numpy as np
 
+from scone_pl.data.members import is_key
 from scone_pl.data.sample import Kind
+from scone_pl.data.transforms import MAX_DECODED_PIXELS
 from scone_pl.errors import UserError
+from scone_pl.files import decode, parse_json
 
 INDEX = "index.jsonl"
 
@@ -40,51 +43,101 @@ class IndexEntry:
     """Size of the target image; None = the sample has none (understanding only, or a prompt)."""
     answer: str = ""
     """See `Sample.answer`."""
+    crc32: int | None = None
+    """Checksum of its members, see `members.checksum`; None = a set of format 1, which has none."""
     tokens: int | None = None
     """Its tokens at the settings that the manifest names; None = not counted when the set was made."""
 
     def to_json(self) -> str:
         """A line of the index, without its end."""
-        fields = asdict(self)
+        content = asdict(self)
         if not self.answer:
-            del fields["answer"]  # a set without answers reads and hashes as ever
-        if self.tokens is None:
-            del fields["tokens"]
-        return json.dumps(fields, ensure_ascii=False)
+            del content["answer"]  # a set without answers reads and hashes as ever
+        for name in ("tokens", "crc32"):
+            if content[name] is None:
+                del content[name]
+        return json.dumps(content, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, line: str | bytes) -> IndexEntry:
+    def from_json(cls, line: str | bytes, source: str = "an index line") -> IndexEntry:
         """The entry in a line.
 
+        Args:
+            line: JSON.
+            source: what a message calls it: a file and a line.
+
         Raises:
-            KeyError, TypeError, ValueError: it is damaged.
+            UserError: it is damaged, or holds a value that no index has.
         """
-        fields = json.loads(line)
-        fields["references"] = tuple(tuple(size) for size in fields["references"])
-        fields["target"] = tuple(fields["target"]) if fields["target"] else None
-        entry = cls(**fields)
-        sizes = entry.references if entry.target is None else (*entry.references, entry.target)
-        if min(entry.shard, entry.offset, entry.length - 1) < 0 or any(
-            min(size) < 1 or len(size) != 2 for size in sizes
-        ):
-            raise ValueError("a place or size that can not be")
-        if (
-            not isinstance(entry.key, str)
-            or not isinstance(entry.instruction, str)
-            or not isinstance(entry.answer, str)
-        ):
-            raise TypeError("key, instruction or answer that is no text")
-        return entry
+        content = parse_json(decode(line, source) if isinstance(line, bytes) else line, source, dict)
+        if missing := _REQUIRED - content.keys():
+            raise UserError(f"{source} is damaged: it has no {', '.join(sorted(missing))}")
+        if unknown := content.keys() - _NAMES:
+            raise UserError(f"{source} is damaged: the key {min(unknown)!r} is unknown")
+        for name, (test, expected) in _TESTS.items():
+            if name in content and not test(content[name]):
+                raise UserError(f"{source} is damaged: {name} must be {expected}, not {_shortened(content[name])}")
+        content["references"] = tuple(map(tuple, content["references"]))
+        if content["target"] is not None:
+            content["target"] = tuple(content["target"])
+        return cls(**content)
+
+
+_NAMES = {field.name for field in fields(IndexEntry)}
+_REQUIRED = _NAMES - {"answer", "tokens", "crc32"}
+
+
+def _is_number(value: Any, least: int, most: int = 2**63 - 1) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        type(value) is list
+        and len(value) == 2
+        and all(_is_number(side, 1) for side in value)
+        and value[0] * value[1] <= MAX_DECODED_PIXELS
+    )
+
+
+_SIZE = f"[width, height] of at most {MAX_DECODED_PIXELS} pixels"
+_TESTS = {
+    "key": (is_key, "1 to 80 letters, digits, _ or -"),
+    "shard": (lambda value: _is_number(value, 0), "a whole number, at least 0"),
+    "offset": (lambda value: _is_number(value, 0), "a whole number, at least 0"),
+    "length": (lambda value: _is_number(value, 1), "a whole number, at least 1"),
+    "kind": (lambda value: value in get_args(Kind), " or ".join(get_args(Kind))),
+    "instruction": (lambda value: type(value) is str, "text"),
+    "references": (lambda value: type(value) is list and all(map(_is_size, value)), f"a list of {_SIZE}"),
+    "target": (lambda value: value is None or _is_size(value), f"null or {_SIZE}"),
+    "answer": (lambda value: type(value) is str, "text"),
+    "tokens": (lambda value: value is None or _is_number(value, 1), "a whole number, at least 1"),
+    "crc32": (lambda value: value is None or _is_number(value, 0, 2**32 - 1), "a whole number below 2 ** 32"),
+}
+"""Per key whether a value can be, and what it must be."""
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 class Index(Sequence[IndexEntry]):
     """The lines of `index.jsonl`, parsed when asked for: memory does not grow with the number of samples."""
 
     def __init__(self, file: Path) -> None:
+        """Opens `file`.
+
+        Raises:
+            UserError: it cannot be read.
+        """
         self.file = file
-        with file.open("rb") as stream:
-            empty = os.fstat(stream.fileno()).st_size == 0
-            self._lines = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            with file.open("rb") as stream:
+                empty = os.fstat(stream.fileno()).st_size == 0
+                self._lines = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
         ends = np.flatnonzero(np.frombuffer(self._lines, dtype=np.uint8) == ord("\n")) + 1
         self._bounds = np.concatenate([[0], ends]).astype(np.int64)
 
@@ -101,11 +154,14 @@ class Index(Sequence[IndexEntry]):
         number = range(len(self))[item]
         line = self._lines[self._bounds[number] : self._bounds[number + 1]]
         try:
-            return IndexEntry.from_json(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.file}: line {number + 1} is damaged ({error!r}); convert the data set again"
-            ) from None
+            return IndexEntry.from_json(line, f"{self.file}: line {number + 1}")
+        except UserError as error:
+            raise UserError(f"{error}; copy or convert the data set again") from None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last line has its end."""
+        return int(self._bounds[-1]) == len(self._lines)
 
     def first_repeated(self, hashes: np.ndarray) -> str | None:
         """The key of a sample that an earlier one has too, given a hash of every key; 8 bytes a sample are enough."""

@@ -21,9 +21,19 @@ Result = TypeVar("Result")
 Tick = Callable[[], None]
 """Called by a job after each of its items; moves the progress bar."""
 
+_MOST_WORKERS = 64
+"""On a machine of few cores; each process takes seconds to start and some hundred MB."""
+
 _task: Any = None
 _shared: Any = None
 _done: Any = None
+
+
+def check_workers(workers: int) -> None:
+    """Raises a `UserError` for a number of processes that no machine starts."""
+    most = max(_MOST_WORKERS, 4 * len(os.sched_getaffinity(0)))
+    if not 1 <= workers <= most:
+        raise UserError(f"--workers is {workers}; it must be 1 to {most}")
 
 
 def run_jobs(

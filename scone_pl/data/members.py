@@ -3,72 +3,135 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, get_args
 
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample, parse_candidates
+from scone_pl.errors import UserError
+from scone_pl.files import decode, parse_json
 
 LONGEST_KEY = 80
 """Letters; a tar name holds 100."""
+MOST_BYTES = 1 << 30
+"""Of a sample's members; more is held to be damage, and would not fit in memory."""
 
+_BLOCK = 512
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _UNUSABLE = re.compile(r"[^A-Za-z0-9_-]")
-_REFERENCE = re.compile(r"ref(\d+)\.\w+$")
+_PART = re.compile(r"json|target\.\w+|ref(0|[1-9]\d{0,8})\.\w+", re.ASCII)
+_OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
+_REGULAR = (b"0", b"\0")
+_OTHER_TYPES = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"5": "a folder",
+    b"6": "a pipe",
+    b"S": "a sparse file",
+    b"x": "a PAX header",
+    b"g": "a PAX header",
+    b"L": "a long name",
+    b"K": "a long link name",
+}
 
 
-def parse_members(data: bytes, key: str, origin: str) -> Sample:
-    """The sample in a run of tar members.
+def parse_members(data: bytes, key: str, origin: str) -> tuple[Sample, int]:
+    """The sample in a run of tar members, and its checksum.
 
     Args:
-        data: the bytes of all members of one sample.
+        data: the bytes of all members of one sample, and nothing else.
         key: the key that the members must have.
         origin: where the bytes came from, for messages.
 
     Raises:
-        BrokenSampleError: damaged headers, another sample's members, missing members, wrong JSON.
+        BrokenSampleError: damaged headers, links and other members that are no regular files, another sample's
+            members, members that are missing, unknown or there twice, wrong JSON.
     """
-    references: dict[int, bytes] = {}
-    target, info = b"", None
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                stem, _, part = member.name.partition(".")
-                stream = tar.extractfile(member)
-                if stem != key or stream is None:
-                    raise BrokenSampleError("torn shard", f"{origin}: found {member.name} in the place of {key}")
-                content = stream.read()
-                if not content:
-                    raise BrokenSampleError("empty member", f"{origin}: {member.name} has no bytes")
-                if match := _REFERENCE.match(part):
-                    references[int(match[1])] = content
-                elif part.startswith("target."):
-                    target = content
-                elif part == "json":
-                    info = json.loads(content)
-    except (tarfile.TarError, EOFError) as error:
-        raise BrokenSampleError("torn shard", f"{origin}: sample {key}: {error}") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, BrokenSampleError):
-            raise
-        raise BrokenSampleError("wrong JSON", f"{origin}: {key}.json: {error}") from None
-    if info is None or sorted(references) != list(range(len(references))):
+    parts: dict[str, bytes] = {}
+    members = list(_regular_files(data, f"{origin}: sample {key}"))
+    for name, content in members:
+        stem, _, part = name.partition(".")
+        if stem != key:
+            raise BrokenSampleError("torn shard", f"{origin}: found {name} where {key} should be")
+        match = _PART.fullmatch(part)
+        if match is None:
+            raise BrokenSampleError("unknown member", f"{origin}: {name} is no part of a sample")
+        part = part if part == "json" else part.partition(".")[0]
+        if part in parts:
+            raise BrokenSampleError("duplicate member", f"{origin}: {key} has {part} twice")
+        if not content:
+            raise BrokenSampleError("empty member", f"{origin}: {name} has no bytes")
+        parts[part] = content
+    info, target = parts.pop("json", None), parts.pop("target", b"")
+    references = [parts.get(f"ref{i}") for i in range(len(parts))]
+    if info is None or None in references:
         raise BrokenSampleError("missing member", f"{origin}: sample {key} lacks its JSON or a reference image")
-    try:
-        if not isinstance(info["instruction"], str):
-            raise BrokenSampleError("missing instruction", f"{origin}: {key}.json has no instruction text")
-        return Sample(
-            key=key,
-            references=tuple(references[i] for i in range(len(references))),
-            target=target,
-            **_from_json(info),
-        )
-    except BrokenSampleError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BrokenSampleError("wrong JSON", f"{origin}: {key}.json: {error!r}") from None
+    fields = _from_json(info, f"{origin}: {key}.json")
+    return Sample(key=key, references=tuple(data for data in references if data), target=target, **fields), checksum(
+        members
+    )
+
+
+def checksum(members: Iterable[tuple[str, bytes]]) -> int:
+    """CRC-32 of members in the order of their names: of each the name, a zero byte, its size, a zero byte, its content.
+
+    Neither the order in the tar nor the dialect of its headers changes it.
+    """
+    sum_ = 0
+    for name, content in sorted(members):
+        sum_ = zlib.crc32(content, zlib.crc32(f"{name}\0{len(content)}\0".encode(), sum_))
+    return sum_
+
+
+def _regular_files(data: bytes, source: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each member.
+
+    Python's `tarfile` stops at the first header that it cannot read, as if the archive ended there, follows links, and
+    reads sparse files at the size that they claim. So a header is read here, and anything else than a whole, plain
+    file up to the last byte is refused.
+
+    Raises:
+        BrokenSampleError: see `parse_members`.
+    """
+    position = 0
+    while position < len(data):
+        header = data[position : position + _BLOCK]
+        if len(header) < _BLOCK:
+            raise BrokenSampleError("torn shard", f"{source}: ends within the header of a member")
+        # The sum is of the header with its own field as blanks.
+        if _octal(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            raise BrokenSampleError("torn shard", f"{source}: the header of a member is damaged at byte {position}")
+        type_ = header[156:157]
+        if type_ not in _REGULAR:
+            what = _OTHER_TYPES.get(type_, f"of the type {type_!r}")
+            raise BrokenSampleError("unsupported member", f"{source}: a member is {what}, not a regular file")
+        name, _, rest = header[:100].partition(b"\0")
+        if rest.strip(b"\0") or (header[257:263] == b"ustar\0" and header[345]) or not name.isascii():
+            raise BrokenSampleError("unsupported member", f"{source}: a member has an unusable name")
+        size = _octal(header[124:136])
+        begin = position + _BLOCK
+        end = begin if size is None else begin + size
+        position = -(-end // _BLOCK) * _BLOCK
+        if size is None or position > len(data):
+            raise BrokenSampleError("torn shard", f"{source}: a member has a wrong size, or is cut off")
+        if data[end:position].strip(b"\0"):
+            raise BrokenSampleError("torn shard", f"{source}: a member goes on behind its end at byte {end}")
+        yield name.decode(), data[begin:end]
+
+
+def _octal(field: bytes) -> int | None:
+    match = _OCTAL.fullmatch(field)
+    return int(match[1], 8) if match else None
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value can be the key of a sample."""
+    return isinstance(value, str) and _KEY.fullmatch(value) is not None
 
 
 def plain_key(name: str, longest: int = LONGEST_KEY) -> str:
@@ -93,17 +156,25 @@ def sample_json(sample: Sample) -> bytes:
     return json.dumps(info, ensure_ascii=False).encode()
 
 
-def _from_json(info: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(info, dict):
-        raise TypeError("not an object")
+def _from_json(content: bytes, source: str) -> dict[str, Any]:
+    try:
+        info = parse_json(decode(content, source), source, dict)
+    except UserError as error:
+        raise BrokenSampleError("wrong JSON", str(error)) from None
     kind, metadata = info.get("kind", "single"), info.get("metadata") or {}
-    answer = info.get("answer") or ""
+    answer, instruction = info.get("answer") or "", info.get("instruction")
+    if not isinstance(instruction, str):
+        raise BrokenSampleError("missing instruction", f"{source} has no instruction text")
     if kind not in get_args(Kind) or not isinstance(metadata, dict) or not isinstance(answer, str):
-        raise ValueError(f"kind {kind!r}, metadata or answer of a wrong type")
+        raise BrokenSampleError("wrong JSON", f"{source}: kind, metadata or answer of a wrong type")
+    try:
+        candidates = parse_candidates(info.get("candidates"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BrokenSampleError("wrong JSON", f"{source}: candidates: {error!r}") from None
     return {
-        "instruction": info["instruction"],
+        "instruction": instruction,
         "kind": kind,
-        "candidates": parse_candidates(info.get("candidates")),
+        "candidates": candidates,
         "metadata": metadata,
         "answer": answer,
     }

@@ -66,6 +66,7 @@ def first_come_packs(lengths: Sequence[int], budget: int) -> Plan:
 
 def _fill(lengths: list[int], room: int) -> list[int]:
     """Which of `lengths` add up to the most that is at most `room`; earlier ones first where there is a choice."""
+    room = min(room, sum(lengths))  # a budget without bounds must not become a number of so many bits
     mask = (1 << (room + 1)) - 1
     reachable = [1]  # after the first k lengths: bit s is set if s is the sum of some of them
     for length in lengths:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
+from scone_pl.data.members import MOST_BYTES, sample_json
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample
 from scone_pl.data.transforms import decode_rgb, open_image
 from scone_pl.errors import UserError
@@ -46,6 +47,8 @@ class ConvertConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.min_side < 0:
+            raise UserError(f"min_side is {self.min_side}; it must be at least 0")
         if self.quality > 100:
             raise UserError(f"quality is {self.quality}; it must be 1 to 100")
 
@@ -66,6 +69,12 @@ def as_stored(sample: Sample, config: ConvertConfig) -> Sample:
     for data in images:
         if min(size := open_image(data).size) < config.min_side:
             raise BrokenSampleError("small image", f"an image has {size[0]} x {size[1]} pixels")
+    try:
+        sample_json(sample)
+    except (ValueError, RecursionError) as error:  # ValueError: half a surrogate pair
+        raise BrokenSampleError("wrong JSON", f"its words or metadata cannot be written ({error})") from None
+    if sum(map(len, images)) > MOST_BYTES // 2:
+        raise BrokenSampleError("sample too large", f"its images have {sum(map(len, images))} bytes")
     if config.shrink is None and config.reencode is None:
         if config.decode:
             check_images(sample)

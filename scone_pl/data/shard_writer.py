@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import IO
 
 import webdataset
-from tqdm import tqdm
 
 from scone_pl.data.index import INDEX, IndexEntry, Size
-from scone_pl.data.members import plain_key, sample_json
+from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo, TokenCounts
+from scone_pl.data.members import checksum, is_key, sample_json
+from scone_pl.data.progress import progress_bar
 from scone_pl.data.sample import Sample
-from scone_pl.data.shards import MANIFEST, Manifest, ShardInfo, TokenCounts
 from scone_pl.data.storage import sha256_of
 from scone_pl.data.transforms import open_image
 from scone_pl.errors import UserError
+from scone_pl.files import sync_folder
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}
 
@@ -56,7 +57,7 @@ def write_shards(
     shards: list[ShardInfo] = []
     kinds: Counter[str] = Counter()
     keys: set[str] = set()
-    stream = iter(tqdm(samples, total=total, desc=folder.name, unit="sample", disable=not progress))
+    stream = iter(progress_bar(samples, total=total, desc=folder.name, unit="sample", show=progress))
     with complete_or_absent(folder / INDEX) as index:
         for first in stream:
             number = len(shards)
@@ -137,9 +138,9 @@ def _unique(sample: Sample, keys: set[str]) -> Sample:
 
 
 def _write_sample(writer: webdataset.TarWriter, sample: Sample, shard: int) -> IndexEntry:
-    if not sample.key or plain_key(sample.key) != sample.key:
+    if not is_key(sample.key):
         raise UserError(f"the sample key {sample.key!r} must be 1 to 80 letters, digits, _ or -; rename it")
-    members: dict[str, str | bytes] = {"__key__": sample.key, "json": sample_json(sample)}
+    members = {"json": sample_json(sample)}
     sizes: list[Size] = []
     for i, data in enumerate(sample.references):
         extension, size = _extension_and_size(data)
@@ -150,7 +151,7 @@ def _write_sample(writer: webdataset.TarWriter, sample: Sample, shard: int) -> I
         extension, target = _extension_and_size(sample.target)
         members[f"target.{extension}"] = sample.target
     offset = writer.tarstream.offset
-    writer.write(members)
+    writer.write({"__key__": sample.key, **members})
     return IndexEntry(
         key=sample.key,
         shard=shard,
@@ -161,6 +162,7 @@ def _write_sample(writer: webdataset.TarWriter, sample: Sample, shard: int) -> I
         references=tuple(sizes),
         target=target,
         answer=sample.answer,
+        crc32=checksum((f"{sample.key}.{part}", content) for part, content in members.items()),
     )
 
 
@@ -172,11 +174,14 @@ def _extension_and_size(data: bytes) -> tuple[str, Size]:
 
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears under its name only if all goes well."""
+    """A file to write that appears under its name only if all goes well, and then survives a power cut."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

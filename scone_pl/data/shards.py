@@ -6,129 +6,55 @@ are planned without opening an image, and any sample is one read away. Writing i
 
 from __future__ import annotations
 
-import json
+import bisect
+import itertools
 import os
-import re
+import stat
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from scone_pl.data.index import INDEX, Index, IndexEntry
-from scone_pl.data.members import parse_members
+from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo
+from scone_pl.data.members import MOST_BYTES, parse_members
 from scone_pl.data.sample import BrokenSampleError, Sample
-from scone_pl.data.storage import FetchError, LocalFolder, StorageConfig, open_storage
+from scone_pl.data.storage import FetchError, LocalFolder, RemoteFolder, StorageConfig, open_storage, sha256_of
+from scone_pl.data.transforms import open_image
 from scone_pl.errors import UserError
-
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One tar in the manifest."""
-
-    file: str
-    """In the folder itself."""
-    samples: int
-    bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        # Names of files in the cache are made of these, and a set behind a URL is somebody else's.
-        if self.file.startswith(".") or Path(self.file).name != self.file or not _SHA256.fullmatch(self.sha256):
-            raise ValueError(f"a shard named {self.file!r}, or its checksum")
-        if min(self.samples, self.bytes) < 0:
-            raise ValueError(f"{self.file}: {self.samples} samples, {self.bytes} bytes")
-
-
-@dataclass(frozen=True)
-class TokenCounts:
-    """What the samples' `tokens` in the index are."""
-
-    total: int
-    settings: dict[str, Any]
-    """What they hold for, see `TokenCounter.settings`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """`manifest.json`: what the folder holds. Written last, so a folder with a manifest is complete."""
-
-    format: int = FORMAT_VERSION
-    samples: int
-    bytes: int
-    kinds: dict[str, int]
-    """Samples of each kind."""
-    index_sha256: str
-    shards: tuple[ShardInfo, ...]
-    tokens: TokenCounts | None = None
-    """None = not counted when the set was made; everything works without."""
-
-    def to_json(self) -> str:
-        fields = asdict(self)
-        if self.tokens is None:
-            del fields["tokens"]
-        return json.dumps(fields, indent=1) + "\n"
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Reads the manifest of `folder`.
-
-        Raises:
-            UserError: no such folder, no manifest, or one that cannot be read.
-        """
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give the folder of a shard set (see shards convert)")
-        file = folder / MANIFEST
-        if not file.is_file():
-            raise UserError(f"{file} is missing: not a shard set, or its conversion did not finish; convert it again")
-        try:
-            fields = json.loads(file.read_text("utf-8"))
-            version = fields["format"]
-            if version == FORMAT_VERSION:
-                fields["shards"] = tuple(ShardInfo(**shard) for shard in fields["shards"])
-                if fields.get("tokens") is not None:
-                    fields["tokens"] = TokenCounts(**fields["tokens"])
-                manifest = cls(**fields)
-                if not _SHA256.fullmatch(manifest.index_sha256):
-                    raise ValueError(f"index_sha256 {manifest.index_sha256!r}")
-                if (samples := sum(shard.samples for shard in manifest.shards)) != manifest.samples:
-                    raise ValueError(f"shards of {samples} samples in all, but samples is {manifest.samples}")
-                return manifest
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: not a readable manifest ({error!r}); convert the data set again") from None
-        raise UserError(
-            f"{file}: format {version}, but this version reads {FORMAT_VERSION}; convert the data set again"
-        )
+from scone_pl.files import read_text
 
 
 class ShardSet:
     """A data set: random access to its samples. Cheap to pickle and safe to use after a fork."""
 
-    def __init__(self, path: str | Path, storage: StorageConfig | None = None, *, check_shards: bool = True) -> None:
-        """Opens a folder or URL, checking that every shard is there with its full size.
+    def __init__(self, path: str | Path, storage: StorageConfig | None = None, *, check_files: bool = True) -> None:
+        """Opens a folder or URL, checking that every shard is there with its full size, and the index's checksum.
 
         Args:
             path: local folder, or a URL that fsspec knows.
             storage: how a URL is fetched.
-            check_shards: off = missing and torn shards show when their samples are read. Remote shards always do.
+            check_files: off = missing and torn shards show when their samples are read (remote shards always do), and
+                an index that differs from its checksum is read as it is.
 
         Raises:
-            UserError: anything missing or of another size than the manifest says.
+            UserError: anything missing or other than the manifest says.
         """
         self.storage = open_storage(path, storage)
         self.manifest = self._read_manifest()
-        if check_shards and not self.storage.remote:
+        if check_files and not self.storage.remote:
             for shard in self.manifest.shards:
                 self._check_shard(shard)
         file = self._index_file()
         self.index = Index(file)
-        if len(self.index) != self.manifest.samples:
+        if len(self.index) != self.manifest.samples or not self.index.is_complete:
             raise UserError(
                 f"{file} has {len(self.index)} lines where {MANIFEST} says {self.manifest.samples} "
                 "samples; copy the data set again or convert it again"
+            )
+        self._ends = list(itertools.accumulate(shard.samples for shard in self.manifest.shards))
+        if check_files and not self.storage.remote and sha256_of(file) != self.manifest.index_sha256:
+            list(self.entries())  # names a line where one cannot be
+            raise UserError(
+                f"{file}: its checksum differs from the one in {MANIFEST}; copy the data set again or convert it again"
             )
 
     @classmethod
@@ -140,47 +66,72 @@ class ShardSet:
         if isinstance(self.storage, LocalFolder):
             return Manifest.read(self.storage.path)
         try:
-            return Manifest.read(self.storage.local(MANIFEST).parent)
+            text = read_text(self.storage.local(MANIFEST))
         except FetchError as error:
             raise UserError(f"{error}; check the URL (of the folder that holds {MANIFEST}) and the network") from None
+        return Manifest.parse(text, f"{self.storage.name}/{MANIFEST}")
 
     def _index_file(self) -> Path:
         try:
             file = self.storage.local(INDEX, sha256=self.manifest.index_sha256)
+            if isinstance(self.storage, RemoteFolder) and self.storage.discard_damaged(
+                INDEX, self.manifest.index_sha256
+            ):
+                file = self.storage.local(INDEX, sha256=self.manifest.index_sha256)
+            found = file.is_file()
         except FetchError as error:
             raise UserError(f"{error}; copy the data set there again") from None
-        if not file.is_file():
+        except OSError as error:
+            raise UserError(f"{self.storage.name}/{INDEX}: cannot be read ({error.strerror or error})") from None
+        if not found:
             raise UserError(f"{file} is missing; copy the data set again or convert it again")
         return file
 
     def _check_shard(self, shard: ShardInfo) -> None:
         path = self.storage.local(shard.file)
-        if not path.is_file():
+        try:
+            found, size = path.is_file(), path.stat().st_size if path.exists() else 0
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if not found:
             raise UserError(f"{path} is missing; copy the data set again or convert it again")
-        if path.stat().st_size != shard.bytes:
+        if size != shard.bytes:
             raise UserError(
-                f"{path} has {path.stat().st_size} bytes where {MANIFEST} says {shard.bytes}; "
+                f"{path} has {size} bytes where {MANIFEST} says {shard.bytes}; "
                 "copy the data set again or convert it again"
             )
 
     def __len__(self) -> int:
         return len(self.index)
 
+    def shard_of(self, i: int) -> int:
+        """Number of the shard that holds the i-th sample, by the manifest."""
+        return bisect.bisect_right(self._ends, i)
+
+    def first_of(self, shard: int) -> int:
+        """Number of the first sample of a shard."""
+        return self._ends[shard] - self.manifest.shards[shard].samples
+
     def entries(self) -> Iterator[IndexEntry]:
         """All lines of the index, in order, checked against the manifest.
 
         Raises:
-            UserError: one is damaged, or does not lie in the shard whose turn it is.
+            UserError: one is damaged, does not lie in the shard whose turn it is, or overlaps the one before it.
         """
         start = 0
         for number, info in enumerate(self.manifest.shards):
+            end = 0
             for i in range(start, start + info.samples):
                 entry = self.index[i]
-                if entry.shard != number or entry.offset + entry.length > info.bytes:
+                where = f"{self.index.file}: line {i + 1} ({entry.key})"
+                if entry.shard != number or not end <= entry.offset <= info.bytes - entry.length:
                     raise UserError(
-                        f"{self.index.file}: line {i + 1} ({entry.key}) does not lie in {info.file}, where "
-                        f"{MANIFEST} has it; copy the data set again or convert it again"
+                        f"{where} does not lie in {info.file} behind the line before it, where {MANIFEST} has it; "
+                        "copy the data set again or convert it again"
                     )
+                if entry.crc32 is None and self.manifest.format > 1:
+                    raise UserError(f"{where} has no crc32; copy the data set again or convert it again")
+                end = entry.offset + entry.length
                 yield entry
             start += info.samples
 
@@ -194,31 +145,76 @@ class ShardSet:
             FetchError: it cannot be fetched.
         """
         info = self.manifest.shards[shard]
-        return self.storage.local(info.file, sha256=info.sha256)
+        return self.storage.local(info.file, sha256=info.sha256, size=info.bytes)
 
     def read(self, i: int) -> Sample:
-        """The i-th sample, images still encoded.
+        """The i-th sample, images still encoded; it is exactly what the index says.
 
         Raises:
-            BrokenSampleError: its shard cannot be read, or its members are damaged.
+            BrokenSampleError: its shard cannot be read, its members are damaged, or they differ from the index.
         """
-        entry = self.index[i]
-        origin = f"{self.storage.name}/{self.manifest.shards[entry.shard].file}"
         try:
-            data = self._read_bytes(entry)
+            return self._read(i)
+        except BrokenSampleError:
+            info = self.manifest.shards[self.shard_of(i)]
+            if not isinstance(self.storage, RemoteFolder) or not self.storage.discard_damaged(info.file, info.sha256):
+                raise
+        return self._read(i)  # from a new copy
+
+    def _read(self, i: int) -> Sample:
+        entry, shard = self.index[i], self.shard_of(i)
+        origin = f"{self.storage.name}/{self.manifest.shards[shard].file}"
+        if entry.shard != shard:
+            raise BrokenSampleError("index differs", f"{origin}: {entry.key} is listed in shard number {entry.shard}")
+        try:
+            data = self._read_bytes(entry, origin)
         except OSError as error:
             raise BrokenSampleError("unreadable shard", f"{origin}: {error.strerror or error}") from None
         if len(data) != entry.length:
             raise BrokenSampleError("torn shard", f"{origin}: ends within sample {entry.key}")
-        return parse_members(data, entry.key, origin)
+        sample, checksum = parse_members(data, entry.key, origin)
+        _compare(sample, entry, origin)
+        if entry.crc32 is not None and checksum != entry.crc32:
+            raise BrokenSampleError("wrong checksum", f"{origin}: {entry.key} differs from its crc32 in the index")
+        return sample
 
-    def _read_bytes(self, entry: IndexEntry) -> bytes:
-        tries = 3 if self.storage.remote else 1
+    def _read_bytes(self, entry: IndexEntry, origin: str) -> bytes:
+        tries = 8 if self.storage.remote else 1
         while True:
             tries -= 1
             try:
-                with self.fetch(entry.shard).open("rb", buffering=0) as stream:
-                    return os.pread(stream.fileno(), entry.length, entry.offset)
+                # A pipe in a shard's place would otherwise wait for a writer.
+                descriptor = os.open(self.fetch(entry.shard), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                break
             except FileNotFoundError:  # a cached copy may be removed before it is opened
                 if not tries:
                     raise
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BrokenSampleError("unreadable shard", f"{origin}: not a regular file")
+            if entry.length > MOST_BYTES:
+                raise BrokenSampleError("sample too large", f"{origin}: {entry.key} has {entry.length} bytes")
+            if entry.offset + entry.length > status.st_size:
+                raise BrokenSampleError("torn shard", f"{origin}: ends within sample {entry.key}")
+            return os.pread(descriptor, entry.length, entry.offset)
+        finally:
+            os.close(descriptor)
+
+
+def _compare(sample: Sample, entry: IndexEntry, origin: str) -> None:
+    """Raises a `BrokenSampleError` if a sample is not what its index entry, by which packs are planned, says."""
+    where = f"{origin}: {entry.key}"
+    if entry.target is not None and not sample.target:
+        raise BrokenSampleError("missing target", f"{where} has no target image, but the index says one")
+    if len(sample.references) != len(entry.references) or (entry.target is None) == bool(sample.target):
+        raise BrokenSampleError("index differs", f"{where} has other images than the index says")
+    if entry.instruction.strip() and not sample.instruction.strip():
+        raise BrokenSampleError("missing instruction", f"{where} has an empty instruction, but the index says one")
+    if (sample.instruction, sample.answer, sample.kind) != (entry.instruction, entry.answer, entry.kind):
+        raise BrokenSampleError("index differs", f"{where} has another instruction, answer or kind than the index says")
+    sizes = tuple(open_image(data).size for data in sample.references)
+    target = open_image(sample.target).size if sample.target else None
+    if (sizes, target) != (entry.references, entry.target):
+        planned = f"{entry.references} and {entry.target}"
+        raise BrokenSampleError("index differs", f"{where} has images of {sizes} and {target}, but the index {planned}")

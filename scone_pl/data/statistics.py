@@ -18,8 +18,11 @@ from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import StorageConfig
 from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.transforms import decode_rgb
+from scone_pl.errors import UserError
 
 _BAR = 40
+_MOST_REFERENCES = 12
+"""Shown of a sample."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Statistics:
     lengths: np.ndarray
     """(samples,) int64: tokens of every sample."""
     stored: bool
-    """Whether the lengths are those stored with the data set."""
+    """Whether they are stored with the data set, too."""
     token_budget: int
     over_budget: int
     packs: int
@@ -56,7 +59,7 @@ class Statistics:
             "image sizes       " + ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.sizes),
             "reference images  a sample",
             *(_row(f"{number}", count, self.references) for number, count in self.references.items()),
-            f"tokens            {self.lengths.sum()} ({'stored with the set' if self.stored else 'counted now'})",
+            f"tokens            {self.lengths.sum()} ({'as stored with the set' if self.stored else 'counted now'})",
             f"tokens a sample   min {self.lengths.min()}, mean {self.lengths.mean():.0f}, "
             f"median {np.median(self.lengths):.0f}, max {self.lengths.max()}",
         ]
@@ -80,10 +83,14 @@ def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageCo
         UserError: it is no complete shard set.
     """
     shards = ShardSet(path, storage)
+    if not len(shards):
+        raise UserError(f"{path}: holds no sample; convert it again")
+    kinds: Counter[str] = Counter()
     lengths = counter.count_all(shards)
     references: Counter[int] = Counter()
     sizes: Counter[Size] = Counter()
     for entry in shards.index:
+        kinds[entry.kind] += 1
         references[len(entry.references)] += 1
         sizes.update((*entry.references, entry.target) if entry.target else entry.references)
     shuffled = generator("statistics").permutation(lengths)
@@ -93,7 +100,7 @@ def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageCo
         samples=len(shards),
         bytes=shards.manifest.bytes,
         shards=len(shards.manifest.shards),
-        kinds=shards.manifest.kinds,
+        kinds=dict(sorted(kinds.items())),
         references=dict(sorted(references.items())),
         sizes=sizes.most_common(8),
         lengths=lengths,
@@ -114,9 +121,9 @@ def contact_sheet(
     Candidates of a reference, where known, are framed: green those that are meant, red the others. Broken samples
     show as a row that says why.
     """
-    shards = ShardSet(path, storage, check_shards=False)
+    shards = ShardSet(path, storage, check_files=False)
     chosen = np.unique(np.linspace(0, len(shards) - 1, min(rows, len(shards))).astype(int)).tolist()
-    columns = max(len(shards.index[i].references) for i in chosen) + 1
+    columns = min(max(len(shards.index[i].references) for i in chosen), _MOST_REFERENCES) + 1
     sheet = Image.new("RGB", (columns * side + 3 * side, len(chosen) * side), "white")
     draw = ImageDraw.Draw(sheet)
     for row, i in enumerate(chosen):
@@ -124,7 +131,9 @@ def contact_sheet(
         text = entry.instruction
         try:
             sample = shards.read(i)
-            pictures = [decode_rgb(data) if data else None for data in (*sample.references, sample.target)]
+            pictures = [
+                decode_rgb(data) if data else None for data in (*sample.references[:_MOST_REFERENCES], sample.target)
+            ]
         except BrokenSampleError as error:
             pictures, text = [], f"{error.reason}: {error}"
         for column, picture in enumerate(pictures, columns - len(pictures)):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +28,9 @@ _GIVEN_UP_SECONDS = 60.0
 _COPIES = "/".join(("[0-9a-f]" * 16, "[0-9a-f]" * 16 + "-*.tar"))
 """Whatever else lies in the folder is not ours to remove."""
 _PERMANENT = (401, 403, 404, 410)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_MOST_BYTES_UNKNOWN = 1 << 32
+"""Of a manifest or index, whose size nobody has told: a server's answer may never end."""
 _ERRORS = {  # base classes that are no OSError; a library that is not imported has raised nothing
     "aiohttp": "ClientError",
     "httpx": "HTTPError",
@@ -52,9 +57,11 @@ class StorageConfig:
     """Packs ahead of the one in hand whose shards each worker fetches in the background."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.backoff_seconds < 0 or self.timeout_seconds <= 0 or self.prefetch_packs < 0:
+        if not (
+            self.attempts >= 1 and self.backoff_seconds >= 0 and self.timeout_seconds > 0 and self.prefetch_packs >= 0
+        ):
             raise UserError("storage: attempts must be at least 1, timeout_seconds more than 0, the others at least 0")
-        if self.cache_gigabytes is not None and self.cache_gigabytes <= 0:
+        if self.cache_gigabytes is not None and not self.cache_gigabytes > 0:
             raise UserError(f"storage.cache_gigabytes is {self.cache_gigabytes}; it must be more than 0")
 
     @property
@@ -74,11 +81,12 @@ class Storage(Protocol):
     """As the user wrote it, without a password."""
     remote: bool
 
-    def local(self, file: str, *, sha256: str | None = None) -> Path:
-        """Path of a complete local copy of `file`; with `sha256` an earlier copy will do.
+    def local(self, file: str, *, sha256: str | None = None, size: int | None = None) -> Path:
+        """Path of a complete local copy of `file`; with `sha256` an earlier copy of `size` bytes will do.
 
         Raises:
             FetchError: it cannot be fetched.
+            UserError: the cache cannot be written.
         """
         ...
 
@@ -100,7 +108,7 @@ class LocalFolder:
         self.name = path
         self.path = Path(path)
 
-    def local(self, file: str, *, sha256: str | None = None) -> Path:
+    def local(self, file: str, *, sha256: str | None = None, size: int | None = None) -> Path:
         return self.path / file
 
 
@@ -115,22 +123,50 @@ class RemoteFolder:
         self.config = config
         self.cache = config.cache / hashlib.sha256(self._url.encode()).hexdigest()[:16]
         self._given_up: dict[str, tuple[float, str]] = {}
+        self._sound: set[Path] = set()
+        """Copies that were found to be what was fetched."""
 
-    def local(self, file: str, *, sha256: str | None = None) -> Path:
-        self.cache.mkdir(parents=True, exist_ok=True)
-        copy = self.cache / (f"{sha256[:16]}-{file}" if sha256 else file)
-        if sha256 and _used(copy):
-            return copy
-        until, message = self._given_up.get(file, (0.0, ""))
-        if time.monotonic() < until:
-            raise FetchError(message)
-        with _locked(copy):
-            if not (sha256 and _used(copy)):
-                self._fetch(file, copy, sha256)
-                self._make_room(copy)
+    def local(self, file: str, *, sha256: str | None = None, size: int | None = None) -> Path:
+        copy = self._copy_of(file, sha256)
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            if sha256 and _used(copy, size):
+                return copy
+            until, message = self._given_up.get(file, (0.0, ""))
+            if time.monotonic() < until:
+                raise FetchError(message)
+            with _locked(copy):
+                if not (sha256 and _used(copy, size)):
+                    self._fetch(file, copy, sha256, size)
+                    self._make_room(copy)
+        except FetchError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"{self.cache}: the cache cannot be written ({error.strerror or error}); make room, or set "
+                "data.storage.cache_dir (or SCONE_CACHE) to another folder"
+            ) from error
         return copy
 
-    def _fetch(self, file: str, copy: Path, sha256: str | None) -> None:
+    def discard_damaged(self, file: str, sha256: str) -> bool:
+        """Removes the copy of `file` if it has changed since it was fetched; whether it had."""
+        copy = self._copy_of(file, sha256)
+        if copy in self._sound:
+            return False
+        try:
+            with _locked(copy):
+                if sha256_of(copy) == sha256:
+                    self._sound.add(copy)
+                    return False
+                copy.unlink()
+                return True
+        except OSError:
+            return False
+
+    def _copy_of(self, file: str, sha256: str | None) -> Path:
+        return self.cache / (f"{sha256[:16]}-{file}" if sha256 else file)
+
+    def _fetch(self, file: str, copy: Path, sha256: str | None, size: int | None) -> None:
         part = copy.with_name(f".{copy.name}.{os.getpid()}.part")
         wait, error = self.config.backoff_seconds, ""
         try:
@@ -139,12 +175,14 @@ class RemoteFolder:
                     time.sleep(wait)
                     wait = min(2 * wait, _LONGEST_WAIT)
                 try:
-                    _copy(f"{self._url}/{file}", part, self.config.timeout_seconds)
+                    _copy(f"{self._url}/{file}", part, self.config.timeout_seconds, size or _MOST_BYTES_UNKNOWN)
                     if sha256 is None or sha256_of(part) == sha256:
-                        os.replace(part, copy)
+                        _publish(part, copy)
                         return
-                    error = "its checksum differs from the manifest's"
+                    error = f"its checksum differs from the manifest's; {part.stat().st_size} bytes came"
                 except _transient_errors() as failure:
+                    if getattr(failure, "errno", None) in _NO_ROOM:
+                        raise
                     error = _without_password(" ".join(f"{type(failure).__name__}: {failure}".split()))[:200]
                     if isinstance(failure, FileNotFoundError) or getattr(failure, "status", None) in _PERMANENT:
                         break
@@ -160,8 +198,8 @@ class RemoteFolder:
         copies = []
         for path in self.config.cache.glob(_COPIES):
             with contextlib.suppress(FileNotFoundError):  # another process makes room too
-                stat = path.stat()
-                copies.append((stat.st_mtime, stat.st_size, path))
+                status = path.stat()
+                copies.append((status.st_mtime, status.st_size, path))
         excess = sum(size for _, size, _ in copies) - self.config.cache_gigabytes * 1e9
         for _, size, path in sorted(copies):
             if excess <= 0:
@@ -179,10 +217,13 @@ def _without_password(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://", text)
 
 
-def _used(copy: Path) -> bool:
-    """Whether there is a copy; notes that it was needed now."""
+def _used(copy: Path, size: int | None) -> bool:
+    """Whether there is a copy, of `size` bytes if that is known; notes that it was needed now."""
     try:
-        if time.time() - copy.stat().st_mtime > 1:
+        status = copy.stat()
+        if size is not None and status.st_size != size:
+            return False
+        if time.time() - status.st_mtime > 1:
             os.utime(copy)
         return True
     except FileNotFoundError:
@@ -193,12 +234,27 @@ def _used(copy: Path) -> bool:
 def _locked(copy: Path) -> Iterator[None]:
     """One thread of one process at a time; a process that dies lets go."""
     with copy.with_name(f".{copy.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _copy(url: str, part: Path, timeout: float) -> None:
+def _publish(part: Path, copy: Path) -> None:
+    """Gives a complete file its name; after a power cut it is complete, or not there."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, copy)
+
+
+def _copy(url: str, part: Path, timeout: float, most: int) -> None:
+    """Copies a file of at most `most` bytes; a longer answer is an `OSError`."""
     import fsspec
+
+    class Limit(fsspec.Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            if self.value > most:
+                raise OSError(errno.EFBIG, f"more than {most} bytes came")
 
     try:
         # Opened anew each time: an asynchronous file system does not survive the fork into a data worker.
@@ -206,7 +262,7 @@ def _copy(url: str, part: Path, timeout: float) -> None:
     except (ImportError, ValueError) as error:
         text = " ".join(_without_password(f"{url}: {error}").split())
         raise UserError(f"{text}; install that, or copy the data set here") from None
-    system.get_file(path, str(part))
+    system.get_file(path, str(part), callback=Limit())
 
 
 def _options(url: str, timeout: float) -> dict[str, Any]:
@@ -231,9 +287,15 @@ def _transient_errors() -> tuple[type[Exception], ...]:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Hex digest of a regular file, read in pieces.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or device, which might never end.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from scone_pl.data.index import IndexEntry
 from scone_pl.data.packing import PackingConfig, sample_length
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
+from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
 
 
@@ -56,7 +57,17 @@ class TokenCounter:
         return shards.manifest.tokens is not None and shards.manifest.tokens.settings == self.settings
 
     def count_all(self, shards: ShardSet) -> np.ndarray:
-        """(samples,) int64: tokens of every sample; the stored counts where they hold, else counted anew."""
-        stored = self.agrees_with(shards)
-        counts = (entry.tokens if stored and entry.tokens else self(entry) for entry in shards.index)
-        return np.fromiter(counts, dtype=np.int64, count=len(shards))
+        """(samples,) int64: tokens of every sample.
+
+        Raises:
+            UserError: a count that was stored for these settings is wrong; or see `ShardSet.entries`.
+        """
+        stored, counts = self.agrees_with(shards), np.zeros(len(shards), dtype=np.int64)
+        for i, entry in enumerate(shards.entries()):
+            counts[i] = self(entry)
+            if stored and entry.tokens not in (None, counts[i]):
+                raise UserError(
+                    f"{shards.index.file}: line {i + 1} ({entry.key}) says {entry.tokens} tokens, but it has "
+                    f"{counts[i]}; convert the data set again"
+                )
+        return counts

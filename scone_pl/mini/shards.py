@@ -17,8 +17,8 @@ from scone_pl.mini.questions import to_question
 from scone_pl.mini.world import World, WorldConfig
 
 if TYPE_CHECKING:
+    from scone_pl.data.manifest import Manifest
     from scone_pl.data.sample import Sample
-    from scone_pl.data.shards import Manifest
 
 SETTINGS = "world.json"
 """Beside the manifest: what a set was made with."""
@@ -145,8 +145,9 @@ def write_world(
     Raises:
         UserError: the folder holds another set.
     """
+    from scone_pl.data.manifest import MANIFEST
     from scone_pl.data.shard_writer import write_shards
-    from scone_pl.data.shards import MANIFEST, ShardSet
+    from scone_pl.data.shards import ShardSet
 
     folder = Path(folder)
     if samples < 1:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import io
+import json
 import tarfile
 import threading
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scone_pl.data.members import sample_json
+from scone_pl.data.members import checksum, sample_json
 from scone_pl.data.sample import Candidate, Sample
 from scone_pl.data.shard_writer import describe, write_manifest, write_shards
 from scone_pl.data.shards import ShardSet
@@ -64,19 +66,27 @@ def write_raw(folder, samples, spoil, samples_per_shard=1000):
             start = tar.tell()
             one = io.BytesIO()
             with tarfile.open(fileobj=one, mode="w") as file:
-                for name, content in spoil(entry.key, members_of(sample)):
+                members = spoil(entry.key, members_of(sample))
+                for name, content in members:
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     file.addfile(member, io.BytesIO(content))
                 end = file.offset
             tar.write(one.getvalue()[:end])
-            lines.append(dataclasses.replace(entry, offset=start, length=end))
+            lines.append(dataclasses.replace(entry, offset=start, length=end, crc32=checksum(members)))
         tar.write(bytes(1024))
         (folder / info.file).write_bytes(tar.getvalue())
         infos.append(describe(folder / info.file, info.samples))
     (folder / "index.jsonl").write_text("".join(entry.to_json() + "\n" for entry in lines))
     write_manifest(folder, shards.manifest.kinds, infos)
     return folder
+
+
+def sign_index(folder):
+    """Brings the index's checksum in the manifest up to date."""
+    file = folder / "manifest.json"
+    digest = hashlib.sha256((folder / "index.jsonl").read_bytes()).hexdigest()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "index_sha256": digest}))
 
 
 class Server(ThreadingHTTPServer):

@@ -94,7 +94,7 @@ def test_an_answer_of_another_type_is_a_fault(shards):
     from scone_pl.data.members import _from_json
 
     with pytest.raises(ValueError, match="wrong type"):
-        _from_json({"instruction": "x", "answer": 3})
+        _from_json(b'{"instruction": "x", "answer": 3}', "s0.json")
     assert issubclass(BrokenSampleError, ValueError)
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from data_helpers import ROOT, Server, encode, make_sample, write_raw
+from data_helpers import ROOT, Server, encode, make_sample, sign_index, write_raw
 
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
@@ -123,6 +123,7 @@ def key_twice(folder):
     write_shards([make_sample(i) for i in range(5)], folder, progress=False)
     index = (folder / "index.jsonl").read_text()
     (folder / "index.jsonl").write_text(index.replace("s0004", "s0002"))
+    sign_index(folder)
 
 
 def empty_set(folder):
@@ -130,7 +131,8 @@ def empty_set(folder):
     write_shards([make_sample(0)], folder, progress=False)
     (folder / "index.jsonl").write_text("")
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "samples": 0, "shards": []}))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "samples": 0, "bytes": 0, "kinds": {}, "shards": []}))
+    sign_index(folder)
 
 
 def test_duplicate_keys_and_empty_sources_end_before_the_first_step(form, tokenizer, packing, tmp_path):

@@ -160,7 +160,7 @@ def test_existing_data_set_is_not_overwritten(shard_folder):
         (lambda folder: (folder / "00001.tar").write_bytes(b"short"), "00001.tar has 5 bytes"),
         (lambda folder: (folder / "index.jsonl").unlink(), "index.jsonl is missing"),
         (lambda folder: (folder / "index.jsonl").write_text(""), "index.jsonl has 0 lines"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "not a readable manifest"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "not JSON"),
         (lambda folder: (folder / "manifest.json").write_text('{"format": 9}'), "format 9"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
     ],

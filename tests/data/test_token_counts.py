@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from data_helpers import TINY
+from data_helpers import TINY, sign_index
 
 from scone_pl.data.commands import main
 from scone_pl.data.convert import ConvertConfig, convert
@@ -42,11 +42,14 @@ def test_stored_for_the_published_settings(converted):
 
 
 def test_used_only_where_the_settings_agree(converted, form, tokenizer, packing):
-    rewrite(converted / "index.jsonl", lambda text: text.replace('"tokens": 1541}', '"tokens": 7}'))
     at_7b = shard_statistics(converted, TokenCounter.published())
     assert at_7b.stored
-    assert at_7b.lengths[0] == at_7b.lengths.min() == 7  # believed; `verify` finds it
-    assert "stored with the set" in at_7b.report(ranks=1)
+    assert at_7b.lengths[0] == at_7b.lengths.min() == 1541
+    assert "as stored with the set" in at_7b.report(ranks=1)
+    rewrite(converted / "index.jsonl", lambda text: text.replace('"tokens": 1541}', '"tokens": 7}'))
+    sign_index(converted)
+    with pytest.raises(UserError, match=r"line 1 \(s0000\) says 7 tokens, but it has 1541"):
+        shard_statistics(converted, TokenCounter.published())
     others = [
         TokenCounter(form, tokenizer, packing),
         dataclasses.replace(TokenCounter.published(), packing=PackingConfig(targets_per_sample=2)),
