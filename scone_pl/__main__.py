@@ -6,8 +6,9 @@ import importlib
 import sys
 import warnings
 
-from scone_pl.errors import UserError
+from scone_pl.failures import USER_ERROR, end_with_line, flush_output, report_threads
 
+INTERRUPTED = 130
 VERBS = {
     "fit": ("scone_pl.cli", "train a stage, or a chain of stages"),
     "validate": ("scone_pl.cli", "loss on the validation data"),
@@ -34,40 +35,42 @@ def _usage() -> str:
     return "\n".join(["usage: python -m scone_pl VERB [--help] ...", "", *lines])
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` that an exception is or was caused by: jsonargparse wraps what a constructor raises."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, UserError):
-        found = found.__cause__ or found.__context__
-    if found is None and type(error).__name__ in ("MisconfigurationException", "FileNotFoundError"):
-        return UserError(str(error))  # Lightning's own words: no GPU, no such strategy, no such ckpt_path
-    return found
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb; mistakes that the user can put right end in one line and status 2."""
-    args = sys.argv[1:] if argv is None else argv
+    """Runs a verb.
+
+    Returns:
+        0; 1 where a verb has counted faults; 2 for what the user can put right, told in one line; 130 after Ctrl-C; 141
+        if nobody reads the output any more. 128 plus its number for a signal that has ended a run. A mistake in the
+        program is raised, so Python ends with its traceback and status 1.
+    """
+    report_threads()
+    try:
+        status = _run(sys.argv[1:] if argv is None else argv)
+        return flush_output() or status
+    except (SystemExit, GeneratorExit):
+        raise
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        ended = end_with_line(error)
+        if ended is None:
+            raise
+        return flush_output() or ended
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_usage())
         return 0
     verb = args[0]
     if verb not in VERBS:
         print(f"error: no verb {verb}; one of {', '.join(VERBS)}", file=sys.stderr)
-        return 2
+        return USER_ERROR
     warnings.filterwarnings("ignore", module="lightning")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
-    try:
-        module = importlib.import_module(VERBS[verb][0])
-        return module.main(args if verb in SHARED else args[1:])
-    except Exception as error:
-        meant = _user_error(error)
-        if meant is None:
-            raise
-        print(f"error: {' '.join(str(meant).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    module = importlib.import_module(VERBS[verb][0])
+    return module.main(args if verb in SHARED else args[1:])
 
 
 if __name__ == "__main__":

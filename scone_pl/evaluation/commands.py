@@ -252,7 +252,4 @@ def main(args: list[str]) -> int:
     if verb == "evaluate" and "--" in args:
         at = args.index("--")
         args, extra = args[:at], {"extra": args[at + 1 :]}
-    try:
-        return VERBS[verb](**parse(verb, VERBS[verb], args), **extra)
-    except OSError as error:
-        raise UserError(f"{verb}: {error.filename or 'a file'}: {error.strerror or error}") from error
+    return VERBS[verb](**parse(verb, VERBS[verb], args), **extra)
