@@ -28,13 +28,14 @@ from PIL import Image
 from workload import FORM
 
 from scone_pl.data.convert import ConvertConfig, convert
+from scone_pl.data.decoding import decode_rgb
 from scone_pl.data.inputs import open_input
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.parquet import find_parquet
 from scone_pl.data.sources import Mixture, Source
 from scone_pl.data.stream import Cursor, PackMaker, PackStream
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
-from scone_pl.data.transforms import ImageResize, decode_rgb, to_tensor
+from scone_pl.data.transforms import ImageResize, to_tensor
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import PackedSequence
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from scone_pl.complaints import run_function
 from scone_pl.data import convert as conversion
+from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.faults import Faults
 from scone_pl.data.image_lists import FieldNames
 from scone_pl.data.inputs import Format, open_input
@@ -23,6 +24,7 @@ from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
 from scone_pl.data.verify import verify_shards
 from scone_pl.errors import UserError
+from scone_pl.image_files import check_image_output, write_image
 from scone_pl.model.sequence import SequenceFormat
 
 _CORES = len(os.sched_getaffinity(0))
@@ -44,6 +46,7 @@ def convert(
     shrink: int | None = None,
     reencode: Literal["jpeg", "png", "webp"] | None = None,
     quality: int = 85,
+    exif_orientation: ExifOrientation = "apply",
     decode: bool = True,
     tokenizer: str | None = None,
     workers: int = _CORES,
@@ -67,6 +70,8 @@ def convert(
         shrink: re-encode images so that the long side has at most so many pixels.
         reencode: re-encode images in this format; by default their bytes are kept (with --shrink: jpeg).
         quality: of re-encoded JPEG and WebP images.
+        exif_orientation: apply = sizes in the index, and re-encoded images, are turned as their EXIF orientation
+            says; ignore = as they are stored (the release). Bytes that are not re-encoded stay as they are.
         decode: decode every image now to find damaged ones; otherwise only their headers are read.
         tokenizer: checkpoint folder with tokenizer files, for the token counts that are stored (at the sizes of the
             7B recipes); by default bytes are counted.
@@ -81,6 +86,7 @@ def convert(
         shrink=shrink,
         reencode=reencode,
         quality=quality,
+        exif_orientation=exif_orientation,
         decode=decode,
     )
     if "://" not in source and Path(source).resolve() == Path(output).resolve():
@@ -136,11 +142,15 @@ def stats(
         latent_stride: pixels a side for one latent token.
         vit_patch_size: pixels a side for one ViT token.
         ranks: GPUs that share an epoch.
-        contact_sheet: picture of some samples to write; by default runs/contact_sheets/NAME.png.
+        contact_sheet: image of some samples to write (.png, .jpg, .jpeg or .webp); by default
+            runs/contact_sheets/NAME.png.
     """
     for name, value in (("ranks", ranks), ("latent_stride", latent_stride), ("vit_patch_size", vit_patch_size)):
         if value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1")
+    sheet = check_image_output(
+        contact_sheet or f"runs/contact_sheets/{folder.rstrip('/').rsplit('/', 1)[-1]}.png", "--contact_sheet"
+    )
     words = byte_tokenizer() if tokenizer is None else Tokenizer.from_folder(tokenizer)
     form = SequenceFormat(
         special=words.special,
@@ -150,14 +160,8 @@ def stats(
         vit_positions_per_side=packing.vit_resize.max_size,
     )
     _say(shard_statistics(folder, TokenCounter(form, words, packing)).report(ranks))
-    picture = Path(contact_sheet or f"runs/contact_sheets/{folder.rstrip('/').rsplit('/', 1)[-1]}.png")
-    sheet = draw_contact_sheet(folder)
-    try:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(picture)
-    except (OSError, ValueError) as error:  # ValueError: no such image format
-        raise UserError(f"--contact_sheet {picture}: cannot be written ({error})") from None
-    _say(f"contact sheet     {picture}")
+    write_image(draw_contact_sheet(folder, exif_orientation=packing.exif_orientation), sheet)
+    _say(f"contact sheet     {sheet}")
     return 0
 
 

@@ -235,7 +235,7 @@ def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _Done:
     tar, index, counts = range_.files(shared.output)
     counts.unlink(missing_ok=True)
     faults = Faults()
-    entries = write_tar(_good_samples(shared, range_, faults, tick), tar, range_.number)
+    entries = write_tar(_good_samples(shared, range_, faults, tick), tar, range_.number, shared.config.exif_orientation)
     with complete_or_absent(index) as file:
         for entry in entries:
             file.write(dataclasses.replace(entry, tokens=shared.counter(entry)).to_json().encode() + b"\n")
@@ -324,6 +324,8 @@ def _finish(shared: _Shared, accepted: list[_Done], ranges: list[_Range]) -> tup
     facts = _facts(shared.source, shared.config, shared.counter)
     with complete_or_absent(output / NOTE) as note:
         note.write(json.dumps({"plan": facts, "faults": faults.to_json()}, indent=1).encode())
-    manifest = write_manifest(output, kinds, shards, TokenCounts(tokens, shared.counter.settings))
+    manifest = write_manifest(
+        output, kinds, shards, TokenCounts(tokens, shared.counter.settings), shared.config.exif_orientation
+    )
     shutil.rmtree(output / WORK)
     return manifest, faults

@@ -160,7 +160,10 @@ class PackedDataModule(pl.LightningDataModule):
         if self._requests:
             if self._form is None or self._tokenizer is None:
                 raise RuntimeError("call setup() first")
-            return self._loader(JsonlPrompts(self._requests, self._form, self._tokenizer, *self._consumer()))
+            prompts = JsonlPrompts(
+                self._requests, self._form, self._tokenizer, *self._consumer(), self.packing.exif_orientation
+            )
+            return self._loader(prompts)
         return self._loader(SingleSamples(self._maker("predict"), None, *self._consumer()))
 
     def _fixed(self, split: str, packs: int | None) -> PackLoader:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from scone_pl.data.decoding import read_encoded
 from scone_pl.data.members import plain_key
 from scone_pl.data.sample import BrokenSampleError, Candidate, Kind, Sample, parse_candidates, usable
 from scone_pl.errors import UserError
@@ -202,9 +203,9 @@ def _take(content: dict[str, Any], name: str | None, usual: tuple[str, ...]) -> 
 
 def _image(path: Path, where: str) -> bytes:
     try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise BrokenSampleError("missing image", f"{where}: {path}: {getattr(error, 'strerror', error)}") from None
+        return read_encoded(path)
+    except UserError as error:
+        raise BrokenSampleError("missing image", f"{where}: {error}") from None
 
 
 def _kind(kind: Any, where: str) -> Kind:

@@ -12,9 +12,9 @@ from typing import Any, get_args, overload
 
 import numpy as np
 
+from scone_pl.data.decoding import MAX_DECODED_PIXELS
 from scone_pl.data.members import is_key
 from scone_pl.data.sample import Kind
-from scone_pl.data.transforms import MAX_DECODED_PIXELS
 from scone_pl.errors import UserError
 from scone_pl.files import decode, parse_json
 
@@ -38,7 +38,7 @@ class IndexEntry:
     kind: Kind
     instruction: str
     references: tuple[Size, ...]
-    """Sizes of the reference images, as stored."""
+    """Sizes of the reference images; turned or as stored, see `Manifest.exif_orientation`."""
     target: Size | None
     """Size of the target image; None = the sample has none (understanding only, or a prompt)."""
     answer: str = ""

@@ -2,7 +2,8 @@
 
 One object a line: `key` (names the picture), `instruction`, `input_images` (paths relative to the file, in reference
 order; may be empty), or in their place `input_image` (a path or a list); optionally `task_type` (names a folder).
-Other fields are left alone. Images are prepared as the release does in inference, EXIF orientation not applied.
+Other fields are left alone. Images are prepared as the release does in inference, except that they are turned as their
+EXIF orientation says unless `data.packing.exif_orientation` is `ignore`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from scone_pl.data.decoding import ExifOrientation, read_encoded
 from scone_pl.data.packing import PackingConfig, prepare_sample
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import generator, seed_of
@@ -50,9 +52,9 @@ class Request:
             UserError: an image can not be read.
         """
         try:
-            references = tuple(path.read_bytes() for path in self.images)
-        except OSError as error:
-            raise UserError(f"{self.where}: {error.filename} can not be read ({error.strerror})") from None
+            references = tuple(map(read_encoded, self.images))
+        except UserError as error:
+            raise UserError(f"{self.where}: {error}") from None
         metadata = {"task_type": self.task_type}
         return Sample(key=self.key, references=references, instruction=self.instruction, target=b"", metadata=metadata)
 
@@ -132,6 +134,7 @@ class JsonlPrompts(IterableDataset):
         tokenizer: Tokenizer,
         rank: int = 0,
         world_size: int = 1,
+        exif_orientation: ExifOrientation = "apply",
     ) -> None:
         """`rank` of `world_size` consumers; where the requests do not divide evenly some are seen twice, so that all
         ranks make equally many passes (a sharded model needs that).
@@ -139,6 +142,7 @@ class JsonlPrompts(IterableDataset):
         self.requests = requests
         self.form, self.tokenizer = form, tokenizer
         self.rank, self.world_size = rank, world_size
+        self.packing = PackingConfig.for_inference(form, exif_orientation)
 
     def __len__(self) -> int:
         return -(-len(self.requests) // self.world_size)
@@ -155,8 +159,7 @@ class JsonlPrompts(IterableDataset):
         seed = seed_of("predict", request.task_type, request.key)
         try:
             sample = request.read()
-            packing = PackingConfig.for_inference(self.form)
-            prepared = prepare_sample(sample, self.form, self.tokenizer, packing, generator("predict", seed))
+            prepared = prepare_sample(sample, self.form, self.tokenizer, self.packing, generator("predict", seed))
         except BrokenSampleError as error:
             images = " ".join(map(str, request.images))
             return Batch(

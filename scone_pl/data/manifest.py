@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.sample import Kind
 from scone_pl.errors import UserError
 from scone_pl.files import parse_json, read_text
@@ -66,10 +67,15 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     tokens: TokenCounts | None = None
     """None = not counted when the set was made; everything works without."""
+    exif_orientation: ExifOrientation = "ignore"
+    """Whether sizes in the index are those of images turned as their EXIF orientation says. Older sets do not say, and
+    have the sizes as stored; packs are the same either way."""
 
     def __post_init__(self) -> None:
         if not _is_sha256(self.index_sha256):
             raise ValueError(f"index_sha256 {self.index_sha256!r}")
+        if self.exif_orientation not in get_args(ExifOrientation):
+            raise ValueError(f"exif_orientation {self.exif_orientation!r}")
         kinds = self.kinds
         if not isinstance(kinds, dict) or not all(k in get_args(Kind) and _is_count(n) for k, n in kinds.items()):
             raise ValueError(f"kinds {kinds!r}")
@@ -89,6 +95,8 @@ class Manifest:
         fields = asdict(self)
         if self.tokens is None:
             del fields["tokens"]
+        if self.exif_orientation == "ignore":
+            del fields["exif_orientation"]
         return json.dumps(fields, indent=1) + "\n"
 
     @classmethod
@@ -156,6 +164,6 @@ def _only(content: Any, owner: type) -> dict[str, Any]:
     known = {field.name for field in fields(owner)}
     if unknown := content.keys() - known:
         raise ValueError(f"the key {min(unknown)!r} is unknown")
-    if missing := known - {"tokens"} - content.keys():
+    if missing := known - {"tokens", "exif_orientation"} - content.keys():
         raise ValueError(f"no {', '.join(sorted(missing))}")
     return content

@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from scone_pl.data.boxes import meant_grid
+from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.index import IndexEntry
 from scone_pl.data.sample import BrokenSampleError, Candidate, Sample
 from scone_pl.data.tokenizer import Tokenizer
-from scone_pl.data.transforms import ImageResize, ResizeLimits, decode_rgb, to_tensor
+from scone_pl.data.transforms import ImageResize, ResizeLimits, to_tensor
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat
@@ -43,6 +44,9 @@ class PackingConfig:
     pixels: Literal["exact", "fast"] = "exact"
     """`exact`: the release's pixels. `fast`: quicker; JPEGs of more than twice the wanted size are decoded
     at a fraction of it, and torch resizes (errors: see `benchmarks/data.py`). Same sizes and token counts."""
+    exif_orientation: ExifOrientation = "apply"
+    """`apply`: images are turned as their EXIF orientation says, as viewers show them. `ignore`: they stay as they are
+    stored (release). Token counts and packs are the same, since a turn only exchanges the sides."""
     lookahead: int = 64
     """Samples of the shuffled order among which those that fill a pack best are chosen; larger fills better."""
 
@@ -58,7 +62,7 @@ class PackingConfig:
         return dataclasses.replace(self, instruction_dropout=0.0, vae_dropout=0.0, vit_dropout=0.0)
 
     @classmethod
-    def for_inference(cls, form: SequenceFormat) -> PackingConfig:
+    def for_inference(cls, form: SequenceFormat, exif_orientation: ExifOrientation = "apply") -> PackingConfig:
         """The release's sizes in inference (VAE 512..1024, ViT 224..980 from the resized VAE image), or the largest
         that the model's position tables hold where those are smaller.
         """
@@ -69,6 +73,7 @@ class PackingConfig:
             vae_resize=ResizeLimits(max_size=vae, min_size=min(512, vae)),
             vit_resize=ResizeLimits(max_size=vit, min_size=min(224, vit)),
             vit_source="vae_resized",
+            exif_orientation=exif_orientation,
         )
 
     def resizes(self, form: SequenceFormat) -> tuple[ImageResize, ImageResize]:
@@ -81,7 +86,8 @@ class PackingConfig:
 
     def decode(self, data: bytes, form: SequenceFormat) -> Image.Image:
         """An encoded image in RGB, as large as the resizes need it."""
-        return decode_rgb(data, draft_for=self.resizes(form) if self.pixels == "fast" else ())
+        draft_for = self.resizes(form) if self.pixels == "fast" else ()
+        return decode_rgb(data, exif_orientation=self.exif_orientation, draft_for=draft_for)
 
     def check(self, form: SequenceFormat) -> None:
         """Checks that the largest images fit the model's position tables.

@@ -10,9 +10,9 @@ from typing import Literal
 
 from PIL import Image
 
+from scone_pl.data.decoding import ExifOrientation, decode_rgb, open_image
 from scone_pl.data.members import MOST_BYTES, sample_json
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample
-from scone_pl.data.transforms import decode_rgb, open_image
 from scone_pl.errors import UserError
 
 BY_REQUEST = ("other kind", "small image")
@@ -39,6 +39,9 @@ class ConvertConfig:
     """Re-encode images in this format; null = keep their bytes (with `shrink`: jpeg)."""
     quality: int = 85
     """Of re-encoded JPEG and WebP images."""
+    exif_orientation: ExifOrientation = "apply"
+    """Whether sizes in the index, and re-encoded images, are turned as their EXIF orientation says; bytes that are kept
+    keep it, for `data.packing.exif_orientation` to decide."""
     decode: bool = True
     """Decode every image now to find damaged ones; otherwise only headers are read."""
 
@@ -100,7 +103,7 @@ def check_images(sample: Sample) -> None:
 
 
 def _encode(data: bytes, config: ConvertConfig) -> bytes:
-    image = decode_rgb(data)
+    image = decode_rgb(data, exif_orientation=config.exif_orientation)
     if config.shrink is not None:
         image.thumbnail((config.shrink, config.shrink), Image.Resampling.BICUBIC)
     encoded = io.BytesIO()

@@ -12,13 +12,13 @@ from typing import IO
 
 import webdataset
 
+from scone_pl.data.decoding import ExifOrientation, image_size, open_image
 from scone_pl.data.index import INDEX, IndexEntry, Size
 from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo, TokenCounts
 from scone_pl.data.members import checksum, is_key, sample_json
 from scone_pl.data.progress import progress_bar
 from scone_pl.data.sample import Sample
 from scone_pl.data.storage import sha256_of
-from scone_pl.data.transforms import open_image
 from scone_pl.errors import UserError
 from scone_pl.files import sync_folder
 
@@ -32,6 +32,7 @@ def write_shards(
     samples_per_shard: int = 1000,
     total: int | None = None,
     progress: bool = True,
+    exif_orientation: ExifOrientation = "apply",
 ) -> Manifest:
     """Writes `samples` as a data set; the same samples give the same bytes.
 
@@ -43,6 +44,7 @@ def write_shards(
         samples_per_shard: samples of a tar; the last may have fewer.
         total: their number if known, for the progress bar.
         progress: whether to show a progress bar.
+        exif_orientation: whether sizes in the index are those of turned images.
 
     Raises:
         UserError: the folder already holds a data set, a key is unusable or used twice, or there is no sample.
@@ -65,6 +67,7 @@ def write_shards(
                 (_unique(sample, keys) for sample in _first_then(first, stream, samples_per_shard)),
                 folder / f"{number:05d}.tar",
                 number,
+                exif_orientation,
             )
             for entry in entries:
                 index.write(entry.to_json().encode() + b"\n")
@@ -72,16 +75,19 @@ def write_shards(
             shards.append(describe(folder / f"{number:05d}.tar", len(entries)))
         if not shards:
             raise UserError(f"{folder}: there is no sample to write; check the source")
-    return write_manifest(folder, kinds, shards)
+    return write_manifest(folder, kinds, shards, exif_orientation=exif_orientation)
 
 
-def write_tar(samples: Iterable[Sample], path: Path, shard: int) -> list[IndexEntry]:
+def write_tar(
+    samples: Iterable[Sample], path: Path, shard: int, exif_orientation: ExifOrientation = "apply"
+) -> list[IndexEntry]:
     """Writes one shard; its index entries. Without any sample there will be no file.
 
     Args:
         samples: read one by one; only one is held at a time.
         path: of the tar; it appears when it is complete.
         shard: its number for the index.
+        exif_orientation: whether sizes in the index are those of turned images.
 
     Raises:
         UserError: an unusable key.
@@ -96,7 +102,7 @@ def write_tar(samples: Iterable[Sample], path: Path, shard: int) -> list[IndexEn
         # A fixed time and no owner: the same samples give the same bytes.
         webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer,
     ):
-        return [_write_sample(writer, sample, shard) for sample in itertools.chain([first], stream)]
+        return [_write_sample(writer, sample, shard, exif_orientation) for sample in itertools.chain([first], stream)]
 
 
 def describe(path: Path, samples: int) -> ShardInfo:
@@ -105,7 +111,11 @@ def describe(path: Path, samples: int) -> ShardInfo:
 
 
 def write_manifest(
-    folder: Path, kinds: Mapping[str, int], shards: Sequence[ShardInfo], tokens: TokenCounts | None = None
+    folder: Path,
+    kinds: Mapping[str, int],
+    shards: Sequence[ShardInfo],
+    tokens: TokenCounts | None = None,
+    exif_orientation: ExifOrientation = "apply",
 ) -> Manifest:
     """The last file of a data set."""
     manifest = Manifest(
@@ -115,6 +125,7 @@ def write_manifest(
         index_sha256=sha256_of(folder / INDEX),
         shards=tuple(shards),
         tokens=tokens,
+        exif_orientation=exif_orientation,
     )
     with complete_or_absent(folder / MANIFEST) as file:
         file.write(manifest.to_json().encode())
@@ -137,18 +148,20 @@ def _unique(sample: Sample, keys: set[str]) -> Sample:
     return sample
 
 
-def _write_sample(writer: webdataset.TarWriter, sample: Sample, shard: int) -> IndexEntry:
+def _write_sample(
+    writer: webdataset.TarWriter, sample: Sample, shard: int, exif_orientation: ExifOrientation
+) -> IndexEntry:
     if not is_key(sample.key):
         raise UserError(f"the sample key {sample.key!r} must be 1 to 80 letters, digits, _ or -; rename it")
     members = {"json": sample_json(sample)}
     sizes: list[Size] = []
     for i, data in enumerate(sample.references):
-        extension, size = _extension_and_size(data)
+        extension, size = _extension_and_size(data, exif_orientation)
         members[f"ref{i}.{extension}"] = data
         sizes.append(size)
     target = None
     if sample.target:
-        extension, target = _extension_and_size(sample.target)
+        extension, target = _extension_and_size(sample.target, exif_orientation)
         members[f"target.{extension}"] = sample.target
     offset = writer.tarstream.offset
     writer.write({"__key__": sample.key, **members})
@@ -166,10 +179,9 @@ def _write_sample(writer: webdataset.TarWriter, sample: Sample, shard: int) -> I
     )
 
 
-def _extension_and_size(data: bytes) -> tuple[str, Size]:
-    image = open_image(data)
-    format_ = image.format or "img"
-    return _EXTENSIONS.get(format_, format_.lower()), image.size
+def _extension_and_size(data: bytes, exif_orientation: ExifOrientation) -> tuple[str, Size]:
+    format_ = open_image(data).format or "img"
+    return _EXTENSIONS.get(format_, format_.lower()), image_size(data, exif_orientation)
 
 
 @contextmanager

@@ -13,12 +13,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from scone_pl.data.decoding import ExifOrientation, image_size
 from scone_pl.data.index import INDEX, Index, IndexEntry
 from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo
 from scone_pl.data.members import MOST_BYTES, parse_members
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.storage import FetchError, LocalFolder, RemoteFolder, StorageConfig, open_storage, sha256_of
-from scone_pl.data.transforms import open_image
 from scone_pl.errors import UserError
 from scone_pl.files import read_text
 
@@ -173,7 +173,7 @@ class ShardSet:
         if len(data) != entry.length:
             raise BrokenSampleError("torn shard", f"{origin}: ends within sample {entry.key}")
         sample, checksum = parse_members(data, entry.key, origin)
-        _compare(sample, entry, origin)
+        _compare(sample, entry, origin, self.manifest.exif_orientation)
         if entry.crc32 is not None and checksum != entry.crc32:
             raise BrokenSampleError("wrong checksum", f"{origin}: {entry.key} differs from its crc32 in the index")
         return sample
@@ -202,7 +202,7 @@ class ShardSet:
             os.close(descriptor)
 
 
-def _compare(sample: Sample, entry: IndexEntry, origin: str) -> None:
+def _compare(sample: Sample, entry: IndexEntry, origin: str, rule: ExifOrientation) -> None:
     """Raises a `BrokenSampleError` if a sample is not what its index entry, by which packs are planned, says."""
     where = f"{origin}: {entry.key}"
     if entry.target is not None and not sample.target:
@@ -213,8 +213,8 @@ def _compare(sample: Sample, entry: IndexEntry, origin: str) -> None:
         raise BrokenSampleError("missing instruction", f"{where} has an empty instruction, but the index says one")
     if (sample.instruction, sample.answer, sample.kind) != (entry.instruction, entry.answer, entry.kind):
         raise BrokenSampleError("index differs", f"{where} has another instruction, answer or kind than the index says")
-    sizes = tuple(open_image(data).size for data in sample.references)
-    target = open_image(sample.target).size if sample.target else None
+    sizes = tuple(image_size(data, rule) for data in sample.references)
+    target = image_size(sample.target, rule) if sample.target else None
     if (sizes, target) != (entry.references, entry.target):
         planned = f"{entry.references} and {entry.target}"
         raise BrokenSampleError("index differs", f"{where} has images of {sizes} and {target}, but the index {planned}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.index import Size
 from scone_pl.data.planning import first_come_packs, plan_packs
 from scone_pl.data.sample import BrokenSampleError, Candidate
@@ -17,7 +18,6 @@ from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import StorageConfig
 from scone_pl.data.token_counts import TokenCounter
-from scone_pl.data.transforms import decode_rgb
 from scone_pl.errors import UserError
 
 _BAR = 40
@@ -114,7 +114,11 @@ def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageCo
 
 
 def contact_sheet(
-    path: str | Path, rows: int = 12, side: int = 160, storage: StorageConfig | None = None
+    path: str | Path,
+    rows: int = 12,
+    side: int = 160,
+    storage: StorageConfig | None = None,
+    exif_orientation: ExifOrientation = "apply",
 ) -> Image.Image:
     """A row a sample, taken evenly from the whole set: references, target (framed), key and instruction.
 
@@ -132,7 +136,8 @@ def contact_sheet(
         try:
             sample = shards.read(i)
             pictures = [
-                decode_rgb(data) if data else None for data in (*sample.references[:_MOST_REFERENCES], sample.target)
+                decode_rgb(data, exif_orientation=exif_orientation) if data else None
+                for data in (*sample.references[:_MOST_REFERENCES], sample.target)
             ]
         except BrokenSampleError as error:
             pictures, text = [], f"{error.reason}: {error}"

@@ -1,116 +1,16 @@
-"""Encoded image bytes to tensors: decoding, the release's resize rule, normalisation to [-1, 1] (SPEC 3)."""
+"""RGB images to tensors: the release's resize rule, normalisation to [-1, 1] (SPEC 3). Decoding is in `decoding`."""
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from scone_pl.data.sample import BrokenSampleError
 from scone_pl.errors import UserError
-
-MAX_DECODED_PIXELS = 89_478_485
-"""Larger images are refused before they are decoded (Pillow's own warning limit, 256 MB of RGB)."""
-
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# What Pillow's decoders raise on damaged files, by experience with fuzzed ones.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-
-
-def open_image(data: bytes) -> Image.Image:
-    """Reads the header of an encoded image; `.size` is (width, height) as stored, `.format` its type.
-
-    Raises:
-        BrokenSampleError: no bytes, not an image, or more pixels than `MAX_DECODED_PIXELS`.
-    """
-    if not data:
-        raise BrokenSampleError("empty image", "the image has no bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BrokenSampleError("image too large", str(error)) from None
-    except _DAMAGE as error:
-        why = "of no known kind" if isinstance(error, UnidentifiedImageError) else error
-        raise BrokenSampleError("unreadable image", f"{len(data)} bytes that are no image ({why})") from None
-    if image.width * image.height > MAX_DECODED_PIXELS:
-        message = f"an image of {image.width} x {image.height} pixels exceeds {MAX_DECODED_PIXELS} pixels"
-        raise BrokenSampleError("image too large", message)
-    return image
-
-
-def decode_rgb(data: bytes, *, upright: bool = False, draft_for: Sequence[ImageResize] = ()) -> Image.Image:
-    """Decodes to RGB, see `to_rgb`.
-
-    Args:
-        data: an encoded image.
-        upright: apply an EXIF orientation. The release ignores it, and sizes in a shard index are the stored ones.
-        draft_for: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (much faster, other pixels) where these
-            resizes then still make it smaller, and to the same sizes as before.
-
-    Raises:
-        BrokenSampleError: see `open_image`; also truncated or damaged data.
-    """
-    image = open_image(data)
-    try:
-        if draft_for and image.format == "JPEG":
-            image = _draft(image, data, draft_for)
-        image.load()
-        return to_rgb(image, upright=upright)
-    except _DAMAGE as error:
-        reason = "truncated image" if "truncated" in str(error).lower() else "damaged image"
-        raise BrokenSampleError(reason, f"{image.format} of {len(data)} bytes: {error}") from None
-
-
-def _draft(image: Image.Image, data: bytes, resizes: Sequence[ImageResize]) -> Image.Image:
-    stored = image.size
-    wanted = [resize.size(*stored) for resize in resizes]
-    image.draft("RGB", (max(width for width, _ in wanted), max(height for _, height in wanted)))
-    same = all(resize.size(*image.size) == size for resize, size in zip(resizes, wanted, strict=True))
-    return image if same else open_image(data)
-
-
-def to_rgb(image: Image.Image, *, upright: bool = False) -> Image.Image:
-    """An image of any mode as RGB: transparency onto white, 16-bit grey scaled to 8 bits.
-
-    Args:
-        image: as it is stored.
-        upright: turn it as its EXIF orientation says, to how viewers show it.
-    """
-    if upright:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # Pillow clips 16-bit grey to 255 when it converts
-        grey = np.asarray(image, dtype=np.int64).clip(0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image.getchannel("A"))
-        return white
-    return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image, *, interleaved: bool = False) -> Tensor:

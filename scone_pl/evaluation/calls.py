@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge_config import JudgeConfig
@@ -92,13 +93,17 @@ class Planner:
             return Judgement(item, sampling, scoring, (), f"no picture {picture.name} in round {sampling}")
         try:
             calls = tuple(self._calls(item, picture, sampling, scoring))
-        except OSError as error:
-            return Judgement(item, sampling, scoring, (), f"{error.filename} can not be read ({error.strerror})")
+        except UserError as error:
+            return Judgement(item, sampling, scoring, (), str(error))
         return Judgement(item, sampling, scoring, calls)
 
+    def _shown(self, file: Path, *, reference: bool) -> Shown:
+        turned = self.config.exif_orientation == "apply" and self._fingerprints.is_turned(file)
+        return Shown(file, reference=reference, turned=turned)
+
     def _calls(self, item: Item, picture: Path, sampling: int, scoring: int) -> list[Call]:
-        output = Shown(picture, reference=False)
-        references = [Shown(file, reference=True) for file in item.images]
+        output = self._shown(picture, reference=False)
+        references = [self._shown(file, reference=True) for file in item.images]
         fields = {"instruction": item.instruction, "references": str(len(references))}
         following = self.templates.prompt_following(self.benchmark, item, scene_pf=self.config.scene_pf)
         consistency = self.templates.subject_consistency(self.benchmark, item)

@@ -91,7 +91,15 @@ def evaluate(
         rank = launched_rank()
     folder.check(chosen)
     if generating and checkpoint is not None:
-        generate(folder, items, checkpoint, rounds, seed=seed, extra=extra or [])
+        generate(
+            folder,
+            items,
+            checkpoint,
+            rounds,
+            seed=seed,
+            exif_orientation=judge.exif_orientation,
+            extra=extra or [],
+        )
         if rank:
             return 0
     # Not before: a checkpoint that is refused, because the pictures are another's, must not give them its name.

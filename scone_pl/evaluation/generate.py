@@ -39,6 +39,7 @@ def generate(
     rounds: int,
     *,
     seed: int = 1234,
+    exif_orientation: str = "apply",
     extra: Sequence[str] = (),
 ) -> None:
     """Makes the pictures that are missing; a finished round costs nothing, not even reading the weights.
@@ -51,6 +52,7 @@ def generate(
         checkpoint: folder of weights.
         rounds: samplings, each with noise of its own.
         seed: of the noise, together with the round's number, the task and the key.
+        exif_orientation: of references, see `PackingConfig.exif_orientation`.
         extra: more arguments for `predict`.
 
     Raises:
@@ -61,7 +63,7 @@ def generate(
     rank, weights = launched_rank(), _identity(checkpoint)
     _write_prompts(items, folder.prompts, rank)
     for sampling in range(1, rounds + 1):
-        command = predict_command(folder, checkpoint, sampling, seed, extra)
+        command = predict_command(folder, checkpoint, sampling, seed, exif_orientation, extra)
         _check_unchanged(folder, sampling, items, write=not rank)
         done = {"command": command, "weights": weights}
         if rank is not None:
@@ -123,7 +125,7 @@ def _wait_for_all(*, last: bool) -> None:
 
 
 def predict_command(
-    folder: EvaluationFolder, checkpoint: str, sampling: int, seed: int, extra: Sequence[str]
+    folder: EvaluationFolder, checkpoint: str, sampling: int, seed: int, exif_orientation: str, extra: Sequence[str]
 ) -> list[str]:
     """The arguments of `python -m scone_pl` that make one round."""
     import torch
@@ -136,6 +138,7 @@ def predict_command(
         *("--model.init_args.sampling_seed", str(seed)),
         *("--model.init_args.sampling_round", str(sampling - 1)),
         *("--data.predict", json.dumps([{"path": str(folder.prompts)}])),
+        *("--data.packing.exif_orientation", exif_orientation),
         *("--output_dir", str(folder.round(sampling))),
         *extra,
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from scone_pl.errors import UserError
@@ -44,6 +44,9 @@ class JudgeConfig:
     """Fields of the request besides model and messages, such as temperature; the published judge sends max_tokens."""
     scene_pf: bool = False
     """OmniContext: ask for PF of scene tasks with the scene wording (the published numbers do not)."""
+    exif_orientation: Literal["apply", "ignore"] = "apply"
+    """Whether images are turned as their EXIF orientation says: shown to the judge (the published code turns them), and
+    in `evaluate`, given to the model (the published code does not)."""
     plausibility: bool = False
     """Also rate physical plausibility (PHY); it enters no other column."""
     prompts: str | None = None

@@ -1,7 +1,8 @@
 """Pictures as the judge gets them: JPEG data URLs (EVAL_SPEC 3.2).
 
-They are decoded as the generator's references are (transparency onto white, EXIF orientation not applied), so that
-model and judge see the same picture; the published judge decodes differently (EVAL_SPEC 5, number 18).
+They are decoded as the generator's references are (transparency onto white, turned as their EXIF orientation says
+unless told otherwise), so that model and judge see the same image; in the published code only the judge turns them, and
+it sees the hidden colours of transparent pixels (EVAL_SPEC 5, number 18).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from scone_pl.errors import UserError
+if TYPE_CHECKING:
+    from scone_pl.data.decoding import ExifOrientation
 
 MOST_PIXELS = 1024**2
 STEP = 16
@@ -32,11 +35,13 @@ class Shown:
     file: Path
     reference: bool
     """References are resized, the generated picture is not."""
+    turned: bool = False
+    """Turned as its EXIF orientation says."""
 
     @property
     def preparation(self) -> str:
-        """See `PREPARATION`."""
-        return PREPARATION["reference" if self.reference else "picture"]
+        """See `PREPARATION`; only what is turned has another name, so that answers about all else stay valid."""
+        return PREPARATION["reference" if self.reference else "picture"] + ("-turned" if self.turned else "")
 
 
 def reference_size(width: int, height: int) -> tuple[int, int]:
@@ -50,21 +55,15 @@ def reference_size(width: int, height: int) -> tuple[int, int]:
     return max(STEP, width // STEP * STEP), max(STEP, height // STEP * STEP)
 
 
-def open_rgb(file: Path) -> Image.Image:
+def open_rgb(file: Path, exif_orientation: ExifOrientation = "apply") -> Image.Image:
     """An image file as RGB.
 
     Raises:
         UserError: it can not be read or decoded.
     """
-    from scone_pl.data.sample import BrokenSampleError
-    from scone_pl.data.transforms import decode_rgb
+    from scone_pl.data.decoding import load_file
 
-    try:
-        return decode_rgb(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file}: can not be read ({error.strerror})") from None
-    except BrokenSampleError as error:
-        raise UserError(f"{file}: {error.reason} ({error})") from None
+    return load_file(file, exif_orientation)
 
 
 @functools.lru_cache(maxsize=64)  # the calls for one item come together and share its pictures
@@ -74,7 +73,7 @@ def data_url(shown: Shown) -> str:
     Raises:
         UserError: see `open_rgb`.
     """
-    image = open_rgb(shown.file)
+    image = open_rgb(shown.file, "apply" if shown.turned else "ignore")
     if shown.reference:
         image = image.resize(reference_size(*image.size), Image.Resampling.BICUBIC)
     return jpeg_url(image, QUALITY)
@@ -88,17 +87,31 @@ def jpeg_url(image: Image.Image, quality: int) -> str:
 
 
 class Fingerprints:
-    """SHA-256 of files, each read once."""
+    """SHA-256 of image files, and whether their EXIF orientation turns them; each is read once."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, str] = {}
+        self._known: dict[Path, tuple[str, bool]] = {}
 
     def __getitem__(self, file: Path) -> str:
         """Of a file's bytes.
 
         Raises:
-            OSError: it can not be read.
+            UserError: it can not be read.
         """
+        return self._facts(file)[0]
+
+    def is_turned(self, file: Path) -> bool:
+        """Whether its EXIF orientation turns it.
+
+        Raises:
+            UserError: it can not be read.
+        """
+        return self._facts(file)[1]
+
+    def _facts(self, file: Path) -> tuple[str, bool]:
+        from scone_pl.data.decoding import is_turned, read_encoded
+
         if file not in self._known:
-            self._known[file] = hashlib.sha256(file.read_bytes()).hexdigest()
+            content = read_encoded(file)
+            self._known[file] = hashlib.sha256(content).hexdigest(), is_turned(content)
         return self._known[file]

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser
+from PIL import Image
 from tqdm import tqdm
 
 from scone_pl.checkpoints import check_folder, read_config
 from scone_pl.complaints import parse_quietly
+from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
@@ -25,6 +27,7 @@ from scone_pl.generation.pipeline import SconePipeline
 from scone_pl.generation.prompts import make_prompt, picture_size
 from scone_pl.generation.sampler import SamplingConfig
 from scone_pl.generation.step_cache import StepCacheConfig
+from scone_pl.image_files import check_image_output, write_image
 from scone_pl.model.config import BridgeConfig
 
 
@@ -50,6 +53,7 @@ def generate(
     device: str | None = None,
     attention: Literal["split", "flex", "dense"] = "split",
     compile: bool = False,
+    exif_orientation: ExifOrientation = "apply",
     dry_run: bool = False,
 ) -> int:
     """Draw a picture from reference images and an instruction; the defaults are Scone's published settings.
@@ -58,7 +62,7 @@ def generate(
         checkpoint: checkpoint folder: BAGEL's, Scone's, or one that training here wrote.
         instruction: what to draw.
         image: a reference image; repeat it for several, in the order in which the instruction counts them.
-        output: PNG file to write.
+        output: image file to write; .png, .jpg, .jpeg or .webp decides the format.
         seed: of the initial noise.
         height: of the picture in pixels; by default 1024, or the largest that the checkpoint can.
         width: likewise.
@@ -70,19 +74,24 @@ def generate(
         guidance_rescale_min: smallest factor of it.
         timestep_shift: over 1 spends more steps near noise.
         bridge: hide irrelevant reference regions: off, trained (as the checkpoint was trained), or JSON settings.
-        bridge_picture: PNG file for what the bridge did to each reference.
+        bridge_picture: image file for what the bridge did to each reference.
         step_cache: extrapolate some steps, such as '{interval: 2, order: 1}'.
         dtype: of weights and activations: bfloat16 or float32.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
         attention: backend of the prefill; flex needs CUDA.
         compile: compile the decoder layers; for many pictures on CUDA.
+        exif_orientation: apply = references are turned as their EXIF orientation says, as viewers show them; ignore =
+            they stay as they are stored, as in the release.
         dry_run: only say how many tokens and how much memory it would take; reads no weights.
     """
+    check_image_output(output, "--output")
+    if bridge_picture is not None:
+        check_image_output(bridge_picture, "--bridge_picture")
+        if Path(bridge_picture).absolute() == Path(output).absolute():
+            raise UserError(f"--bridge_picture {bridge_picture}: is --output too; give it another name")
     chosen = bridge_of(checkpoint, bridge)
     if bridge_picture is not None and chosen is None:
         raise UserError("--bridge_picture shows what the bridge did; turn it on with --bridge trained or --bridge JSON")
-    if Path(output).is_dir():
-        raise UserError(f"{output}: is a folder; give --output the name of a PNG file")
     sampling: dict[str, Any] = {
         "num_inference_steps": num_inference_steps,
         "text_guidance_scale": text_guidance_scale,
@@ -94,7 +103,7 @@ def generate(
         "bridge": chosen,
         "step_cache": step_cache,
     }
-    images = image or []
+    images = load_all(image or [], exif_orientation)
     # Also before the weights are read: whatever is wrong shows at once.
     report = _plan(checkpoint, instruction, images, height, width, dtype, sampling)
     if dry_run:
@@ -122,7 +131,7 @@ def generate(
     save_picture(found.images[0], output)
     print(output)
     if bridge_picture is not None:
-        found.bridge_picture().save(bridge_picture, format="PNG")
+        write_image(found.bridge_picture(), bridge_picture)
         print(bridge_picture)
     return 0
 
@@ -162,7 +171,7 @@ def bridge_of(checkpoint: str, setting: str) -> BridgeConfig | None:
 def _plan(
     checkpoint: str,
     instruction: str,
-    images: list[str],
+    images: list[Image.Image],
     height: int | None,
     width: int | None,
     dtype: str,
@@ -184,7 +193,7 @@ def _plan(
     check_sampling(settings, config.decoder.num_layers)
     kind = as_dtype(dtype)
     size = picture_size(form, height, width)
-    prompt = make_prompt(load_all(images), instruction, size, form, tokenizer, PackingConfig.for_inference(form))
+    prompt = make_prompt(images, instruction, size, form, tokenizer, PackingConfig.for_inference(form))
     check_fits(prompt, config.decoder.max_position_embeddings)
     counts = count_prompt(prompt, form)
     shapes = ", ".join(

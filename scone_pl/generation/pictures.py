@@ -1,4 +1,4 @@
-"""Pictures for people: files that appear whole or not at all, grids, overlays of what the bridge blocked.
+"""Images for people: files that appear whole or not at all, grids, overlays of what the bridge blocked.
 
 Images are uint8 arrays (H, W, 3).
 """
@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from scone_pl.image_files import write_image
 
 Picture = np.ndarray
 BACKGROUND = (250, 250, 248)
 
 
 def save_picture(picture: Picture, file: str | os.PathLike[str]) -> None:
-    """Writes a PNG aside and moves it into place."""
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    Image.fromarray(picture).save(aside, format="PNG")
-    os.replace(aside, path)
+    """Writes an image file, see `write_image`."""
+    write_image(Image.fromarray(picture), file)
 
 
 def scale_to(picture: Picture, height: int) -> Picture:

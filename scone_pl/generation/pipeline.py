@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from scone_pl.checkpoints import check_folder, from_pretrained
+from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
@@ -108,6 +109,7 @@ class SconePipeline:
         device: torch.device | str = "cpu",
         attention: Literal["split", "flex", "dense"] = "split",
         compile: bool = False,
+        exif_orientation: ExifOrientation = "apply",
     ) -> SconePipeline:
         """Reads a checkpoint folder: BAGEL's, Scone's, or one that training here wrote.
 
@@ -117,6 +119,8 @@ class SconePipeline:
             device: cpu, cuda, cuda:1, ...
             attention: backend of the prefill (flex: CUDA). Denoising always reads the cache by slices.
             compile: compile the decoder layers; pays off on CUDA for many pictures of one size, slow to start.
+            exif_orientation: apply = references are turned as their EXIF orientation says, as viewers show them;
+                ignore = they stay as they are stored, as in the release.
 
         Raises:
             UserError: no checkpoint folder, weights that do not fit, a wrong dtype or device.
@@ -127,7 +131,8 @@ class SconePipeline:
         model.attention = attention
         if compile:
             compile_layers(model)
-        return cls(model, tokenizer)
+        form = model.sequence_format(tokenizer.special)
+        return cls(model, tokenizer, PackingConfig.for_inference(form, exif_orientation))
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +158,14 @@ class SconePipeline:
         """
         size = picture_size(self.form, height, width)
         made = [
-            make_prompt(load_all(references), words, size, self.form, self.tokenizer, self.packing)
+            make_prompt(
+                load_all(references, self.packing.exif_orientation),
+                words,
+                size,
+                self.form,
+                self.tokenizer,
+                self.packing,
+            )
             for references, words in zip(images, prompt, strict=True)
         ]
         for one in made:
@@ -184,8 +196,8 @@ class SconePipeline:
 
         Args:
             images: references in the order in which the prompt counts them: PIL images, paths or uint8 arrays of any
-                size and mode; none = text to image. For a list of prompts a list of such lists. EXIF orientation is
-                applied, unlike in training data and in the release (see `images.load_rgb`).
+                size and mode; none = text to image. For a list of prompts a list of such lists. They are turned as
+                their EXIF orientation says, see `from_pretrained`.
             prompt: the instruction, or a list of them: these are drawn side by side, which changes no picture.
             height: of the picture in pixels, a multiple of the latent stride (16); None = 1024, or the largest that
                 the checkpoint's position table holds.

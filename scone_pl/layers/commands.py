@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from scone_pl.checkpoints import check_folder, from_pretrained, read_config
 from scone_pl.complaints import run_function
+from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.inputs import open_input
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.selection import check_images
 from scone_pl.data.tokenizer import Tokenizer
-from scone_pl.data.transforms import decode_rgb
 from scone_pl.errors import UserError
 from scone_pl.files import write_json
 from scone_pl.generation.checks import as_device, as_dtype
@@ -76,7 +76,7 @@ def layers(
     pairs = read_images(model, tokenizer, chosen, packing, exchanged([s.instruction for s in chosen]), tokens)
     rows: list[MapRow] = []
     try:
-        readings = measure(_watched(pairs, chosen, rows), chosen)
+        readings = measure(_watched(pairs, chosen, rows, packing.exif_orientation), chosen)
     except torch.OutOfMemoryError:
         raise UserError(f"out of memory on {place}; lower --tokens, or the images' sizes (--packing)") from None
     report = {"checkpoint": str(checkpoint), "data": data, "samples": len(chosen), **report_of(readings)}
@@ -129,7 +129,9 @@ def _checked(sample: Sample) -> Sample:
     return sample
 
 
-def _watched(pairs: Iterator[Pair], samples: Sequence[Sample], rows: list[MapRow]) -> Iterator[Pair]:
+def _watched(
+    pairs: Iterator[Pair], samples: Sequence[Sample], rows: list[MapRow], exif_orientation: ExifOrientation
+) -> Iterator[Pair]:
     """`pairs` as they come, with a progress bar; what the picture shows goes to `rows`.
 
     The picture shows one reference a sample; one with boxes where there are any.
@@ -142,13 +144,13 @@ def _watched(pairs: Iterator[Pair], samples: Sequence[Sample], rows: list[MapRow
     with tqdm(total=len(samples), desc="reading layers", unit="sample", file=sys.stderr) as bar:
         for maps, changed in pairs:
             if (maps.sample, maps.image) in shown:
-                rows.append(_row(samples[maps.sample], maps))
+                rows.append(_row(samples[maps.sample], maps, exif_orientation))
             yield maps, changed
             bar.update(maps.sample + 1 - bar.n)
 
 
-def _row(sample: Sample, maps: ImageMaps) -> MapRow:
-    picture = decode_rgb(sample.references[maps.image])
+def _row(sample: Sample, maps: ImageMaps, exif_orientation: ExifOrientation) -> MapRow:
+    picture = decode_rgb(sample.references[maps.image], exif_orientation=exif_orientation)
     picture.thumbnail((256, 256))
     lines = textwrap.wrap(sample.instruction, 40, max_lines=5, placeholder=" ...")
     return MapRow(

@@ -84,21 +84,22 @@ def picture(
     """Draws a few episodes of every task on one sheet.
 
     Args:
-        output: PNG file to write.
+        output: image file to write; .png, .jpg, .jpeg or .webp decides the format.
         per_task: episodes of each task.
         seed: of the world.
         stream: one of world.STREAMS.
         world: sizes and difficulty.
         scale: how many times each pixel is enlarged.
     """
+    from scone_pl.image_files import check_image_output, write_image
     from scone_pl.mini.picture import contact_sheet
 
+    check_image_output(output, "--output")
     if per_task < 1 or scale < 1:
         raise UserError(f"--per_task {per_task} and --scale {scale} must be at least 1")
     source = World(seed, world, stream=stream)
     rows = [[source.sample(task, index) for index in range(per_task)] for task in TASKS]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows, scale).save(output)
+    write_image(contact_sheet(rows, scale), output)
     print(f"{output}: {per_task} episodes of each of {len(TASKS)} tasks")
 
 

@@ -312,6 +312,7 @@ class SconeModule(pl.LightningModule):
             "size": self.picture_size,
             "dtype": str(self.model.vae2llm.weight.dtype),
             "sampling": dataclasses.asdict(self.sampling),
+            "exif_orientation": self.trainer.datamodule.packing.exif_orientation,  # type: ignore[attr-defined]
         }
         self.predictions.begin(settings, write=self.trainer.is_global_zero)
 

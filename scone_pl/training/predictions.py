@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from scone_pl.data.sample import Sample
+from scone_pl.data.decoding import decode_rgb, read_encoded
+from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import seed_of
 from scone_pl.errors import UserError
 from scone_pl.files import write_json
@@ -38,11 +40,11 @@ class PredictionFolder:
     def is_finished(self, sample: Sample) -> bool:
         """Whether its picture is there, whole to its last chunk, and can be decoded."""
         try:
-            with Image.open(self.file_of(sample)) as image:
-                image.verify()
-            with Image.open(self.file_of(sample)) as image:  # verifying uses an image up
-                image.load()
-        except (OSError, SyntaxError, ValueError):
+            content = read_encoded(self.file_of(sample))
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+                image.verify()  # the checksum of every chunk, which decoding alone does not ask for
+            decode_rgb(content)
+        except (UserError, BrokenSampleError, OSError, SyntaxError, ValueError):
             return False
         return True
 
@@ -62,6 +64,7 @@ class PredictionFolder:
             return
         except (OSError, json.JSONDecodeError) as error:
             raise UserError(f"{file}: not readable ({error}); delete {self.path} to start over") from None
+        before.setdefault("exif_orientation", "ignore")  # what it was before it was a setting
         other = [name for name in settings if before.get(name) != settings[name]]
         if other:
             name = other[0]

@@ -6,10 +6,10 @@ import pytest
 import webdataset
 from data_helpers import TINY, encode, make_sample
 
+from scone_pl.data.decoding import decode_rgb
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
-from scone_pl.data.transforms import decode_rgb
 from scone_pl.errors import UserError
 
 

@@ -100,7 +100,7 @@ def test_dry_run_counts_without_weights(folder, here, capsys):
 
 
 BAD = {
-    "no such image file": ["--image", "no.png"],
+    "no such file": ["--image", "no.png"],
     "use float32 or bfloat16": ["--dtype", "int8"],
     "not a positive multiple of 4": ["--height", "18"],
     "position table": ["--width", "64"],
@@ -108,7 +108,7 @@ BAD = {
     "give off, trained, or JSON": ["--bridge", "on"],
     "unexpected keyword": ["--bridge", '{"treshold": 1}'],
     "turn it on": ["--bridge_picture", "x.png"],
-    "is a folder": ["--output", "."],
+    "must end in .png": ["--output", "."],
     "interval 0 must be": ["--step_cache", '{"interval": 0}'],
     "no such checkpoint folder": ["--checkpoint", "nowhere"],
     "can not be used": ["--device", "cuda:99"],

@@ -199,10 +199,10 @@ def test_exif_orientation_is_applied(pipeline, tmp_path):
 
 
 BAD_CALLS = {
-    "no such image file": {"images": ["nowhere.png"]},
+    "no such file": {"images": ["nowhere.png"]},
     "unreadable image": {"images": [__file__]},
-    "is no picture": {"images": [np.zeros((4, 4, 3))]},
-    "a int is no picture": {"images": [3]},
+    "is no image": {"images": [np.zeros((4, 4, 3))]},
+    "a int is no image": {"images": [3]},
     "multiple of 4 pixels; use 16": {"height": 18},
     "use at most 32": {"width": 64},
     "at least 1": {"num_inference_steps": 0},
