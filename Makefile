@@ -13,7 +13,7 @@ EVIDENCE = OMP_NUM_THREADS=1 $(SCONE) mini evidence --seeds $(SEEDS) --jobs $(JO
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test-slow table2 table3 test lint format parity photos bench tensorboard clean
-.PHONY: mini-data mini-base evidence tokens no-experts $(TABLES)
+.PHONY: gpu-check gpu-packages gpu-page mini-data mini-base evidence tokens no-experts $(TABLES)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,8 +108,22 @@ bench: install ## attention, training step, sampling, data, snapshots: time, mem
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/snapshots.py
 
+ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu-check: ## what only a GPU can show: 8 minutes on one H100, any Python with torch and lightning (docs/gpu.md)
+	@PYTHONPATH=.gpu-packages:$$PYTHONPATH $(ANY_PYTHON) -m benchmarks.gpu_check $(ARGS)
+
+GPU_PACKAGES = jsonargparse docstring_parser typeshed_client webdataset braceexpand
+gpu-packages: ## .gpu-packages: the pure-Python packages that a machine with PyTorch lacks, to be copied along with the tree
+	rm -rf .gpu-packages
+	$(ANY_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary=:all: \
+	  --python-version 3.12 --platform any --target .gpu-packages --constraint constraints.txt $(GPU_PACKAGES)
+
+gpu-page: ## the results in docs/gpu/*.json as tables in docs/gpu.md
+	$(ANY_PYTHON) -m benchmarks.gpu_check.page
+
 tensorboard: install ## watch the runs
 	$(BIN)/tensorboard --logdir runs
 
 clean: ## remove what runs and builds left, shards included; .venv stays
-	rm -rf runs data_shards/mini data_shards/photos .pytest_cache .ruff_cache *.egg-info
+	rm -rf runs data_shards/mini data_shards/photos .pytest_cache .ruff_cache .gpu-packages *.egg-info
