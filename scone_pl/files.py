@@ -100,11 +100,11 @@ def parse_json(text: str, source: str, expected: type[T]) -> T:
         expected: type that the outermost value must have.
 
     Raises:
-        UserError: `text` is not JSON, is nested too deeply, has half a surrogate pair in a string (which no file or
-            tokenizer can take), or holds a value of another type.
+        UserError: `text` is not JSON, is nested too deeply, has a key twice in one object or half a surrogate pair in a
+            string (which no file or tokenizer can take), or holds a value of another type.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique)
         if _SURROGATE_ESCAPE.search(text):
             json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -115,6 +115,14 @@ def parse_json(text: str, source: str, expected: type[T]) -> T:
         raise UserError(f"{source}: not JSON ({error})") from error
     if not isinstance(content, expected):
         raise UserError(f"{source}: must be {_JSON_NAMES.get(expected, expected.__name__)}")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} comes twice")
     return content
 
 

@@ -21,6 +21,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
         (b"[" * 100_000, "nested too deeply"),
         (b"[]", "must be a JSON object"),
         (b'{"a": "\\ud83d"}', "half a surrogate pair"),
+        (b'[{"a": 1, "b": {"c": 1, "c": 2}}]', "the key 'c' comes twice"),
         (b'{"a": "\\udead"}', "half a surrogate pair"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
     ],

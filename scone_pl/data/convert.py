@@ -31,13 +31,14 @@ from scone_pl.data.progress import progress_bar
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import seed_of
 from scone_pl.data.selection import ConvertConfig, as_stored
-from scone_pl.data.shard_writer import complete_or_absent, describe, write_manifest, write_tar
+from scone_pl.data.shard_writer import describe, write_manifest, write_tar
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import sha256_of
 from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
-from scone_pl.files import read_json
+from scone_pl.files import clear_leftovers, read_json, writing
+from scone_pl.outputs import check_output_folder
 
 WORK = ".convert"
 NOTE = ".converted.json"
@@ -109,6 +110,7 @@ def convert(
     folder = source.folder if isinstance(source, ShardInput) else None
     if folder is not None and folder in (output.resolve(), *output.resolve().parents):
         raise UserError(f"{output} is or lies in the source {folder}; choose another output folder")
+    check_output_folder(output)
     if done := finished(source, output, config, tokenizer=tokenizer):
         return done
     counter = TokenCounter.published(tokenizer)
@@ -203,8 +205,8 @@ def _begin(output: Path, facts: dict[str, Any]) -> None:
         try:
             found = read_json(plan, dict)
         except UserError:  # a power cut; nothing that this plan was for can be told from other work
-            shutil.rmtree(output / WORK, ignore_errors=True)
-            (output / WORK).mkdir(exist_ok=True)
+            for record in (output / WORK).glob("[0-9]*.json"):
+                record.unlink()
         else:
             if found != facts:
                 raise UserError(
@@ -214,7 +216,7 @@ def _begin(output: Path, facts: dict[str, Any]) -> None:
             return
     elif foreign := sorted(path.name for path in output.glob("*.tar")) or [INDEX] * (output / INDEX).exists():
         raise UserError(f"{output} holds {foreign[0]}, which no conversion here has made; choose another folder")
-    with complete_or_absent(plan) as file:
+    with writing(plan) as file:
         file.write(json.dumps(facts, indent=1).encode())
 
 
@@ -236,7 +238,7 @@ def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _Done:
     counts.unlink(missing_ok=True)
     faults = Faults()
     entries = write_tar(_good_samples(shared, range_, faults, tick), tar, range_.number, shared.config.exif_orientation)
-    with complete_or_absent(index) as file:
+    with writing(index) as file:
         for entry in entries:
             file.write(dataclasses.replace(entry, tokens=shared.counter(entry)).to_json().encode() + b"\n")
     shard = describe(tar, len(entries)) if entries else None
@@ -248,7 +250,7 @@ def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _Done:
         "kinds": kinds,
         "faults": faults.to_json(),
     }
-    with complete_or_absent(counts) as file:
+    with writing(counts) as file:
         file.write(json.dumps(record).encode())
     return _Done(range_, shard, kinds, faults)
 
@@ -298,9 +300,8 @@ def _finish(shared: _Shared, accepted: list[_Done], ranges: list[_Range]) -> tup
     faults, kinds, shards, tokens = Faults(), Counter[str](), [], 0
     for range_ in ranges[len(accepted) :]:
         _remove(range_, output)
-    for part in output.glob(".*.part"):
-        part.unlink()
-    with complete_or_absent(output / INDEX) as index:
+    clear_leftovers(output)
+    with writing(output / INDEX) as index:
         for done in accepted:
             faults.merge(done.faults)
             kinds.update(done.kinds)
@@ -322,7 +323,7 @@ def _finish(shared: _Shared, accepted: list[_Done], ranges: list[_Range]) -> tup
         first = f", first {faults.examples[0]}" if faults.examples else ""
         raise UserError(f"{output}: no sample of the source is good ({faults}{first}); check the source and options")
     facts = _facts(shared.source, shared.config, shared.counter)
-    with complete_or_absent(output / NOTE) as note:
+    with writing(output / NOTE) as note:
         note.write(json.dumps({"plan": facts, "faults": faults.to_json()}, indent=1).encode())
     manifest = write_manifest(
         output, kinds, shards, TokenCounts(tokens, shared.counter.settings), shared.config.exif_orientation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -164,6 +164,7 @@ def _only(content: Any, owner: type) -> dict[str, Any]:
     known = {field.name for field in fields(owner)}
     if unknown := content.keys() - known:
         raise ValueError(f"the key {min(unknown)!r} is unknown")
-    if missing := known - {"tokens", "exif_orientation"} - content.keys():
+    required = {field.name for field in fields(owner) if field.default is MISSING}
+    if missing := required - content.keys():
         raise ValueError(f"no {', '.join(sorted(missing))}")
     return content

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import webdataset
 
@@ -20,7 +17,8 @@ from scone_pl.data.progress import progress_bar
 from scone_pl.data.sample import Sample
 from scone_pl.data.storage import sha256_of
 from scone_pl.errors import UserError
-from scone_pl.files import sync_folder
+from scone_pl.files import writing
+from scone_pl.outputs import check_output_folder
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}
 
@@ -55,12 +53,13 @@ def write_shards(
         raise UserError(f"samples_per_shard is {samples_per_shard}; it must be at least 1")
     if (folder / MANIFEST).exists():
         raise UserError(f"{folder} already holds a data set; remove it or choose another folder")
+    check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[ShardInfo] = []
     kinds: Counter[str] = Counter()
     keys: set[str] = set()
     stream = iter(progress_bar(samples, total=total, desc=folder.name, unit="sample", show=progress))
-    with complete_or_absent(folder / INDEX) as index:
+    with writing(folder / INDEX) as index:
         for first in stream:
             number = len(shards)
             entries = write_tar(
@@ -98,7 +97,7 @@ def write_tar(
     if first is None:
         return []
     with (
-        complete_or_absent(path) as file,
+        writing(path) as file,
         # A fixed time and no owner: the same samples give the same bytes.
         webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer,
     ):
@@ -127,7 +126,7 @@ def write_manifest(
         tokens=tokens,
         exif_orientation=exif_orientation,
     )
-    with complete_or_absent(folder / MANIFEST) as file:
+    with writing(folder / MANIFEST) as file:
         file.write(manifest.to_json().encode())
     return manifest
 
@@ -182,18 +181,3 @@ def _write_sample(
 def _extension_and_size(data: bytes, exif_orientation: ExifOrientation) -> tuple[str, Size]:
     format_ = open_image(data).format or "img"
     return _EXTENSIONS.get(format_, format_.lower()), image_size(data, exif_orientation)
-
-
-@contextmanager
-def complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears under its name only if all goes well, and then survives a power cut."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)

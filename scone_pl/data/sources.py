@@ -21,6 +21,9 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
 
+_MOST_DRAWS = 100_000_000
+"""Samples of a source in an epoch; its order is planned in memory."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -55,6 +58,15 @@ class Source:
             raise UserError(f"{self.path}: has both weight and samples; give one of them")
         if self.samples is not None and self.samples < 1:
             raise UserError(f"{self.path}: samples is {self.samples}; it must be at least 1")
+
+    def check_epoch(self, usable: int) -> None:
+        """Raises a `UserError` if an epoch would hold more of its samples than memory does."""
+        whole, part = self.draws(usable)
+        if whole * usable + part > _MOST_DRAWS:
+            raise UserError(
+                f"{self.path}: an epoch would hold {whole * usable + part} of its samples; lower weight or samples to "
+                f"at most {_MOST_DRAWS} in all"
+            )
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,7 @@ class Mixture:
                     f"{source.path}: all {len(lengths)} samples are longer than packing.token_budget {budget} "
                     f"(shortest {lengths.min()}, longest {lengths.max()}); raise it or lower packing.vae_resize"
                 )
+            source.check_epoch(len(usable))
         self.plan = lru_cache(maxsize=2)(self._plan)
 
     def __reduce__(self) -> tuple[object, ...]:
