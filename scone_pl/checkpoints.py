@@ -10,22 +10,22 @@ dense decoder (absent = true); of such a folder a generation expert's weights ar
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scone_pl.checkpoint_configs import decoder_keys
+from scone_pl.checkpoint_folder import AUTOENCODER_FILE, check_folder, open_weights, read_config
 from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json
-from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
+from scone_pl.model.config import AutoencoderConfig, SconeConfig
 from scone_pl.model.embeddings import PositionTable
 from scone_pl.model.experts import is_generation_parameter
 from scone_pl.model.lora import is_lora_parameter
@@ -34,9 +34,6 @@ from scone_pl.tensor_files import TensorSource, WeightFiles, write_tensors
 
 _log = logging.getLogger(__name__)
 
-WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
-"""BAGEL's EMA weights are what Scone starts from, so they go first where both exist (SPEC 6)."""
-AUTOENCODER_FILE = "ae.safetensors"
 AUTOENCODER_PREFIX = "autoencoder."
 TRAINING_FILE = "training.json"
 """How weights came about."""
@@ -56,127 +53,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
-    for name in WEIGHT_FILES:
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return [folder / file for file in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-    raise UserError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)} there")
-
-
-@contextmanager
-def open_weights(folder: str | os.PathLike[str]) -> Iterator[WeightFiles]:
-    """The weights of a checkpoint folder, memory-mapped; of a dense one without a generation expert's."""
-    path = check_folder(folder)
-    separate = _separate_experts(path, _read_json(path / "llm_config.json"))
-    with ExitStack() as stack:
-        yield WeightFiles(_weight_files(path), stack, leave_out=None if separate else is_generation_parameter)
-
-
-def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder as a path.
-
-    Raises:
-        UserError: it does not exist or lacks its configs; the message says what a folder needs.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint folder")
-    for name in ("llm_config.json", "vit_config.json"):
-        if not (path / name).is_file():
-            raise UserError(f"{path}: not a checkpoint folder, {name} is missing")
-    return path
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: must hold one JSON object")
-    return content
-
-
-def _separate_experts(folder: Path, llm: Mapping[str, Any]) -> bool:
-    value = llm.get("separate_experts", True)
-    if not isinstance(value, bool):
-        raise UserError(f"{folder / 'llm_config.json'}: separate_experts is {value!r}; it must be true or false")
-    return value
-
-
-def read_config(folder: str | os.PathLike[str]) -> SconeConfig:
-    """All sizes of the model in a checkpoint folder, from its configs and the shapes of its weights."""
-    path = check_folder(folder)
-    llm, vit = _read_json(path / "llm_config.json"), _read_json(path / "vit_config.json")
-    with open_weights(path) as weights:
-        try:
-            shapes = {
-                name: weights.shape(name)
-                for name in ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed", "vae2llm.weight")
-            }
-        except KeyError as error:
-            raise UserError(f"{path}: the weights lack {error}; is this a BAGEL or Scone checkpoint?") from error
-    if llm.get("tie_word_embeddings"):
-        raise UserError(f"{path / 'llm_config.json'}: tie_word_embeddings must be false, BAGEL's head is untied")
-    if vit.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
-        raise UserError(f"{path / 'vit_config.json'}: hidden_act {vit['hidden_act']} is not gelu_pytorch_tanh (SigLIP)")
-    try:
-        autoencoder = _read_autoencoder_config(path)
-        return SconeConfig(
-            decoder=DecoderConfig(
-                vocab_size=llm["vocab_size"],
-                hidden_size=llm["hidden_size"],
-                intermediate_size=llm["intermediate_size"],
-                num_layers=llm["num_hidden_layers"],
-                num_heads=llm["num_attention_heads"],
-                num_kv_heads=llm["num_key_value_heads"],
-                rope_theta=llm.get("rope_theta", 1e6),
-                rms_norm_eps=llm.get("rms_norm_eps", 1e-6),
-                max_position_embeddings=llm.get("max_position_embeddings", 32768),
-                separate_experts=_separate_experts(path, llm),
-            ),
-            vit=ViTConfig(
-                hidden_size=vit["hidden_size"],
-                intermediate_size=vit["intermediate_size"],
-                num_layers=vit["num_hidden_layers"] - 1,  # the second-last layer is the feature layer
-                num_heads=vit["num_attention_heads"],
-                patch_size=vit["patch_size"],
-                positions_per_side=_side(shapes["vit_pos_embed.pos_embed"]),
-                layer_norm_eps=vit.get("layer_norm_eps", 1e-6),
-            ),
-            autoencoder=autoencoder,
-            latent_patch_size=math.isqrt(shapes["vae2llm.weight"][1] // autoencoder.channels),
-            latent_positions_per_side=_side(shapes["latent_pos_embed.pos_embed"]),
-        )
-    except KeyError as error:
-        raise UserError(f"{path}: llm_config.json, vit_config.json or vae_config.json lacks the key {error}") from error
-
-
-def _side(shape: tuple[int, ...]) -> int:
-    return math.isqrt(shape[0])
-
-
-def _read_autoencoder_config(folder: Path) -> AutoencoderConfig:
-    file = folder / "vae_config.json"
-    if not file.is_file():
-        return AutoencoderConfig()
-    raw = _read_json(file)
-    if raw.get("kind") == "space_to_depth":
-        return AutoencoderConfig(kind="space_to_depth", block_size=raw["block_size"])
-    return AutoencoderConfig(
-        base_channels=raw["ch"],
-        channel_multipliers=tuple(raw["ch_mult"]),
-        num_res_blocks=raw["num_res_blocks"],
-        latent_channels=raw["z_channels"],
-        scale_factor=raw["scale_factor"],
-        shift_factor=raw["shift_factor"],
-    )
 
 
 def from_pretrained(
@@ -353,20 +229,7 @@ def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:
     """The JSON files of a checkpoint folder, in the published form. FLUX's own sizes need no `vae_config.json`."""
     decoder, vit, autoencoder = config.decoder, config.vit, config.autoencoder
     files: dict[str, dict[str, Any]] = {
-        "llm_config.json": {
-            "vocab_size": decoder.vocab_size,
-            "hidden_size": decoder.hidden_size,
-            "intermediate_size": decoder.intermediate_size,
-            "num_hidden_layers": decoder.num_layers,
-            "num_attention_heads": decoder.num_heads,
-            "num_key_value_heads": decoder.num_kv_heads,
-            "max_position_embeddings": decoder.max_position_embeddings,
-            "rope_theta": decoder.rope_theta,
-            "rms_norm_eps": decoder.rms_norm_eps,
-            "tie_word_embeddings": False,
-            # Only where it is not as published, so that published folders come out as they went in.
-            **({} if decoder.separate_experts else {"separate_experts": False}),
-        },
+        "llm_config.json": decoder_keys(decoder),
         "vit_config.json": {
             "hidden_size": vit.hidden_size,
             "intermediate_size": vit.intermediate_size,

@@ -21,12 +21,11 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from scone_pl.errors import UserError
+from scone_pl.safetensors_header import HeaderEntry, read_header
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Names of parameter types in a safetensors header."""
 _DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
-MAX_HEADER = 100_000_000
-"""Bytes; the format's own limit."""
 
 
 @dataclass(frozen=True)
@@ -48,44 +47,66 @@ class TensorSource:
 class WeightFiles:
     """Named tensors in one or several safetensors files: headers read at once, tensors memory-mapped when asked for."""
 
-    def __init__(self, files: list[Path], stack: ExitStack, leave_out: Callable[[str], bool] | None = None) -> None:
-        """`leave_out`: names for which it is true are as if not there."""
+    def __init__(
+        self,
+        files: list[Path],
+        stack: ExitStack,
+        leave_out: Callable[[str], bool] | None = None,
+        listed: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Reads the headers.
+
+        Args:
+            files: safetensors files.
+            stack: closes what is opened.
+            leave_out: names for which it is true are as if not there.
+            listed: where an index says that each tensor lies; None = there is no index.
+
+        Raises:
+            UserError: a header is damaged, a tensor is in two files or not where `listed` says, or its type is none
+                that weights have.
+        """
         self._stack = stack
         self.left_out = 0
         """Tensors that `leave_out` hides."""
         self._file_of: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._dtypes: dict[str, str] = {}
+        self._entries: dict[str, HeaderEntry] = {}
         self._handles: dict[Path, Any] = {}
         self.files = files[0].name if len(files) == 1 else f"{len(files)} files"
         """In words."""
         for file in files:
-            for name, entry in _read_header(file).items():
-                if leave_out is not None and leave_out(name):
-                    self.left_out += 1
-                    continue
+            for name, entry in read_header(file).items():
+                if name in self._file_of:
+                    raise UserError(
+                        f"{file}: {name} is also in {self._file_of[name].name}; a tensor must be in one file"
+                    )
+                if listed is not None and listed.get(name) != file:
+                    where = listed[name].name if name in listed else "no file"
+                    raise UserError(f"{file}: holds {name}, which the index has in {where}; copy both again")
                 self._file_of[name] = file
-                self._shapes[name] = tuple(entry["shape"])
-                self._dtypes[name] = entry["dtype"]
+                self._entries[name] = entry
+        for name in (listed or {}).keys() - self._entries.keys():
+            raise UserError(f"{(listed or {})[name]}: lacks {name}, which the index lists there; copy both again")
+        for name in list(self._entries):
+            if leave_out is not None and leave_out(name):
+                self.left_out += 1
+                del self._entries[name]
+            elif self._entries[name].dtype not in _DTYPE_OF:
+                raise UserError(
+                    f"{self._file_of[name]}: {name} is {self._entries[name].dtype}; weights must be "
+                    f"{', '.join(DTYPES.values())}: convert the checkpoint first"
+                )
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Without reading the tensor."""
-        return self._shapes[name]
+        return self._entries[name].shape
 
     def source(self, name: str) -> TensorSource:
-        """The stored tensor, to be written again as it is.
-
-        Raises:
-            UserError: its type is none that weights have.
-        """
-        if self._dtypes[name] not in _DTYPE_OF:
-            raise UserError(
-                f"{self._file_of[name]}: {name} is of type {self._dtypes[name]}, not one of {set(_DTYPE_OF)}"
-            )
-        dtype = _DTYPE_OF[self._dtypes[name]]
+        """The stored tensor, to be written again as it is."""
+        dtype = _DTYPE_OF[self._entries[name].dtype]
         return TensorSource(dtype, self.shape(name), lambda: self._handle(name).get_tensor(name))
 
     def _handle(self, name: str) -> Any:
@@ -98,13 +119,25 @@ class WeightFiles:
         return self._handles[file]
 
     def copy_into(self, name: str, tensor: Tensor) -> None:
-        """Fills `tensor`; of a sharded one only this rank's part is read."""
+        """Fills `tensor`; of a sharded one only this rank's part is read.
+
+        Raises:
+            UserError: a value is NaN or infinite.
+        """
         part = own_part(tensor)
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        if part is None:
-            local.copy_(self._handle(name).get_tensor(name))
-        elif local.numel():
-            local.copy_(self._handle(name).get_slice(name)[part])
+        if not local.numel():
+            return
+        handle = self._handle(name)
+        stored = handle.get_tensor(name) if part is None else handle.get_slice(name)[part]
+        if not is_finite(stored):
+            raise UserError(f"{self._file_of[name]}: {name} holds NaN or infinite values; copy it again")
+        local.copy_(stored)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, at a third of the time and none of the memory of `isfinite().all()`."""
+    return not tensor.numel() or all(math.isfinite(extreme.item()) for extreme in tensor.aminmax())
 
 
 def own_part(tensor: Tensor) -> tuple[slice, ...] | None:
@@ -123,22 +156,12 @@ def copy_part(whole: Tensor, into: Tensor) -> None:
     local.copy_(whole if part is None else whole[part])
 
 
-def _read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Name -> dtype, shape, offsets of a safetensors file."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= MAX_HEADER:
-                raise ValueError(f"header of {length} bytes")
-            header = json.loads(stream.read(length))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a readable safetensors file ({error}); copy it again") from error
-    header.pop("__metadata__", None)
-    return header
-
-
 def write_tensors(tensors: Mapping[str, TensorSource], file: Path) -> None:
-    """A safetensors file, written in one pass with one tensor at a time in memory."""
+    """A safetensors file, written in one pass with one tensor at a time in memory.
+
+    Raises:
+        UserError: a value is NaN or infinite in the type to write it in.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, source in tensors.items():
@@ -148,8 +171,13 @@ def write_tensors(tensors: Mapping[str, TensorSource], file: Path) -> None:
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for source in tensors.values():
+        for name, source in tensors.items():
             whole = source.read().detach().cpu().to(source.dtype).contiguous()
+            if not is_finite(whole):
+                raise UserError(
+                    f"{file}: {name} is NaN or infinite in {DTYPES[source.dtype]}, so the weights would be useless; "
+                    "export an earlier snapshot, or with --dtype float32 if only this type is too narrow"
+                )
             stream.write(whole.flatten().view(torch.uint8).numpy())
         stream.flush()
         os.fsync(stream.fileno())

@@ -67,7 +67,7 @@ class PackingConfig:
         that the model's position tables hold where those are smaller.
         """
         vae = min(1024, form.latent_positions_per_side * form.latent_stride)
-        vit = min(980, form.vit_positions_per_side * form.vit_patch_size)
+        vit = min(980, form.vit_largest_side * form.vit_patch_size)
         return cls(
             instruction_dropout=0.0,
             vae_resize=ResizeLimits(max_size=vae, min_size=min(512, vae)),
@@ -98,7 +98,7 @@ class PackingConfig:
         vae, vit = self.resizes(form)
         for name, resize, table in (
             ("vae_resize", vae, form.latent_positions_per_side),
-            ("vit_resize", vit, form.vit_positions_per_side),
+            ("vit_resize", vit, form.vit_largest_side),
         ):
             if round(resize.max_size / resize.stride) > table:
                 raise UserError(

@@ -77,6 +77,12 @@ class SequenceBuilder:
             ValueError: sides that are no multiples of the patch size, or a grid over the position table.
         """
         grid = _grid(image, self.form.vit_patch_size, self.form.vit_positions_per_side, "ViT")
+        rows = self.form.vit_positions
+        if rows is not None and (grid[0] - 1) * self.form.vit_positions_per_side + grid[1] > rows:
+            raise ValueError(
+                f"a ViT image of {grid[0]} x {grid[1]} tokens has positions beyond the {rows} rows of the ViT's table: "
+                f"use images of at most {self.form.vit_largest_side * self.form.vit_patch_size} pixels a side"
+            )
         self._append(SplitKind.VIT, grid[0] * grid[1] + 2, grid=grid, image=reference)
         self._frame_image()
         self._patches.append(patchify_image(image, self.form.vit_patch_size))

@@ -45,6 +45,8 @@ class DecoderConfig:
             raise ValueError(f"num_heads {self.num_heads} must be divisible by num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head dimension {self.head_dim} must be even for rotary positions")
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} must be divisible by 4 for sin-cos positions")
 
     @property
     def head_dim(self) -> int:
@@ -66,9 +68,13 @@ class ViTConfig:
     patch_size: int = 14
     """Side of a patch in pixels."""
     positions_per_side: int = 70
-    """Side of the table of learned positions, looked up by `row * positions_per_side + column`."""
+    """Side of SigLIP's table of learned positions; see `SconeConfig.connector_positions_per_side`."""
     layer_norm_eps: float = 1e-6
     """Epsilon of every LayerNorm."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"ViT hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +97,13 @@ class AutoencoderConfig:
     """See `scale_factor`."""
     block_size: int = 2
     """Side in pixels of the block that becomes one latent position (space_to_depth)."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "flux" and any(self.base_channels * m % 32 for m in (1, *self.channel_multipliers)):
+            raise ValueError(
+                f"the autoencoder's channels, {self.base_channels} times {list(self.channel_multipliers)}, must be "
+                "divisible by 32 for its group norms"
+            )
 
     @property
     def downsample(self) -> int:
@@ -176,6 +189,15 @@ class SconeConfig:
     latent_positions_per_side: int = 64
     """Side of the sin-cos position table of latent tokens (BAGEL: 64, so images up to 1024 x 1024)."""
 
+    connector_positions_per_side: int | None = None
+    """Side of the sin-cos position table that is added to the connector's output; None = that of the ViT's own table.
+    Both are looked up by `row * side + column` with this side, as in the release (BAGEL: 70 and 70)."""
+
+    @property
+    def vit_positions_per_side(self) -> int:
+        """By which ViT positions are looked up."""
+        return self.connector_positions_per_side or self.vit.positions_per_side
+
     @property
     def latent_token_size(self) -> int:
         """Values of one latent token."""
@@ -193,7 +215,8 @@ class SconeConfig:
             latent_stride=self.latent_stride,
             latent_positions_per_side=self.latent_positions_per_side,
             vit_patch_size=self.vit.patch_size,
-            vit_positions_per_side=self.vit.positions_per_side,
+            vit_positions_per_side=self.vit_positions_per_side,
+            vit_positions=self.vit.positions_per_side**2,
         )
 
 

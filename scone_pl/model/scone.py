@@ -82,7 +82,7 @@ class Scone(nn.Module):
         self.llm2vae = nn.Linear(hidden, config.latent_token_size)
         self.time_embedder = TimestepEmbedder(hidden)
         self.latent_pos_embed = PositionTable(config.latent_positions_per_side, hidden)
-        self.vit_pos_embed = PositionTable(config.vit.positions_per_side, hidden)
+        self.vit_pos_embed = PositionTable(config.vit_positions_per_side, hidden)
         self.autoencoder = build_autoencoder(config.autoencoder).requires_grad_(False)
 
     def sequence_format(self, special: SpecialTokens) -> SequenceFormat:

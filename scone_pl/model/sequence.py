@@ -60,7 +60,16 @@ class SequenceFormat:
     vit_patch_size: int
     """Pixels a side for one ViT token (SigLIP: 14)."""
     vit_positions_per_side: int
-    """Side of the ViT position table (BAGEL: 70)."""
+    """Side by which ViT positions are looked up, the connector's table's (BAGEL: 70)."""
+    vit_positions: int | None = None
+    """Rows of the ViT's own position table; None = the square of that side."""
+
+    @property
+    def vit_largest_side(self) -> int:
+        """Most patches a side of a square ViT image: both tables have rows for it."""
+        side = self.vit_positions_per_side
+        # Its last patch is looked up at (n - 1) * side + n - 1.
+        return side if self.vit_positions is None else min(side, (self.vit_positions - 1) // (side + 1) + 1)
 
 
 @dataclass(frozen=True)
