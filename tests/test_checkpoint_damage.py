@@ -245,7 +245,7 @@ def test_mutated_headers_are_read_alike_or_refused(base: Path, folder: Path) -> 
     whole = (base / WEIGHTS).read_bytes()
     length = 8 + int.from_bytes(whole[:8], "little")
     expected = read_header(base / WEIGHTS)
-    refused = 0
+    refused = changed = 0
     for _ in range(MUTATIONS):
         head = bytearray(whole[:length])
         for _ in range(rng.choice((1, 1, 3))):
@@ -269,9 +269,12 @@ def test_mutated_headers_are_read_alike_or_refused(base: Path, folder: Path) -> 
             continue
         # What is left are other names, types of equal size and shapes of equal product: the loader sees those.
         if found != expected:
-            one_line(lambda: from_pretrained(folder))
             refused += 1
+            if changed < 15:
+                one_line(lambda: from_pretrained(folder))
+                changed += 1
     assert refused > MUTATIONS / 2
+    assert changed == 15
 
 
 @pytest.mark.parametrize("name", ["llm_config.json", "vit_config.json", "vae_config.json", f"{WEIGHTS}.index.json"])
