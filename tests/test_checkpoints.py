@@ -110,7 +110,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoints, "config_files", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         save_pretrained(model, tmp_path / "out", training={"steps": 2})
     assert json.loads((tmp_path / "out/training.json").read_text()) == {"steps": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
