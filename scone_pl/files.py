@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,16 +37,33 @@ def read_bytes(file: Path) -> bytes:
     Raises:
         UserError: `file` cannot be read, or is a folder, pipe or device, which might never end.
     """
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise UserError(f"{file}: not a regular file")
+    with readable(file):
         return file.read_bytes()
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[int]:
+    """Checks a regular file of unknown origin and turns what goes wrong while it is read into one line.
+
+    Yields:
+        Bytes in the file.
+
+    Raises:
+        UserError: `file` cannot be read, or is a folder, pipe or device, which might never end.
+    """
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{file}: not a regular file")
+        yield status.st_size
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        if isinstance(error, UserError):
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        if isinstance(error, UserError) or "\0" not in str(file):
             raise
-        raise UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise UserError(f"{str(file)!r}: cannot be read (a null byte in its name)") from error
 
 
 def read_text(file: Path) -> str:
@@ -121,8 +139,8 @@ def parse_json(text: str, source: str, expected: type[T]) -> T:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} comes twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} comes twice in one object")
     return content
 
 
