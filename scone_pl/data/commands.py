@@ -12,7 +12,7 @@ from scone_pl.complaints import run_function
 from scone_pl.data import convert as conversion
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.faults import Faults
-from scone_pl.data.image_lists import FieldNames
+from scone_pl.data.fields import FieldNames
 from scone_pl.data.inputs import Format, open_input
 from scone_pl.data.jobs import check_workers
 from scone_pl.data.packing import PackingConfig
@@ -38,6 +38,7 @@ def convert(
     fields: FieldNames = FieldNames(),  # noqa: B008 (immutable)
     image_root: str | None = None,
     require_target: bool = True,
+    require_references: bool = True,
     kind: Kind | None = None,
     only: Kind | None = None,
     min_side: int = 0,
@@ -55,13 +56,16 @@ def convert(
 
     Args:
         source: parquet: root of the Scone-S2I data set (without --subset all its subsets become one set), one
-            subset's folder, or one file. jsonl: a .jsonl file or a folder of them. shards: folder or URL of a set.
+            subset's folder, or one file. jsonl: a file with an object a line or one list of objects, or a folder of
+            such files. shards: folder or URL of a set.
         output: folder to write the shards to.
         format: of the source; auto tells by what is there.
         subset: parquet: only the subset of this name.
-        fields: jsonl: names of the fields.
-        image_root: jsonl: what image paths are relative to; by default the file's folder.
-        require_target: jsonl: a line without a target is left out; false for sets to generate from.
+        fields: jsonl, parquet: names of the fields or columns.
+        image_root: jsonl, parquet: what image paths are relative to; by default the file's folder.
+        require_target: jsonl, parquet: a row without a target is left out; false for sets to generate from.
+        require_references: jsonl, parquet: where rows have references, one without is left out (an empty list is
+            none on purpose); false takes such rows, and sets that only have images which nothing reads.
         kind: kind of all samples; by default what the source says (parquet: multi where the subset's name says so).
         only: keep samples of this kind only.
         min_side: leave out samples with an image whose shorter side has fewer pixels.
@@ -92,15 +96,24 @@ def convert(
     if "://" not in source and Path(source).resolve() == Path(output).resolve():
         raise UserError(f"{output} is the source; choose another output folder")
     opened = open_input(
-        source, format, subset=subset, fields=fields, image_root=image_root, require_target=require_target
+        source,
+        format,
+        subset=subset,
+        fields=fields,
+        image_root=image_root,
+        require_target=require_target,
+        require_references=require_references,
+        can_be_named=True,
     )
+    _say(f"{source}: {len(opened)} items; read: {opened.describe()}")
     words = tokenizer and Tokenizer.from_folder(tokenizer)
     check_workers(workers)
     before = conversion.finished(opened, output, config, tokenizer=words or None)
     manifest, faults = before or conversion.convert(opened, output, config, tokenizer=words or None, workers=workers)
     tokens = f", {manifest.tokens.total} tokens" if manifest.tokens else ""
     size = f"{len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB"
-    _say(f"{output}: {'already converted: ' if before else ''}{manifest.samples} samples in {size}{tokens}")
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(manifest.kinds.items()))
+    _say(f"{output}: {'already converted: ' if before else ''}{manifest.samples} samples ({kinds}) in {size}{tokens}")
     _say_faults(faults, "left out", 20)
     return 0
 

@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import IterableDataset
 
 from scone_pl.data.agreement import Agreement
-from scone_pl.data.jsonl import SUFFIX, JsonlPrompts, Request, read_requests
+from scone_pl.data.jsonl import JsonlPrompts
 from scone_pl.data.loading import PackLoader
 from scone_pl.data.packing import PackingConfig
+from scone_pl.data.prompts import Request, is_prompt_file, read_requests
 from scone_pl.data.sources import Mixture, Source
 from scone_pl.data.storage import StorageConfig
 from scone_pl.data.stream import Batch, Cursor, FixedPacks, PackMaker, PackStream, SingleSamples
@@ -55,7 +56,7 @@ class PackedDataModule(pl.LightningDataModule):
             train: data sets to train on, mixed in one shuffled order an epoch.
             val: data sets to validate on.
             test: data sets to test on.
-            predict: data sets to generate from, one sample a batch; or `.jsonl` files of prompts (`data/jsonl.py`).
+            predict: data sets to generate from, one sample a batch; or JSON files of prompts (`data/prompts.py`).
             packing: how samples become sequences; the defaults are the release's.
             num_workers: processes a rank that decode and pack ahead; 0 = in the training process.
             seed: decides order, dropouts and noise levels.
@@ -121,9 +122,9 @@ class PackedDataModule(pl.LightningDataModule):
     def _jsonl_files(self) -> list[str]:
         """The prediction sources if they are files of prompts, else none."""
         paths = [source.path for source in self.sources["predict"]]
-        files = [path for path in paths if path.endswith(SUFFIX)]
+        files = [path for path in paths if is_prompt_file(path)]
         if files and len(files) < len(paths):
-            raise UserError(f"data.predict: give either {SUFFIX} files or folders of shards, not both")
+            raise UserError("data.predict: give either JSON files of prompts or folders of shards, not both")
         return files
 
     def mixture(self, split: str) -> Mixture:

@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from scone_pl.data.image_lists import FieldNames, ImageLists
+from scone_pl.data.fields import FieldNames
+from scone_pl.data.image_lists import ImageLists
+from scone_pl.data.json_rows import SUFFIXES
 from scone_pl.data.manifest import MANIFEST
 from scone_pl.data.parquet import ParquetInput, find_parquet
+from scone_pl.data.rows import RowRules
 from scone_pl.data.sample import BrokenSampleError, Sample, usable
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import LocalFolder, StorageConfig, sha256_of
 from scone_pl.errors import UserError
+from scone_pl.files import readable
 
 Format = Literal["auto", "parquet", "jsonl", "shards"]
 
@@ -34,6 +38,10 @@ class Input(Protocol):
 
     def identity(self) -> list[Any]:
         """Changes when the source does; JSON."""
+        ...
+
+    def describe(self) -> str:
+        """Which fields are read as what."""
         ...
 
 
@@ -82,6 +90,9 @@ class ShardInput:
                 raise BrokenSampleError("unreadable shard", str(error)) from None
         return self._sound[shard]
 
+    def describe(self) -> str:
+        return "shards"
+
 
 def open_input(
     source: str,
@@ -91,28 +102,67 @@ def open_input(
     fields: FieldNames | None = None,
     image_root: str | None = None,
     require_target: bool = True,
+    require_references: bool = True,
+    can_be_named: bool = False,
     storage: StorageConfig | None = None,
 ) -> Input:
     """Opens a source of any format.
+
+    Args:
+        source: file, folder or URL.
+        format: auto = told by what is there.
+        subset: of parquet, a folder's name.
+        fields: names of fields or columns.
+        image_root: what image paths are relative to.
+        require_target: whether a row without target and answer is a fault.
+        require_references: whether a row without references is a fault in a source that has some, and whether a
+            source without any may have unused fields that look like images.
+        can_be_named: whether the command has options that name fields, for messages.
+        storage: for shards behind a URL.
 
     Raises:
         UserError: nothing there, or options that its format does not have.
     """
     format = _format_of(source) if format == "auto" else format
-    for name, value, wanted in (("subset", subset, "parquet"), ("image_root", image_root, "jsonl")):
-        if value is not None and format != wanted:
-            raise UserError(f"--{name} is for {wanted} sources, but {source} is read as {format}; leave it out")
+    fields = fields or FieldNames()
+    root, named = image_root, next(iter(fields.requested()), None)
+    refused = [("subset", subset, ("parquet",)), ("image_root", root, ("jsonl", "parquet"))]
+    refused.append((f"fields.{named}", named, ("jsonl", "parquet")))
+    for name, value, wanted in refused:
+        if value is not None and format not in wanted:
+            formats = " and ".join(wanted)
+            raise UserError(f"--{name} is for {formats} sources, but {source} is read as {format}; leave it out")
     if format == "shards":
         return ShardInput(source, storage)
+    rules = RowRules(
+        names=fields,
+        require_target=require_target,
+        require_references=require_references,
+        allow_unused_images=not require_references,
+        can_be_named=can_be_named,
+    )
     if format == "jsonl":
-        return ImageLists.open(source, fields or FieldNames(), image_root, require_target)
-    return ParquetInput(find_parquet(source, subset))
+        return ImageLists.open(source, rules, image_root)
+    return ParquetInput(find_parquet(source, subset, rules), rules, image_root)
 
 
 def _format_of(source: str) -> Format:
     path = Path(source)
     if "://" in source or (path / MANIFEST).is_file():
         return "shards"
-    if path.suffix in (".jsonl", ".json") or (path.is_dir() and any(path.glob("*.jsonl"))):
+    if path.is_dir():
+        files = [file for file in path.iterdir() if not file.name.startswith(".")]
+        lines = [file.name for file in files if file.suffix == SUFFIXES[0]]
+        tables = [file.name for file in files if file.suffix == ".parquet"]
+        if lines and tables:
+            raise UserError(
+                f"{source}: holds {lines[0]} and {tables[0]}; say which are read with --format jsonl or parquet"
+            )
+        other = any(file.suffix in SUFFIXES for file in files) and not any(path.rglob("*.parquet"))
+        return "jsonl" if lines or other else "parquet"
+    if path.suffix in SUFFIXES:
         return "jsonl"
-    return "parquet"
+    if path.suffix == ".parquet" or not path.exists():
+        return "parquet"
+    with readable(path), path.open("rb") as stream:
+        return "parquet" if stream.read(4) == b"PAR1" else "jsonl"

@@ -35,7 +35,7 @@ _OTHER_CONTENT = (
 )
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _SPREAD = re.compile(rb'\{\s*("[^"]*"\s*:\s*[\[{]?\s*)?')
-_BRACKETS = re.compile(r"[\[{\]}]")
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{\]}]', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class JsonRows:
                 first, _, more = text.partition(b"\n")
                 if more.strip() and _SPREAD.fullmatch(first.rstrip()):
                     raise UserError(
-                        f"{file}: starts with an object over several lines; write one object a line, or one list of objects"
+                        f"{file}: an object over several lines; write one object a line, or one list of objects"
                     )
                 spans, numbers = _lines(file, stream, begin)
         rows = np.frombuffer(spans, dtype=np.int64).reshape(-1, 2)
@@ -94,14 +94,15 @@ class JsonRows:
         with readable(self.file), self.file.open("rb") as stream:
             for row in range(start, len(self) if stop is None else stop):
                 first, last = map(int, self.spans[row])
+                if last - first > LONGEST_ROW:
+                    yield row, UserError(f"{self.where(row)}: longer than {LONGEST_ROW} bytes")
+                    continue
                 stream.seek(first)
                 yield row, _parse(stream.read(last - first), self.where(row))
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any] | UserError:
     try:
-        if len(content) > LONGEST_ROW:
-            raise UserError(f"{where}: longer than {LONGEST_ROW} bytes")
         text = decode(content, where)
         # As deep as the parser goes, what is read could not be written again.
         if content.count(b"{") + content.count(b"[") > DEEPEST_ROW and _depth(text) > DEEPEST_ROW:
@@ -116,10 +117,10 @@ def _parse(content: bytes, where: str) -> dict[str, Any] | UserError:
 
 
 def _depth(text: str) -> int:
-    """Brackets open at a time, those within strings included: at least what the parser will recurse."""
+    """Most brackets open at a time, those in strings not counted."""
     depth = deepest = 0
-    for match in _BRACKETS.finditer(text):
-        depth += 1 if match[0] in "[{" else -1
+    for match in _STRING_OR_BRACKET.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
         deepest = max(deepest, depth)
     return deepest
 
@@ -165,6 +166,5 @@ def _items(file: Path, stream: BinaryIO, size: int, start: int) -> tuple[array[i
         if end is None:
             raise UserError(f"{file}: the JSON list does not end behind item {len(numbers)}; is the file whole?")
         if content[end : end + LONGEST_ROW].strip():
-            line = content[:end].count(b"\n") + 1
-            raise UserError(f"{file}:{line}: there is something behind the end of the JSON list")
+            raise UserError(f"{file}: the JSON list ends at byte {end}, but the file goes on; write one object a line")
     return spans, numbers

@@ -1,127 +1,21 @@
-"""Prompts to generate from as JSON Lines, in the form of SconeEval and OmniContext (EVAL_SPEC 1.2).
-
-One object a line: `key` (names the picture), `instruction`, `input_images` (paths relative to the file, in reference
-order; may be empty), or in their place `input_image` (a path or a list); optionally `task_type` (names a folder).
-Other fields are left alone. Images are prepared as the release does in inference, except that they are turned as their
-EXIF orientation says unless `data.packing.exif_orientation` is `ignore`.
-"""
+"""Prompts of a JSON file as batches of one; see `data/prompts.py`."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from scone_pl.data.decoding import ExifOrientation, read_encoded
+from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.packing import PackingConfig, prepare_sample
-from scone_pl.data.sample import BrokenSampleError, Sample
+from scone_pl.data.prompts import Request
+from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.seeding import generator, seed_of
 from scone_pl.data.stream import Batch, Place
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat
-
-SUFFIX = ".jsonl"
-LONGEST_NAME = 200
-"""Bytes of a key or task type in UTF-8: file systems take 255, and the name gets a suffix."""
-_FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\ud800-\udfff]')
-
-
-@dataclass(frozen=True)
-class Request:
-    """One line."""
-
-    key: str
-    task_type: str
-    """Empty if the record has none."""
-    instruction: str
-    images: tuple[Path, ...]
-    where: str
-    """File and line, for messages."""
-
-    def read(self) -> Sample:
-        """The images' bytes and the rest as a sample without target.
-
-        Raises:
-            UserError: an image can not be read.
-        """
-        try:
-            references = tuple(map(read_encoded, self.images))
-        except UserError as error:
-            raise UserError(f"{self.where}: {error}") from None
-        metadata = {"task_type": self.task_type}
-        return Sample(key=self.key, references=references, instruction=self.instruction, target=b"", metadata=metadata)
-
-
-def read_requests(files: Sequence[str | Path]) -> list[Request]:
-    """All lines of some files, checked.
-
-    Raises:
-        UserError: naming file and line: not JSON, a field that is missing or wrong, an image that is not there, a key
-            that can not name a file or comes twice in its task type.
-    """
-    requests: list[Request] = []
-    seen: dict[tuple[str, str], str] = {}
-    for file in map(Path, files):
-        try:
-            lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold what `splitlines` takes for an end
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: not readable as a JSONL file ({error})") from None
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                request = _request(line, f"{file}:{number}", file.parent)
-                place = (request.task_type, request.key)
-                if place in seen:
-                    raise UserError(f"{request.where}: the key {request.key!r} was used at {seen[place]} already")
-                seen[place] = request.where
-                requests.append(request)
-    if not requests:
-        raise UserError(f"{' '.join(map(str, files))}: holds no line to generate from")
-    return requests
-
-
-def _request(line: str, where: str, folder: Path) -> Request:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: must be a JSON object with key, instruction and input_images")
-    instruction = record.get("instruction")
-    if not isinstance(instruction, str):
-        raise UserError(f"{where}: `instruction` must be a text that says what to draw")
-    images = [folder / image for image in _image_names(record, where)]
-    for image in images:
-        if not image.is_file():
-            raise UserError(f"{where}: no such image file {image}; paths are relative to the JSONL file")
-    task_type = record.get("task_type") or ""
-    name = _plain_name(task_type, "task_type", where) if task_type else ""
-    return Request(_plain_name(record.get("key"), "key", where), name, instruction, tuple(images), where)
-
-
-def _image_names(record: dict[str, Any], where: str) -> list[str]:
-    images = record.get("input_images") or record.get("input_image") or []
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise UserError(f"{where}: `input_images` must be a list of paths")
-    return images
-
-
-def _plain_name(value: Any, field: str, where: str) -> str:
-    """A text that names one file on any system and nothing above it."""
-    name = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    if not name.strip() or name.startswith(".") or _FORBIDDEN.search(name) or len(name.encode()) > LONGEST_NAME:
-        raise UserError(
-            f"{where}: `{field}` {value!r} can not name a picture; use up to {LONGEST_NAME} bytes of UTF-8 without "
-            "path separators, not starting with a dot"
-        )
-    return name
 
 
 class JsonlPrompts(IterableDataset):

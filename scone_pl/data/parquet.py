@@ -1,9 +1,9 @@
-"""Reading the published Scone-S2I parquet layout (SPEC 9), a few rows at a time."""
+"""Reading parquet, a few rows at a time: the published Scone-S2I layout (SPEC 9), or columns named like JSON fields."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import pyarrow
 import pyarrow.parquet
 
 from scone_pl.data.members import plain_key
+from scone_pl.data.parquet_columns import JOINED, Columns, columns_of
+from scone_pl.data.rows import RowRules, describe, read_row
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample, usable
 from scone_pl.errors import UserError
+from scone_pl.files import readable
 
-COLUMNS = ["image", "instruction"]
 _ROWS_AT_A_TIME = 8
 
 
@@ -25,27 +27,33 @@ class ParquetFile:
     path: Path
     subset: str
     rows: int
+    columns: Columns
 
     @property
     def kind(self) -> Kind:
-        """Kind of its samples, told by the subset's name."""
+        """Kind of its samples, told by the subset's name, where no column tells."""
         return "multi" if "multi" in self.subset else "single"
 
 
-def find_parquet(source: str | Path, subset: str | None = None) -> list[ParquetFile]:
+def find_parquet(source: str | Path, subset: str | None = None, rules: RowRules | None = None) -> list[ParquetFile]:
     """The parquet files under `source`: the data set's root, its `parquet_data`, one subset's folder, or one file.
 
     Args:
-        source: where to look.
+        source: where to look; names that begin with a dot are left alone.
         subset: only this subset (a folder's name).
+        rules: how rows are read.
 
     Raises:
-        UserError: nothing found, an unreadable file, or missing columns.
+        UserError: nothing found, an unreadable file, or columns that cannot be read (see `columns_of`).
     """
     source = Path(source)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give the root of the parquet data set")
-    paths = [source] if source.is_file() else sorted(source.rglob("*.parquet"))
+    if source.is_dir():
+        found = (path for path in source.rglob("*.parquet") if not path.is_dir())
+        paths = sorted(path for path in found if not _is_hidden(path.relative_to(source)))
+    else:
+        paths = [source]
     if not paths:
         raise UserError(f"{source}: no *.parquet file in it; give the root of the parquet data set")
     names = sorted({path.parent.name for path in paths})
@@ -53,50 +61,100 @@ def find_parquet(source: str | Path, subset: str | None = None) -> list[ParquetF
         paths = [path for path in paths if path.parent.name == subset]
         if not paths:
             raise UserError(f"{source}: no subset named {subset!r}; there are: {', '.join(names)}")
-    return [_check(path) for path in paths]
+    return [_check(path, rules or RowRules()) for path in paths]
 
 
-def _check(path: Path) -> ParquetFile:
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _check(path: Path, rules: RowRules) -> ParquetFile:
+    first: dict[str, Any] = {}
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            missing = set(COLUMNS) - set(file.schema_arrow.names)
-            rows = file.metadata.num_rows
+        with readable(path), pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            for batch in file.iter_batches(1, use_threads=False):
+                first = _values(batch) if batch.num_rows else {}
+                break
+    except UnicodeDecodeError:
+        pass  # told when that row is read
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({_one_line(error)}); fetch it again") from None
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(sorted(missing))}; the Scone-S2I layout has {COLUMNS}")
-    return ParquetFile(path, path.parent.name, rows)
+    return ParquetFile(path, path.parent.name, rows, columns_of(schema, rules, str(path), first))
 
 
 class ParquetInput:
     """Files one after the other; see `inputs.Input`."""
 
-    def __init__(self, files: list[ParquetFile]) -> None:
+    def __init__(self, files: list[ParquetFile], rules: RowRules | None = None, root: str | None = None) -> None:
+        """`root`: what image paths are relative to; None = the file's folder."""
         self.files = files
+        self.rules = rules or RowRules()
+        self.root = root and Path(root)
+        if root is not None and not Path(root).is_dir():
+            raise UserError(f"{root}: no such folder; --image_root is what image paths are relative to")
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
 
     def identity(self) -> list[Any]:
         stats = [file.path.stat() for file in self.files]
-        return ["parquet", *([str(f.path), s.st_size, s.st_mtime_ns] for f, s in zip(self.files, stats, strict=True))]
+        files = [[str(f.path), s.st_size, s.st_mtime_ns] for f, s in zip(self.files, stats, strict=True)]
+        return ["parquet", *files, asdict(self.rules), str(self.root)]
+
+    def describe(self) -> str:
+        """Which columns of the first file are read as what."""
+        columns = self.files[0].columns
+        told = describe({name: "?" for name in columns.names if name != JOINED}, self.rules.names)
+        return f"{columns.image_words}, {told}" if columns.joined else told
 
     def keys(self) -> Iterator[str]:
-        return (key_of(file, row) for file in self.files for row in range(file.rows))
+        if self.rules.names.key is None:
+            return (key_of(file, row) for file in self.files for row in range(file.rows))
+        return (key for file in self.files for key, _ in self._rows(file, 0, file.rows, keys_only=True))
 
     def read(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BrokenSampleError]]:
         before = 0
         for file in self.files:
             first, last = max(start - before, 0), min(stop - before, file.rows)
-            for number, row in enumerate(iter_rows(file, first, last), first):
-                key = key_of(file, number)
-                metadata = {"source": {"file": file.path.name, "subset": file.subset, "row": number}}
-                yield key, usable(row_to_sample, row, key, file.kind, metadata)
+            for number, (key, row) in enumerate(self._rows(file, first, last), first):
+                yield key, usable(self._sample, row, file, number, key)
             before += file.rows
 
+    def _rows(
+        self, file: ParquetFile, start: int, stop: int, *, keys_only: bool = False
+    ) -> Iterator[tuple[str, dict[str, Any] | BrokenSampleError]]:
+        name = self.rules.names.key
+        columns = (name if name in file.columns.names else name.split(".")[0],) if name and keys_only else None
+        for number, row in enumerate(iter_rows(file, start, stop, columns), start):
+            key = key_of(file, number)
+            if name is not None and isinstance(row, dict):
+                _, own = self.rules.names.find(row, "key")
+                if own is None or not str(own).strip():
+                    row = BrokenSampleError("missing key", f"{file.path}: row {number}: no {name!r}")
+                else:
+                    key = plain_key(str(own))
+            yield key, row
 
-def iter_rows(file: ParquetFile, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
-    """Rows as {"image": list of bytes, "instruction": str}; memory is bounded by a few rows, not by a row group.
+    def _sample(self, row: dict[str, Any] | BrokenSampleError, file: ParquetFile, number: int, key: str) -> Sample:
+        if isinstance(row, BrokenSampleError):
+            raise row
+        where = f"{file.path}: row {number}"
+        metadata = {"source": {"file": file.path.name, "subset": file.subset, "row": number}}
+        parts = read_row(file.columns.row(row, where), self.rules, where, self.root or file.path.parent)
+        return parts.load(key, where, metadata, file.kind)
+
+
+def iter_rows(
+    file: ParquetFile, start: int = 0, stop: int | None = None, columns: tuple[str, ...] | None = None
+) -> Iterator[dict[str, Any] | BrokenSampleError]:
+    """Rows as {column: value}, or what is wrong with one; memory is bounded by a few rows, not by a row group.
+
+    Args:
+        file: where from.
+        start: first row.
+        stop: row behind the last; None = all.
+        columns: which to read; None = those of `file`.
 
     Raises:
         UserError: the file is damaged within.
@@ -104,19 +162,35 @@ def iter_rows(file: ParquetFile, start: int = 0, stop: int | None = None) -> Ite
     stop = file.rows if stop is None else stop
     if start >= stop:
         return
+    wanted = list(columns or file.columns.names)
+    number = start
     try:
         # Without a pre-buffer pages are read as needed instead of a whole row group at once.
-        with pyarrow.parquet.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False) as reader:
+        with (
+            readable(file.path),
+            pyarrow.parquet.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False) as reader,
+        ):
             groups, before = _groups(reader, start, stop)
-            number = before
-            for batch in reader.iter_batches(_ROWS_AT_A_TIME, row_groups=groups, columns=COLUMNS, use_threads=False):
-                wanted = batch[max(start - number, 0) : max(stop - number, 0)]
-                number += len(batch)
-                yield from wanted.to_pylist()
+            for batch in reader.iter_batches(_ROWS_AT_A_TIME, row_groups=groups, columns=wanted, use_threads=False):
+                for row in range(max(start - before, 0), min(stop - before, len(batch))):
+                    try:
+                        values: dict[str, Any] | BrokenSampleError = _values(batch.slice(row, 1))
+                    except UnicodeDecodeError as error:
+                        text = f"{file.path}: row {number}: a text is not UTF-8 ({error.reason})"
+                        values = BrokenSampleError("wrong text", text)
+                    yield values
+                    number += 1
+                before += len(batch)
                 if number >= stop:
                     return
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file.path}: damaged ({_one_line(error)}); fetch it again") from None
+    raise UserError(f"{file.path}: ends behind row {number}, but claims {file.rows} rows; fetch it again")
+
+
+def _values(batch: pyarrow.RecordBatch) -> dict[str, Any]:
+    """The first row of a batch."""
+    return {name: column[0].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def _groups(reader: pyarrow.parquet.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
@@ -129,27 +203,6 @@ def _groups(reader: pyarrow.parquet.ParquetFile, start: int, stop: int) -> tuple
             groups.append(group)
         row += rows
     return groups, first
-
-
-def row_to_sample(row: dict[str, Any], key: str, kind: Kind, metadata: dict[str, Any]) -> Sample:
-    """The sample in a row; the last image is the target.
-
-    Raises:
-        BrokenSampleError: no image or no instruction.
-    """
-    images, instruction = row["image"], row["instruction"]
-    if not images or any(not image for image in images):
-        raise BrokenSampleError("missing image", f"{key}: the image list is empty or holds an empty image")
-    if not isinstance(instruction, str) or not instruction.strip():
-        raise BrokenSampleError("missing instruction", f"{key}: no instruction")
-    return Sample(
-        key=key,
-        references=tuple(images[:-1]),
-        target=images[-1],
-        instruction=instruction,
-        kind=kind,
-        metadata=metadata,
-    )
 
 
 def key_of(file: ParquetFile, row: int) -> str:

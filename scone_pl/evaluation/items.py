@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scone_pl.data.prompts import requests_and_records
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark, CaseType
 
@@ -74,21 +74,15 @@ def read_items(
         language: only items whose `instruction_language` is this.
 
     Raises:
-        UserError: naming file and line: see `read_requests`; an unknown task; labels that do not fit the candidates;
-            more lists of candidates than references. Also if nothing is left. A warning tells of items without a
-            label that is 1, and of case types that are not understood.
+        UserError: naming file and line: see `requests_and_records`; an unknown task; labels that do not fit the
+            candidates; more lists of candidates than references. Also if nothing is left. A warning tells of items
+            without a label that is 1, and of case types that are not understood.
     """
-    # The reader of prompts comes with torch; tables do without.
-    from scone_pl.data.jsonl import read_requests
-
     file = data_file(data)
-    requests = read_requests([file])
-    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     items = []
     strange: Counter[str] = Counter()
     hopeless: list[str] = []
-    for request, line in zip(requests, lines, strict=True):
-        record = json.loads(line)
+    for request, record in requests_and_records([file]):
         if request.task_type not in benchmark.tasks:
             raise UserError(
                 f"{request.where}: {request.task_type!r} is no task of {benchmark.name}; it has "

@@ -8,7 +8,7 @@ import pytest
 import torch
 from data_helpers import encode, make_sample
 
-from scone_pl.data.image_lists import FieldNames
+from scone_pl.data.fields import FieldNames
 from scone_pl.data.inputs import open_input
 from scone_pl.data.packing import prepare_sample, sample_layout
 from scone_pl.data.sample import BrokenSampleError
@@ -85,7 +85,7 @@ def test_jsonl_lines_with_an_answer_need_no_target(tmp_path):
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
     found = [s for _, s in open_input(str(tmp_path / "list.jsonl")).read(0, 3)]
     assert (found[0].answer, found[0].target) == ("star", b"")
-    assert [f.reason for f in found[1:]] == ["missing target", "wrong JSON"]
+    assert [f.reason for f in found[1:]] == ["missing target", "wrong field"]
     named = open_input(str(tmp_path / "list.jsonl"), fields=FieldNames(answer="reply"))
     assert [s.answer for _, s in named.read(1, 2)] == ["ring"]
 

@@ -11,7 +11,7 @@ import pytest
 from data_helpers import ROOT, encode, make_sample
 
 from scone_pl.data.convert import ConvertConfig, convert
-from scone_pl.data.image_lists import FieldNames
+from scone_pl.data.fields import FieldNames
 from scone_pl.data.inputs import open_input
 from scone_pl.data.sample import Candidate
 from scone_pl.data.shard_writer import write_shards
@@ -57,13 +57,15 @@ def test_json_lines_of_several_styles(lists, tmp_path):
     manifest, faults = convert(open_input(str(lists)), tmp_path / "out", progress=False)
     assert manifest.kinds == {"multi": 1, "single": 2}
     assert faults.counts == {
-        "wrong JSON": 5,
+        "wrong JSON": 2,
+        "wrong field": 2,
+        "wrong candidates": 1,
         "missing image": 1,
         "missing instruction": 1,
         "missing target": 1,
         "unreadable image": 1,
     }
-    assert any("list.jsonl: line 12: not an object" in line for line in faults.examples)
+    assert any("list.jsonl:12: must be a JSON object" in line for line in faults.examples)
     uno, x2i, own = ShardSet.open(tmp_path / "out")
     assert (uno.key, uno.instruction, uno.target) == ("list-000000000", "uno", encode(32, 32))
     assert uno.references == (encode(16, 16), encode(24, 24))
@@ -126,9 +128,10 @@ def test_names_that_no_key_can_have_stay_apart(lists, tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("", {}, "holds no line"),
-        ("[{}]", {}, r"jq -c '\.\[\]'"),
-        (None, {}, "no such JSONL file"),
+        ("", {}, "holds no row"),
+        ("[{}]", {}, "no sample of the source is good"),
+        ("[{}", {}, "the JSON list does not end"),
+        (None, {}, "x.jsonl: no such file"),
         ("{}", {"image_root": "/nowhere"}, "/nowhere: no such folder"),
         ("{}", {"subset": "x"}, "--subset is for parquet sources"),
         ("{}\n{}", {}, "no sample of the source is good"),

@@ -66,7 +66,7 @@ def test_selection(data, omni_items):
         ({"key": "0001", "task_type": "composition_single"}, "was used at"),
         ({"input_images": ["no.png"]}, "no such image file"),
         ({"key": "\u732b" * 70}, "can not name a picture; use up to 200 bytes"),
-        ({"key": "\ud800"}, "can not name a picture"),
+        ({"key": "\ud800"}, "half a surrogate pair"),
         ({"task_type": "../x"}, "`task_type` '../x' can not name a picture"),
     ],
 )

@@ -15,7 +15,8 @@ from PIL import Image
 from pipeline_helpers import ROOT, pixels, run_scone, write_folder, write_jsonl, write_picture
 
 from scone_pl.cli import SconeCLI
-from scone_pl.data.jsonl import JsonlPrompts, read_requests
+from scone_pl.data.jsonl import JsonlPrompts
+from scone_pl.data.prompts import read_requests
 from scone_pl.data.sample import Sample
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
@@ -174,9 +175,9 @@ GOOD = {"key": "k", "instruction": "x", "input_images": []}
 BAD_LINES = {
     "not JSON": "{",
     "must be a JSON object": "[]",
-    "`instruction` must be": {"key": "k", "input_images": []},
+    "no instruction": {"key": "k", "input_images": []},
     "no such image file": {**GOOD, "input_images": ["no.png"]},
-    "must be a list of paths": {**GOOD, "input_images": [3]},
+    "must hold paths of images": {**GOOD, "input_images": [3]},
     "can not name a picture": {**GOOD, "key": "../k"},
     "`key` None": {"instruction": "x"},
     "`key` '.'": {**GOOD, "key": "."},
@@ -201,9 +202,9 @@ def test_duplicates_empty_and_unreadable_files(tmp_path):
         read_requests([same])
     for content in ("", "\n\n"):
         (tmp_path / "empty.jsonl").write_text(content)
-        with pytest.raises(UserError, match="holds no line"):
+        with pytest.raises(UserError, match="holds no row"):
             read_requests([tmp_path / "empty.jsonl"])
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match=r"no\.jsonl: no such file"):
         read_requests([tmp_path / "no.jsonl"])
 
 

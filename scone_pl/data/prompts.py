@@ -1,0 +1,130 @@
+"""Prompts to generate from as JSON rows, in the form of SconeEval and OmniContext (EVAL_SPEC 1.2).
+
+A row has `key` (names the picture), an instruction and reference images (paths relative to the file, in order; may be
+empty) under any name that `shards convert` knows (`data/fields.py`); optionally `task_type` (names a folder). Other
+fields are left alone. Images are prepared as the release does in inference, except that they are turned as their EXIF
+orientation says unless `data.packing.exif_orientation` is `ignore`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scone_pl.data.fields import FieldNames
+from scone_pl.data.json_rows import SUFFIXES, JsonRows
+from scone_pl.data.rows import Row, RowRules, read_row
+from scone_pl.data.sample import BrokenSampleError, Sample
+from scone_pl.errors import UserError
+
+LONGEST_NAME = 200
+"""Bytes of a key or task type in UTF-8: file systems take 255, and the name gets a suffix."""
+_FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f\ud800-\udfff]')
+_RULES = RowRules(names=FieldNames(key="key"), require_target=False, require_references=False, prompts=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row."""
+
+    key: str
+    task_type: str
+    """Empty if the record has none."""
+    row: Row
+    where: str
+    """File and line, for messages."""
+
+    @property
+    def instruction(self) -> str:
+        return self.row.instruction
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """Files of the reference images."""
+        return tuple(image for image in self.row.references if isinstance(image, Path))
+
+    def read(self) -> Sample:
+        """The images' bytes and the rest as a sample without target.
+
+        Raises:
+            BrokenSampleError: an image cannot be read.
+        """
+        return self.row.load(self.key, self.where, {"task_type": self.task_type})
+
+
+def is_prompt_file(path: str) -> bool:
+    """Whether a prediction source is a file of prompts; else it is a folder or URL of shards."""
+    return "://" not in path and not Path(path).is_dir() and (path.endswith(SUFFIXES) or Path(path).exists())
+
+
+def read_requests(files: Sequence[str | Path]) -> list[Request]:
+    """All rows of some files, checked.
+
+    Raises:
+        UserError: naming file and line: not JSON, a field that is missing or wrong, an image that is not there, a key
+            that can not name a file or comes twice in its task type.
+    """
+    return [request for request, _ in requests_and_records(files)]
+
+
+def requests_and_records(files: Sequence[str | Path]) -> Iterator[tuple[Request, dict[str, Any]]]:
+    """As `read_requests`, each with all fields of its row."""
+    seen: dict[tuple[str, str], str] = {}
+    for file in map(Path, files):
+        rows = JsonRows.open(file)
+        for number, record in rows.read():
+            if isinstance(record, UserError):
+                raise record
+            request = _request(record, rows.where(number), file.parent)
+            place = (_folded(request.task_type), _folded(request.key))
+            if place in seen:
+                raise UserError(
+                    f"{request.where}: the key {request.key!r} was used at {seen[place]} already (capitals do not "
+                    "count: some file systems do not tell them apart)"
+                )
+            seen[place] = request.where
+            yield request, record
+    if not seen:
+        raise UserError(f"{' '.join(map(str, files))}: holds no row to generate from")
+
+
+def _request(record: dict[str, Any], where: str, folder: Path) -> Request:
+    try:
+        row = read_row(record, _RULES, where, folder)
+    except BrokenSampleError as error:
+        raise UserError(str(error)) from None
+    task_type = record.get("task_type")
+    name = "" if task_type in (None, "") else _plain_name(task_type, "task_type", where)
+    if name.endswith((".png", ".json")):
+        raise UserError(f"{where}: `task_type` {name!r} names a folder; it must not end in .png or .json")
+    request = Request(_plain_name(record.get("key"), "key", where), name, row, where)
+    for image in request.images:
+        if not _is_file(image):
+            raise UserError(f"{where}: no such image file {str(image)!r:.300}; paths are relative to the JSON file")
+    return request
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a null byte
+        return False
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _plain_name(value: Any, field: str, where: str) -> str:
+    """A text that names one file on any system and nothing above it."""
+    name = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not name.strip() or name.startswith(".") or _FORBIDDEN.search(name) or len(name.encode()) > LONGEST_NAME:
+        raise UserError(
+            f"{where}: `{field}` {value!r:.300} can not name a picture; use up to {LONGEST_NAME} bytes of UTF-8 "
+            "without path separators, not starting with a dot"
+        )
+    return name
