@@ -110,7 +110,7 @@ bench: install ## attention, training step, sampling, data, snapshots: time, mem
 
 ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-gpu-check: ## what only a GPU can show: 8 minutes on one H100, any Python with torch and lightning (docs/gpu.md)
+gpu-check: ## what only a GPU can show: 8 minutes on one H100, any Python with torch and lightning (docs/gpu.md; ARGS=--list)
 	@PYTHONPATH=.gpu-packages:$$PYTHONPATH $(ANY_PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 GPU_PACKAGES = jsonargparse docstring_parser typeshed_client webdataset braceexpand
