@@ -21,6 +21,7 @@ from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check import attention, page, running, sampling, steps, synchronisations
 from benchmarks.gpu_check.report import Report, read_report
 from benchmarks.gpu_check.settings import Settings
+from benchmarks.gpu_check.stack import FULL_DEPTH, Prediction
 from scone_pl.errors import UserError
 from scone_pl.model.attention import SplitPlan
 
@@ -185,6 +186,18 @@ def test_extrapolation_is_linear_in_the_layers() -> None:
     assert sampling.extrapolate((4, at(4)), (8, at(8)), 28) == at(28)
 
 
+@pytest.mark.slow
+def test_as_many_layers_as_fit() -> None:
+    """Of the real sizes, on the meta device: more memory, more layers; the fewest that do not fit need more."""
+    prediction = Prediction(Settings(torch.device("cuda")), attention="flex")
+    small, large = (prediction.most_layers(memory * 2**30) for memory in (60, 78))
+    assert 3 <= small < large < FULL_DEPTH
+    assert prediction.memory(large).peak < 78 * 2**30 < prediction.memory(large + 1).peak * 1.2
+    assert prediction.activations(FULL_DEPTH).kept > prediction.activations(large).kept
+    with pytest.raises(RuntimeError, match="too little for 3 layers"):
+        prediction.most_layers(20 * 2**30)
+
+
 # ------------------------------------------------------------------ the page
 def results_of(steps_: dict[str, Any], **about: Any) -> dict[str, Any]:
     return {"commit": "0123abc", "date": "2026-11-26", "device": "cuda", "quick": False, "steps": steps_} | about
@@ -261,7 +274,7 @@ def test_the_whole_on_the_cpu_with_the_packages_of_the_machine(tmp_path: Path) -
     found = json.loads((tmp_path / "out" / running.RESULTS).read_text())["steps"]
     assert list(found) == list(steps.STEPS)
     assert all(step["status"].startswith("skipped: needs CUDA") for step in found.values())
-    assert found["attention"]["values"]["compared"] == 28
+    assert found["attention"]["values"]["compared"] == 14
     assert found["resuming"]["values"]["worst_loss_error"] == 0
     assert found["parity"]["values"]["split"]["agree"] == found["parity"]["values"]["split"]["quantities"] > 50
     cases = found["training"]["values"]["cases"]
