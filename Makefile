@@ -95,17 +95,15 @@ table3: install ## SconeEval: make table3 CHECKPOINT=weights/Scone DATA=../Scone
 	@test -n "$(CHECKPOINT)" -a -n "$(DATA)" || { echo "error: make $@ CHECKPOINT=folder of weights DATA=folder with data.jsonl, or with SconeEval in it"; exit 1; }
 	$(SCONE) evaluate --benchmark sconeeval --data "$(or $(wildcard $(DATA)/SconeEval),$(DATA))" --checkpoint "$(CHECKPOINT)" --output "$(OUTPUT)/sconeeval/$(NAME)" $(ARGS)
 
-photos: install ## real photographs through every stage at real resolutions, two steps each (needs ../shared)
+photos: install ## the shipped photographs through every stage at real resolutions, two steps each
 	$(SCONE) mini base --preset mini_photo --output runs/photos/base
-	for subset in scone_single_candidate_refined scone_multi_candidate; do \
-	  [ -e data_shards/photos/$$subset/manifest.json ] || $(SCONE) shards convert ../shared/data/scone_s2i_sample data_shards/photos/$$subset --subset $$subset || exit 1; done
 	$(SCONE) fit --config experiments/photos/stages.yaml
 
-bench: install ## attention, training step, sampling, data, snapshots: time, memory, ratios to their baselines
+bench: install ## attention, training step, sampling, data (DATA=a set in the published layout), snapshots: time, memory, ratios to their baselines
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/sampling.py
-	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/data.py $(if $(DATA),--source $(DATA),--only memory)
 	$(BIN)/python benchmarks/snapshots.py
 
 ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -126,4 +124,4 @@ tensorboard: install ## watch the runs
 	$(BIN)/tensorboard --logdir runs
 
 clean: ## remove what runs and builds left, shards included; .venv stays
-	rm -rf runs data_shards/mini data_shards/photos .pytest_cache .ruff_cache .gpu-packages *.egg-info
+	rm -rf runs data_shards/mini .pytest_cache .ruff_cache .gpu-packages *.egg-info

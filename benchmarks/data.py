@@ -5,8 +5,8 @@ for the VAE and for the ViT, to-tensor and normalise in float, pack first come, 
 thread, taken in turns, so other load on the machine matters little. A row of its own is what Pillow alone takes to
 decode and resize to exactly these pixels: less than that no reader with `pixels: exact` can take.
 
-    .venv/bin/python benchmarks/data.py                  # about 4 minutes; --quick for one
-    .venv/bin/python benchmarks/data.py --only memory    # one part: compare, packing, prefetch or memory
+    .venv/bin/python benchmarks/data.py --source Scone-S2I-57K    # about 4 minutes for 136 rows; --quick for one
+    .venv/bin/python benchmarks/data.py --only memory             # needs no data; so does prefetch
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
 from scone_pl.data.transforms import ImageResize, to_tensor
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import PackedSequence
-
-SAMPLE = Path(__file__).parents[2] / "shared/data/scone_s2i_sample"
 
 
 def release_style(root: Path, packing: PackingConfig, words: Tokenizer) -> Iterator[PackedSequence]:
@@ -219,12 +217,14 @@ def _each(function: Callable, items: list) -> tuple[list, float]:
 def main() -> None:
     """All measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=SAMPLE, help="a data set in the Scone-S2I parquet layout")
+    parser.add_argument("--source", type=Path, help="a data set in the Scone-S2I parquet layout")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--samples", type=int, default=100_000, help="of the memory measurement")
     parser.add_argument("--quick", action="store_true", help="one repeat, 5000 samples for memory")
     parser.add_argument("--only", choices=["compare", "packing", "prefetch", "memory"], help="one part of it")
     options = parser.parse_args()
+    if options.source is None and options.only not in ("prefetch", "memory"):
+        parser.error("--source is needed, or --only prefetch or --only memory")
     if options.quick:
         options.repeats, options.samples = 1, 5000
     torch.set_num_threads(1)

@@ -28,10 +28,7 @@ def mini_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_world(folder / "data_shards/mini" / name, world_set, samples=120, progress=False)
     write_base(folder / "runs/mini/base")
     write_base(folder / "runs/photos/base", preset="mini_photo")
-    tiny = folder / "data_shards/photos"
-    tiny.mkdir()
-    (tiny / "scone_single_candidate_refined").symlink_to(ROOT / "data_shards/tiny/single")
-    (tiny / "scone_multi_candidate").symlink_to(ROOT / "data_shards/tiny/multi")
+    (folder / "data_shards/tiny").symlink_to(ROOT / "data_shards/tiny")
     (folder / "experiments").symlink_to(ROOT / "experiments")
     return folder
 

@@ -25,14 +25,6 @@ def test_everything_in_the_golden_folder_agrees(attention: str) -> None:
     assert {"bridge.blocked", "train.bridge.loss", "infer.cfg_text_channel.image", "pack.attention_allowed.2"} <= names
 
 
-SHARED = Path(__file__).parents[2] / "shared/golden/parity"
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="there is no shared folder beside the project")
-def test_shared_golden_folder() -> None:
-    assert main(["parity", str(SHARED)]) == 0
-
-
 def test_exactly_the_wrong_numbers_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "parity"
     shutil.copytree(GOLDEN, folder)

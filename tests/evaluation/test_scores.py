@@ -19,15 +19,13 @@ from scone_pl.evaluation.scores import (
 )
 from scone_pl.mini.episode import TASKS
 
-COPY = Path(__file__).parent / "golden"
-ORIGINAL = Path(__file__).parents[3] / "shared/golden/evaluation"
-FOLDERS = [folder for folder in (COPY, ORIGINAL) if folder.is_dir()]
+GOLDEN = Path(__file__).parent / "golden"
 BENCHMARKS = {"sconeeval": SCONEEVAL_TASKS, "omnicontext": OMNICONTEXT_TASKS}
 
 
-@pytest.fixture(params=FOLDERS, ids=["copy", "original"][: len(FOLDERS)])
-def golden(request):
-    return request.param
+@pytest.fixture
+def golden():
+    return GOLDEN
 
 
 def read_json(folder, name):

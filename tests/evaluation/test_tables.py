@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
@@ -18,12 +17,10 @@ from scone_pl.evaluation.stability import stability
 from scone_pl.evaluation.summary import Summary
 from scone_pl.evaluation.tables import comparison_markdown, detail_markdown, extra_markdown, latex, main_markdown
 
-COPY = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[3] / "shared"
-FOLDERS = [folder for folder in (COPY, SHARED / "golden/evaluation") if folder.is_dir()]
+GOLDEN = Path(__file__).parent / "golden"
 
 
-def read(benchmark, folder=COPY):
+def read(benchmark, folder=GOLDEN):
     return read_records(folder / f"{benchmark.name}.jsonl", benchmark)
 
 
@@ -41,27 +38,26 @@ def check_near(found, expected, where=""):
         assert found == pytest.approx(expected, abs=1e-9, rel=0), where
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=["copy", "original"][: len(FOLDERS)])
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_the_command_prints_the_expected_json(folder, name, capsys):
-    assert main(["tables", "--benchmark", name, "--scores", str(folder / f"{name}.jsonl"), "--json"]) == 0
+def test_the_command_prints_the_expected_json(name, capsys):
+    assert main(["tables", "--benchmark", name, "--scores", str(GOLDEN / f"{name}.jsonl"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    expected = json.loads((folder / "expected.json").read_text())[name]
+    expected = json.loads((GOLDEN / "expected.json").read_text())[name]
     check_near(found["groups"], expected["groups"])
     check_near(found["combined"], expected["combined"])
 
 
 def test_the_language_filter_is_the_english_view(capsys):
-    path = COPY / "omnicontext.jsonl"
+    path = GOLDEN / "omnicontext.jsonl"
     assert main(["tables", "--benchmark", "omnicontext", "--scores", str(path), "--json", "--language", "en"]) == 0
     found = json.loads(capsys.readouterr().out)["groups"]
     for group, expected in zip(
-        found, json.loads((COPY / "expected.json").read_text())["omnicontext"]["groups"], strict=True
+        found, json.loads((GOLDEN / "expected.json").read_text())["omnicontext"]["groups"], strict=True
     ):
         check_near({name: group[name] for name in ("per_task", "average")}, expected["english_only"])
 
 
-@pytest.mark.parametrize("case", json.loads((COPY / "cases.json").read_text())["aggregation_edges"], ids=str)
+@pytest.mark.parametrize("case", json.loads((GOLDEN / "cases.json").read_text())["aggregation_edges"], ids=str)
 def test_aggregation_edges(case, tmp_path):
     benchmark = BENCHMARKS[case["benchmark"]]
     file = tmp_path / "scores.jsonl"
@@ -80,7 +76,7 @@ def test_aggregation_edges(case, tmp_path):
 
 
 def test_published_rows():
-    leaderboard = {row["method"]: row for row in json.loads((COPY / "leaderboard.json").read_text())["rows"]}
+    leaderboard = {row["method"]: row for row in json.loads((GOLDEN / "leaderboard.json").read_text())["rows"]}
     table = published(SCONEEVAL)
     assert list(table.rows) == list(leaderboard)
     for method, row in table.rows.items():
@@ -93,14 +89,6 @@ def test_published_rows():
     for row in published(OMNICONTEXT).rows.values():
         values = [row[f"{task}.COM"] for task in OMNICONTEXT.tasks]
         assert sum(values) / 8 == pytest.approx(row["average.COM"], abs=0.011)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's tables are in ../shared")
-def test_published_rows_are_the_papers():
-    paper = yaml.safe_load((SHARED / "published_tables.yaml").read_text())
-    for benchmark, name in ((OMNICONTEXT, "table2_omnicontext"), (SCONEEVAL, "table3_sconeeval")):
-        rows = {method: list(row.values()) for method, row in published(benchmark).rows.items()}
-        assert rows == paper[name]["rows"]
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=BENCHMARKS)
@@ -284,9 +272,9 @@ def test_bad_records_are_named(record, message, tmp_path, capsys):
 
 
 def test_files_of_two_models(tmp_path, capsys):
-    arguments = ["tables", "--benchmark", "sconeeval", "--scores", str(COPY / "sconeeval.jsonl"), "--name", "ours"]
+    arguments = ["tables", "--benchmark", "sconeeval", "--scores", str(GOLDEN / "sconeeval.jsonl"), "--name", "ours"]
     other = tmp_path / "other.jsonl"
-    other.write_text((COPY / "sconeeval.jsonl").read_text())
+    other.write_text((GOLDEN / "sconeeval.jsonl").read_text())
     assert main([*arguments, "--compare", str(other), "--output", str(tmp_path / "tables")]) == 0
     text = capsys.readouterr().out
     assert "### ours against other" in text
