@@ -10,5 +10,10 @@ class UserError(ValueError):
 
     def __init__(self, message: object = "") -> None:
         """Makes one printable line of `message`: what it quotes may hold line breaks, control codes, half an emoji."""
-        line = " ".join(str(message).split())
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+        super().__init__(printable_line(str(message)))
+
+
+def printable_line(text: str) -> str:
+    """`text` on one line, with escapes in place of control codes."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -201,9 +201,9 @@ def _say_faults(faults: Faults, what: str, show: int) -> None:
     if not faults.total:
         return
     _say(f"{what}: {faults}")
-    examples = [line for line in faults.examples if not any(f": {reason}: " in line for reason in BY_REQUEST)]
-    for example in examples[:show]:
+    examples = faults.listed(show, without=BY_REQUEST)
+    for example in examples:
         _say(f"  {example}")
-    unlisted = faults.total - sum(faults.counts[reason] for reason in BY_REQUEST) - show
+    unlisted = faults.total - sum(faults.counts[reason] for reason in BY_REQUEST) - len(examples)
     if unlisted > 0:
         _say(f"  ... and {unlisted} more")

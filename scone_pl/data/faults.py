@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,23 @@ class Faults:
         """Adds those of `other`."""
         self.counts.update(other.counts)
         self.examples += other.examples[: _EXAMPLES_KEPT - len(self.examples)]
+
+    def listed(self, most: int, without: Collection[str] = ()) -> list[str]:
+        """Some examples in order, the first of each reason among them.
+
+        Args:
+            most: how many, or one a reason where that is more.
+            without: reasons that are not listed.
+        """
+        first: dict[str, int] = {}
+        shown = []
+        for number, line in enumerate(self.examples):
+            reason = next((reason for reason in self.counts if f": {reason}: " in line), "")
+            if reason not in without:
+                shown.append(number)
+                first.setdefault(reason, number)
+        chosen = [*first.values(), *(number for number in shown if number not in first.values())]
+        return [self.examples[number] for number in sorted(chosen[: max(most, len(first))])]
 
     def to_json(self) -> dict[str, Any]:
         """As it is written into a file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,15 @@ def _check(path: Path, rules: RowRules) -> ParquetFile:
         with readable(path), pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
             for batch in file.iter_batches(1, use_threads=False):
-                first = _values(batch) if batch.num_rows else {}
+                with suppress(UnicodeDecodeError):  # told when that row is read
+                    first = _values(batch) if batch.num_rows else {}
                 break
+            columns = columns_of(schema, rules, str(path), first)
     except UnicodeDecodeError:
-        pass  # told when that row is read
+        raise UserError(f"{path}: the name of a column is not UTF-8; fetch the file again") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({_one_line(error)}); fetch it again") from None
-    return ParquetFile(path, path.parent.name, rows, columns_of(schema, rules, str(path), first))
+    return ParquetFile(path, path.parent.name, rows, columns)
 
 
 class ParquetInput:

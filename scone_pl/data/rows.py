@@ -10,7 +10,7 @@ from typing import Any, get_args
 from scone_pl.data.decoding import read_encoded
 from scone_pl.data.fields import FieldNames, advice, known_names, look_up, short_list, unused_images
 from scone_pl.data.sample import BrokenSampleError, Candidate, Kind, Sample, parse_candidates
-from scone_pl.errors import UserError
+from scone_pl.errors import UserError, printable_line
 
 Image = Path | bytes
 """An encoded image, or the file that holds it."""
@@ -153,7 +153,7 @@ def describe(row: Mapping[str, Any], names: FieldNames) -> str:
     read = {role: name for role in roles if (name := names.find(row, role)[0]) is not None}
     unused = sorted(row.keys() - known_names(names) - {name.split(".")[0] for name in read.values()})
     told = ", ".join(role if role == name else f"{role} from {name}" for role, name in read.items()) or "nothing"
-    return told + (f"; not used: {short_list(unused)}" if unused else "")
+    return printable_line(told + (f"; not used: {short_list(unused)}" if unused else ""))
 
 
 def remaining(row: Mapping[str, Any], names: FieldNames) -> dict[str, Any]:
@@ -250,7 +250,9 @@ def _load(image: Image, where: str) -> bytes:
     try:
         return read_encoded(image)
     except UserError as error:
-        raise BrokenSampleError("missing image", f"{where}: {error}") from None
+        text = str(error)
+        text = text if len(text) <= 400 else f"{text[:200]}...{text[-100:]}"
+        raise BrokenSampleError("missing image", f"{where}: {text}") from None
 
 
 def _type_of(value: Any) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from scone_pl.errors import printable_line
+
 Kind = Literal["single", "multi"]
 
 
@@ -25,6 +27,8 @@ class Candidate:
         # A comparison with NaN is false, with a text a TypeError.
         if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1) or not isinstance(self.meant, bool):
             raise ValueError(f"the box {self.box} must be left, top, right, bottom from 0 to 1, `meant` true or false")
+        if not isinstance(self.name, str):
+            raise TypeError(f"the name {self.name!r} must be a text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ class BrokenSampleError(ValueError):
 
     def __init__(self, reason: str, message: str) -> None:
         """`reason`: a few fixed words, the name of a counter. `message`: the details."""
-        super().__init__(message)
+        super().__init__(printable_line(message))
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[BrokenSampleError], tuple[str, str]]:

@@ -7,6 +7,7 @@ from data_helpers import encode
 
 from scone_pl.data.commands import main
 from scone_pl.data.convert import convert
+from scone_pl.data.faults import Faults
 from scone_pl.data.fields import KNOWN, FieldNames, unused_images
 from scone_pl.data.inputs import open_input
 from scone_pl.data.prompts import read_requests
@@ -186,3 +187,21 @@ def test_lists_of_json_are_read_like_lines(folder):
     _, faults = convert(open_input(str(folder / "list"), image_root=str(folder)), folder / "out", progress=False)
     assert faults.total == 0
     assert [entry.instruction for entry in ShardSet.open(folder / "out").index] == expected
+
+
+def test_every_reason_has_an_example_whatever_comes_first():
+    faults = Faults()
+    for number in range(30):
+        faults.add(f"k{number}", BrokenSampleError("missing image", f"x:{number}"))
+    faults.add("asked", BrokenSampleError("small image", "x:31"))
+    faults.add("last", BrokenSampleError("wrong JSON", "x:32"))
+    listed = faults.listed(3, without=("small image",))
+    assert listed == ["k0: missing image: x:0", "k1: missing image: x:1", "last: wrong JSON: x:32"]
+    assert len(faults.listed(1)) == 3
+
+
+def test_messages_are_printable(folder):
+    file = write(folder, {"instruction": 5, "x\x1b[2J": "a.png"}, {"promt\x1b\n": "x", "input_images": ["a\x07.png"]})
+    found = [str(error) for _, error in open_input(file).read(0, 2)]
+    assert all(text.isprintable() for text in [*found, open_input(file).describe()])
+    assert "\\x1b" in found[1]
