@@ -122,7 +122,7 @@ def parse_json(text: str, source: str, expected: type[T]) -> T:
             string (which no file or tokenizer can take), or holds a value of another type.
     """
     try:
-        content = json.loads(text, object_pairs_hook=_unique)
+        content = _DECODER.decode(text)
         if _SURROGATE_ESCAPE.search(text):
             json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -142,6 +142,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {twice!r} comes twice in one object")
     return content
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 @contextmanager

@@ -125,19 +125,20 @@ def _shortened(value: Any) -> str:
 class Index(Sequence[IndexEntry]):
     """The lines of `index.jsonl`, parsed when asked for: memory does not grow with the number of samples."""
 
-    def __init__(self, file: Path) -> None:
-        """Opens `file`.
+    def __init__(self, file: Path, name: str | None = None) -> None:
+        """Opens `file`, which messages call `name`: the URL of a copy.
 
         Raises:
             UserError: it cannot be read.
         """
         self.file = file
+        self.name = name or str(file)
         try:
             with file.open("rb") as stream:
                 empty = os.fstat(stream.fileno()).st_size == 0
                 self._lines = b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+            raise UserError(f"{self.name}: cannot be read ({error.strerror or error})") from error
         ends = np.flatnonzero(np.frombuffer(self._lines, dtype=np.uint8) == ord("\n")) + 1
         self._bounds = np.concatenate([[0], ends]).astype(np.int64)
 
@@ -154,7 +155,7 @@ class Index(Sequence[IndexEntry]):
         number = range(len(self))[item]
         line = self._lines[self._bounds[number] : self._bounds[number + 1]]
         try:
-            return IndexEntry.from_json(line, f"{self.file}: line {number + 1}")
+            return IndexEntry.from_json(line, f"{self.name}: line {number + 1}")
         except UserError as error:
             raise UserError(f"{error}; copy or convert the data set again") from None
 
@@ -172,5 +173,5 @@ class Index(Sequence[IndexEntry]):
                 return one
         return None
 
-    def __reduce__(self) -> tuple[type[Index], tuple[Path]]:
-        return Index, (self.file,)
+    def __reduce__(self) -> tuple[type[Index], tuple[Path, str]]:
+        return Index, (self.file, self.name)

@@ -20,7 +20,7 @@ from scone_pl.data.members import MOST_BYTES, parse_members
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.storage import FetchError, LocalFolder, RemoteFolder, StorageConfig, open_storage, sha256_of
 from scone_pl.errors import UserError
-from scone_pl.files import read_text
+from scone_pl.files import decode, read_bytes
 
 
 class ShardSet:
@@ -44,10 +44,10 @@ class ShardSet:
             for shard in self.manifest.shards:
                 self._check_shard(shard)
         file = self._index_file()
-        self.index = Index(file)
+        self.index = Index(file, f"{self.storage.name}/{INDEX}" if self.storage.remote else None)
         if len(self.index) != self.manifest.samples or not self.index.is_complete:
             raise UserError(
-                f"{file} has {len(self.index)} lines where {MANIFEST} says {self.manifest.samples} "
+                f"{self.index.name} has {len(self.index)} lines where {MANIFEST} says {self.manifest.samples} "
                 "samples; copy the data set again or convert it again"
             )
         self._ends = list(itertools.accumulate(shard.samples for shard in self.manifest.shards))
@@ -66,10 +66,11 @@ class ShardSet:
         if isinstance(self.storage, LocalFolder):
             return Manifest.read(self.storage.path)
         try:
-            text = read_text(self.storage.local(MANIFEST))
+            content = read_bytes(self.storage.local(MANIFEST))
         except FetchError as error:
             raise UserError(f"{error}; check the URL (of the folder that holds {MANIFEST}) and the network") from None
-        return Manifest.parse(text, f"{self.storage.name}/{MANIFEST}")
+        source = f"{self.storage.name}/{MANIFEST}"
+        return Manifest.parse(decode(content, source), source)
 
     def _index_file(self) -> Path:
         try:
@@ -123,7 +124,7 @@ class ShardSet:
             end = 0
             for i in range(start, start + info.samples):
                 entry = self.index[i]
-                where = f"{self.index.file}: line {i + 1} ({entry.key})"
+                where = f"{self.index.name}: line {i + 1} ({entry.key})"
                 if entry.shard != number or not end <= entry.offset <= info.bytes - entry.length:
                     raise UserError(
                         f"{where} does not lie in {info.file} behind the line before it, where {MANIFEST} has it; "

@@ -67,7 +67,7 @@ class TokenCounter:
             counts[i] = self(entry)
             if stored and entry.tokens not in (None, counts[i]):
                 raise UserError(
-                    f"{shards.index.file}: line {i + 1} ({entry.key}) says {entry.tokens} tokens, but it has "
+                    f"{shards.index.name}: line {i + 1} ({entry.key}) says {entry.tokens} tokens, but it has "
                     f"{counts[i]}; convert the data set again"
                 )
         return counts
