@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from scone_pl.errors import UserError
 from scone_pl.files import write_bytes
 from scone_pl.outputs import check_output_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _QUALITY = 95
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -55,6 +58,13 @@ def write_image(image: Image.Image, file: str | os.PathLike[str]) -> None:
     content = io.BytesIO()
     image.save(content, **options)
     write_bytes(content.getvalue(), path)
+
+
+def write_figure(figure: Figure, file: Path, *, dpi: int) -> None:
+    """Replaces the PNG `file` with a drawing, making its folder if needed."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi)
+    write_bytes(content.getvalue(), file)
 
 
 def _is_unicode(text: str) -> bool:

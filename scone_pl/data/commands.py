@@ -74,8 +74,9 @@ def convert(
         shrink: re-encode images so that the long side has at most so many pixels.
         reencode: re-encode images in this format; by default their bytes are kept (with --shrink: jpeg).
         quality: of re-encoded JPEG and WebP images.
-        exif_orientation: apply = sizes in the index, and re-encoded images, are turned as their EXIF orientation
-            says; ignore = as they are stored (the release). Bytes that are not re-encoded stay as they are.
+        exif_orientation: apply = sizes in the index are those of images turned as their EXIF orientation says, and
+            re-encoded images are turned; ignore = neither is (the release). Images that are not turned keep their
+            orientation data, so data.packing.exif_orientation can still be either.
         decode: decode every image now to find damaged ones; otherwise only their headers are read.
         tokenizer: checkpoint folder with tokenizer files, for the token counts that are stored (at the sizes of the
             7B recipes); by default bytes are counted.

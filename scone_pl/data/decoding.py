@@ -224,15 +224,22 @@ def image_size(data: bytes, exif_orientation: ExifOrientation = "apply") -> tupl
 
 
 @_without_warnings()
-def is_turned(data: bytes) -> bool:
-    """Whether `apply` and `ignore` make different images of it; a damaged one counts as not."""
+def orientation_of(data: bytes) -> int:
+    """EXIF orientation of an encoded image, 1 to 8; 1 = `apply` and `ignore` make the same of it, or it is damaged."""
     try:
         image = _open(data)
         with _damage_explained(image, data):
             image.load()
-            return _orientation(image) in _TURNS
+            return _orientation(image)
     except BrokenSampleError:
-        return False
+        return 1
+
+
+def orientation_exif(orientation: int) -> bytes:
+    """EXIF data that hold nothing but an orientation, as Pillow's `save` takes them."""
+    exif = Image.Exif()
+    exif[_ORIENTATION] = orientation
+    return exif.tobytes()
 
 
 def _orientation(image: Image.Image) -> int:

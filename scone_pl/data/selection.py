@@ -10,7 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
-from scone_pl.data.decoding import ExifOrientation, decode_rgb, open_image
+from scone_pl.data.decoding import ExifOrientation, decode_rgb, open_image, orientation_exif, orientation_of
 from scone_pl.data.members import MOST_BYTES, sample_json
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample
 from scone_pl.errors import UserError
@@ -40,8 +40,8 @@ class ConvertConfig:
     quality: int = 85
     """Of re-encoded JPEG and WebP images."""
     exif_orientation: ExifOrientation = "apply"
-    """Whether sizes in the index, and re-encoded images, are turned as their EXIF orientation says; bytes that are kept
-    keep it, for `data.packing.exif_orientation` to decide."""
+    """`apply`: sizes in the index are those of images turned as their EXIF orientation says, and re-encoded images are
+    turned. `ignore`: neither is. Images keep their orientation data unless they were turned."""
     decode: bool = True
     """Decode every image now to find damaged ones; otherwise only headers are read."""
 
@@ -106,6 +106,8 @@ def _encode(data: bytes, config: ConvertConfig) -> bytes:
     image = decode_rgb(data, exif_orientation=config.exif_orientation)
     if config.shrink is not None:
         image.thumbnail((config.shrink, config.shrink), Image.Resampling.BICUBIC)
+    orientation = 1 if config.exif_orientation == "apply" else orientation_of(data)
+    exif = {"exif": orientation_exif(orientation)} if orientation != 1 else {}
     encoded = io.BytesIO()
-    image.save(encoded, config.reencode or "jpeg", quality=config.quality)
+    image.save(encoded, config.reencode or "jpeg", quality=config.quality, **exif)
     return encoded.getvalue()

@@ -109,9 +109,9 @@ class Fingerprints:
         return self._facts(file)[1]
 
     def _facts(self, file: Path) -> tuple[str, bool]:
-        from scone_pl.data.decoding import is_turned, read_encoded
+        from scone_pl.data.decoding import orientation_of, read_encoded
 
         if file not in self._known:
             content = read_encoded(file)
-            self._known[file] = hashlib.sha256(content).hexdigest(), is_turned(content)
+            self._known[file] = hashlib.sha256(content).hexdigest(), orientation_of(content) != 1
         return self._known[file]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scone_pl.files import write_bytes
+from scone_pl.image_files import write_figure
 
 GROUPS = 4
 
@@ -44,14 +43,7 @@ def draw_maps(rows: Sequence[MapRow], file: Path) -> None:
     heads = [f"{expert}\nlayer {_span(group)}" for expert in experts for group in groups]
     for axis, head in zip(axes[0], ["reference", *heads], strict=True):
         axis.set_title(head, fontsize=8)
-    save_figure(figure, file, dpi=100)
-
-
-def save_figure(figure: Figure, file: Path, *, dpi: int) -> None:
-    """Replaces the PNG `file`, making its folder if needed."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
-    write_bytes(content.getvalue(), file)
+    write_figure(figure, file, dpi=100)
 
 
 def _span(group: np.ndarray) -> str:

@@ -19,7 +19,7 @@ from scone_pl.data.decoding import decode_rgb, read_encoded
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import seed_of
 from scone_pl.errors import UserError
-from scone_pl.files import write_json
+from scone_pl.files import read_json, write_json
 
 
 def picture_seed(seed: int, sampling_round: int, key: str, task_type: str = "") -> int:
@@ -56,14 +56,14 @@ class PredictionFolder:
         """
         file = self.path / "settings.json"
         settings = json.loads(json.dumps(settings))
-        try:
-            before = json.loads(file.read_text())
-        except FileNotFoundError:
+        if not file.exists():
             if write:
                 write_json(settings, file)
             return
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{file}: not readable ({error}); delete {self.path} to start over") from None
+        try:
+            before = read_json(file, dict)
+        except UserError as error:
+            raise UserError(f"{error}; delete {self.path} to start over") from None
         before.setdefault("exif_orientation", "ignore")  # what it was before it was a setting
         other = [name for name in settings if before.get(name) != settings[name]]
         if other:

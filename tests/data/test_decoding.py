@@ -12,7 +12,7 @@ from data_helpers import encode
 from PIL import Image
 
 from scone_pl.data import decoding
-from scone_pl.data.decoding import FORMATS, decode_rgb, image_size, is_turned, open_image, read_encoded
+from scone_pl.data.decoding import FORMATS, decode_rgb, image_size, open_image, orientation_of, read_encoded
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.errors import UserError
 
@@ -65,7 +65,7 @@ def test_orientation_is_applied(format, orientation):
     )  # within a quarter: JPEG smears edges
     assert np.abs(np.asarray(image).astype(int) - expected)[-14:-2, -14:-2].max() <= 8
     assert image.size == image_size(data) == expected.shape[1::-1]
-    assert is_turned(data) == (orientation != 1 and format != "TIFF")
+    assert orientation_of(data) == (1 if format == "TIFF" else orientation)
 
 
 @pytest.mark.parametrize("format", [format for format in WRITABLE if format != "TIFF"])
@@ -103,7 +103,7 @@ def test_orientation_behind_the_pixels_of_a_png():
 def test_impossible_orientations_count_as_none(value):
     data = tagged(value, "JPEG")
     assert decode_rgb(data).size == image_size(data) == (48, 32)
-    assert not is_turned(data)
+    assert orientation_of(data) == 1
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])

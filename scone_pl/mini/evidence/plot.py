@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scone_pl.layers.drawing import save_figure
+from scone_pl.image_files import write_figure
 from scone_pl.mini.evidence.metrics import estimate_of, layer_estimates, looks_of, rows_of
 
 _COLOURS = ("#1e3a8a", "#c2410c", "#64748b")
@@ -26,7 +26,7 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
         _bars(axes[0], rows)
     if layered:
         _lines(axes[-1], result, layered[0])
-    save_figure(figure, file, dpi=110)
+    write_figure(figure, file, dpi=110)
 
 
 def _bars(axes: Axes, rows: list[tuple[str, Mapping[str, Any], str]]) -> None:
