@@ -12,8 +12,9 @@ from PIL import Image
 from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.decoding import decode_rgb, orientation_of
 from scone_pl.data.inputs import open_input
-from scone_pl.data.jsonl import JsonlPrompts, read_requests
+from scone_pl.data.jsonl import JsonlPrompts
 from scone_pl.data.packing import PackingConfig, ResizeLimits, prepare_sample, sample_layout
+from scone_pl.data.prompts import read_requests
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.statistics import contact_sheet
 from scone_pl.data.verify import verify_shards
