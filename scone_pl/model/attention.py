@@ -4,7 +4,8 @@ Who attends to whom follows from the splits of a `PackedSequence` (see there). O
 blocked keys from target queries. `AttentionPlan` is that meaning for one pack; the backends compute it:
 
 - `SplitPlan` (here): scaled-dot-product attention split by split. Slices replace masks, blocked keys are left out of
-  the product, so a blocked token makes the step cheaper. Memory grows with L. Runs everywhere, backward included.
+  the product, so a blocked token makes the step cheaper; a soft bridge's bias is one more channel of q and k, not a
+  mask. Memory grows with L. Runs everywhere, backward included.
 - `FlexPlan` (`flex.py`): one FlexAttention kernel, for CUDA.
 - `DensePlan` (here): an L x L mask. The reference that the others are tested against; not for training.
 
@@ -26,6 +27,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from scone_pl.model.sequence import PackedSequence, Split, SplitKind
+
+CHANNEL_MULTIPLE = 8
+"""Head dimensions are padded to a multiple of it: CUDA's fused kernels demand that, and the CPU's is fastest there."""
 
 QUERY_CHUNK = 256
 """Text queries that share one causal mask of (chunk, keys): bounds its memory for texts of any length."""
@@ -50,7 +54,7 @@ class AttentionPlan(ABC):
 
         It passes a gradient. 0 for keys that are not to be touched.
         """
-        raise ValueError(f"{type(self).__name__} has no soft bridge; use bridge.mode hard, or the split attention")
+        raise ValueError(f"{type(self).__name__} has no soft bridge; use bridge.mode hard")
 
     def over(self, pack: PackedSequence, present: Tensor | None) -> AttentionPlan:
         """Attention by the same means over another pack, in which nothing is hidden yet.
@@ -63,14 +67,26 @@ class AttentionPlan(ABC):
         raise ValueError(f"{type(self).__name__} cannot drop tokens; use bridge.drop_blocked false")
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
-    """(G, H, q, E), (G, K, k, E), (G, K, k, E) -> (G, H, q, E), with grouped-query heads where H > K."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """(G, H, q, E), (G, K, k, E), (G, K, k, E) -> (G, H, q, E), with grouped-query heads where H > K.
+
+    `scale` of the products of q and k: E ** -0.5 unless told.
+    """
     if mask is not None and q.is_cuda and q.shape[1] != k.shape[1]:
         # No CUDA kernel takes both a mask and grouped heads: the fallback would hold all scores.
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def append_channel(x: Tensor, channel: Tensor) -> Tensor:
+    """(..., E) and (..., 1), broadcast -> (..., E'): `channel`, then zeros up to a multiple of `CHANNEL_MULTIPLE`."""
+    channel = channel.to(x.dtype).expand(*x.shape[:-1], 1)
+    zeros = x.new_zeros(()).expand(*x.shape[:-1], -(x.shape[-1] + 1) % CHANNEL_MULTIPLE)
+    return torch.cat([x, channel, zeros], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -125,13 +141,22 @@ class KeptContext:
 
 
 @dataclass(frozen=True)
+class SoftBias:
+    """What is added to the logits that a run's target latents give context keys."""
+
+    of_key: Tensor
+    """(G, 1, C, 1) float."""
+    of_query: Tensor
+    """(target tokens, 1) bool: latents, not the start and end of their images, which see all keys as ever (SPEC 5)."""
+
+
+@dataclass(frozen=True)
 class Limits:
     """What narrows the attention of a run beyond its splits; None = nothing does. One of the three at most."""
 
     kept: KeptContext | None = None
     """Context keys that the bridge leaves to target latents."""
-    bias: Tensor | None = None
-    """(G, 1, 1, C), added to the logits that target latents give context keys."""
+    bias: SoftBias | None = None
     present: Tensor | None = None
     """(G, 1, 1, C) bool, false on context keys where no query looks."""
 
@@ -141,6 +166,7 @@ class SplitPlan(AttentionPlan):
 
     def __init__(self, pack: PackedSequence) -> None:
         self.runs = runs_of(pack)
+        self._pack = pack
         self._limits = (Limits(),) * len(self.runs)
         self._causal = _causal_strip(self.runs, pack.device)
 
@@ -157,7 +183,13 @@ class SplitPlan(AttentionPlan):
         return self._limited([Limits(kept=keys) for keys in kept])
 
     def biased(self, bias: Tensor) -> SplitPlan:
-        return self._limited([Limits(bias=row) for row in self._of_context(bias)])
+        is_latent = torch.zeros(len(bias), dtype=torch.bool, device=bias.device)
+        is_latent[self._pack.target_index] = True
+        limits = []
+        for run, of_context in zip(self.runs, self._of_context(bias), strict=True):
+            of_query = is_latent[run.start + run.context_length : run.start + run.length, None]
+            limits.append(Limits(bias=SoftBias(of_context.transpose(2, 3), of_query) if run.targets else None))
+        return self._limited(limits)
 
     def over(self, pack: PackedSequence, present: Tensor | None) -> SplitPlan:
         plan = SplitPlan(pack)
@@ -253,7 +285,10 @@ def _attend_targets(run: Run, limits: Limits, q: Tensor, k: Tensor, v: Tensor, k
         ks: (G, K, S, E), and `vs` alike: the same as a batch.
         vs: see `ks`.
     """
-    kept, bias, present = limits.kept, limits.bias, limits.present
+    kept, present, size, scale = limits.kept, limits.present, q.shape[-1], None
+    if limits.bias is not None:
+        q, ks, vs = _with_bias(limits.bias, q, ks, vs)
+        scale = size**-0.5
     if kept is not None:
         rows = kept.index.flatten()
         shown_k, shown_v = (
@@ -263,22 +298,35 @@ def _attend_targets(run: Run, limits: Limits, q: Tensor, k: Tensor, v: Tensor, k
     start = run.context_length
     for split, split_q in zip(run.targets, q.split([s.length for s in run.targets], dim=2), strict=True):
         keys, values = (_context_and_own(run, x, start, split.length) for x in (ks, vs))
-        if kept is None and bias is None:
+        if kept is None:
             shown = None if present is None else F.pad(present, (0, split.length), value=True)
-            outputs.append(attend(split_q, keys, values, shown))
+            outputs.append(attend(split_q, keys, values, shown, scale=scale)[..., :size])
         else:
             # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
             frame = attend(torch.cat([split_q[:, :, :1], split_q[:, :, -1:]], dim=2), keys, values)
-            if kept is None:
-                mask = F.pad(bias.to(q.dtype), (0, split.length))
-            else:
-                own_k, own_v = (x[:, :, start : start + split.length] for x in (ks, vs))
-                keys, values = torch.cat([shown_k, own_k], dim=2), torch.cat([shown_v, own_v], dim=2)
-                mask = None if kept.mask is None else F.pad(kept.mask, (0, split.length), value=True)
+            own_k, own_v = (x[:, :, start : start + split.length] for x in (ks, vs))
+            keys, values = torch.cat([shown_k, own_k], dim=2), torch.cat([shown_v, own_v], dim=2)
+            mask = None if kept.mask is None else F.pad(kept.mask, (0, split.length), value=True)
             content = attend(split_q[:, :, 1:-1], keys, values, mask)
             outputs += [frame[:, :, :1], content, frame[:, :, 1:]]
         start += split.length
     return torch.cat(outputs, dim=2)
+
+
+def _with_bias(bias: SoftBias, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One more channel, whose product is the bias: 1 in the queries that it concerns, bias * sqrt(E) in context keys.
+
+    A mask with a gradient would do, but no fused kernel takes one: the fallback holds all scores. Through the channel
+    the bias gets its gradient as keys do. v is only padded, as most kernels want one size for all.
+
+    Args:
+        bias: what to add.
+        q: (G, H, target tokens, E).
+        k: (G, K, S, E), and `v` alike.
+        v: see `k`.
+    """
+    of_key = F.pad(bias.of_key * q.shape[-1] ** 0.5, (0, 0, 0, k.shape[2] - bias.of_key.shape[2]))
+    return append_channel(q, bias.of_query), append_channel(k, of_key), append_channel(v, v.new_zeros(1))
 
 
 def _context_and_own(run: Run, x: Tensor, start: int, length: int) -> Tensor:

@@ -136,7 +136,7 @@ class BridgeConfig:
     as 0.87695; needs mode hard and no `quantile`."""
     mode: Literal["hard", "soft"] = "hard"
     """hard (paper): blocked tokens get -inf. soft, beyond the paper: target queries' logits of a reference token get
-    log sigmoid((s - tau) / `temperature`), which passes a gradient to s; not in the flex attention backend."""
+    log sigmoid((s - tau) / `temperature`), which passes a gradient to s."""
     temperature: float = 0.05
     """See `mode`."""
     apply_mask: bool = True

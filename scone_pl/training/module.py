@@ -119,8 +119,6 @@ class SconeModule(pl.LightningModule):
         self._start_identity = weights_identity(folder)
         self.config = read_config(folder)
         last_layer = self.config.decoder.num_layers - 1
-        if bridge is not None and bridge.mode == "soft" and attention == "flex":
-            raise UserError("model.attention: flex has no soft bridge; use split, or model.bridge.mode hard")
         if bridge is not None and bridge.last_masked_layer > last_layer:
             raise UserError(
                 f"model.bridge.last_masked_layer is {bridge.last_masked_layer}, but the last decoder layer of "
@@ -220,7 +218,8 @@ class SconeModule(pl.LightningModule):
         state = result.output.bridge
         if state is not None and self.bridge is not None:
             references = pack.reference_tokens
-            found["blocked_share"] = state.blocked[references].float().mean().nan_to_num()
+            # Counts, not an index by `references`: that would make the host wait for the device.
+            found["blocked_share"] = ((state.blocked & references).sum() / references.sum()).nan_to_num()
             if aligned:
                 found["alignment"] = losses.alignment(state, pack, self.bridge.threshold, self.alignment.temperature)
         return found

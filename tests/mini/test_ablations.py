@@ -33,6 +33,7 @@ def test_7b_overlays_build(overlay, bagel_folder, tmp_path, monkeypatch):
         cli = SconeCLI([*command, *start], until="build")
         steps += cli.trainer.max_steps
         bridges.append(cli.model.bridge)
+        assert cli.model.attention == "flex", "the kernel of the recipe, whatever the bridge"
         if overlay.stem.startswith(("table6", "table5_c", "soft", "quantile", "drop", "source")):
             assert cli.model.bridge is not None
     assert steps == 2000
