@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from scone_pl.errors import UserError
 from scone_pl.training.sharding import FullySharded
-from scone_pl.training.snapshots import prune, snapshot_name, snapshots
+from scone_pl.training.snapshots import SingleFileIO, prune, snapshot_name, snapshots
 
 _SHELL_STATUS = 128
 """Plus the signal's number: what a shell reports for it."""
@@ -70,6 +70,8 @@ class Saving(Checkpoint):
 
     # ------------------------------------------------------------------ being told to stop
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not isinstance(trainer.strategy, FullySharded):
+            trainer.strategy.checkpoint_io = SingleFileIO()
         # Lightning's own handlers save and talk to other ranks from within, wherever the signal came in.
         if stage == "fit":
             trainer._signal_connector.register_signal_handlers = self._listen  # type: ignore[method-assign]

@@ -4,6 +4,7 @@
   step-000500/          appears whole or not at all: written aside as .step-000500.partial, synced, renamed
     .metadata, *.distcp   trained weights, optimizer state, EMA: torch.distributed.checkpoint
     run.pt                step, scheduler, place in the data, callbacks
+    checksums.json        of run.pt and .metadata; tensors hold their own, see `intact.py`
 
 A snapshot holds what training changes. Frozen weights are read again from the folder that the run started from, whose
 identity `start.json` holds. Nothing in here depends on the number of ranks.
@@ -19,18 +20,23 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import ReadItem
 
 from scone_pl.errors import UserError
-from scone_pl.files import replace_folder
+from scone_pl.files import replace_folder, writing
+from scone_pl.training.intact import INDEX_FILE, Part, check_archive, check_snapshot, read_index, write_checksums
 
 RUN_FILE = "run.pt"
 _NAME = re.compile(r"step-(\d+)")
@@ -102,6 +108,7 @@ class SnapshotWriter:
                 file.write(image.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
+            write_checksums(aside, (INDEX_FILE, RUN_FILE))
             replace_folder(aside, path)
             if done is not None:
                 done()
@@ -164,10 +171,11 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
     return UserError(f"{path}: not readable ({reason_of(error)}); delete it to go on from the one before")
 
 
-def read_run(path: Path) -> dict[str, Any]:
+def read_run(path: Path, *, mapped: bool = True) -> dict[str, Any]:
     """The part of a snapshot that is no tensor state.
 
-    A run without `fully_sharded` has Lightning's own checkpoints: one file with everything.
+    A run without `fully_sharded` has Lightning's own checkpoints: one file with everything. With `mapped` its tensors
+    stay on disk until they are asked for.
 
     Raises:
         UserError: `path` is no snapshot, or not readable.
@@ -176,8 +184,8 @@ def read_run(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{path}: not a snapshot, {RUN_FILE} is missing")
     try:
-        # Such a file holds all weights and the optimizer's state, so what is not asked for stays on disk.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=path.is_file())
+        check_snapshot(path, RUN_FILE)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and path.is_file())
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -185,9 +193,26 @@ def read_run(path: Path) -> dict[str, Any]:
 def read_metadata(path: Path) -> Metadata:
     """Names, shapes and dtypes of all tensors in a snapshot."""
     try:
-        return FileSystemReader(path).read_metadata()
+        return read_index(path)
     except (Exception, CheckpointException) as error:
         raise _unreadable(path, error) from error
+
+
+class SingleFileIO(TorchCheckpointIO):
+    """Lightning's checkpoints of a run without `fully_sharded`: whole or not at all, checked, and free of code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes the file; raises a `UserError` if that fails."""
+        with writing(Path(path)) as stream:
+            torch.save(checkpoint, stream)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads the file onto the CPU; raises a `UserError` if it is damaged, or holds more than tensors and values."""
+        if "://" in str(path):
+            return super().load_checkpoint(path, weights_only=True)
+        return read_run(Path(path), mapped=False)
 
 
 class FileReader:
@@ -216,6 +241,14 @@ def reader_of(path: Path) -> SnapshotReader | FileReader:
     return FileReader(path) if path.is_file() else SnapshotReader(path)
 
 
+class _Planner(DefaultLoadPlanner):
+    """Reads values that are no tensors, such as learning rates, without running code from them."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        found = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], found)
+
+
 class SnapshotReader(FileSystemReader):
     """Reads single tensors of a snapshot, in one process; its index is read once."""
 
@@ -225,6 +258,12 @@ class SnapshotReader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._index
+
+    def _slice_file(self, file: IO[bytes], sinfo: Any) -> IO[bytes]:
+        """A tensor's bytes, or a value's, compared with their checksums before anybody reads them."""
+        part = cast(IO[bytes], Part(file, sinfo.offset, sinfo.length))
+        check_archive(part, sinfo.relative_path)
+        return part
 
     def shapes(self, section: str) -> dict[str, tuple[int, ...]]:
         """Of the tensors in a section, by their names there."""
@@ -242,7 +281,7 @@ class SnapshotReader(FileSystemReader):
         with warnings.catch_warnings():  # that it runs in one process, which is meant
             warnings.simplefilter("ignore")
             try:
-                dcp.load(into, storage_reader=self, no_dist=True)
+                dcp.load(into, storage_reader=self, planner=_Planner(), no_dist=True)
             except (Exception, CheckpointException) as error:
                 raise _unreadable(Path(self.path), error) from error
         return into[section][name]
@@ -259,7 +298,8 @@ def read_tensors(path: Path, into: dict[str, Any], section: str) -> None:
     Raises:
         UserError: names or shapes differ, with the first few named, or a file is damaged.
     """
-    metadata = read_metadata(path).state_dict_metadata
+    reader = SnapshotReader(path)
+    metadata = reader.read_metadata().state_dict_metadata
     stored = {n.removeprefix(f"{section}."): m for n, m in metadata.items() if n.startswith(f"{section}.")}
     wanted: dict[str, Tensor] = into[section]
     problems = [f"missing {name}" for name in wanted if name not in stored]
@@ -273,6 +313,6 @@ def read_tensors(path: Path, into: dict[str, Any], section: str) -> None:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(f"{path}: does not fit what this run trains: {'; '.join(problems[:5])}{more}")
     try:
-        dcp.load(into, checkpoint_id=path)
+        dcp.load(into, storage_reader=reader, planner=_Planner())
     except (Exception, CheckpointException) as error:
         raise _unreadable(path, error) from error
