@@ -67,9 +67,9 @@ def columns_of(schema: pyarrow.Schema, rules: RowRules, source: str, first: Mapp
     """
     names = rules.names
     used = {role: name for role in (*KNOWN, "key") if (name := _column(schema, names, role)) is not None}
-    joined = _is_joined(schema, names, used, source)
     for role, name in used.items():
         _check_type(schema, role, name, source)
+    joined = _is_joined(schema, names, used, source)
     if joined:
         _check_type(schema, "references", JOINED, source)
         known = {**first, "references": [], "target": None}
