@@ -7,7 +7,7 @@ the special tokens that frame splits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from scone_pl.errors import UserError
+from scone_pl.files import parse_json, read_json, read_text
 from scone_pl.model.sequence import SpecialTokens
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -36,7 +37,8 @@ class Tokenizer:
             origin: where it came from, for messages.
 
         Raises:
-            UserError: a special token is missing.
+            UserError: a special token is missing or shares its id with another token, or the tokenizer drops bytes or
+                answers at random.
         """
         ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
         missing = [token for token, id_ in zip(SPECIAL_TOKENS, ids, strict=True) if id_ is None]
@@ -45,11 +47,15 @@ class Tokenizer:
                 f"{origin}: the tokenizer lacks {' '.join(missing)}; use the tokenizer files that come with the "
                 "checkpoint (Qwen2.5's have all four)"
             )
+        _check_vocabulary(backend, dict(zip(SPECIAL_TOKENS, ids, strict=True)), origin)
+        # Files may ask for it; an instruction is never cut or filled up.
+        backend.no_truncation()
+        backend.no_padding()
         # A token listed without "special": true would be recognised inside instructions.
         backend.add_special_tokens(list(SPECIAL_TOKENS))
         backend.encode_special_tokens = True
         self.special = SpecialTokens(*ids)
-        self.vocab_size = max(backend.get_vocab_size(), *(id_ + 1 for id_ in ids))
+        self.vocab_size = max(backend.get_vocab().values()) + 1
         self.origin = origin
         self._backend = backend
         unknown = getattr(backend.model, "unk_token", None)
@@ -75,6 +81,14 @@ class Tokenizer:
         """The same for two tokenizers that give the same ids."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
 
+    def check_embedding(self, rows: int) -> None:
+        """Raises `UserError` if some id has none of the embedding's `rows`."""
+        if self.vocab_size > rows:
+            raise UserError(
+                f"{self.origin}: the tokenizer has {self.vocab_size} ids but the model embeds {rows}; use the "
+                "tokenizer files that belong to these weights"
+            )
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
@@ -93,13 +107,11 @@ class Tokenizer:
         """
         folder = Path(folder)
         file = folder / "tokenizer.json"
-        if file.is_file():
-            try:
-                backend = tokenizers.Tokenizer.from_file(str(file))
-            except Exception as error:  # noqa: BLE001 - the library raises bare `Exception`
-                raise UserError(f"{file}: not a readable tokenizer ({_one_line(error)}); fetch it again") from None
-            return cls(backend, str(folder))
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        if file.exists():
+            text = read_text(file)
+            parse_json(text, str(file), dict)
+            return cls(_readable(file, lambda: tokenizers.Tokenizer.from_str(text)), str(folder))
+        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             return cls(_slow_files(folder), str(folder))
         raise UserError(f"{folder}: no tokenizer.json (nor vocab.json and merges.txt) here; give the checkpoint folder")
 
@@ -115,18 +127,57 @@ def _restore(state: str, origin: str) -> Tokenizer:
 def _slow_files(folder: Path) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer, Qwen2Tokenizer
 
+    vocabulary = read_json(folder / "vocab.json", dict)
+    for token, id_ in vocabulary.items():
+        if type(id_) is not int or not 0 <= id_ < 2**31:
+            raise UserError(f"{folder / 'vocab.json'}: {token!r:.40} has the id {id_!r:.40}, no whole number from 0")
+    read_text(folder / "merges.txt")
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).exists():
+            read_json(folder / name, dict)
     # Without tokenizer_config.json AutoTokenizer cannot know that these two files are Qwen2's.
-    kind = AutoTokenizer if (folder / "tokenizer_config.json").is_file() else Qwen2Tokenizer
+    kind = AutoTokenizer if (folder / "tokenizer_config.json").exists() else Qwen2Tokenizer
+    return _readable(
+        folder / "vocab.json",
+        lambda: kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False).backend_tokenizer,
+    )
+
+
+def _readable(file: Path, read: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
+    """What `read` returns if it works as a tokenizer, else a `UserError` that names `file`."""
     try:
-        loaded = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        backend = read()
+        backend.encode("a", add_special_tokens=False)
+    except BaseException as error:
+        # The library raises bare `Exception`, and where it panics something that is not even one.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{file}: not a readable tokenizer ({_one_line(error)}); fetch it again") from None
+    return backend
+
+
+def _check_vocabulary(backend: tokenizers.Tokenizer, special: dict[str, int], origin: str) -> None:
+    vocabulary = backend.get_vocab()
+    for token, id_ in vocabulary.items():
+        for name, taken in special.items():
+            if id_ == taken and token != name:
+                raise UserError(
+                    f"{origin}: the tokenizer gives the id {id_} to {name} and to {token!r:.40}; fetch it again"
+                )
+    model = backend.model
+    if not isinstance(model, models.BPE):
+        return
+    if model.dropout:
+        raise UserError(f"{origin}: the tokenizer splits words at random (dropout {model.dropout}); set it to null")
+    of_bytes = isinstance(backend.decoder, decoders.ByteLevel)
+    lost = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()) if of_bytes else []
+    if lost and model.unk_token is None:
         raise UserError(
-            f"{folder}: vocab.json and merges.txt cannot be read ({_one_line(error)}); fetch them again"
-        ) from None
-    return loaded.backend_tokenizer
+            f"{origin}: the tokenizer lacks {len(lost)} of the 256 bytes, such as {lost[0]!r}; fetch it again"
+        )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
+from scone_pl.files import parse_json
 from scone_pl.generation.checks import as_dtype, check_fits, check_sampling
 from scone_pl.generation.guidance import GuidanceConfig
 from scone_pl.generation.images import load_all
@@ -29,6 +30,7 @@ from scone_pl.generation.sampler import SamplingConfig
 from scone_pl.generation.step_cache import StepCacheConfig
 from scone_pl.image_files import check_image_output, write_image
 from scone_pl.model.config import BridgeConfig
+from scone_pl.training_record import FILE, bridge_from, read_record
 
 
 def generate(
@@ -149,21 +151,20 @@ def bridge_of(checkpoint: str, setting: str) -> BridgeConfig | None:
     if setting == "off":
         return None
     if setting == "trained":
-        file = check_folder(checkpoint) / "training.json"
-        try:
-            trained = json.loads(file.read_text()).get("bridge")
-        except (OSError, json.JSONDecodeError):
-            raise UserError(f"{file}: not there or not readable; give the bridge's settings as JSON instead") from None
+        folder = check_folder(checkpoint)
+        if not (folder / FILE).exists():
+            raise UserError(f"{folder / FILE}: not there; give the bridge's settings as JSON instead")
+        trained = read_record(folder).get("bridge")
         if not trained:
             raise UserError(
                 f"{checkpoint}: was trained without a bridge; use --bridge off or give its settings as JSON"
             )
-        return BridgeConfig(**{**trained, "apply_mask": True})
+        return dataclasses.replace(bridge_from(trained, f"{folder / FILE}: bridge"), apply_mask=True)
     try:
-        return BridgeConfig(**json.loads(setting))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        return bridge_from(parse_json(setting, "JSON", dict), "JSON")
+    except UserError as error:
         raise UserError(
-            f"--bridge {setting}: give off, trained, or JSON such as "
+            f"--bridge {setting:.200}: give off, trained, or JSON such as "
             f'\'{{"source_layer": 8, "first_masked_layer": 9, "last_masked_layer": 15, "threshold": 0.88}}\' ({error})'
         ) from None
 
@@ -180,6 +181,7 @@ def _plan(
     """Checks everything that needs no weights; tokens and memory as text."""
     config = read_config(checkpoint)
     tokenizer = Tokenizer.from_folder(checkpoint)
+    tokenizer.check_embedding(config.decoder.vocab_size)
     form = config.sequence_format(tokenizer.special)
     guidance = GuidanceConfig(
         text_scale=sampling["text_guidance_scale"],

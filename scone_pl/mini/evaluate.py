@@ -54,7 +54,7 @@ def packing_of(canvas: int, form: SequenceFormat) -> PackingConfig:
     Raises:
         UserError: the model has no positions for pictures of `canvas` pixels a side.
     """
-    most = min(form.latent_positions_per_side * form.latent_stride, form.vit_largest_side * form.vit_patch_size)
+    most = min(form.latent_positions_per_side * form.latent_stride, form.vit_positions_per_side * form.vit_patch_size)
     if canvas > most:
         raise UserError(f"world.canvas is {canvas}, but this checkpoint's pictures have at most {most} pixels a side")
     limits = ResizeLimits(max_size=canvas, min_size=canvas)

@@ -125,11 +125,7 @@ class SconeModule(pl.LightningModule):
                 f"{folder} is {last_layer}"
             )
         self.tokenizer = Tokenizer.from_folder(folder)
-        if self.tokenizer.vocab_size > self.config.decoder.vocab_size:
-            raise UserError(
-                f"{folder}: its tokenizer has {self.tokenizer.vocab_size} ids, but the model embeds "
-                f"{self.config.decoder.vocab_size}; use the tokenizer files that belong to these weights"
-            )
+        self.tokenizer.check_embedding(self.config.decoder.vocab_size)
         self.sequence_format = self.config.sequence_format(self.tokenizer.special)
         self.picture_size = picture_size(self.sequence_format, height, width)
         check_sampling(self.sampling, self.config.decoder.num_layers)

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from scone_pl.errors import UserError
 from scone_pl.files import clear_leftovers, write_json
 from scone_pl.training.snapshots import snapshots
+from scone_pl.training_record import steps_of
 
 SAMPLED_BLOCKS = 64
 SAMPLED_BYTES = 16384
@@ -68,8 +69,7 @@ class RunFolder:
     @property
     def finished_steps(self) -> int:
         """Optimizer steps behind the exported weights; 0 if there are none."""
-        file = self.weights / "training.json"
-        return int(json.loads(file.read_text())["steps"]) if file.is_file() else 0
+        return steps_of(self.weights)
 
     def occupy(self) -> TextIO:
         """Keeps a second run out of the folder for as long as the file returned is open, and clears what a killed one

@@ -106,7 +106,7 @@ BAD = {
     "position table": ["--width", "64"],
     "last decoder layer is 3": ["--bridge", '{"last_masked_layer": 15}'],
     "give off, trained, or JSON": ["--bridge", "on"],
-    "unexpected keyword": ["--bridge", '{"treshold": 1}'],
+    "there is no setting 'treshold'": ["--bridge", '{"treshold": 1}'],
     "turn it on": ["--bridge_picture", "x.png"],
     "must end in .png": ["--output", "."],
     "interval 0 must be": ["--step_cache", '{"interval": 0}'],
