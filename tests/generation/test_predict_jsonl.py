@@ -133,6 +133,14 @@ def test_other_settings_do_not_mix_into_a_folder(folder, prompts, tmp_path, monk
         run(monkeypatch, folder, prompts, tmp_path, "--model.init_args.sampling_round", "1")
 
 
+def test_folders_from_before_the_rule_were_made_without_turning(tmp_path):
+    folder = PredictionFolder(tmp_path)
+    folder.begin({"seed": 1}, write=True)
+    folder.begin({"seed": 1, "exif_orientation": "ignore"}, write=True)
+    with pytest.raises(UserError, match="exif_orientation was ignore, now apply"):
+        folder.begin({"seed": 1, "exif_orientation": "apply"}, write=True)
+
+
 def test_killed_in_the_middle_then_started_again(straight, folder, prompts, tmp_path):
     args = [sys.executable, "-m", "scone_pl", *arguments(folder, prompts, tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
