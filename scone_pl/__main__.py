@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 
+from scone_pl import messages
 from scone_pl.failures import USER_ERROR, end_with_line, flush_output, report_threads
 
 INTERRUPTED = 130
@@ -67,8 +67,7 @@ def _run(args: list[str]) -> int:
     if verb not in VERBS:
         print(f"error: no verb {verb}; one of {', '.join(VERBS)}", file=sys.stderr)
         return USER_ERROR
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    messages.configure()
     module = importlib.import_module(VERBS[verb][0])
     return module.main(args if verb in SHARED else args[1:])
 

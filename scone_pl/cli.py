@@ -8,37 +8,52 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from scone_pl.complaints import one_line
+from scone_pl.complaints import close_option, one_line
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
 from scone_pl.files import write_text
+from scone_pl.messages import warn
 from scone_pl.training.callbacks import DataProgress, Previews, StepProgress
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
+from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, evaluated, for_fit
 from scone_pl.training.module import SconeModule
 from scone_pl.training.monitoring import Monitoring
+from scone_pl.training.outcome import (
+    UNFINISHED_STATUS,
+    Outcome,
+    TimeLimit,
+    early_stopping_settings,
+    read_outcome,
+    reason_of_end,
+)
 from scone_pl.training.results import write_result
 from scone_pl.training.runs import RunFolder
-from scone_pl.training.saving import Saving
+from scone_pl.training.saving import Saving, Stopped
 from scone_pl.training.sharding import FullySharded
 from scone_pl.training.start import check_start
+from scone_pl.training.trainer_settings import check_trainer
 
 FREE_ON_RESUME = {
     *("init_from", "attention", "activation_checkpointing", "layers_kept", "sharding", "nonfinite_gradient"),
     *("sampling", "mask_sampling", "sampling_seed", "sampling_round", "height", "width"),
 }
 """Model settings that may change when a run goes on: where and how it computes, not what."""
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
 
 
 class SconeCLI(LightningCLI):
@@ -50,6 +65,8 @@ class SconeCLI(LightningCLI):
     def __init__(self, args: ArgsType = None, *, until: Literal["parse", "build", "run"] = "run") -> None:
         """Parses `args`, builds trainer, model and data, and does what they say; or stops after an earlier step."""
         self._until = until
+        self.status = 0
+        """Exit status."""
         super().__init__(
             SconeModule,
             PackedDataModule,
@@ -59,9 +76,31 @@ class SconeCLI(LightningCLI):
             seed_everything_default=1234,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={verb: {"prog": f"python -m scone_pl {verb}"} for verb in self.subcommands()},
+            parser_kwargs={
+                "allow_abbrev": False,
+                **{verb: {"prog": f"python -m scone_pl {verb}", "allow_abbrev": False} for verb in self.subcommands()},
+            },
             args=args,
         )
+
+    def setup_parser(self, *args: Any) -> None:
+        super().setup_parser(*args)
+        for parser in self._subcommand_parsers.values():
+            for action in parser._actions:
+                action.help = OPTIONS.get(action.dest, action.help)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Unknown keys and wrong types end in a `UserError` of one line."""
+        complaints = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(complaints):
+                super().parse_arguments(parser, args)
+        except SystemExit as stop:
+            if stop.code in (None, 0):
+                raise
+            complaint = one_line(complaints.getvalue())
+            verb = next((word for word in sys.argv[1:] if word in self._subcommand_parsers), None)
+            raise UserError(complaint + close_option(complaint, self._subcommand_parsers.get(verb, parser))) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output_dir", type=str, default="runs/scone", help="Folder for all that a run writes.")
@@ -79,16 +118,6 @@ class SconeCLI(LightningCLI):
         if self._until != "parse":
             super()._set_seed()
 
-    def instantiate_classes(self) -> None:
-        if self._until == "parse":
-            return
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            if "Does not validate" in str(error):  # jsonargparse's report around what a constructor said
-                raise UserError(one_line(str(error))) from error
-            raise
-
     def _run_subcommand(self, subcommand: str) -> None:
         if self._until == "run":
             super()._run_subcommand(subcommand)
@@ -102,47 +131,123 @@ class SconeCLI(LightningCLI):
         folder = Path(self.settings.output_dir)
         self._get(self.config_init, "checkpoint").folder = RunFolder(folder).checkpoints
         trainer = self._get(self.config_init, "trainer")
-        settings = {"default_root_dir": str(folder), **kwargs}
-        if str(trainer.get("precision")) not in ("None", "32", "32-true", "bf16-mixed"):
-            raise UserError(
-                f"trainer.precision {trainer['precision']} would round the weights that the optimizer updates; use "
-                "32-true with model.sharding.compute_dtype bfloat16 (FullySharded), or bf16-mixed"
-            )
+        check_trainer(trainer)
+        # Not Lightning's: the data module repeats packs, and `TimeLimit` starts anew when a run goes on.
+        settings = {"default_root_dir": str(folder), "overfit_batches": 0.0, "max_time": None, **kwargs}
         if isinstance(interval := trainer.get("val_check_interval"), int):  # Lightning counts packs
             settings["val_check_interval"] = interval * trainer["accumulate_grad_batches"]
         if trainer.get("logger") in (None, True):
             settings["logger"] = TensorBoardLogger(folder, name="", version="tensorboard")
-        callbacks = [DataProgress(), *(trainer.get("callbacks") or [])]
-        if trainer.get("enable_progress_bar") is not False:
+        callbacks = [DataProgress(), *_listed(trainer.get("callbacks"))]
+        if trainer.get("max_time") is not None:
+            callbacks.append(TimeLimit(trainer["max_time"]))
+        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(StepProgress())
         settings["callbacks"] = callbacks
         return super().instantiate_trainer(**settings)
 
+    def instantiate_classes(self) -> None:
+        if self._until == "parse":
+            return
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "Does not validate" in str(error):  # jsonargparse's report around what a constructor said
+                raise UserError(one_line(str(error))) from error
+            raise
+        self.datamodule.overfit_packs = self.settings.trainer.overfit_batches
+
     # ------------------------------------------------------------------ fit
     def fit(self, **kwargs: Any) -> None:
-        """Trains, resuming where an earlier run of the same folder stopped, and writes the weights at the end."""
+        """Trains, resuming where an earlier run of the same folder stopped, and writes the weights at the end.
+
+        What ends before it is finished leaves no weights; `status` then says so, see `outcome.py`.
+        """
+        self._refuse_weights_only(kwargs)
         folder = RunFolder(Path(self.settings.output_dir))
         if self.trainer.fast_dev_run:
             self.trainer.fit(**kwargs)
             return
-        max_steps = self.trainer.max_steps
+        max_steps, stopping = self.trainer.max_steps, early_stopping_settings(self.settings.trainer)
         self._check_settings(folder.path / "config.yaml")
-        if max_steps >= 0 and folder.finished_steps >= max_steps:
-            folder.begin(self.model.init_from, write=False)
-            rank_zero_info(f"{folder.path}: already trained for {folder.finished_steps} steps, nothing to do")
+        if folder.is_finished(max_steps, stopping):
+            folder.begin(self.model.init_from, kwargs.get("ckpt_path"), write=False)
+            self._tell_finished(folder)
             return
-        if self.trainer.is_global_zero:
+        leads = self.trainer.is_global_zero
+        if leads:
             self._lock = folder.occupy()  # for as long as this object lives
-        write, given = self.trainer.is_global_zero, kwargs.get("ckpt_path")
-        kwargs["ckpt_path"] = folder.begin(self.model.init_from, given, write=write)
+        kwargs["ckpt_path"] = folder.begin(self.model.init_from, kwargs.get("ckpt_path"), write=leads)
         rank_zero_info(f"--- {self.model.init_from} -> {folder.weights}")
-        if self.trainer.is_global_zero:
+        if leads:
             text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
             write_text(text, folder.path / "config.yaml")
-        self.trainer.fit(**kwargs)
-        write_result(self.model, folder.weights, write=self.trainer.is_global_zero)
-        self.trainer.strategy.barrier("weights written")
-        rank_zero_info(f"{folder.weights}: written after {self.trainer.global_step} steps")
+            folder.outcome_file.unlink(missing_ok=True)
+        try:
+            self.trainer.fit(**kwargs)
+        except Stopped:
+            if leads:
+                Outcome("signal", self.trainer.global_step, max_steps, stopping).write(folder.outcome_file)
+            raise
+        outcome = Outcome(reason_of_end(self.trainer), self.trainer.global_step, max_steps, stopping)
+        if outcome.finished:
+            write_result(self.model, folder.weights, write=leads)
+            self.trainer.strategy.barrier("weights written")
+            rank_zero_info(f"{folder.weights}: written after {outcome.steps} steps ({outcome.reason})")
+        if leads:
+            outcome.write(folder.outcome_file)
+        if not outcome.finished:
+            self._tell_unfinished(folder, outcome)
+
+    def _tell_finished(self, folder: RunFolder) -> None:
+        outcome = read_outcome(folder.outcome_file)
+        early = outcome is not None and outcome.reason == "early_stopping"
+        why = " (EarlyStopping; another trainer.max_steps trains on)" if early else ""
+        rank_zero_info(f"{folder.path}: already trained for {folder.finished_steps} steps{why}, nothing to do")
+
+    def _tell_unfinished(self, folder: RunFolder, outcome: Outcome) -> None:
+        end = f" of {outcome.max_steps}" if outcome.max_steps >= 0 else ""
+        why = {"max_time": "trainer.max_time is over"}.get(outcome.reason, "a callback set should_stop")
+        warn(
+            f"{folder.path}: stopped after step {outcome.steps}{end}, as {why}; all is saved, the same command goes on"
+        )
+        # Lightning, which started the other ranks, would take their status for a crash.
+        self.status = UNFINISHED_STATUS if self.trainer.is_global_zero else 0
+
+    # ------------------------------------------------------------------ other verbs
+    def validate(self, **kwargs: Any) -> None:
+        """As Lightning does, from what `ckpt_path.evaluated` chose."""
+        self._evaluate(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """See `validate`."""
+        self._evaluate(self.trainer.test, kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """See `validate`."""
+        if kwargs.get("return_predictions"):
+            raise UserError("--return_predictions true: nobody would receive them; they are in output_dir/predictions")
+        self._evaluate(self.trainer.predict, kwargs)
+
+    def _evaluate(self, act: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        self._refuse_weights_only(kwargs)
+        if kwargs.get("ckpt_path"):
+            self._check_kind(Path(kwargs["ckpt_path"]))
+        act(**kwargs)
+
+    @staticmethod
+    def _refuse_weights_only(kwargs: dict[str, Any]) -> None:
+        if kwargs.get("weights_only") is False:
+            raise UserError("--weights_only false would run code out of a snapshot; leave it out")
+        if "weights_only" in kwargs:
+            kwargs["weights_only"] = True
+
+    def _check_kind(self, snapshot: Path) -> None:
+        if snapshot.is_dir() != isinstance(self.trainer.strategy, FullySharded):
+            strategy = "fully_sharded" if snapshot.is_dir() else "another than fully_sharded"
+            raise UserError(
+                f"{snapshot}: of trainer.strategy {strategy}; go on with it, or choose another --output_dir"
+            )
 
     def _check_settings(self, file: Path) -> None:
         """Refuses to resume a run, or to call it finished, when what it trains has other settings now.
@@ -155,9 +260,7 @@ class SconeCLI(LightningCLI):
         last = RunFolder(file.parent).last_snapshot
         if not file.is_file() or last is None:
             return
-        if last.is_dir() != isinstance(self.trainer.strategy, FullySharded):
-            strategy = "fully_sharded" if last.is_dir() else "another than fully_sharded"
-            raise UserError(f"{last}: of trainer.strategy {strategy}; go on with it, or choose another --output_dir")
+        self._check_kind(last)
         before = yaml.safe_load(file.read_text())["model"]
         now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))["model"]
         changed = ["class_path"] if before["class_path"] != now["class_path"] else []
@@ -171,30 +274,19 @@ class SconeCLI(LightningCLI):
 
 
 def parse(args: list[str]) -> SconeCLI:
-    """Parses without instantiating anything; unknown keys and wrong types end in a `UserError` of one line."""
-    complaints = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaints):
-            sys.argv[1:] = args  # LightningCLI reads them there, and warns if they come another way
-            return SconeCLI(until="parse")
-    except SystemExit as stop:
-        if stop.code in (None, 0):
-            raise
-        raise UserError(one_line(complaints.getvalue())) from None
+    """Parses without instantiating anything.
 
-
-_NOISE = ("litlogger", "TPU available", "MEMBER: 1/1", "Starting with 1 processes")
-
-
-def _worth_reading(record: logging.LogRecord) -> bool:
-    """Leaves out Lightning's lines about hardware that is not there, products to try, and processes without peers."""
-    return not any(text in record.getMessage() for text in _NOISE)
+    Raises:
+        UserError: an unknown key, a wrong type, or a setting of the Trainer that would not be obeyed.
+    """
+    sys.argv[1:] = args  # LightningCLI reads them there, and warns if they come another way
+    cli = SconeCLI(until="parse")
+    check_trainer(cli.settings.trainer)
+    return cli
 
 
 def main(args: list[str]) -> int:
-    """Runs `fit`, `validate`, `test` or `predict`."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
-        logging.getLogger(name).addFilter(_worth_reading)
+    """Runs `fit`, `validate`, `test` or `predict`; the exit status."""
     if {"--help", "-h"} & set(args) or any(
         a.startswith(("--print_config", "--model.help", "--data.help")) for a in args
     ):
@@ -209,40 +301,46 @@ def main(args: list[str]) -> int:
                 return status
         else:
             sys.argv[1:] = command  # what Lightning starts the other ranks with
-            SconeCLI()
+            if status := SconeCLI().status:
+                return status
     return 0
 
 
 def commands(args: list[str]) -> list[list[str]]:
     """The command lines of single stages that `args` stands for, each already parsed once.
 
-    A wrong key in the last step of a chain must not show after days. Verbs other than `fit` mean the chain's result.
+    A wrong key in the last step of a chain must not show after days. Verbs other than `fit` run on one stage's state,
+    see `ckpt_path.evaluated`.
     """
+    steps = _steps(args)
+    if args[0] != "fit":
+        return [evaluated(steps)]
+    check_start(steps[0].init_from)
+    settings = steps[0].settings
+    if len(steps) > 1:
+        check_data([step.settings for step in steps])
+    if settings.trainer.fast_dev_run:  # no step leaves weights, so all start from the same
+        return [[*step.command, "--model.init_args.init_from", steps[0].init_from] for step in steps]
+    check_ends(steps)
+    check_stale(steps)
+    if len(steps) == 1:
+        given = for_fit(steps[0])
+        return [[*args, "--ckpt_path", str(given or "null")]] if settings.ckpt_path else [args]
+    if settings.ckpt_path:
+        check_chain(str(settings.ckpt_path), steps)
+        return [[*step.command, "--ckpt_path", "null"] for step in steps]
+    return [step.command for step in steps]
+
+
+def _steps(args: list[str]) -> list[Step]:
+    """The stages of a command line: one, or those of its chain."""
     settings = parse(args).settings
-    weights = settings.model.init_args.init_from
     if not settings.chain:
-        result = RunFolder(Path(settings.output_dir)).weights
-        if args[0] != "fit" and not settings.ckpt_path:  # a snapshot goes with the weights that it started from
-            if result.is_dir():
-                rank_zero_info(f"weights: {result}, the result of {settings.output_dir}")
-                return [[*args, "--model.init_args.init_from", str(result)]]
-            rank_zero_info(f"weights: {weights}, as {settings.output_dir} has no result yet")
-        check_start(weights)
-        return [args]
+        return [Step(args, settings)]
     chain = [ChainStep(**step.as_dict()) for step in settings.chain]
     check_names(chain)
-    planned = plan(args, chain, weights, settings.output_dir)
-    steps = [parse(command).settings for command in planned]
-    if args[0] != "fit" and settings.ckpt_path:
-        return planned[-1:]
-    if args[0] != "fit":
-        result = RunFolder(Path(steps[-1].output_dir)).weights
-        check_start(str(result))
-        return [[*planned[-1], "--model.init_args.init_from", str(result)]]
-    check_start(weights)
-    check_data(steps)
-    check_stale(steps)
-    return planned
+    planned = plan(args, chain, settings.model.init_args.init_from, settings.output_dir)
+    return [Step(command, parse(command).settings) for command in planned]
 
 
 def check_data(steps: Sequence[Any]) -> None:
@@ -253,13 +351,15 @@ def check_data(steps: Sequence[Any]) -> None:
                 raise UserError(f"{source.path}: no such folder; {step.output_dir} needs it (see `shards convert`)")
 
 
-def check_stale(steps: Sequence[Any]) -> None:
+def check_stale(steps: Sequence[Step]) -> None:
     """Raises `UserError` if a step would train on, and so change the weights that a later one has started from."""
     for i, step in enumerate(steps):
-        unfinished = RunFolder(Path(step.output_dir)).finished_steps < step.trainer.max_steps
-        begun = [s.output_dir for s in steps[i + 1 :] if RunFolder(Path(s.output_dir)).last_snapshot]
-        if unfinished and begun:
+        trainer = step.settings.trainer
+        finished = step.folder.is_finished(trainer.max_steps, early_stopping_settings(trainer))
+        begun = [s.settings.output_dir for s in steps[i + 1 :] if s.folder.last_snapshot]
+        if not finished and begun:
+            end = f"to {trainer.max_steps} steps" if trainer.max_steps >= 0 else "until it is stopped"
             raise UserError(
-                f"{step.output_dir} would train on to {step.trainer.max_steps} steps, but {' and '.join(begun)} "
+                f"{step.settings.output_dir} would train on {end}, but {' and '.join(begun)} "
                 "started from its present weights; delete the latter, or choose another --output_dir"
             )

@@ -8,7 +8,8 @@ import importlib
 import inspect
 import io
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -30,6 +31,39 @@ _SECTIONS = {
 }
 
 
+class StrictParser(ArgumentParser):
+    """Takes options by their whole names only: an abbreviation may be a mistyped other option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Arguments: see jsonargparse's `ArgumentParser`."""
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+
+def run_command(commands: Mapping[str, Callable[..., Any]], prog: str, args: list[str], **options: Any) -> Any:
+    """Runs the command that the first argument names, see `run_function`.
+
+    Args:
+        commands: by name.
+        prog: how they are called.
+        args: what was typed behind that.
+        options: of jsonargparse's `add_function_arguments`.
+
+    Raises:
+        UserError: there is no such command, or what was typed is wrong, in one line.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        width = max(map(len, commands))
+        lines = [f"  {name:<{width}} {(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
+        sys.stdout.write("\n".join([f"usage: {prog} COMMAND [--help] ...", "", *lines, ""]))
+        return 0
+    name, *rest = args
+    if name not in commands:
+        close = difflib.get_close_matches(name, list(commands), n=1)
+        suggestion = f"did you mean {close[0]}?" if close else f"one of {', '.join(commands)}"
+        raise UserError(f"{prog.rsplit(' ', 1)[-1]} has no command {name}; {suggestion}")
+    return run_function(commands[name], f"{prog} {name}", rest, **options)
+
+
 def run_function(function: Callable[..., Any], prog: str, args: list[str], **options: Any) -> Any:
     """Calls a function with arguments from the command line; its docstring is the help.
 
@@ -43,7 +77,7 @@ def run_function(function: Callable[..., Any], prog: str, args: list[str], **opt
         UserError: what was typed is wrong, in one line.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=(function.__doc__ or "").split("\n")[0])
+    parser = StrictParser(prog=prog, description=(function.__doc__ or "").split("\n")[0])
     parser.add_function_arguments(function, **options)
     settings = parse_quietly(parser, args)
     return function(**parser.instantiate_classes(settings).as_dict())
@@ -59,10 +93,10 @@ def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
         if stop.code in (None, 0):
             raise
         complaint = one_line(complaints.getvalue())
-        raise UserError(complaint + _close_option(complaint, parser)) from None
+        raise UserError(complaint + close_option(complaint, parser)) from None
 
 
-def _close_option(complaint: str, parser: ArgumentParser) -> str:
+def close_option(complaint: str, parser: ArgumentParser) -> str:
     """The option that was meant by one that the parser does not have."""
     match = _UNRECOGNIZED.search(complaint)
     options = [option for action in parser._actions for option in action.option_strings]

@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from scone_pl.checkpoints import from_pretrained
+from scone_pl.complaints import run_function
 from scone_pl.data.packing import PackingConfig, PreparedSample, prepare_sample
 from scone_pl.data.sample import Sample
 from scone_pl.data.transforms import ResizeLimits
@@ -336,4 +336,4 @@ def parity(folder: Path, attention: Literal["split", "flex", "dense"] = "split",
 def main(args: list[str]) -> int:
     """Runs `parity`."""
     named = args if not args or args[0].startswith("-") else ["--folder", *args]
-    return auto_cli(parity, args=named, prog="scone_pl parity", as_positional=False)
+    return run_function(parity, "python -m scone_pl parity", named, as_positional=False)

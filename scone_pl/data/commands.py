@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from scone_pl.complaints import run_function
+from scone_pl.complaints import run_command
 from scone_pl.data import convert as conversion
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.faults import Faults
@@ -184,14 +184,7 @@ COMMANDS: dict[str, Callable[..., int]] = {"convert": convert, "verify": verify,
 
 def main(args: list[str]) -> int:
     """Runs one of the commands; the exit status. Mistakes are one line."""
-    if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:<8} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-        _say("\n".join(["usage: python -m scone_pl shards COMMAND [--help] ...", "", *lines]))
-        return 0
-    name, *rest = args
-    if name not in COMMANDS:
-        raise UserError(f"shards has no command {name}; one of {', '.join(COMMANDS)}")
-    return run_function(COMMANDS[name], f"python -m scone_pl shards {name}", rest, as_positional=True)
+    return run_command(COMMANDS, "python -m scone_pl shards", args, as_positional=True)
 
 
 def _say(text: str) -> None:

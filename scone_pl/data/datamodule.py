@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import IterableDataset
 
 from scone_pl.data.agreement import Agreement
@@ -23,6 +23,7 @@ from scone_pl.data.stream import Batch, Cursor, FixedPacks, PackMaker, PackStrea
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.windows import WindowedLoader
 from scone_pl.errors import UserError
+from scone_pl.messages import warn
 from scone_pl.model.sequence import SequenceFormat
 
 _FAIR_SAMPLES = 1000
@@ -80,6 +81,8 @@ class PackedDataModule(pl.LightningDataModule):
         """Training samples met by all ranks so far, skipped ones included."""
         self.shuffle_window = shuffle_window
         self.storage = storage
+        self.overfit_packs = 0
+        """`trainer.overfit_batches`: training repeats the first packs, so many a rank; 0 = it does not."""
         self._agreement = Agreement()
         self._complaints = 0
         self._cursor = Cursor()
@@ -139,7 +142,7 @@ class PackedDataModule(pl.LightningDataModule):
             mixture = Mixture(self.sources[split], self._form, self._tokenizer, packing, self.storage, window)
             self._mixtures[split] = mixture
             if message := mixture.over_budget_message():
-                rank_zero_warn(f"data.{split}: {message}")
+                warn(f"data.{split}: {message}")
         return self._mixtures[split]
 
     # ------------------------------------------------------------------ loaders
@@ -148,7 +151,7 @@ class PackedDataModule(pl.LightningDataModule):
         mixture = self.mixture("train")
         mixture.check_cache(self._consumer()[1] * max(1, self.num_workers))
         rank_zero_info(f"data.train: {mixture.summary()}")
-        loader = self._loader(PackStream(self._maker("train"), self._cursor, *self._consumer()))
+        loader = self._loader(PackStream(self._maker("train"), self._cursor, *self._consumer(), self.overfit_packs))
         return WindowedLoader(loader, self.trainer.accumulate_grad_batches if self.trainer else 1)
 
     def val_dataloader(self) -> PackLoader | list[PackLoader]:
@@ -231,9 +234,9 @@ class PackedDataModule(pl.LightningDataModule):
     def _complain(self, lines: list[str]) -> None:
         for line in lines[: _MOST_COMPLAINTS - self._complaints]:
             self._complaints += 1
-            rank_zero_warn(f"data: left out: {line}")
+            warn(f"data: left out: {line}")
             if self._complaints == _MOST_COMPLAINTS:
-                rank_zero_warn("data: further samples that are left out are only counted (data/skipped in TensorBoard)")
+                warn("data: further samples that are left out are only counted (data/skipped in TensorBoard)")
 
     def consumed(self, batch: Batch) -> None:
         """Notes that a training batch has been used; call it once a batch, before any checkpoint is written.
@@ -260,7 +263,7 @@ class PackedDataModule(pl.LightningDataModule):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        fingerprint = self.mixture("train").fingerprint(self.seed) if self._mixtures.get("train") else None
+        fingerprint = self._fingerprint() if self._mixtures.get("train") else None
         return {
             **asdict(self._cursor),
             "fingerprint": fingerprint,
@@ -276,17 +279,22 @@ class PackedDataModule(pl.LightningDataModule):
         self.seen = state_dict["seen"]
         self.skipped = Counter(state_dict["skipped"])
 
+    def _fingerprint(self) -> str:
+        """Of all that decides which training pack comes when."""
+        first = f" first {self.overfit_packs}" if self.overfit_packs else ""
+        return self.mixture("train").fingerprint(self.seed) + first
+
     def _check_resumed(self) -> None:
         """After a change of data or packing the old place means nothing: a new epoch begins, and it is said."""
         loaded, self._loaded_fingerprint = self._loaded_fingerprint, None
         if loaded is None:
             return
-        if loaded == self.mixture("train").fingerprint(self.seed):
+        if loaded == self._fingerprint():
             rank_zero_info(f"data.train goes on at pack {self._cursor.consumed} (epoch {self._cursor.epoch})")
             return
         self._cursor.epoch += 1
         self._cursor.epoch_start = self._cursor.consumed
-        rank_zero_warn(
+        warn(
             "data.train: data sets, packing or seed differ from those of the checkpoint, so its place in the data "
             f"is void; epoch {self._cursor.epoch} of the new data begins"
         )

@@ -167,12 +167,21 @@ class Cursor:
 class PackStream(IterableDataset):
     """The endless training stream of one rank; starts where `cursor` stands when iteration begins."""
 
-    def __init__(self, maker: PackMaker, cursor: Cursor, rank: int = 0, world_size: int = 1) -> None:
-        """`cursor` is shared with the data module; `rank` of `world_size` consumers in different processes."""
+    def __init__(self, maker: PackMaker, cursor: Cursor, rank: int = 0, world_size: int = 1, repeated: int = 0) -> None:
+        """How one rank reads.
+
+        Args:
+            maker: makes the batches.
+            cursor: shared with the data module.
+            rank: of `world_size` consumers in different processes.
+            world_size: number of consumers.
+            repeated: packs of each rank, the first of epoch 0, to repeat over and over; 0 = all of all epochs.
+        """
         self.maker = maker
         self.cursor = cursor
         self.rank = rank
         self.world_size = world_size
+        self.repeated = repeated
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
@@ -185,6 +194,12 @@ class PackStream(IterableDataset):
 
     def _places(self, number: int, step: int) -> Iterator[tuple[Place, tuple[tuple[Draw, ...], ...]]]:
         epoch, start = self.cursor.epoch, self.cursor.epoch_start
+        if self.repeated:
+            packs = self.maker.mixture.plan(self.maker.seed, 0)
+            length = min(self.repeated * self.world_size, len(packs))
+            while True:
+                yield Place(0, number % length, number), packs
+                number += step
         while True:
             packs = self.maker.mixture.plan(self.maker.seed, epoch)
             while number < start + len(packs):

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import set_parsing_settings
 
-from scone_pl.complaints import parse_quietly
+from scone_pl.complaints import StrictParser, parse_quietly
 
 _LISTS = ("--tasks", "--pictures", "--compare")
 _SWITCHES = ("--json", "--dry_run")
@@ -27,7 +27,7 @@ def parse(verb: str, function: Callable[..., int], args: Sequence[str]) -> dict[
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     summary = (function.__doc__ or "").split("\n")[0]
-    parser = ArgumentParser(prog=f"python -m scone_pl {verb}", description=summary)
+    parser = StrictParser(prog=f"python -m scone_pl {verb}", description=summary)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_function_arguments(function, as_group=False, skip={"extra"})
     settings = parser.instantiate_classes(parse_quietly(parser, _spelled_out(args)))

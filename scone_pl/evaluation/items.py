@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from scone_pl.data.prompts import requests_and_records
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark, CaseType
+from scone_pl.messages import warn
 
 FILE = "data.jsonl"
 
@@ -109,16 +109,10 @@ def read_items(
             )
         )
     if hopeless:  # kept: the published numbers have them too (EVAL_SPEC 5, number 20)
-        warnings.warn(
-            f"{hopeless[0]}: no candidate is labelled 1, so the item gets 5 in DIS at most ({len(hopeless)} such)",
-            stacklevel=2,
-        )
+        warn(f"{hopeless[0]}: no candidate is labelled 1, so the item gets 5 in DIS at most ({len(hopeless)} such)")
     if strange:
         named = ", ".join(f"{name!r} ({count})" for name, count in strange.most_common(5))
-        warnings.warn(
-            f"{file}: case_type {named} not wholly understood; what is known of it (C, O, S, char, obj, scene) counts",
-            stacklevel=2,
-        )
+        warn(f"{file}: case_type {named} not wholly understood; what is known of it (C, O, S, char, obj, scene) counts")
     return _chosen(items, file, benchmark.check_tasks(tasks) if tasks else benchmark.tasks, limit, language)
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
 from PIL import Image
 from tqdm import tqdm
 
 from scone_pl.checkpoints import check_folder, read_config
-from scone_pl.complaints import parse_quietly
+from scone_pl.complaints import StrictParser, parse_quietly
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
@@ -215,7 +214,7 @@ def _plan(
 
 def main(args: list[str]) -> int:
     """Runs `generate`; `--image` may be repeated, switches need no `true`; mistakes are one line."""
-    parser = ArgumentParser(prog="python -m scone_pl generate", description=generate.__doc__.split("\n")[0])
+    parser = StrictParser(prog="python -m scone_pl generate", description=generate.__doc__.split("\n")[0])
     parser.add_function_arguments(generate)
     settings = parser.instantiate_classes(parse_quietly(parser, _spelled_out(args)))
     return generate(**settings.as_dict())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import textwrap
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -28,6 +27,7 @@ from scone_pl.layers.drawing import MapRow, draw_maps
 from scone_pl.layers.measures import exchanged, measure, subjects_of
 from scone_pl.layers.report import report_of, words_of
 from scone_pl.layers.similarity import EXPERTS, PACK_TOKENS, ImageMaps, read_images
+from scone_pl.messages import warn
 
 SHOWN = 8
 """Most rows of the picture."""
@@ -120,7 +120,7 @@ def choose_samples(data: str, count: int) -> list[Sample]:
         why = f"; {len(broken)} are broken, the first: {broken[0]}" if broken else ""
         raise UserError(f"{data}: no sample with reference images and an instruction{why}")
     if broken:
-        warnings.warn(f"{data}: {len(broken)} broken samples are left out, the first: {broken[0]}", stacklevel=2)
+        warn(f"{data}: {len(broken)} broken samples are left out, the first: {broken[0]}")
     return chosen
 
 

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import auto_cli
-
+from scone_pl.complaints import run_command
 from scone_pl.errors import UserError
 from scone_pl.mini.episode import TASKS
 from scone_pl.mini.shards import WORLD_SETS, write_world
@@ -282,5 +281,5 @@ COMMANDS = {
 
 def main(args: list[str]) -> int:
     """Runs one of `COMMANDS`."""
-    auto_cli(COMMANDS, args=args, prog="scone_pl mini", as_positional=False)
+    run_command(COMMANDS, "python -m scone_pl mini", args, as_positional=False)
     return 0

@@ -25,7 +25,11 @@ class AlignmentConfig:
     weight: float = 0.0
     """Weight of the term; 0 = off, as in the paper."""
     temperature: float = 0.1
-    """Similarity enters as sigmoid((s - threshold) / temperature)."""
+    """Similarity enters as sigmoid((s - tau) / temperature), tau being the bridge's `threshold` or `quantile`."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or self.temperature <= 0:
+            raise ValueError("alignment.weight must be at least 0, and alignment.temperature more than 0")
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,23 @@ def text_cross_entropy(output: SconeOutput, pack: PackedSequence) -> Tensor:
     return F.cross_entropy(output.text_logits.float(), pack.label_ids, reduction="sum")
 
 
-def alignment(state: BridgeState, pack: PackedSequence, threshold: float, temperature: float) -> Tensor:
+def alignment(state: BridgeState, pack: PackedSequence, threshold: Tensor | float, temperature: float) -> Tensor:
     """Beyond the paper: mean binary cross-entropy of sigmoid((s - threshold) / temperature) against `vit_meant`.
 
     0 where the pack knows of no token whether it is meant.
+
+    Args:
+        state: what the bridge computed.
+        pack: the pack that it was computed of.
+        threshold: a number, or with `BridgeConfig.quantile` (L,), see `Bridge.threshold`.
+        temperature: see `AlignmentConfig`.
     """
     if pack.vit_meant is None:
         return state.similarity.new_zeros(())
     known = ~torch.isnan(pack.vit_meant)
-    logits = (state.similarity[pack.vit_index[known]] - threshold) / temperature
+    positions = pack.vit_index[known]
+    of_token = threshold[positions] if isinstance(threshold, Tensor) else threshold
+    logits = (state.similarity[positions] - of_token) / temperature
     if not len(logits):
         return state.similarity.sum() * 0
     return F.binary_cross_entropy_with_logits(logits, pack.vit_meant[known])

@@ -23,6 +23,7 @@ from scone_pl.generation.checks import check_sampling
 from scone_pl.generation.pictures import save_picture
 from scone_pl.generation.prompts import picture_size, prompts_of
 from scone_pl.generation.sampler import SamplingConfig, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.model.bridge import Bridge
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
 from scone_pl.model.scone import Scone
@@ -32,11 +33,20 @@ from scone_pl.training.ema import EMA, EMAConfig
 from scone_pl.training.gradients import GradientGuard
 from scone_pl.training.losses import AlignmentConfig
 from scone_pl.training.optimizer import OptimizerConfig
+from scone_pl.training.outcome import forget_stops
 from scone_pl.training.parts import Part, count_trainable, set_trainable
 from scone_pl.training.predictions import PredictionFolder, picture_seed
 from scone_pl.training.results import DESCRIPTION
 from scone_pl.training.runs import weights_identity
-from scone_pl.training.sharding import FullySharded, ShardingConfig, freeze_dtype, is_sharded, needs_wrapping, shard
+from scone_pl.training.sharding import (
+    FullySharded,
+    ShardingConfig,
+    check_sharding,
+    freeze_dtype,
+    is_sharded,
+    needs_wrapping,
+    shard,
+)
 from scone_pl.training.start import check_start
 
 
@@ -115,6 +125,10 @@ class SconeModule(pl.LightningModule):
             raise UserError(
                 "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"
             )
+        if mask_sampling and bridge is None:
+            raise UserError("model.mask_sampling applies model.bridge, which is null; set the bridge, or leave it out")
+        if layers_kept and not activation_checkpointing:
+            raise UserError("model.layers_kept leaves layers out of model.activation_checkpointing, which is false")
         folder = check_start(self.init_from)
         self._start_identity = weights_identity(folder)
         self.config = read_config(folder)
@@ -126,6 +140,8 @@ class SconeModule(pl.LightningModule):
             )
         self.tokenizer = Tokenizer.from_folder(folder)
         self.tokenizer.check_embedding(self.config.decoder.vocab_size)
+        if not 0 <= layers_kept <= last_layer + 1:
+            raise UserError(f"model.layers_kept is {layers_kept}, but {folder} has {last_layer + 1} decoder layers")
         self.sequence_format = self.config.sequence_format(self.tokenizer.special)
         self.picture_size = picture_size(self.sequence_format, height, width)
         check_sampling(self.sampling, self.config.decoder.num_layers)
@@ -135,6 +151,7 @@ class SconeModule(pl.LightningModule):
         """Builds on the meta device, freezes, shards, and only then reads the weights."""
         if hasattr(self, "model"):
             return
+        check_sharding(self.sharding, self.trainer)
         model = self.meta_model()
         if self.attention == "flex" and self.trainer.strategy.root_device.type == "cpu":
             raise UserError("model.attention: flex has no backward on the CPU; use split")
@@ -217,7 +234,8 @@ class SconeModule(pl.LightningModule):
             # Counts, not an index by `references`: that would make the host wait for the device.
             found["blocked_share"] = ((state.blocked & references).sum() / references.sum()).nan_to_num()
             if aligned:
-                found["alignment"] = losses.alignment(state, pack, self.bridge.threshold, self.alignment.temperature)
+                threshold = Bridge(self.bridge, pack).threshold(state.similarity.detach())
+                found["alignment"] = losses.alignment(state, pack, threshold, self.alignment.temperature)
         return found
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -255,6 +273,7 @@ class SconeModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """The rate of a run that goes on follows its present end, not the one that it was saved with."""
+        forget_stops(self.trainer)
         config = self.optimizer_config
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = config.lr * config.rate_factor(self.trainer.global_step, self.trainer.max_steps)
@@ -269,8 +288,6 @@ class SconeModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips by the norm over all shards and keeps a gradient that is not finite from the weights."""
-        if gradient_clip_algorithm not in (None, "norm"):
-            raise UserError(f"trainer.gradient_clip_algorithm is {gradient_clip_algorithm}; only norm is supported")
         parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         norms = self.gradients.apply(parameters, gradient_clip_val, self.trainer.global_step + 1, self.device)
         self.log("gradient/norm", norms.total, prog_bar=True)

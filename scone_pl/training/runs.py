@@ -2,7 +2,8 @@
 
 <output_dir>/
   config.yaml        the resolved configuration of the last start
-  start.json         which weights it started from
+  start.json         which weights it started from, and the snapshot of another run if it began at one
+  outcome.json       how it ended, see `outcome.py`
   checkpoints/       for resuming, see `snapshots.py`
   weights/           the result, a checkpoint folder in the published layout, with training.json
   tensorboard/       event files
@@ -12,17 +13,16 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from scone_pl.errors import UserError
-from scone_pl.files import clear_leftovers, write_json
-from scone_pl.training.snapshots import snapshots
+from scone_pl.files import clear_leftovers, read_json, write_json
+from scone_pl.messages import warn
+from scone_pl.training.outcome import read_outcome
+from scone_pl.training.snapshots import snapshots, step_of
 from scone_pl.training_record import steps_of
 
 SAMPLED_BLOCKS = 64
@@ -67,9 +67,39 @@ class RunFolder:
         return found[-1] if found else None
 
     @property
+    def last_steps(self) -> int:
+        """Optimizer steps behind `last_snapshot`; 0 if there is none."""
+        last = self.last_snapshot
+        return 0 if last is None else step_of(last)
+
+    @property
+    def outcome_file(self) -> Path:
+        return self.path / "outcome.json"
+
+    @property
     def finished_steps(self) -> int:
         """Optimizer steps behind the exported weights; 0 if there are none."""
         return steps_of(self.weights)
+
+    def is_finished(self, max_steps: int, early_stopping: str = "[]") -> bool:
+        """Whether there is nothing left to train.
+
+        Args:
+            max_steps: `trainer.max_steps` now.
+            early_stopping: settings of EarlyStopping now; a run that they ended is finished until they, or
+                `max_steps`, change.
+        """
+        steps = self.finished_steps
+        if 0 < max_steps <= steps:
+            return True
+        outcome = read_outcome(self.outcome_file)
+        return (
+            outcome is not None
+            and outcome.reason == "early_stopping"
+            and outcome.steps == steps
+            and self.weights.is_dir()
+            and (outcome.max_steps, outcome.early_stopping) == (max_steps, early_stopping)
+        )
 
     def occupy(self) -> TextIO:
         """Keeps a second run out of the folder for as long as the file returned is open, and clears what a killed one
@@ -86,7 +116,7 @@ class RunFolder:
             where = f"{self.path}: another run is at work there"
             raise UserError(f"{where}; wait for it, or choose another --output_dir") from error
         except OSError:
-            rank_zero_warn(f"{self.path}: its file system knows no locks; start no second run there")
+            warn(f"{self.path}: its file system knows no locks; start no second run there")
         clear_leftovers(self.path)
         return file
 
@@ -95,29 +125,34 @@ class RunFolder:
 
         Args:
             init_from: the weights' folder.
-            given: another run's checkpoint to begin at; once this one has its own, they count.
+            given: another run's snapshot to begin at. Once this run has its own, it goes on from the newest of those,
+                if it began at `given`.
             write: whether this rank writes the record.
 
         Returns:
-            The checkpoint to resume from, or None for a fresh start.
+            The snapshot to resume from, or None for a fresh start.
 
         Raises:
-            UserError: the folder holds a run that started from other weights; or `given` is older than its newest, so
-                that what comes next would not be found.
+            UserError: the folder holds a run that started from other weights, or whose newest snapshot is another than
+                `given` and which did not begin there either.
         """
         start = self.path / "start.json"
         identity = {"init_from": str(init_from), "identity": weights_identity(init_from)}
         last = self.last_snapshot
+        began_at = str(Path(given).resolve()) if given else None
         if last is None:
             if write:
-                write_json(identity, start)
+                write_json({**identity, "ckpt_path": began_at}, start)
             return given
-        before = json.loads(start.read_text()) if start.is_file() else {}
+        before = read_json(start, dict) if start.is_file() else {}
         if before.get("identity") != identity["identity"]:
             raise UserError(
                 f"{self.path}: holds a run that started from other weights ({before.get('init_from', 'unknown')} has "
                 "changed since, or is another folder); delete that folder or choose another --output_dir"
             )
-        if given and Path(given).resolve().parent == last.resolve().parent and Path(given).name != last.name:
-            raise UserError(f"--ckpt_path {given}: {last} is newer; delete what is, or choose another --output_dir")
+        if began_at not in (None, str(last.resolve()), before.get("ckpt_path")):
+            raise UserError(
+                f"--ckpt_path {given}: {self.path} has its own {last.name} to go on from; leave --ckpt_path out to do "
+                "so, or choose another --output_dir to begin there"
+            )
         return str(last)

@@ -12,9 +12,10 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl.errors import UserError
+from scone_pl.messages import warn
 from scone_pl.training.sharding import FullySharded
 from scone_pl.training.snapshots import SingleFileIO, prune, snapshot_name, snapshots
 
@@ -170,7 +171,7 @@ class Saving(Checkpoint):
                 self._saved = -1
                 if must:
                     raise
-                rank_zero_warn(f"{error}; training goes on ({self.failed} failed so far)")
+                warn(f"{error}; training goes on ({self.failed} failed so far)")
                 return
         if trainer.is_global_zero:
             prune(self.folder, self.keep_last, self.keep_every_n_steps)

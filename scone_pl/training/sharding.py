@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from scone_pl.errors import UserError
+from scone_pl.messages import warn
 from scone_pl.model.scone import Scone
 from scone_pl.training.snapshots import SnapshotWriter, read_run, read_tensors
 
@@ -120,6 +122,28 @@ class FullySharded(ModelParallelStrategy):
 
 # So that recipes and --trainer.strategy can say `fully_sharded`.
 StrategyRegistry.register("fully_sharded", FullySharded, description="FSDP2 over all devices, resumable on any number")
+
+
+def check_sharding(config: ShardingConfig, trainer: pl.Trainer) -> None:
+    """Refuses sharding settings that this trainer would not obey.
+
+    Raises:
+        UserError: naming the key.
+    """
+    ranks = trainer.world_size
+    if ranks % config.replicas:
+        raise UserError(f"model.sharding.replicas is {config.replicas}, which does not divide the {ranks} ranks")
+    if isinstance(trainer.strategy, FullySharded):
+        return
+    default = ShardingConfig()
+    for name in ("replicas", "reduce_dtype", "reshard_after_forward"):
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(f"model.sharding.{name}: needs trainer.strategy fully_sharded")
+    if config.compute_dtype == "bfloat16" and trainer.precision != "bf16-mixed":
+        warn(
+            f"model.sharding.compute_dtype bfloat16 needs trainer.strategy fully_sharded; trainer.precision is "
+            f"{trainer.precision}, so that is what this run computes in"
+        )
 
 
 def needs_wrapping(mesh: DeviceMesh, config: ShardingConfig) -> bool:

@@ -1,0 +1,59 @@
+"""What users must see: one line each on stderr, through `logging`, so that no filter of Python warnings hides it.
+
+Lightning tells much through Python warnings. Those that never apply here are silenced one by one, with the reason; the
+others are shown in one line each.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+logger = logging.getLogger("scone_pl")
+
+NOT_HERE = {
+    r"The '\w+_dataloader' does not have many workers": "data.num_workers is the recipe's choice",
+    r"Checkpoint directory .* exists and is not empty": "a run goes on in its own folder",
+    r"`ModelCheckpoint\(.*": "snapshots are `checkpoint`'s",
+    r"You're resuming from a checkpoint that ended before the epoch ended": "the data module resumes at the pack",
+    r"Found \d+ module\(s\) in eval mode at the start of training": "frozen parts stay as they are",
+    r".*Trying to infer the `batch_size` from an ambiguous collection": "a batch is one pack",
+    r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`": "a step without gradient was left out",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated": "between Lightning and torch",
+    r"The `srun` command is available on your system but is not used": "one process is one rank here",
+}
+"""Beginnings of Python warnings (regular expressions) that are silenced -> why they do not apply."""
+_NOISE = ("litlogger", "TPU available", "MEMBER: 1/1", "Starting with 1 processes")
+"""Lightning's log lines about hardware that is not there, products to try, and processes without peers."""
+
+
+class _Lines(logging.Handler):
+    """`warning: ...` on whatever stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        print(f"{level}{' '.join(record.getMessage().split())}", file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """Tells the user something in one line, on the first rank only."""
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        logger.warning(message)
+
+
+def configure() -> None:
+    """For a command line: messages as lines on stderr, Python warnings of others as one line each."""
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines())
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
+        logging.getLogger(name).addFilter(_worth_reading)
+    for beginning in NOT_HERE:
+        warnings.filterwarnings("ignore", message=beginning)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _NOISE)
