@@ -102,6 +102,9 @@ class SconeCLI(LightningCLI):
             verb = next((word for word in sys.argv[1:] if word in self._subcommand_parsers), None)
             raise UserError(complaint + close_option(complaint, self._subcommand_parsers.get(verb, parser))) from None
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would read the file here, and let hyperparameters in it override what was typed."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output_dir", type=str, default="runs/scone", help="Folder for all that a run writes.")
         parser.add_argument(

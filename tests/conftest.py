@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
 from pathlib import Path
 
@@ -16,6 +18,22 @@ from scone_pl.mini.base import write_base
 from scone_pl.mini.shards import WORLD_SETS, write_world
 from scone_pl.model.config import bagel_7b
 from scone_pl.model.scone import Scone
+
+_FOREIGN = ("PYTHONWARNINGS", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING", "TORCHELASTIC_RUN_ID")
+_FOREIGN_BEGINNINGS = ("SLURM_", "PL_", "MASTER_", "WORLD_SIZE", "LOCAL_", "RANK", "GROUP_RANK", "ROLE_")
+"""Of environment variables that would change what a command does or prints."""
+
+
+def pytest_configure() -> None:
+    """Tests bring their own environment, whatever starts them: nohup, a job of Slurm, a shell with other settings."""
+    for name in list(os.environ):
+        if name in _FOREIGN or name.startswith(_FOREIGN_BEGINNINGS):
+            del os.environ[name]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a signal that is ignored stays so in child processes
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
 
 torch.set_num_threads(1)  # models are tiny, and tests run side by side
 

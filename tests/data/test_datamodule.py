@@ -146,16 +146,33 @@ def test_resume_on_another_number_of_ranks(build, monkeypatch):
     assert first + second + third == straight
 
 
-def test_changed_data_is_said_and_starts_an_epoch(build, tmp_path, packing):
+def test_changed_data_is_said_and_starts_an_epoch(build, tmp_path, packing, caplog):
     trainer, module, data = build(5)
     trainer.fit(module, data)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     trainer, module, data = build(8)
     data.packing = dataclasses.replace(packing, token_budget=140)
-    with pytest.warns(UserWarning, match="its place in the data is void"):
-        trainer.fit(module, data, ckpt_path=tmp_path / "a.ckpt", weights_only=False)
+    trainer.fit(module, data, ckpt_path=tmp_path / "a.ckpt", weights_only=False)
+    assert "its place in the data is void" in caplog.text
     assert module.log_[0][0] == 5
     assert data.state_dict()["epoch"] == 1
+
+
+def test_overfitting_repeats_each_rank_s_first_packs_and_goes_on_repeating(build, tmp_path):
+    def place(number):
+        return number % 2
+
+    trainer, module, data = build(5)
+    data.overfit_packs = 2
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    first = [keys for _, keys, _ in module.log_]
+    assert first == [first[place(i)] for i in range(5)]
+    assert first[0] != first[1]
+    trainer, module, data = build(8, num_workers=2)
+    data.overfit_packs = 2
+    trainer.fit(module, data, ckpt_path=tmp_path / "a.ckpt", weights_only=False)
+    assert [keys for _, keys, _ in module.log_] == [first[place(i)] for i in range(5, 8)]
 
 
 def broken_copy(shard_folder, folder, count):

@@ -66,9 +66,10 @@ def test_a_run_resumes_only_from_the_weights_it_started_from(tmp_path: Path) -> 
     for name in ("step-000002", "step-000010", ".step-000020.partial"):
         (run.checkpoints / name).mkdir(parents=True)
     assert run.begin(start) == str(run.checkpoints / "step-000010")
-    assert run.begin(start, str(tmp_path / "other/step-000099")) == str(run.checkpoints / "step-000010")
-    with pytest.raises(UserError, match="step-000010 is newer"):
-        run.begin(start, str(run.checkpoints / "step-000002"))
+    for given in (tmp_path / "other/step-000099", run.checkpoints / "step-000002"):
+        with pytest.raises(UserError, match="has its own step-000010 to go on from"):
+            run.begin(start, str(given))
+    assert run.begin(start, str(run.checkpoints / "step-000010")) == str(run.checkpoints / "step-000010")
     identity = weights_identity(start)
     assert weights_identity(shutil.copytree(start, tmp_path / "copy")) == identity
     _weights(tmp_path / "before", 200)
@@ -77,6 +78,16 @@ def test_a_run_resumes_only_from_the_weights_it_started_from(tmp_path: Path) -> 
         run.begin(start)
     _weights(run.weights, 7)
     assert run.finished_steps == 7
+
+
+def test_a_run_that_began_at_a_snapshot_goes_on_by_the_same_command(tmp_path: Path) -> None:
+    start, given = _weights(tmp_path / "before", 100), str(tmp_path / "other/step-000003")
+    run = RunFolder(tmp_path / "run")
+    assert run.begin(start, given) == given
+    (run.checkpoints / "step-000004").mkdir(parents=True)
+    assert run.begin(start, given) == run.begin(start) == str(run.checkpoints / "step-000004")
+    with pytest.raises(UserError, match="has its own step-000004"):
+        run.begin(start, str(tmp_path / "third/step-000003"))
 
 
 def test_one_run_a_folder(tmp_path: Path) -> None:
@@ -90,7 +101,8 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
         return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
 
     file = RunFolder(tmp_path).occupy()
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"], "leftovers of a killed run go"
+    # Leftovers of a killed run go; what it was about to replace is there again.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "weights"]
     assert "another run is at work there" in second().stderr
     file.close()
     assert second().returncode == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import ROOT, run_scone
+from running import environment, run_scone
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -70,9 +69,8 @@ def two_ranks(place: Path) -> Path:
     out = place / "out/two"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "scone_pl"]
     command += [*ARGS, "--trainer.devices", "2", "--output_dir", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     found = subprocess.run(
-        command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=place, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
     assert found.returncode == 0, found.stderr
     return out

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import ROOT, run_scone
+from running import environment, run_scone
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -66,11 +66,10 @@ def test_a_finished_run_goes_on_to_a_later_end(mini_world: Path, tmp_path: Path)
 
 def _run_until(checkpoint: Path, args: list[str], cwd: Path) -> None:
     """Starts a run and kills its whole process group as soon as `checkpoint` is there."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "scone_pl", *args],
         cwd=cwd,
-        env=environment,
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

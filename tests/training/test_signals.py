@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import ROOT, run_scone
+from running import environment, run_scone
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STEPS = 8
@@ -22,10 +22,9 @@ ARGS = [
 
 
 def start(args: list[str], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as file:
         command = [sys.executable, "-m", "scone_pl", *args]
-        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=file, stderr=file, start_new_session=True)
 
 
 def losses(folder: Path) -> dict[int, float]:

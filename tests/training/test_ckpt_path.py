@@ -1,0 +1,124 @@
+"""`--ckpt_path` of each verb is obeyed, or refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from running import ROOT
+
+from scone_pl.__main__ import main
+
+
+class Runs(NamedTuple):
+    """A trained stage and a chain of two."""
+
+    single: Path
+    chain: Path
+
+
+ARGS = [
+    *("--config", str(ROOT / "experiments/mini/stage1.yaml"), "--trainer.enable_progress_bar", "false"),
+    *("--data.packing.token_budget", "600", "--data.num_workers", "0", "--trainer.limit_val_batches", "1"),
+    *("--previews.num_samples", "0", "--checkpoint.every_n_steps", "1", "--trainer.val_check_interval", "99"),
+    *("--model.init_args.optimizer", "{lr: 1.0e-2, warmup_steps: 0}"),
+]
+CHAIN = "[{name: a, trainer: {max_steps: 2}}, {name: b, trainer: {max_steps: 3}}]"
+
+
+@pytest.fixture(scope="module")
+def runs(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(mini_world)
+        patch.setattr("sys.argv", ["scone_pl"])
+        single = ["fit", *ARGS, "--chain", "null", "--output_dir", str(folder / "single"), "--trainer.max_steps", "3"]
+        assert main(single) == 0
+        assert main(["fit", *ARGS, "--chain", CHAIN, "--output_dir", str(folder / "chain")]) == 0
+    return Runs(folder / "single", folder / "chain")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(mini_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mini_world)
+    monkeypatch.setattr("sys.argv", ["scone_pl"])
+
+
+def loss(capsys: pytest.CaptureFixture[str], folder: Path, *more: str, chain: str = "null") -> float:
+    capsys.readouterr()
+    assert main(["validate", *ARGS, "--chain", chain, "--output_dir", str(folder), *more]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "val/loss" in line)
+    return float(line.replace("│", " ").split()[1])
+
+
+def refused(capsys: pytest.CaptureFixture[str], verb: str, folder: Path, given: str, chain: str = "null") -> str:
+    capsys.readouterr()
+    more = ["--output_dir", str(folder), "--trainer.max_steps", "9", "--ckpt_path", given]
+    assert main([verb, *ARGS, "--chain", chain, *more]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_single_stage_is_evaluated_as_named(runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    newest = runs.single / "checkpoints/step-000003"
+    trained = loss(capsys, runs.single)
+    for given in ("last", newest, runs.single, runs.single / "weights", runs.single / "checkpoints"):
+        assert loss(capsys, runs.single, "--ckpt_path", str(given)) == trained
+    older = loss(capsys, runs.single, "--ckpt_path", str(runs.single / "checkpoints/step-000002"))
+    assert len({trained, older, loss(capsys, tmp_path / "untrained")}) == 3
+
+
+def test_a_chain_is_evaluated_where_it_stands(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    last = loss(capsys, runs.chain, chain=CHAIN)
+    assert last == loss(capsys, runs.chain, "--ckpt_path", "last", chain=CHAIN)
+    of_a = loss(capsys, runs.chain, "--ckpt_path", str(runs.chain / "a"), chain=CHAIN)
+    assert of_a == loss(capsys, runs.chain, "--ckpt_path", str(runs.chain / "a/weights"), chain=CHAIN) != last
+
+
+def test_an_unfinished_run_is_evaluated_at_its_newest_snapshot(
+    runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step-000003").symlink_to(runs.single / "checkpoints/step-000003")
+    assert loss(capsys, tmp_path) == loss(capsys, runs.single)
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("given", ["best", "hpc", "registry:name", "/no/such/step-000001"])
+def test_words_and_paths_of_nothing_are_refused(
+    verb: str, given: str, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"--ckpt_path {given}: no such snapshot; give `last`" in refused(capsys, verb, runs.single, given)
+
+
+def test_last_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for verb in ("fit", "validate"):
+        for chain in ("null", CHAIN):
+            assert "no" in refused(capsys, verb, tmp_path, "last", chain)
+            assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_snapshot_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    empty, foreign = tmp_path / "empty", tmp_path / "foreign.ckpt"
+    empty.mkdir()
+    torch.save({"a": 1}, foreign)
+    for given in (empty, foreign, ROOT / "README.md"):
+        assert str(given) in refused(capsys, "validate", runs.single, str(given))
+        assert str(given) in refused(capsys, "fit", tmp_path / "new", str(given))
+
+
+def test_fit_does_not_ignore_what_is_given(runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    elsewhere = str(runs.chain / "a/checkpoints/step-000002")
+    assert "has its own step-000003 to go on from" in refused(capsys, "fit", runs.single, elsewhere)
+    assert "start from them with --model.init_args.init_from" in refused(
+        capsys, "fit", tmp_path, str(runs.single / "weights")
+    )
+    assert "which step of the chain begins there?" in refused(capsys, "fit", tmp_path, elsewhere, CHAIN)
+    common = ["fit", *ARGS, "--chain", "null", "--output_dir", str(tmp_path / "begun"), "--ckpt_path"]
+    given = str(runs.single / "checkpoints/step-000002")
+    assert main([*common, given, "--trainer.max_steps", "1"]) == 2
+    assert "is of step 2, behind trainer.max_steps 1" in capsys.readouterr().err
+    for _ in range(2):
+        assert main([*common, given, "--trainer.max_steps", "3"]) == 0
+    assert loss(capsys, tmp_path / "begun") == loss(capsys, runs.single)

@@ -1,0 +1,105 @@
+"""Every argument of Lightning's Trainer is obeyed or refused; none is accepted and without effect."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+
+from scone_pl.errors import UserError
+from scone_pl.training.trainer_settings import OBEYED, RULES, check_trainer
+
+ARGUMENTS = {name: p.default for name, p in inspect.signature(pl.Trainer.__init__).parameters.items() if name != "self"}
+
+
+def callback(path: str) -> SimpleNamespace:
+    return SimpleNamespace(class_path=path)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_each_argument_is_in_one_table(name: str) -> None:
+    """If this fails with a new Lightning: see what the argument does here, and put it into one of the tables."""
+    assert (name in OBEYED) + (name in RULES) == 1
+
+
+def test_the_defaults_are_allowed() -> None:
+    check_trainer(ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_epochs", 3),
+        ("min_epochs", 1),
+        ("max_steps", 0),
+        ("max_steps", -2),
+        ("limit_train_batches", 4),
+        ("limit_train_batches", 0.5),
+        ("limit_train_batches", 0),
+        ("limit_val_batches", 0.5),
+        ("limit_test_batches", -1),
+        ("limit_predict_batches", 0.1),
+        ("overfit_batches", 0.5),
+        ("overfit_batches", 1.0),
+        ("overfit_batches", -1),
+        ("val_check_interval", 0.25),
+        ("val_check_interval", 0),
+        ("check_val_every_n_epoch", 2),
+        ("log_every_n_steps", 0),
+        ("enable_checkpointing", False),
+        ("accumulate_grad_batches", 0),
+        ("gradient_clip_val", -1.0),
+        ("gradient_clip_algorithm", "value"),
+        ("use_distributed_sampler", False),
+        ("barebones", True),
+        ("sync_batchnorm", True),
+        ("reload_dataloaders_every_n_epochs", 1),
+        ("default_root_dir", "elsewhere"),
+        ("model_registry", "name"),
+        ("precision", "bf16-true"),
+        ("precision", 16),
+        ("strategy", "fsdp"),
+        ("strategy", "deepspeed_stage_2"),
+        ("strategy", callback("lightning.pytorch.strategies.ModelParallelStrategy")),
+        ("plugins", [callback("lightning.pytorch.plugins.precision.MixedPrecision")]),
+        ("callbacks", [callback("lightning.pytorch.callbacks.ModelCheckpoint")]),
+        ("callbacks", callback("lightning.pytorch.callbacks.Timer")),
+        ("min_steps", 7),
+    ],
+)
+def test_what_would_not_be_obeyed_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.{name} .+: .+"):
+        check_trainer({**ARGUMENTS, "max_steps": 6, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_steps", -1),
+        ("limit_val_batches", 0),
+        ("limit_val_batches", 1.0),
+        ("overfit_batches", 2),
+        ("val_check_interval", 1),
+        ("val_check_interval", "00:01:00:00"),
+        ("check_val_every_n_epoch", None),
+        ("gradient_clip_val", 0.5),
+        ("precision", "bf16-mixed"),
+        ("strategy", "fully_sharded"),
+        ("strategy", "ddp"),
+        ("plugins", [callback("lightning.pytorch.plugins.environments.SLURMEnvironment")]),
+        ("callbacks", [callback("lightning.pytorch.callbacks.LearningRateMonitor")]),
+        ("min_steps", 6),
+    ],
+)
+def test_what_is_obeyed_is_allowed(name: str, value: Any) -> None:
+    check_trainer({**ARGUMENTS, "max_steps": 6, name: value})
+
+
+def test_early_stopping_needs_validations() -> None:
+    stopping = {**ARGUMENTS, "callbacks": [callback("lightning.pytorch.callbacks.EarlyStopping")]}
+    with pytest.raises(UserError, match=r"set trainer\.val_check_interval"):
+        check_trainer(stopping)
+    check_trainer({**stopping, "val_check_interval": 5})
