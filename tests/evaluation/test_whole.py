@@ -157,7 +157,7 @@ def test_a_judge_that_could_judge_nothing_is_a_failure(data, tmp_path, capsys):
     [
         ([], "--checkpoint: give the folder"),
         (["--only", "judge"], "holds no pictures"),
-        (["--only", "tables"], "scores.jsonl: not readable"),
+        (["--only", "tables"], "scores.jsonl: no such file"),
         (["--checkpoint", "x"], "$OPENAI_API_KEY is not set"),
         (["--checkpoint", "no/such", "--judge.base_url", "http://127.0.0.1:9"], "no/such"),
         (["--rounds", "0"], "--rounds 0"),
@@ -245,7 +245,7 @@ def test_a_folder_holds_one_benchmark(data, tmp_path, capsys, items):
     status = main(["judge", "--benchmark", "omnicontext", "--data", str(other), "--output", str(tmp_path / "run"),
                    "--pictures", str(tmp_path / "pictures")])  # fmt: skip
     assert status == 2
-    assert "holds an evaluation of sconeeval; choose another --output" in capsys.readouterr().err
+    assert "holds an evaluation of 'sconeeval'; choose another --output" in capsys.readouterr().err
 
 
 NASTY = '<script>alert("x")</script> & </article> $title {{x}} \u2028 é'
