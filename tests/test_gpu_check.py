@@ -29,8 +29,8 @@ CPU = Settings(torch.device("cpu"), quick=True)
 NOT_ON_THE_MACHINE = {
     *("annotated-types", "pydantic", "pydantic_core", "pytest-xdist", "execnet", "ruff", "typing-inspection", "tzdata"),
 }
-"""Packages of the project's environment that the machine of docs/gpu.md lacks, or may lack, and `make gpu-packages` does
-not fetch; without those that only other packages' versions here need."""
+"""Packages of the project's environment that the machine of docs/gpu.md lacks, or may lack, and `make gpu-packages`
+does not fetch; without those that only other packages' versions here need."""
 
 
 def test_the_limits_keep_the_whole_check_under_its_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,11 +248,12 @@ def without(packages: set[str], folder: Path) -> Path:
     (folder / "sitecustomize.py").write_text(
         f"""
 import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {names!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
+from importlib.machinery import PathFinder
+class Others(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {names!r} else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Others
 """
     )
     return folder
