@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +118,39 @@ time.sleep(600)
     found = run_fake(WRITES + code, tmp_path, monkeypatch, limit=2)
     assert (found["status"], found["values"]) == ("failed", {"rate": 3})
     assert "time limit of 2 s" in found["problems"][0]
-    process = Path(f"/proc/{mine.read_text()}/stat")
-    deadline = time.monotonic() + 20
-    while process.exists() and process.read_text().rsplit(")", 1)[1].split()[0] != "Z":
-        assert time.monotonic() < deadline, "the child of a killed step lives on"
+    wait_until(lambda: has_ended(int(mine.read_text())), "the child of a killed step lives on")
+
+
+def test_stopped_from_outside_it_leaves_no_step_behind(tmp_path: Path) -> None:
+    mine = tmp_path / "child"
+    code = f"""
+import pathlib, sys, time
+from benchmarks.gpu_check import __main__, running
+child = "import os, pathlib, time; pathlib.Path({str(mine)!r}).write_text(str(os.getpid())); time.sleep(600)"
+running.command_of = lambda *_: [sys.executable, "-c", child]
+sys.argv = ["gpu_check", "--device", "cpu", "--quick", "--only", "rates", "--output", {str(tmp_path / "out")!r}]
+sys.exit(__main__.main())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    wait_until(lambda: mine.exists() and bool(mine.read_text()), "the step did not begin")
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    wait_until(lambda: has_ended(int(mine.read_text())), "the step lives on")
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, otherwise
         time.sleep(0.01)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -34,6 +35,8 @@ def main() -> int:
         return 2
     from benchmarks.gpu_check.running import failed_steps, run_steps, summary
 
+    # Stopped from outside, it leaves no step behind: they run in process groups of their own.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     about = {
         "commit": options.commit or _commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),

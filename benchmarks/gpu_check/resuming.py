@@ -29,7 +29,8 @@ TOLERANCE = 2e-2
 """Of each step's loss, relative. Nothing is drawn from a state that a kill loses, but CUDA adds atomically in an order
 of its own (`index_add`, gradients of lookups), and bfloat16 rounds the difference up to 2^-8 of a value. On one CPU
 process the curves are bit-identical, and the tolerance is 0."""
-START_SECONDS = 120
+START_SECONDS = 600
+"""For the first snapshot; on a GPU the limit of the step comes first."""
 
 
 def run(settings: Settings, report: Report) -> None:
