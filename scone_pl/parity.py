@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from scone_pl.data.packing import PackingConfig, PreparedSample, prepare_sample
 from scone_pl.data.sample import Sample
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
+from scone_pl.files import read_json
 from scone_pl.generation.checks import as_device
 from scone_pl.generation.guidance import GuidanceConfig
 from scone_pl.generation.prompts import prompts_of
@@ -38,6 +38,7 @@ from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import SconeOutput
 from scone_pl.model.sequence import PackedSequence, SpecialTokens, SplitKind
+from scone_pl.safetensors_header import read_header
 from scone_pl.training.losses import flow_matching
 from scone_pl.training.parts import count_parameters
 
@@ -113,15 +114,18 @@ class ParityCase:
     def __init__(self, folder: Path, *, attention: str, device: str) -> None:
         """Raises `UserError` if the folder is not a parity folder."""
         self.device = as_device(device)
+        for name in ("expected.json", "expected.safetensors"):
+            if not (folder / name).exists():
+                raise UserError(f"{folder}: not a parity folder, {name} is missing")
+        self.expected: dict[str, Any] = read_json(folder / "expected.json", dict)
+        read_header(folder / "expected.safetensors")
         try:
-            self.expected: dict[str, Any] = json.loads((folder / "expected.json").read_text())
             self.tensors = _Noted(load_file(folder / "expected.safetensors"))
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{folder}: not a parity folder, expected.json or .safetensors unreadable ({error})"
-            ) from error
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder / 'expected.safetensors'}: cannot be read ({error})") from error
         self.config = self.expected["config"]
         self.model = from_pretrained(folder, device=device)
+        self._check_sizes()
         self.model.attention = attention
         self.model.requires_grad_(True)
         self.model.autoencoder.requires_grad_(False)
@@ -138,6 +142,21 @@ class ParityCase:
             last_masked_layer=min(bridge["last_masked_layer"], self.model.config.decoder.num_layers - 1),
             threshold=bridge["threshold"],
         )
+
+    def _check_sizes(self) -> None:
+        config = self.model.config
+        ours = {
+            "latent_patch_size": config.latent_patch_size,
+            "max_latent_size": config.latent_positions_per_side,
+            "vit_max_num_patch_per_side": config.vit_positions_per_side,
+            "connector_act": "gelu_pytorch_tanh",
+        }
+        for key, value in ours.items():
+            stated = self.config["scone"].get(key, value)
+            if stated != value:
+                raise UserError(f"expected.json: config.scone.{key} is {stated!r:.80}, but {value!r} in the checkpoint")
+        if not isinstance(self.expected["samples"], list) or not self.expected["samples"]:
+            raise UserError("expected.json: samples must be a list of at least one sample")
 
     # ------------------------------------------------------------------ inputs, by the data room's own code
     def prepare(self, number: int, vit_source: Literal["original", "vae_resized"]) -> PreparedSample:
@@ -233,6 +252,11 @@ class ParityCase:
     ) -> Iterator[Comparison]:
         prefix = f"train.{name}"
         noise = self.tensors["train.noise"].to(self.device)
+        if noise.shape != clean.shape:
+            raise UserError(
+                f"expected.safetensors: train.noise has shape {list(noise.shape)}, but the samples have "
+                f"{list(clean.shape)} latent tokens and values"
+            )
         shift = self.config["scone"].get("timestep_shift", 1.0)
         self.model.zero_grad(set_to_none=True)
         result = flow_matching(self.model, pack, clean, noise, bridge=bridge, timestep_shift=shift)
@@ -320,6 +344,16 @@ def parity(folder: Path, attention: Literal["split", "flex", "dense"] = "split",
     if attention == "flex" and as_device(device).type == "cpu":
         raise UserError("FlexAttention has no backward on the CPU; use --device cuda, or --attention split")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        return _report(folder, attention, device)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        # What a parity folder holds is read everywhere above; its damage must not look like one of this program.
+        raise UserError(
+            f"{folder}: expected.json does not describe a parity case ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _report(folder: Path, attention: str, device: str) -> int:
     case = ParityCase(folder, attention=attention, device=device)
     parameters = sum(count_parameters(case.model).values())
     references = len(case.pack().splits_of(SplitKind.VAE))

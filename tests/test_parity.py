@@ -57,6 +57,34 @@ def test_a_wrong_mask_range_changes_the_result(tmp_path: Path) -> None:
     assert "train.plain.last_hidden_state" not in wrong
 
 
+@pytest.mark.parametrize("key", ["config", "special_tokens", "samples", "bridge", "pack"])
+@pytest.mark.parametrize("value", [None, []])
+def test_a_damaged_description_ends_in_one_line(
+    key: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "parity"
+    folder.mkdir()
+    for file in GOLDEN.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "expected.json").unlink()
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    (folder / "expected.json").write_text(json.dumps({**expected, key: value}))
+    assert main(["parity", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "expected.json" in line
+
+
+def test_sizes_of_a_description_must_be_the_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "parity"
+    shutil.copytree(GOLDEN, folder)
+    expected = json.loads((GOLDEN / "expected.json").read_text())
+    for name, value in (("vit_max_num_patch_per_side", 9), ("max_latent_size", 64), ("connector_act", "relu")):
+        changed = {**expected, "config": {**expected["config"], "scone": {**expected["config"]["scone"], name: value}}}
+        (folder / "expected.json").write_text(json.dumps(changed))
+        assert main(["parity", str(folder)]) == 2
+        assert f"config.scone.{name} is {value!r}" in capsys.readouterr().err
+
+
 def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["parity", str(tmp_path)]) == 2
     assert main(["parity", str(GOLDEN), "--attention", "flex"]) == 2
