@@ -224,6 +224,8 @@ class PackedDataModule(pl.LightningDataModule):
             total.update(counts)
         self._complain([line for _, lines in told for line in lines])
         total = Counter({reason: self._per_replica(count) for reason, count in total.items()})
+        if self.trainer is not None and self.trainer.predicting:
+            self.skipped.update(total)
         return replace(batch, skipped=dict(total))
 
     def _per_replica(self, count: int) -> int:

@@ -48,18 +48,31 @@ class JsonlPrompts(IterableDataset):
             yield self._batch((self.world_size * step + self.rank) % len(self.requests))
 
     def _batch(self, number: int) -> Batch:
-        request = self.requests[number]
+        """The batch of request `number`, or if it cannot be used the next one that can, with the reason.
+
+        A rank must not leave a pass out: with a sharded model all ranks make it together. An image that is there
+        already is not generated again, so the substitute costs little.
+        """
+        unusable: list[str] = []
+        count = len(self.requests)
+        for substitute in range(number, number + count):
+            request = self.requests[substitute % count]
+            try:
+                return self._prepared(request, number, unusable)
+            except BrokenSampleError as error:
+                images = " ".join(map(str, request.images))
+                unusable.append(f"{request.where}: {error.reason} among {images}: {error}")
+            except UserError as error:  # would be buried in a traceback by a worker process
+                unusable.append(str(error))
+        failure = f"none of {count} prompts can be used; the first: {unusable[0]}"
+        return Batch(SequenceBuilder(self.form).build(), Place(0, number, number), 0, failure=failure)
+
+    def _prepared(self, request: Request, number: int, unusable: Sequence[str]) -> Batch:
         place, builder = Place(0, number, number), SequenceBuilder(self.form)
         seed = seed_of("predict", request.task_type, request.key)
-        try:
-            sample = request.read()
-            prepared = prepare_sample(sample, self.form, self.tokenizer, self.packing, generator("predict", seed))
-        except BrokenSampleError as error:
-            images = " ".join(map(str, request.images))
-            return Batch(
-                builder.build(), place, seed, failure=f"{request.where}: {error.reason} among {images}: {error}"
-            )
-        except UserError as error:  # would be buried in a traceback by a worker process
-            return Batch(builder.build(), place, seed, failure=str(error))
+        sample = request.read()
+        prepared = prepare_sample(sample, self.form, self.tokenizer, self.packing, generator("predict", seed))
         prepared.append_to(builder)
-        return Batch(builder.build(), place, seed, samples=(sample,))
+        reported = unusable[:1]  # the others are reported in their own turn
+        skipped = {"unusable prompt": 1} if reported else {}
+        return Batch(builder.build(), place, seed, samples=(sample,), skipped=skipped, complaints=tuple(reported))

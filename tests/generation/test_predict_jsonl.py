@@ -216,12 +216,43 @@ def test_duplicates_empty_and_unreadable_files(tmp_path):
         read_requests([tmp_path / "no.jsonl"])
 
 
-def test_a_damaged_image_stops_with_one_line(folder, tmp_path, monkeypatch):
-    data = write_picture(tmp_path / "x.png", height=60, width=60).read_bytes()
-    (tmp_path / "x.png").write_bytes(data[: len(data) // 2])
-    file = write_jsonl(tmp_path / "p.jsonl", [GOOD | {"input_images": ["x.png"]}])
-    with pytest.raises(UserError, match=r"p\.jsonl:1: (truncated|damaged) image among .*x\.png"):
+def damaged_png(folder):
+    data = write_picture(folder / "x.png", height=60, width=60).read_bytes()
+    (folder / "x.png").write_bytes(data[: len(data) // 2])
+    return "x.png"
+
+
+def test_prompts_that_can_not_be_used_cost_no_other(folder, tmp_path, monkeypatch, capsys):
+    damaged = {"input_images": [damaged_png(tmp_path)]}
+    rows = [GOOD | damaged, GOOD | {"key": "l"}, GOOD | damaged | {"key": "m"}, GOOD | {"key": "n"}]
+    file = write_jsonl(tmp_path / "p.jsonl", rows)
+    monkeypatch.setattr("sys.argv", ["scone_pl"])
+    assert main(arguments(folder, file, tmp_path / "out")) == LEFT_OUT_STATUS
+    assert sorted(pictures(tmp_path / "out")) == ["l.png", "n.png"]
+    said = capsys.readouterr().err
+    for line in (1, 3):
+        assert re.search(rf"left out: .*p\.jsonl:{line}: (truncated|damaged) image among .*x\.png", said)
+    assert "2 prompts were left out" in said
+
+
+def test_if_no_prompt_can_be_used_the_first_reason_is_the_error(folder, tmp_path, monkeypatch):
+    file = write_jsonl(tmp_path / "p.jsonl", [GOOD | {"input_images": [damaged_png(tmp_path)]}])
+    with pytest.raises(UserError, match=r"none of 1 prompts .*p\.jsonl:1: (truncated|damaged) image among .*x\.png"):
         run(monkeypatch, folder, file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_make_equally_many_passes_whatever_can_not_be_used(folder, tmp_path, world_size):
+    damaged = {"input_images": [damaged_png(tmp_path)]}
+    rows = [GOOD | {"key": str(n)} | (damaged if n in (1, 2, 4) else {}) for n in range(5)]
+    requests = read_requests([write_jsonl(tmp_path / "p.jsonl", rows)])
+    form, tokenizer = SconePipeline.from_pretrained(folder).form, Tokenizer.from_folder(folder)
+    ranks = [list(JsonlPrompts(requests, form, tokenizer, rank, world_size)) for rank in range(world_size)]
+    assert {len(batches) for batches in ranks} == {-(-5 // world_size)}
+    batches = [batch for rank in ranks for batch in rank]
+    assert {batch.samples[0].key for batch in batches} == {"0", "3"}
+    reported = {line.split(": ")[0].rpartition(":")[2] for batch in batches for line in batch.complaints}
+    assert reported == {"2", "3", "5"}
 
 
 def test_files_and_shards_do_not_mix(folder, prompts, tmp_path, monkeypatch):
