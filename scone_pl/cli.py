@@ -31,6 +31,7 @@ from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, 
 from scone_pl.training.module import SconeModule
 from scone_pl.training.monitoring import Monitoring
 from scone_pl.training.outcome import (
+    LEFT_OUT_STATUS,
     UNFINISHED_STATUS,
     Outcome,
     TimeLimit,
@@ -231,6 +232,11 @@ class SconeCLI(LightningCLI):
         if kwargs.get("return_predictions"):
             raise UserError("--return_predictions true: nobody would receive them; they are in output_dir/predictions")
         self._evaluate(self.trainer.predict, kwargs)
+        if left_out := self.datamodule.skipped.total():
+            warn(
+                f"predict: {left_out} prompts were left out, see above; all others are in {self.model.predictions.path}"
+            )
+            self.status = LEFT_OUT_STATUS if self.trainer.is_global_zero else 0
 
     def _evaluate(self, act: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         self._refuse_weights_only(kwargs)

@@ -18,8 +18,6 @@ from scone_pl.files import read_json, read_text, write_json, write_text
 RECIPE = Path(__file__).parent / "sampling.yaml"
 _MISTAKE = 2
 """Status of a command that cannot work as it was typed."""
-_SOME_LEFT_OUT = 1
-"""Status of `predict` when it has generated an image for every prompt that can be used, but not for all."""
 _DONE = "generated.json"
 _DRAWN_FROM = "drawn_from.json"
 
@@ -61,6 +59,7 @@ def generate(
         UserError: no such checkpoint; or `predict` has stopped, and what it said stands above.
     """
     from scone_pl.training.chain import run_in_own_process
+    from scone_pl.training.outcome import LEFT_OUT_STATUS
 
     rank, weights = launched_rank(), _identity(checkpoint)
     _write_prompts(items, folder.prompts, rank)
@@ -79,7 +78,7 @@ def generate(
         else:
             with _watched(folder, sampling, rounds, items, show=True):
                 status = run_in_own_process(command)
-        if status == _SOME_LEFT_OUT:
+        if status == LEFT_OUT_STATUS:
             continue  # not marked as done: the next start tries these again, and the tables name them until then
         if status:
             advice = "" if status == _MISTAKE else "; the same command goes on"

@@ -27,6 +27,8 @@ from scone_pl.files import read_json, write_json
 
 UNFINISHED_STATUS = 75
 """Exit status of a run that ended before it was finished, without being told by a signal: sysexits' EX_TEMPFAIL."""
+LEFT_OUT_STATUS = 65
+"""Exit status of `predict` when some prompts could not be used and all others are done: sysexits' EX_DATAERR."""
 FINISHED = ("finished", "early_stopping")
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from pipeline_helpers import ROOT, pixels, run_scone, write_folder, write_jsonl, write_picture
 
-from scone_pl.cli import SconeCLI
+from scone_pl.cli import SconeCLI, main
 from scone_pl.data.jsonl import JsonlPrompts
 from scone_pl.data.prompts import read_requests
 from scone_pl.data.sample import Sample
@@ -23,6 +24,7 @@ from scone_pl.errors import UserError
 from scone_pl.generation.images import load_all
 from scone_pl.generation.pictures import save_picture
 from scone_pl.generation.pipeline import SconePipeline
+from scone_pl.training.outcome import LEFT_OUT_STATUS
 from scone_pl.training.predictions import PredictionFolder, picture_seed
 
 RECORDS = [
@@ -222,14 +224,14 @@ def damaged_png(folder):
     return "x.png"
 
 
-def test_prompts_that_can_not_be_used_cost_no_other(folder, tmp_path, monkeypatch, capsys):
+def test_prompts_that_can_not_be_used_cost_no_other(folder, tmp_path, monkeypatch, caplog):
     damaged = {"input_images": [damaged_png(tmp_path)]}
     rows = [GOOD | damaged, GOOD | {"key": "l"}, GOOD | damaged | {"key": "m"}, GOOD | {"key": "n"}]
     file = write_jsonl(tmp_path / "p.jsonl", rows)
     monkeypatch.setattr("sys.argv", ["scone_pl"])
     assert main(arguments(folder, file, tmp_path / "out")) == LEFT_OUT_STATUS
     assert sorted(pictures(tmp_path / "out")) == ["l.png", "n.png"]
-    said = capsys.readouterr().err
+    said = caplog.text
     for line in (1, 3):
         assert re.search(rf"left out: .*p\.jsonl:{line}: (truncated|damaged) image among .*x\.png", said)
     assert "2 prompts were left out" in said
