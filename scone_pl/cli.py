@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
 from scone_pl.files import write_text
 from scone_pl.messages import warn
-from scone_pl.training.callbacks import DataProgress, Previews, StepProgress
+from scone_pl.training.callbacks import DataProgress, Previews, progress
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
 from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, evaluated, for_fit
 from scone_pl.training.module import SconeModule
@@ -146,7 +147,7 @@ class SconeCLI(LightningCLI):
         if trainer.get("max_time") is not None:
             callbacks.append(TimeLimit(trainer["max_time"]))
         if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(StepProgress())
+            callbacks.append(progress())
         settings["callbacks"] = callbacks
         return super().instantiate_trainer(**settings)
 
@@ -241,6 +242,8 @@ class SconeCLI(LightningCLI):
     def _evaluate(self, act: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         self._refuse_weights_only(kwargs)
         if kwargs.get("ckpt_path"):
+            # True of what trains; here nothing does.
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
             self._check_kind(Path(kwargs["ckpt_path"]))
         act(**kwargs)
 
@@ -321,6 +324,7 @@ def commands(args: list[str]) -> list[list[str]]:
     A wrong key in the last step of a chain must not show after days. Verbs other than `fit` run on one stage's state,
     see `ckpt_path.evaluated`.
     """
+    check_seed(args)
     steps = _steps(args)
     if args[0] != "fit":
         return [evaluated(steps)]
@@ -350,6 +354,17 @@ def _steps(args: list[str]) -> list[Step]:
     check_names(chain)
     planned = plan(args, chain, settings.model.init_args.init_from, settings.output_dir)
     return [Step(command, parse(command).settings) for command in planned]
+
+
+def check_seed(args: Sequence[str]) -> None:
+    """Raises `UserError` where `--seed_everything` is typed and would change nothing.
+
+    Order, dropout and noise follow from `data.seed` and the pack, so that resuming repeats them. (Recipes may have
+    `seed_everything`, for callbacks that draw from global generators.)
+    """
+    typed = {arg.partition("=")[0] for arg in args}
+    if "--seed_everything" in typed and "--data.seed" not in typed:
+        raise UserError("--seed_everything: order, dropout and noise do not follow from it; use --data.seed")
 
 
 def check_data(steps: Sequence[Any]) -> None:

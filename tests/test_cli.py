@@ -82,6 +82,36 @@ def test_missing_files_and_wrong_arguments(tmp_path: Path, capsys: pytest.Captur
     assert "no checkpoint folder" in line
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["fit", "--config", STAGE1, "--trainer.max_step", "3"], "--trainer.max_steps"),
+        (["validate", "--config", STAGE1, "--trainer.limit_val_batch", "1"], "--trainer.limit_val_batches"),
+        (["test", "--config", STAGE1, "--ckpt", "last"], ""),
+        (["predict", "--config", STAGE1, "--output_di", "x"], "--output_dir"),
+        (["estimate", "--config", STAGE1, "--trainer.max_step", "3"], "--trainer.max_steps"),
+        (["estimate", "--config", STAGE1, "--device", "2"], ""),
+        (["generate", "--checkpoint", "x", "--instructio", "y", "--output", "z.png"], "--instruction"),
+        (["shards", "verify", "x", "--worker", "1"], "--workers"),
+        (["shards", "verfy", "x"], "verify"),
+        (["mini", "shards", "--outpu", "x"], "--output"),
+        (["mini", "shard"], "shards"),
+        (["layers", "--checkpoin", "x", "--data", "y"], "--checkpoint"),
+        (["export", "run", "out", "--weight", "ema"], "--weights"),
+        (["parity", "--folde", "x"], "--folder"),
+        (["evaluate", "--outpu", "x"], "--output"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_names_are_not_cut_short(typed: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = error_of(capsys, *typed)
+    assert f"did you mean {meant}" in line or not meant
+
+
+def test_the_seed_that_decides_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "use --data.seed" in error_of(capsys, "fit", "--config", STAGE1, "--seed_everything", "7")
+
+
 def test_7b_without_weights_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     line = error_of(capsys, "fit", "--config", str(ROOT / "experiments/stage2.yaml"))
     for part in ("runs/scone-7b/stage1/refined/weights", "ByteDance-Seed/BAGEL-7B-MoT", "experiments/mini/stage1.yaml"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from scone_pl.messages import warn
 from scone_pl.model.scone import Scone
 from scone_pl.training.snapshots import SnapshotWriter, read_run, read_tensors
 
+LEAKING = re.compile(r"2\.1[0-2]\.")
+"""Versions of torch whose FSDP2 leaks memory with AdamW; pyproject.toml excludes them."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -62,6 +65,10 @@ class FullySharded(ModelParallelStrategy):
         self._tensor_parallel_size = 1
         super().setup_environment()
         self._writer = SnapshotWriter()
+        if LEAKING.match(torch.__version__):
+            warn(
+                f"torch {torch.__version__} leaks memory at each step with FSDP2 and AdamW; use 2.9 or earlier, or 2.13"
+            )
 
     @property
     def _network(self) -> Scone:
