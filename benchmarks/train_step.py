@@ -1,9 +1,11 @@
 """One whole training step on one sample: encode, noise, forward, backward, clip, AdamW.
 
-The data is packed before. Reported: seconds and tokens a second (best of the repeats), peak resident memory of the
-process, matrix-product FLOPs (attended pairs only, see scone_pl/model/flops.py), and how many times longer the step
-takes than those FLOPs would at the rate of a large matrix product, measured just before. The autoencoder is a
-space-to-depth, so encoding costs next to nothing; the ViT runs.
+The data is packed before. One column is without the bridge, one with the paper's hard bridge in its layers, and one
+with a soft bridge in all layers behind the one that it reads, as in `experiments/ablations/soft_bridge.yaml`; each runs
+in a process of its own. Reported: seconds and tokens a second (best of the repeats), CPU seconds of all threads (for
+ratios on a busy machine), peak resident memory of the process, matrix-product FLOPs (attended pairs only, see
+scone_pl/model/flops.py), and how many times longer the step takes than those FLOPs would at the rate of a large matrix
+product, measured just before. The autoencoder is a space-to-depth, so encoding costs next to nothing; the ViT runs.
 """
 
 from __future__ import annotations
@@ -50,10 +52,14 @@ def model_config(options: argparse.Namespace) -> SconeConfig:
 
 def bridge_config(options: argparse.Namespace) -> BridgeConfig | None:
     """The paper's layers (8; 9 to 15 of 28) at the model's depth; the threshold is set once similarities are known."""
-    if not options.blocked:
+    mode = options.bridge[0]
+    if mode == "off":
         return None
     source, first, last = (layer * options.layers // 28 for layer in (8, 9, 15))
-    return BridgeConfig(source_layer=source, first_masked_layer=max(first, source + 1), last_masked_layer=last)
+    last = options.layers - 1 if mode == "soft" else last
+    return BridgeConfig(
+        source_layer=source, first_masked_layer=max(first, source + 1), last_masked_layer=last, mode=mode
+    )
 
 
 @torch.no_grad()
@@ -82,9 +88,9 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     rate = matmul_rate()
     before = memory("VmRSS")
 
-    best = float("inf")
+    best = best_cpu = float("inf")
     for _ in range(options.repeats):
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         with torch.no_grad():
             clean = model.encode_images(pack, sample=True)
         noise = torch.randn(clean.shape)
@@ -95,6 +101,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
         best = min(best, time.perf_counter() - start)
+        best_cpu = min(best_cpu, time.process_time() - start_cpu)
 
     state = result.output.bridge
     blocked = None if state is None else state.blocked
@@ -105,6 +112,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         "blocked": 0.0 if blocked is None else blocked[pack.reference_tokens].float().mean().item(),
         "loss": loss.item(),
         "seconds": best,
+        "cpu_seconds": best_cpu,
         "peak": memory("VmHWM"),
         "growth": memory("VmHWM") - before,
         "flops": flops.total,
@@ -113,26 +121,37 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def report(case: dict[str, float]) -> str:
-    """A Markdown table of one measurement."""
+def described(case: dict[str, float], first: dict[str, float]) -> dict[str, str]:
+    """The rows of one case's column; `first`: the case that ratios refer to."""
     ideal = case["flops"] / case["rate"]
     spent = (case["flops"] + case["recomputed"]) / case["rate"]
-    rows = {
+    return {
         "tokens": f"{case['tokens']:,}",
         "parameters": f"{case['parameters']:,}",
         "reference tokens blocked": f"{case['blocked']:.0%}",
         "loss": f"{case['loss']:.4f}",
         "step": f"{case['seconds']:.2f} s",
+        "CPU time of a step": f"{case['cpu_seconds']:.2f} s",
+        "step / the first column's": f"{case['seconds'] / first['seconds']:.2f}",
+        "CPU time / the first column's": f"{case['cpu_seconds'] / first['cpu_seconds']:.2f}",
         "tokens/s": f"{case['tokens'] / case['seconds']:,.0f}",
         "peak resident memory, whole process": f"{case['peak'] / 1e9:.2f} GB",
         "of that grown in the steps": f"{case['growth'] / 1e9:.2f} GB",
+        "peak / the first column's": f"{case['peak'] / first['peak']:.2f}",
         "FLOPs a step": f"{case['flops'] / 1e9:,.0f} G",
         "recomputed by activation checkpointing": f"{case['recomputed'] / 1e9:,.0f} G",
         "matrix-product rate": f"{case['rate'] / 1e9:,.0f} G/s",
         "step / time of its FLOPs at that rate": f"{case['seconds'] / ideal:.2f}",
         "the same, recomputed ones included": f"{case['seconds'] / spent:.2f}",
     }
-    return "\n".join(["| what | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def report(cases: dict[str, dict[str, float]]) -> str:
+    """A Markdown table with a column each case."""
+    columns = [described(case, next(iter(cases.values()))) for case in cases.values()]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    head = ["what", *(f"bridge {name}" for name in cases)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def main() -> None:
@@ -144,21 +163,26 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8, help="query heads (%(default)s)")
     parser.add_argument("--kv-heads", type=int, default=8, help="key/value heads (%(default)s)")
     parser.add_argument("--attention", choices=["split", "dense"], default="split", help="backend (%(default)s)")
-    parser.add_argument("--blocked", type=int, default=50, help="%% of reference tokens that the bridge hides; 0 = off")
+    modes = ["off", "hard", "soft"]
+    parser.add_argument("--bridge", nargs="+", choices=modes, default=modes, help="its mode; one case each")
+    parser.add_argument("--blocked", type=int, default=50, help="%% of reference tokens below the bridge's threshold")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True, help="recompute layers")
     parser.add_argument("--repeats", type=int, default=2, help="steps, the best one counts (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--json", action="store_true", help="measure in this process and print JSON")
     options = parser.parse_args()
     if options.json:
+        if len(options.bridge) > 1:
+            parser.error("--json measures in this process: name one --bridge")
         print(json.dumps(run(options)))
         return
     flags = [
         f"--{name.replace('_', '-')}={value}" for name, value in vars(options).items() if type(value) in (int, str)
     ]
     flags.append("--checkpointing" if options.checkpointing else "--no-checkpointing")
-    case = in_own_process([__file__, "--json", *flags])
-    print(case["error"] if "error" in case else report(case))
+    cases = {mode: in_own_process([__file__, "--json", f"--bridge={mode}", *flags]) for mode in options.bridge}
+    failed = [f"bridge {mode}: {case['error']}" for mode, case in cases.items() if "error" in case]
+    print("\n".join(failed) if failed else report(cases))
 
 
 if __name__ == "__main__":

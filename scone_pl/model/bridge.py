@@ -25,7 +25,7 @@ from torch import Tensor
 from scone_pl.model.attention import AttentionPlan
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.dropping import Remaining
-from scone_pl.model.sequence import PackedSequence, SplitKind
+from scone_pl.model.sequence import PackedSequence, SplitKind, to_device
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Bridge:
         device = self.pack.device
 
         def places(ranges: list[range]) -> Tensor:
-            starts = torch.tensor([r.start for r in ranges], device=device)
+            starts = to_device(torch.tensor([r.start for r in ranges]), device)
             return starts[:, None] + torch.arange(len(ranges[0]), device=device)
 
         return [(places([v for v, _ in both]), places([l for _, l in both]), *grids) for grids, both in pairs.items()]
@@ -98,7 +98,7 @@ class Bridge:
         states = F.normalize(understanding.float(), dim=-1, eps=1e-8)
         sample, text_mean = pack.sample_of_token, self.instruction_mean(states)
         of_vit = (states[row[vit_places]] * text_mean[sample[vit_places]]).sum(-1)  # (V,)
-        compared = torch.tensor(self._compared, device=pack.device)[sample[vit_places]]
+        compared = self._of_samples(self._compared)[vit_places]
         similarity = similarity.index_put((vit_places,), torch.where(compared, of_vit, 1.0))
         for vit, vae, vit_grid, vae_grid in self._image_pairs:
             grid = similarity[vit].view(-1, 1, *vit_grid)
@@ -112,14 +112,19 @@ class Bridge:
         sample = pack.sample_of_token[places]
         mean = states.new_zeros(pack.num_samples, states.shape[1])
         mean = mean.index_add(0, sample, states[pack.understanding_row[places]])
-        return mean / torch.bincount(sample, minlength=pack.num_samples).clamp(min=1)[:, None]
+        # Not by `bincount`, for which the host waits for the device.
+        counts = states.new_zeros(pack.num_samples).index_add(0, sample, states.new_ones(len(places)))
+        return mean / counts.clamp(min=1)[:, None]
+
+    def _of_samples(self, values: list[bool]) -> Tensor:
+        """(L,) bool: for every token the value of its sample."""
+        return self.pack.per_split([values[split.sample] for split in self.pack.splits]).bool()
 
     def __call__(self, understanding: Tensor) -> BridgeState:
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             similarity = self.similarity(understanding)
         # Where no similarity is defined nothing is blocked, not even by a threshold over 1.
-        guided = torch.tensor(self._guided, dtype=torch.bool, device=self.pack.device)[self.pack.sample_of_token]
-        defined = self.pack.reference_tokens & guided
+        defined = self.pack.reference_tokens & self._of_samples(self._guided)
         threshold = self.threshold(similarity.detach())
         bias = None
         if self.config.mode == "soft":

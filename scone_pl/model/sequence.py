@@ -23,6 +23,13 @@ import torch
 from torch import Tensor
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """`x` of the host on `device`; neither of them waits for the other."""
+    if device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 class SplitKind(IntEnum):
     """What a split holds, which decides its expert and its attention."""
 
@@ -163,12 +170,12 @@ class PackedSequence:
     # ------------------------------------------------------------------ index tensors, each built once
     def _ranges(self, ranges: list[range]) -> Tensor:
         parts = [torch.arange(r.start, r.stop) for r in ranges]
-        return (torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)).to(self.device)
+        return to_device(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64), self.device)
 
     def per_split(self, values: list[int]) -> Tensor:
         """(L,) int64: `values[s]` for every token of split s."""
         lengths = torch.tensor([split.length for split in self.splits], dtype=torch.int64)
-        return torch.tensor(values, dtype=torch.int64).repeat_interleave(lengths).to(self.device)
+        return to_device(torch.tensor(values, dtype=torch.int64).repeat_interleave(lengths), self.device)
 
     @cached_property
     def sample_of_token(self) -> Tensor:
@@ -212,9 +219,13 @@ class PackedSequence:
     @cached_property
     def understanding_index(self) -> Tensor:
         """(L - N,) int64: places of the understanding expert's tokens, in sequence order."""
-        is_understanding = torch.ones(len(self), dtype=torch.bool, device=self.device)
-        is_understanding[self.latent_index] = False
-        return is_understanding.nonzero().flatten()
+        ranges = []
+        for split in self.splits:
+            if split.kind in (SplitKind.VAE, SplitKind.TARGET):
+                ranges += [range(split.start, split.start + 1), range(split.stop - 1, split.stop)]
+            else:
+                ranges.append(range(split.start, split.stop))
+        return self._ranges(ranges)
 
     @cached_property
     def understanding_row(self) -> Tensor:
@@ -247,15 +258,17 @@ class PackedSequence:
     @cached_property
     def target_in_latents(self) -> Tensor:
         """(targets,) int64: rows of the target tokens among the N latent tokens."""
-        is_target = self.expand_latent_splits(
-            torch.tensor([s.kind == SplitKind.TARGET for s in self.latent_splits], device=self.device)
-        )
-        return is_target.nonzero().flatten()
+        ranges, stop = [], 0
+        for split in self.latent_splits:
+            start, stop = stop, stop + len(split.content)
+            if split.kind == SplitKind.TARGET:
+                ranges.append(range(start, stop))
+        return self._ranges(ranges)
 
     @cached_property
     def _latent_split_of_token(self) -> Tensor:
         lengths = torch.tensor([len(s.content) for s in self.latent_splits], dtype=torch.int64)
-        return torch.arange(len(lengths)).repeat_interleave(lengths).to(self.device)
+        return to_device(torch.arange(len(lengths)).repeat_interleave(lengths), self.device)
 
     def expand_latent_splits(self, values: Tensor) -> Tensor:
         """(N, ...): the value of its split for every latent token; `values` is (latent splits, ...)."""

@@ -15,14 +15,16 @@ from scone_pl.model.heap import _glibc, trim_heap
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_step_takes_memory_linear_in_its_tokens() -> None:
+@pytest.mark.parametrize("bridge", ["hard", "soft"])
+def test_a_step_takes_memory_linear_in_its_tokens(bridge: str) -> None:
     """The whole step of the benchmark, half of the reference tokens blocked, activation checkpointing on.
 
     One float32 L x L tensor is the bound; with dense masks it grows by twice that.
     """
     tokens = 8192
     sizes = ["--width=64", "--heads=2", "--kv-heads=1", "--layers=4", "--repeats=1", "--threads=1"]
-    command = [sys.executable, "benchmarks/train_step.py", "--json", f"--tokens={tokens}", *sizes]
+    mode = f"--bridge={bridge}"
+    command = [sys.executable, "benchmarks/train_step.py", "--json", mode, f"--tokens={tokens}", *sizes]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert found["tokens"] == pytest.approx(tokens, rel=0.01)
