@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from scone_pl.data.planning import plan_packs
+from scone_pl.data.sources import Source
+from scone_pl.errors import UserError
 
 
 def first_come(lengths, budget):
@@ -62,3 +64,14 @@ def test_efficiency_beats_first_come():
 def test_plan_is_a_function_of_its_arguments():
     lengths = published_like(500)
     assert plan_packs(lengths, 26496, 32) == plan_packs(lengths.tolist(), 26496, 32)
+
+
+def test_a_budget_without_bounds_takes_no_memory():
+    assert plan_packs([3, 5, 4], 10**15).packs == [[0, 1, 2]]
+
+
+def test_an_epoch_that_no_memory_holds_is_refused():
+    for source in (Source("set", weight=1e12), Source("set", samples=10**12)):
+        with pytest.raises(UserError, match=r"set: an epoch would hold 10+\d* of its samples"):
+            source.check_epoch(10)
+    Source("set", weight=3).check_epoch(10**7)
