@@ -26,9 +26,11 @@ from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
 from scone_pl.files import write_text
 from scone_pl.messages import warn
+from scone_pl.outputs import check_output_folder
 from scone_pl.training.callbacks import DataProgress, Previews, progress
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
 from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, evaluated, for_fit
+from scone_pl.training.curves import keep_training
 from scone_pl.training.module import SconeModule
 from scone_pl.training.monitoring import Monitoring
 from scone_pl.training.outcome import (
@@ -149,7 +151,10 @@ class SconeCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(progress())
         settings["callbacks"] = callbacks
-        return super().instantiate_trainer(**settings)
+        check_output_folder(folder)
+        built = super().instantiate_trainer(**settings)
+        keep_training(built.loggers)
+        return built
 
     def instantiate_classes(self) -> None:
         if self._until == "parse":

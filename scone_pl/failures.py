@@ -223,6 +223,8 @@ def report_threads() -> None:
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    if type(failed.thread).__module__.startswith("tensorboard."):
+        return  # it raises the same again at the next call of its writer
     line = None if failed.exc_value is None else explain(failed.exc_value)
     if line is None:
         threading.__excepthook__(failed)

@@ -10,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from scone_pl.data.stream import Batch
@@ -18,7 +17,9 @@ from scone_pl.errors import UserError
 from scone_pl.generation.pictures import Picture, dim_blocked, grid_of, save_picture
 from scone_pl.generation.prompts import prompts_of, target_image
 from scone_pl.generation.sampler import Prompt, SampledLatents, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.messages import warn
 from scone_pl.model.sequence import PackedSequence
+from scone_pl.training.curves import Curves
 from scone_pl.training.module import SconeModule
 
 LINE_EVERY = 10.0
@@ -158,9 +159,12 @@ class Previews(pl.Callback):
     @rank_zero_only
     def _show(self, trainer: pl.Trainer, picture: Picture) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("previews", picture, trainer.global_step, dataformats="HWC")
-        save_picture(picture, f"{trainer.default_root_dir}/previews/step-{trainer.global_step:06d}.png")
+            if isinstance(logger, Curves):
+                logger.add_image("previews", picture, trainer.global_step, dataformats="HWC")
+        try:
+            save_picture(picture, f"{trainer.default_root_dir}/previews/step-{trainer.global_step:06d}.png")
+        except UserError as error:
+            warn(f"{error}; training goes on without")
 
 
 def preview_grid(module: SconeModule, pack: PackedSequence, num_samples: int) -> Picture:

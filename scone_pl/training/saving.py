@@ -21,6 +21,8 @@ from scone_pl.training.snapshots import SingleFileIO, prune, snapshot_name, snap
 
 _SHELL_STATUS = 128
 """Plus the signal's number: what a shell reports for it."""
+_MOST_FAILED = 2
+"""Snapshots in a row that cannot be written before the run stops: what it trained on would be lost anyway."""
 _SNAPSHOT_BYTES = 12
 """Of a weight that trains: itself and AdamW's two moments, in float32."""
 _AVERAGE_BYTES = 4
@@ -61,7 +63,7 @@ class Saving(Checkpoint):
         self.keep_every_n_steps = keep_every_n_steps
         self.background = background
         self.folder = Path("checkpoints")
-        self.failed = 0
+        self.failed = self._failed_in_a_row = 0
         """Snapshots that could not be written."""
         self._saved = self._seen = 0
         """Steps of the newest snapshot and of the last look."""
@@ -110,10 +112,13 @@ class Saving(Checkpoint):
         dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group)
         return int(told)
 
-    def _stop_if_told(self, trainer: pl.Trainer) -> None:
+    def _stop_if_told(self, trainer: pl.Trainer, *, logged: bool = True) -> None:
+        """Saves and stops; `logged` = Lightning has passed this step's metrics to the loggers already."""
         number = self._told_by_any()
         if not number:
             return
+        if not logged:  # no later run makes this step again
+            trainer._logger_connector.update_train_step_metrics()
         self.save(trainer)
         self._wait(trainer, must=True)
         name = signal.Signals(number).name
@@ -131,7 +136,7 @@ class Saving(Checkpoint):
         self._seen = step
         if self.every_n_steps and step % self.every_n_steps == 0:
             self.save(trainer)
-        self._stop_if_told(trainer)
+        self._stop_if_told(trainer, logged=False)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
@@ -165,13 +170,15 @@ class Saving(Checkpoint):
         """For the snapshot under way; one that fails is told and counted, and the run goes on with those before."""
         if isinstance(trainer.strategy, FullySharded):
             try:
-                trainer.strategy.wait_for_snapshot()
+                if trainer.strategy.wait_for_snapshot():
+                    self._failed_in_a_row = 0
             except UserError as error:
                 self.failed += 1
+                self._failed_in_a_row += 1
                 self._saved = -1
-                if must:
+                if must or self._failed_in_a_row >= _MOST_FAILED:
                     raise
-                warn(f"{error}; training goes on ({self.failed} failed so far)")
+                warn(f"{error}; training goes on until the next one ({self.failed} failed so far)")
                 return
         if trainer.is_global_zero:
             prune(self.folder, self.keep_last, self.keep_every_n_steps)

@@ -100,9 +100,9 @@ class FullySharded(ModelParallelStrategy):
             tensors[f"optimizer_{i}"] = state
         self._writer.write(tensors, checkpoint, Path(self.broadcast(filepath)))
 
-    def wait_for_snapshot(self) -> None:
+    def wait_for_snapshot(self) -> bool:
         """See `SnapshotWriter.wait`."""
-        self._writer.wait()
+        return self._writer.wait()
 
     # ------------------------------------------------------------------ loading
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

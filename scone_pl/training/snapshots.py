@@ -116,15 +116,18 @@ class SnapshotWriter:
         self._path = path
         self._running = _then(dcp.async_save(tensors, checkpoint_id=aside, process_group=self._group), finish)
 
-    def wait(self) -> None:
+    def wait(self) -> bool:
         """Until the snapshot begun last is there; a collective.
+
+        Returns:
+            Whether there was one to wait for.
 
         Raises:
             UserError: a rank could not write its part, on every rank; the snapshots before are as they were.
         """
         running, self._running = self._running, None
         if running is None:
-            return
+            return False
         error = running.exception()
         failed = torch.tensor(float(error is not None))
         if self._group is not None:
@@ -134,6 +137,7 @@ class SnapshotWriter:
                 _remove_partial(self._path.parent)
             reason = "another rank failed" if error is None else reason_of(error)
             raise UserError(f"{self._path}: not written ({reason}); earlier snapshots are whole") from error
+        return True
 
 
 def _then(future: Future[Any], act: Callable[[], None]) -> Future[None]:

@@ -67,6 +67,7 @@ def test_saves_and_says_so(number: int, options: list[str], group: bool, mini_wo
     assert f"stopped by {signal.Signals(number).name} after step" in log.read_text()
     (saved,) = (tmp_path / "run/checkpoints").iterdir()
     assert f"after step {int(saved.name[5:])}," in log.read_text()
+    assert len(losses(tmp_path / "run")) == int(saved.name[5:])  # the last step's too
     assert not (tmp_path / "run/weights").exists()
 
 

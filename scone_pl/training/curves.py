@@ -1,0 +1,71 @@
+"""TensorBoard's curves, which a run can do without: a disk that takes no more of them costs them, not the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightning.fabric.loggers.logger import _DummyExperiment
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from scone_pl.messages import warn
+
+
+class Curves(TensorBoardLogger):
+    """Writes curves until the disk refuses them; says so once, and then lets the run go on without."""
+
+    lost = False
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer; one that writes nothing on other ranks, and once curves are lost."""
+        if not self.lost:
+            try:
+                return super().experiment
+            except OSError as error:
+                self._lose(error)
+        return _DummyExperiment()
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        self._try(super().log_metrics, *args, **kwargs)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        self._try(super().log_hyperparams, *args, **kwargs)
+
+    def log_graph(self, *args: Any, **kwargs: Any) -> None:
+        self._try(super().log_graph, *args, **kwargs)
+
+    def add_image(self, *args: Any, **kwargs: Any) -> None:
+        """As the writer's own."""
+        self._try(lambda: self.experiment.add_image(*args, **kwargs))
+
+    def save(self) -> None:
+        self._try(super().save)
+
+    def finalize(self, status: str) -> None:
+        self._try(super().finalize, status)
+
+    def _try(self, act: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        if self.lost:
+            return
+        try:
+            act(*args, **kwargs)
+        except OSError as error:
+            self._lose(error)
+        except ValueError as error:  # Lightning's, around whatever the writer raised
+            if not isinstance(error.__cause__, OSError):
+                raise
+            self._lose(error.__cause__)
+
+    def _lose(self, error: OSError) -> None:
+        self.lost = True
+        # Its thread has ended with this error, and would raise it at every call.
+        self._experiment = None
+        warn(f"{self.log_dir}: no more curves ({error.strerror or error}); training goes on without them")
+
+
+def keep_training(loggers: Iterable[Any]) -> None:
+    """Makes the TensorBoard loggers among `loggers`, as a recipe may name them, such that a run can do without."""
+    for logger in loggers:
+        if type(logger) is TensorBoardLogger:
+            logger.__class__ = Curves
