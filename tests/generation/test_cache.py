@@ -4,13 +4,16 @@ import dataclasses
 
 import pytest
 import torch
+from largest import Largest
 from pipeline_helpers import BRIDGE, tiny_model
 
 from scone_pl import flow
+from scone_pl.generation.cache import ContextCache, ContextSpan, RecordingPlan
 from scone_pl.generation.guidance import GuidanceConfig, guide
 from scone_pl.generation.sampler import Prompt, SamplingConfig, initial_noise, sample
 from scone_pl.model.attention import DensePlan
 from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import SpecialTokens
 
 MODEL = tiny_model(3)
@@ -86,3 +89,25 @@ def test_equals_dense_passes(threshold, early):
     if threshold == 0.2:
         shares = [b.float().mean().item() for r in found for b in r.blocked]
         assert len(set(shares)) > 2, "prompts side by side with different numbers of blocked tokens"
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@torch.no_grad()
+def test_a_target_over_its_cache_holds_no_square(mode):
+    """Two prompts of 2,000 context tokens that lose different ones, and targets of 1,000: one mask row a prompt."""
+    length, own, heads, size = 2000, 1000, 4, 8
+    span = ContextSpan(start=0, num_prompts=2, length=length, text_length=10)
+    reference = (torch.arange(2 * length) % length) < length - 10
+    blocked = reference & (torch.rand(2 * length, generator=torch.Generator().manual_seed(0)) < 0.5)
+    bias = torch.where(blocked, -3.0, 0.0) if mode == "soft" else None
+    record = RecordingPlan(None)
+    record.keys[3], record.values[3] = (torch.randn(2 * length, 2, size) for _ in range(2))
+    bridge = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=3, mode=mode)
+    q, k, v = (torch.randn(2 * own, n, size) for n in (heads, 2, 2))
+    with Largest() as largest:
+        cache = ContextCache(span, own, reference, blocked, bridge, bias)
+        cache.fill(record, 3)
+        found = cache.attend(q, k, v, 3, with_text=True)
+    assert found.shape == q.shape
+    assert cache._mask is not None, "this case needs a mask"
+    assert largest.elements <= 2 * (length + own) * heads * size

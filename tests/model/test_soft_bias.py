@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Any
 
 import pytest
 import torch
+from largest import Largest
 from model_helpers import EVERYTHING, FORM, SEVERAL_TARGETS, TWO_REFERENCES, make_pack, random_blocked, random_layout
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex_module
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from scone_pl.model.attention import AttentionPlan, DensePlan, SplitPlan, append_channel, dense_mask
 from scone_pl.model.flex import FlexPlan
@@ -114,21 +112,6 @@ def test_the_channel_fills_up_to_whole_vectors(size: int) -> None:
     assert found[..., :size].equal(x)
     assert found[..., size].eq(5).all()
     assert not found[..., size + 1 :].any()
-
-
-class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation gives, views of smaller ones not counted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                self.elements = max(self.elements, x.untyped_storage().nbytes() // x.element_size())
-        return result
 
 
 def largest_of_step(kind: type[AttentionPlan], tokens: int, mode: str) -> int:
