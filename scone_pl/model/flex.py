@@ -35,7 +35,7 @@ BLOCK_SIZE = 128
 """Side of a FlexAttention block."""
 
 SMALLEST_HEAD = 16
-"""The fewest channels of values that its kernels take."""
+"""The fewest channels that its kernels take; smaller heads are padded with zeros."""
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ScoreFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -67,6 +67,8 @@ class FlexPlan(AttentionPlan):
         self.block_mask = _block_mask(self._mask_function(None), len(self.sample), pack.device)
         self.bias: Tensor | None = None
         """(L,) float, of a soft bridge."""
+        self._scale = 0.0
+        """Of the scores, by the head dimension before it was padded."""
 
     def _mask_function(self, blocked: Tensor | None) -> MaskFunction:
         sample, split, in_target = self.sample, self.split, self.in_target
@@ -97,16 +99,18 @@ class FlexPlan(AttentionPlan):
         return FlexPlan(pack, present)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        padding = len(self.sample) - self.length
-        q, k, v = (F.pad(x.transpose(0, 1)[None], (0, 0, 0, padding)) for x in (q, k, v))
-        options = {"block_mask": self.block_mask, "enable_gqa": q.shape[1] != k.shape[1]}
+        padding, head_dim = len(self.sample) - self.length, q.shape[2]
+        widening = max(0, SMALLEST_HEAD - head_dim)
+        self._scale = head_dim**-0.5
+        q, k, v = (F.pad(x.transpose(0, 1)[None], (0, widening, 0, padding)) for x in (q, k, v))
+        options = {"block_mask": self.block_mask, "enable_gqa": q.shape[1] != k.shape[1], "scale": self._scale}
         if self.bias is None:
             attended = _kernel(q)(q, k, v, **options)
         else:
             request = AuxRequest(lse=True)
             attended, aux = _kernel(q)(q, k, v, score_mod=self._weakened(), return_aux=request, **options)
             attended = BiasGradient.apply(attended, aux.lse, q, k, v, self.bias, self)
-        return attended[0, :, : self.length].transpose(0, 1)
+        return attended[0, :, : self.length, :head_dim].transpose(0, 1)
 
     def _weakened(self) -> ScoreFunction:
         """Scores with the bias."""
@@ -137,7 +141,7 @@ class FlexPlan(AttentionPlan):
         own softmax is undone by its log-sum-exp; the bias of a key is the same for all queries, so it comes last.
         """
         assert self.bias is not None
-        num_kv, head_dim = k.shape[1], q.shape[3]
+        num_kv = k.shape[1]
         grouped = (1, num_kv, -1, *q.shape[2:])
         queries, gradient, attended = (x.view(grouped)[0] for x in (q, gradient, attended))  # (K, R, L, E)
         normalizer = lse.view(num_kv, -1, lse.shape[2])
@@ -153,7 +157,7 @@ class FlexPlan(AttentionPlan):
                 values,
                 score_mod=normalized,
                 block_mask=self.bias_block_mask,
-                scale=head_dim**-0.5,
+                scale=self._scale,
                 return_aux=AuxRequest(lse=True),
             )
             return found.to(aux.lse.dtype), aux.lse
