@@ -20,7 +20,7 @@ from scone_pl.model.experts import is_generation_parameter
 from scone_pl.tensor_files import WeightFiles
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
-"""BAGEL's EMA weights are what Scone starts from, so they go first where both exist (SPEC 6)."""
+"""BAGEL's EMA weights are what Scone starts from, so they go first where both exist (docs/specification.md 6)."""
 AUTOENCODER_FILE = "ae.safetensors"
 _VIT_TABLE = "vit_model.vision_model.embeddings.position_embedding.weight"
 _CONNECTOR_TABLE = "vit_pos_embed.pos_embed"

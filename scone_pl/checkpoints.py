@@ -1,4 +1,4 @@
-"""The published folder layout in and out (SPEC 8): the only weight format of the project.
+"""The published folder layout in and out (docs/specification.md 8): the only weight format of the project.
 
 A folder holds `llm_config.json`, `vit_config.json`, weights (`model.safetensors`, `ema.safetensors` or an index of
 many files), the autoencoder (`ae.safetensors`) and the tokenizer. Small models also have a `vae_config.json`; without
@@ -118,7 +118,7 @@ def load_weights(model: Scone, folder: str | os.PathLike[str]) -> str:
 
 
 def reset_position_tables(model: nn.Module) -> None:
-    """Recomputes the fixed tables, which loading leaves as stored (SPEC 2)."""
+    """Recomputes the fixed tables, which loading leaves as stored (docs/specification.md 2)."""
     for module in model.modules():
         if isinstance(module, PositionTable):
             module.reset_buffers()

@@ -1,4 +1,4 @@
-"""Rectified flow: noise levels, noisy latents, the velocity to predict, time grids, Euler steps (SPEC 4, 7).
+"""Rectified flow: noise levels, noisy latents, the velocity to predict, time grids, Euler steps (specification 4, 7).
 
 Time runs from 1 (noise) to 0 (image): x_t = (1 - t) x0 + t noise, velocity = noise - x0.
 """

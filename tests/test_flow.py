@@ -1,4 +1,4 @@
-"""Rectified flow against the formulas of SPEC 4 and 7."""
+"""Rectified flow against the formulas of docs/specification.md 4 and 7."""
 
 from __future__ import annotations
 

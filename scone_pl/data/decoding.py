@@ -1,4 +1,4 @@
-"""Encoded images of unknown origin to RGB: one decoder for training, sampling and evaluation (SPEC 3)."""
+"""Encoded images of unknown origin to RGB: one decoder for training, sampling and evaluation (specification 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From samples to the splits of a packed sequence (SPEC 3), and how long they will be before anything is decoded."""
+"""From samples to the splits of a packed sequence (spec. 3), and how long they will be before anything is decoded."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class PreparedSample:
         return tuple(sizes)
 
     def append_to(self, builder: SequenceBuilder) -> None:
-        """Appends its splits in the order of SPEC 3, an answer between instruction and target.
+        """Appends its splits in the order of docs/specification.md 3, an answer between instruction and target.
 
         A sample that only asks for an answer shows its references to the ViT alone, as BAGEL's understanding data does.
         """

@@ -1,4 +1,4 @@
-"""Reading parquet, a few rows at a time: the published Scone-S2I layout (SPEC 9), or columns named like JSON fields."""
+"""Reading parquet, a few rows at a time: the published Scone-S2I layout (spec. 9) or columns named like JSON fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts to generate from as JSON rows, in the form of SconeEval and OmniContext (EVAL_SPEC 1.2).
+"""Prompts to generate from as JSON rows, in the form of SconeEval and OmniContext (docs/benchmarks.md 1).
 
 A row has `key` (names the picture), an instruction and reference images (paths relative to the file, in order; may be
 empty) under any name that `shards convert` knows (`data/fields.py`); optionally `task_type` (names a folder). Other

@@ -15,7 +15,7 @@ _DECLARED_16_BIT = ("PNG", "PPM")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB; transparency goes onto white, as in the release (SPEC 3).
+    """An image of any mode as RGB; transparency goes onto white, as in the release (docs/specification.md 3).
 
     16-bit grey is divided by 257. 32-bit integers and floats say nowhere what white is: integers of at most 255 are
     taken as 8-bit, of at most 65535 as 16-bit; floats of at most 1 as fractions of white, of at most 255 as 8-bit.

@@ -49,7 +49,7 @@ class Sample:
     metadata: dict[str, Any] = field(default_factory=dict)
     """Anything JSON: category, source, licence."""
     answer: str = ""
-    """Text that must be said after the instruction; empty = none. It is trained by cross-entropy (SPEC 4)."""
+    """Text that must be said after the instruction; empty = none. It is trained by cross-entropy (specification 4)."""
 
 
 def parse_candidates(groups: Any) -> tuple[tuple[Candidate, ...], ...] | None:

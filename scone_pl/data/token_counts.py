@@ -25,7 +25,7 @@ class TokenCounter:
 
     @classmethod
     def published(cls, tokenizer: Tokenizer | None = None) -> TokenCounter:
-        """As the published 7B model is trained (SPEC 2 and 3); without a tokenizer a byte is a token."""
+        """As the published 7B model is trained (specification 2 and 3); without a tokenizer a byte is a token."""
         tokenizer = tokenizer or byte_tokenizer()
         form = SequenceFormat(
             special=tokenizer.special,

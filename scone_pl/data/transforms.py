@@ -1,4 +1,4 @@
-"""RGB images to tensors: the release's resize rule, normalisation to [-1, 1] (SPEC 3). Decoding is in `decoding`."""
+"""RGB images to tensors: the release's resize rule, normalisation to [-1, 1] (spec. 3). Decoding is in `decoding`."""
 
 from __future__ import annotations
 

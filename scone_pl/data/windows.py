@@ -1,6 +1,6 @@
 """Gradient accumulation: how many tokens the packs of one optimizer step have together.
 
-The loss is a mean over the target tokens of all packs of a step (SPEC 4). Each pack's share of it must be known
+The loss is a mean over the target tokens of all packs of a step (spec. 4). Each pack's share of it must be known
 before the first backward pass, so the packs of a step are fetched together: `accumulate_grad_batches` of them wait in
 host memory.
 """

@@ -1,4 +1,4 @@
-"""What the two benchmarks are: their tasks, what is judged of each, and when a scene counts (EVAL_SPEC 1, 3.3)."""
+"""What the two benchmarks are: their tasks, what is judged of each, and when a scene counts (benchmarks 1, 3.3)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CaseType:
     def parse(cls, text: str | None) -> CaseType:
         """Reads `2CS`, `2 C+S`, `2_char_scene`, `CharacterScene`; words it does not know end up in `unknown`.
 
-        The published code calls anything with a capital S a scene, `Single` too (EVAL_SPEC 5, number 11).
+        The published code calls anything with a capital S a scene, `Single` too (docs/benchmarks.md 5).
         """
         count, contents, unknown = None, set(), []
         for token in _TOKENS.findall(text or ""):
@@ -89,7 +89,7 @@ class Benchmark:
         return dict(zip(self.tasks, names, strict=True))
 
     def shows_scene(self, task: str, case_type: str | None) -> bool:
-        """Whether subject consistency is judged together with the scene's (EVAL_SPEC 3.3)."""
+        """Whether subject consistency is judged together with the scene's (docs/benchmarks.md 3.3)."""
         return "scene" in task or "scene" in CaseType.parse(case_type).contents
 
     def check_tasks(self, tasks: Sequence[str]) -> tuple[str, ...]:

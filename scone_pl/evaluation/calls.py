@@ -1,4 +1,4 @@
-"""Which questions the judge is asked about a picture (EVAL_SPEC 3.4), and the hash that finds their answers again."""
+"""Which questions the judge is asked about a picture (benchmarks 3.4), and the hash that finds their answers again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark's items: its published `data.jsonl`, read and checked (EVAL_SPEC 1.2)."""
+"""A benchmark's items: its published `data.jsonl`, read and checked (docs/benchmarks.md 1)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Item:
 
     @property
     def picture_name(self) -> Path:
-        """Where its picture lies below a folder of pictures (EVAL_SPEC 2.3)."""
+        """Where its picture lies below a folder of pictures (docs/benchmarks.md 2)."""
         return Path(self.task_type) / f"{self.key}.png"
 
 
@@ -108,7 +108,7 @@ def read_items(
                 labels=labels,
             )
         )
-    if hopeless:  # kept: the published numbers have them too (EVAL_SPEC 5, number 20)
+    if hopeless:  # kept: the published numbers have them too (docs/benchmarks.md 5)
         warn(f"{hopeless[0]}: no candidate is labelled 1, so the item gets 5 in DIS at most ({len(hopeless)} such)")
     if strange:
         named = ", ".join(f"{name!r} ({count})" for name, count in strange.most_common(5))

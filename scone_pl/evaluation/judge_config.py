@@ -19,7 +19,7 @@ class JudgeConfig:
     """Whom to ask, how many at a time, and how patiently."""
 
     model: str = "gpt-4.1"
-    """The vision-language model; the published tables use gpt-4.1 (EVAL_SPEC 3.1)."""
+    """The vision-language model; the published tables use gpt-4.1 (docs/benchmarks.md 3.1)."""
     base_url: str = OPENAI
     """Of an OpenAI-compatible service: `/chat/completions` is added. A local one: http://127.0.0.1:8000/v1."""
     api_key_env: str = "OPENAI_API_KEY"

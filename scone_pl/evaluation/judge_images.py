@@ -1,8 +1,8 @@
-"""Pictures as the judge gets them: JPEG data URLs (EVAL_SPEC 3.2).
+"""Pictures as the judge gets them: JPEG data URLs (docs/benchmarks.md 3.2).
 
 They are decoded as the generator's references are (transparency onto white, turned as their EXIF orientation says
 unless told otherwise), so that model and judge see the same image; in the published code only the judge turns them, and
-it sees the hidden colours of transparent pixels (EVAL_SPEC 5, number 18).
+it sees the hidden colours of transparent pixels (docs/benchmarks.md 5).
 """
 
 from __future__ import annotations

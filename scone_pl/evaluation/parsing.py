@@ -1,4 +1,4 @@
-"""What a judge's answer says, or why it cannot be used (EVAL_SPEC 3.5 and 5, numbers 8 to 10).
+"""What a judge's answer says, or why it cannot be used (docs/benchmarks.md 3.5).
 
 Stricter than the published parser: an answer whose meaning has to be guessed is asked for again.
 """

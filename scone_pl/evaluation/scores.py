@@ -1,4 +1,4 @@
-"""SconeEval's formulas, and nothing else (EVAL_SPEC 4). All scores are on 0..10.
+"""SconeEval's formulas, and nothing else (docs/benchmarks.md 4). All scores are on 0..10.
 
 PF prompt following, SC subject consistency, COM composition, DIS distinction. Column names are those of the
 benchmark's own result files.
@@ -18,7 +18,7 @@ SCONEEVAL_TASKS: tuple[str, ...] = (
     "distinction_multi_cross",
     "distinction_multi_intra",
 )
-"""In the order of the table (EVAL_SPEC 1.3)."""
+"""In the order of the table (docs/benchmarks.md 1)."""
 
 OMNICONTEXT_TASKS: tuple[str, ...] = (
     "single_character",
@@ -30,7 +30,7 @@ OMNICONTEXT_TASKS: tuple[str, ...] = (
     "scene_object",
     "scene_character_object",
 )
-"""In the order of the table (EVAL_SPEC 1.4)."""
+"""In the order of the table (docs/benchmarks.md 1)."""
 
 COMPOSITION_COLUMNS = ("PF", "SC", "COM")
 DISTINCTION_COLUMNS = ("DIS_acc", "DIS_prec", "DIS_recall", "DIS_f1", "DIS")

@@ -73,7 +73,7 @@ class Templates:
         return read_text(self.folder / f"{match[1]}.md").strip() if match[1] in PARTS else match[0]
 
     def prompt_following(self, benchmark: Benchmark, item: Item, *, scene_pf: bool = False) -> Template:
-        """PF. The published code never uses OmniContext's scene variant (EVAL_SPEC 5, number 12)."""
+        """PF. The published code never uses OmniContext's scene variant (docs/benchmarks.md 5)."""
         scene = scene_pf and item.scene and benchmark.name == "omnicontext"
         return self[f"{benchmark.name}_pf{'_scene' if scene else ''}"]
 

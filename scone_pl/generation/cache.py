@@ -160,7 +160,7 @@ class ContextCache:
             k: (G * T, K, E), and `v` alike.
             v: see `k`.
             layer: decoder layer.
-            with_text: False = as if there were no instruction (and so no mask, SPEC 5).
+            with_text: False = as if there were no instruction (and so no mask, docs/specification.md 5).
         """
         q, k, v = (x.unflatten(0, (self.span.num_prompts, -1)).transpose(1, 2) for x in (q, k, v))
         keys, values = self._with_own(k, v, layer)
@@ -171,7 +171,7 @@ class ContextCache:
         if not left and mask is None:
             attended = attend(q, keys, values, None if self._shown is None else self._shown[..., : keys.shape[2]])
         else:
-            # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
+            # Start and end of the image are no target latents: they see blocked keys too (docs/specification.md 5).
             frame = attend(torch.cat([q[:, :, :1], q[:, :, -1:]], dim=2), keys, values)
             mask = mask.to(q.dtype) if mask is not None and mask.dtype != torch.bool else mask
             content = attend(q[:, :, 1:-1], keys[:, :, left:], values[:, :, left:], mask)

@@ -46,7 +46,7 @@ def check_sampling(config: SamplingConfig, num_layers: int) -> None:
     if not 0 <= guidance.rescale_min <= 1:
         raise UserError(f"guidance_rescale_min is {guidance.rescale_min}; it must be from 0 to 1")
     if guidance.text_scale <= 1 and guidance.image_scale > 1:
-        # The release's code applies no guidance at all then, the formula (SPEC 7) would: ambiguous, so refused.
+        # The release's code applies no guidance at all then, the formula (spec. 7) would: ambiguous, so refused.
         raise UserError(
             f"image_guidance_scale {guidance.image_scale} acts only with text guidance; set text_guidance_scale above "
             f"1 (it is {guidance.text_scale}), or image_guidance_scale to 1"
@@ -60,7 +60,7 @@ def check_sampling(config: SamplingConfig, num_layers: int) -> None:
 
 def check_fits(prompt: Prompt, max_positions: int) -> None:
     """Raises `UserError` if the prompt needs more positions than the language model was trained on."""
-    # Every image split takes one position, whatever its size; text one a token; the picture one (SPEC 3).
+    # Every image split takes one position, whatever its size; text one a token; the picture one (specification 3).
     needed = 2 * len(prompt.references) + prompt.text_length + 1
     if needed > max_positions:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Classifier-free guidance with two conditions, text and references (SPEC 7).
+"""Classifier-free guidance with two conditions, text and references (docs/specification.md 7).
 
 Shapes: B images, T target tokens of an image, P values of a token.
 """

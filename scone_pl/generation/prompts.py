@@ -18,7 +18,7 @@ from scone_pl.generation.context import Prompt
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
 
 PUBLISHED_SIDE = 1024
-"""Pixels a side of all published pictures (EVAL_SPEC 2.1)."""
+"""Pixels a side of all published pictures (docs/benchmarks.md 2)."""
 
 
 def make_prompt(

@@ -1,4 +1,4 @@
-"""From prompts to latents: prefill the contexts once, then Euler steps with guidance (SPEC 7).
+"""From prompts to latents: prefill the contexts once, then Euler steps with guidance (docs/specification.md 7).
 
 Three contexts guide a picture: references + instruction, references only, instruction only. The second is the first
 without its end, so two passes fill all three and two caches hold them. Each

@@ -22,7 +22,7 @@ TASKS: tuple[str, ...] = (
     "distinction_multi_cross",
     "distinction_multi_intra",
 )
-"""SconeEval's six tasks, in the order of its table (EVAL_SPEC 1.3)."""
+"""SconeEval's six tasks, in the order of its table (docs/benchmarks.md 1)."""
 
 REFERENCE_GREY = (128, 128, 128)
 """RGB behind the subjects of every reference image."""

@@ -10,7 +10,7 @@ background that was *drawn* (b, a median), so a wrong background is counted once
   colour error inside the subject's silhouette at the offset where it fits best.
 - Presence of each candidate: at some offset the cell (silhouette, pattern and b around it) has an error of at most
   40, and the picture is there less than a fifth of the way towards any other candidate. So of two look-alikes only
-  the nearer one is present, and an even mixture is neither (doubtful means absent, EVAL_SPEC 3.3).
+  the nearer one is present, and an even mixture is neither (doubtful means absent, docs/benchmarks.md 3.3).
 - Choice: of each reference's candidates the one whose cell the picture comes nearest to, however badly it is painted.
   Presence asks for choosing and painting, this for choosing alone; by chance it is right once in so many candidates.
 """

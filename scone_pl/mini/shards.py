@@ -95,7 +95,7 @@ WORLD_SETS: dict[str, WorldSet] = {
     "validation": WorldSet("validation", TASKS),
 }
 """The mini twins of what BAGEL was pretrained on (understanding, plain generation), of the three subsets of
-Scone-S2I-57K (SPEC 6, 9), a set beyond the paper's (harder distinction), and one to watch training by."""
+Scone-S2I-57K (specification 6, 9), a set beyond the paper's (harder distinction), and one to watch training by."""
 
 
 def world_samples(

@@ -147,7 +147,7 @@ class SoftBias:
     of_key: Tensor
     """(G, 1, C, 1) float."""
     of_query: Tensor
-    """(target tokens, 1) bool: latents, not the start and end of their images, which see all keys as ever (SPEC 5)."""
+    """(target tokens, 1) bool: latents, not the start and end of their images, which see all keys as ever (spec. 5)."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ def _attend_targets(run: Run, limits: Limits, q: Tensor, k: Tensor, v: Tensor, k
             shown = None if present is None else F.pad(present, (0, split.length), value=True)
             outputs.append(attend(split_q, keys, values, shown, scale=scale)[..., :size])
         else:
-            # Start and end of the image are no target latents: they see blocked keys too (SPEC 5).
+            # Start and end of the image are no target latents: they see blocked keys too (docs/specification.md 5).
             frame = attend(torch.cat([split_q[:, :, :1], split_q[:, :, -1:]], dim=2), keys, values)
             own_k, own_v = (x[:, :, start : start + split.length] for x in (ks, vs))
             keys, values = torch.cat([shown_k, own_k], dim=2), torch.cat([shown_v, own_v], dim=2)

@@ -1,4 +1,4 @@
-"""The understanding bridge (paper Eq. 1-3, SPEC 5) and nothing else.
+"""The understanding bridge (paper Eq. 1-3, docs/specification.md 5) and nothing else.
 
 After decoder layer e, per sample and reference image: s_i = mean over the instruction tokens j of
 cosine(h_vit_i, h_text_j) for each ViT token i; the grid of s is resized to the grid of the image's VAE tokens. A

@@ -16,7 +16,7 @@ from scone_pl.model.sequence import PackedSequence, SequenceFormat, Split, Split
 class SequenceBuilder:
     """Builds a `PackedSequence` split by split.
 
-    Call `begin_sample`, then the splits in the order in which they are to be seen (SPEC 3: for each reference
+    Call `begin_sample`, then the splits in the order in which they are to be seen (specification 3: for each reference
     `add_vae` and `add_vit`; `add_text`; `add_target`), then the next sample; `build` at the end.
     """
 
@@ -56,7 +56,7 @@ class SequenceBuilder:
         return split
 
     def add_text(self, ids: list[int], *, loss: bool = False) -> None:
-        """Adds `begin ids end`; with `loss` the language head must predict every id and the end token (SPEC 4)."""
+        """Adds `begin ids end`; with `loss` the language head must predict every id and the end token (spec. 4)."""
         framed = [self.form.special.begin_text, *ids, self.form.special.end_text]
         split = self._append(SplitKind.TEXT, len(framed), labelled=loss)
         self._text_ids += framed
@@ -104,7 +104,7 @@ class SequenceBuilder:
         self._position += 1
 
     def skip_image(self) -> None:
-        """A dropped reference image: no tokens, but it still uses up its position (SPEC 3)."""
+        """A dropped reference image: no tokens, but it still uses up its position (docs/specification.md 3)."""
         self._position += 1
 
     def _add_latents(self, kind: SplitKind, image: Tensor, logit: float, pixels: int, reference: int | None) -> None:

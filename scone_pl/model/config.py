@@ -14,7 +14,7 @@ from scone_pl.model.sequence import SequenceFormat, SpecialTokens
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """The mixture-of-transformers decoder (SPEC 2, first row)."""
+    """The mixture-of-transformers decoder (docs/specification.md 2, first row)."""
 
     vocab_size: int
     """Rows of the token embedding and of the language head."""
@@ -36,7 +36,7 @@ class DecoderConfig:
     """Longest position the language model was trained on; kept for the published `llm_config.json`."""
     separate_experts: bool = True
     """False, beyond the paper: a dense decoder, in which text, ViT and latent tokens share all weights and no
-    `*_moe_gen` exists (key of the same name in `llm_config.json`). True: BAGEL's two experts (SPEC 2)."""
+    `*_moe_gen` exists (key of the same name in `llm_config.json`). True: BAGEL's two experts (specification 2)."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -55,7 +55,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig:
-    """The SigLIP vision transformer over packed patches (SPEC 2)."""
+    """The SigLIP vision transformer over packed patches (docs/specification.md 2)."""
 
     hidden_size: int
     """Width of the residual stream."""
@@ -79,7 +79,7 @@ class ViTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """The FLUX autoencoder (SPEC 2), or an exact space-to-depth for mini models."""
+    """The FLUX autoencoder (docs/specification.md 2), or an exact space-to-depth for mini models."""
 
     kind: Literal["flux", "space_to_depth"] = "flux"
     """`flux`: the published convolutional autoencoder. `space_to_depth`: pixels as latents, nothing learned."""
@@ -118,7 +118,7 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeConfig:
-    """The understanding bridge (paper Eq. 1-3, SPEC 5): which reference tokens target queries may attend to."""
+    """The understanding bridge (paper Eq. 1-3, spec. 5): which reference tokens target queries may attend to."""
 
     source_layer: int = 8
     """Similarity is read from the output of this decoder layer, counted from 0 (paper: 8 of 28)."""
@@ -221,7 +221,7 @@ class SconeConfig:
 
 
 def bagel_7b() -> SconeConfig:
-    """The published BAGEL-7B-MoT, about 14.6 B parameters (SPEC 2)."""
+    """The published BAGEL-7B-MoT, about 14.6 B parameters (docs/specification.md 2)."""
     return SconeConfig(
         decoder=DecoderConfig(
             vocab_size=152064,

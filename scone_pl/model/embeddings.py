@@ -15,7 +15,7 @@ class PositionTable(nn.Module):
     """Fixed 2-D sin-cos position table, added to embedded image tokens.
 
     The width coordinate takes the first half of the channels; each half is sines, then cosines. Published checkpoints
-    store the table; it is recomputed here on load (SPEC 2).
+    store the table; it is recomputed here on load (docs/specification.md 2).
     """
 
     pos_embed: Tensor

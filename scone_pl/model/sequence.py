@@ -1,7 +1,7 @@
 """The vocabulary that all rooms share: what a packed sequence is.
 
 Samples are packed one after the other into one sequence of L tokens. A sample is a short list of *splits*: for each
-reference image a VAE split, then a ViT split; then the instruction; then the target (SPEC 3). Every other room asks
+reference image a VAE split, then a ViT split; then the instruction; then the target (spec. 3). Every other room asks
 this object: data builds it, the model reads it, attention and bridge take its structure from it.
 
 Attention inside a sample follows from the splits alone: a split sees every earlier split that is not a target, and
@@ -184,7 +184,7 @@ class PackedSequence:
 
     @cached_property
     def position_ids(self) -> Tensor:
-        """(L,) int64: RoPE positions. Text counts up, all tokens of an image share one (SPEC 3)."""
+        """(L,) int64: RoPE positions. Text counts up, all tokens of an image share one (docs/specification.md 3)."""
         positions = self.per_split([split.position for split in self.splits])
         for split in self.splits_of(SplitKind.TEXT):
             positions[split.start : split.stop] += torch.arange(split.length, device=self.device)

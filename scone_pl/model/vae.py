@@ -40,7 +40,7 @@ class Autoencoder(nn.Module):
         """Encodes images (3, H, W) of mixed sizes into (C, h, w), each as if alone.
 
         Runs of equal sizes go through as one batch, never padded: GroupNorm and the mid attention would see the
-        padding (SPEC 3).
+        padding (docs/specification.md 3).
         """
         by_size: dict[torch.Size, list[int]] = {}
         for i, image in enumerate(images):

@@ -13,7 +13,7 @@ from scone_pl.training.gradients import local
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
-    """Whether and how weights are averaged. Scone trains without (SPEC 6: memory)."""
+    """Whether and how weights are averaged. Scone trains without (docs/specification.md 6: memory)."""
 
     decay: float = 0.0
     """Average <- decay * average + (1 - decay) * weights after each optimizer step; 0 = off."""

@@ -2,7 +2,7 @@
 
 Sharded, replicated and plain parameters are summed alike: a rank adds the squares of what it holds, divided by the
 number of ranks that hold the same, and one reduction of a handful of numbers makes the norms of all ranks equal. So
-every rank clips by the same factor, and all stop or none (PAINS 17, 18).
+every rank clips by the same factor, and all stop or none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a packed sequence is trained on (SPEC 4).
+"""What a packed sequence is trained on (docs/specification.md 4).
 
 Shapes: N latent tokens, P values of a latent token.
 """

@@ -85,7 +85,7 @@ class SconeModule(pl.LightningModule):
             trainable: Parts that train; all others are frozen.
             bridge: The understanding bridge; null = no mask.
             optimizer: AdamW settings.
-            timestep_shift: Shift of the training noise levels (SPEC 4: 1).
+            timestep_shift: Shift of the training noise levels (docs/specification.md 4: 1).
             text_loss_weight: Weight of the cross-entropy on labelled text, the samples' answers.
             alignment: Optional supervision of the bridge's similarity.
             attention: Attention backend: split (any device) or flex (CUDA).
@@ -241,7 +241,7 @@ class SconeModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         found = self._losses(batch, sample_posterior=True)
         # Lightning averages gradients over ranks and over the packs of a step. So sums are divided by the mean count
-        # of a pack: every token of all ranks and packs weighs the same (SPEC 4).
+        # of a pack: every token of all ranks and packs weighs the same (docs/specification.md 4).
         packs = self.trainer.world_size * self.trainer.accumulate_grad_batches
         flow_loss = found["squared_error"] * (packs / max(batch.step_targets, 1))
         text_loss = found["cross_entropy"] * (packs / max(batch.step_labels, 1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up to a constant rate (SPEC 6), which may fall at the end."""
+    """AdamW with linear warm-up to a constant rate (docs/specification.md 6), which may fall at the end."""
 
     lr: float = 2e-5
     """Learning rate after the warm-up."""

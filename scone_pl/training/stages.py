@@ -1,4 +1,4 @@
-"""The three stages of Scone as a table (paper Sec. 4, SPEC 6).
+"""The three stages of Scone as a table (paper Sec. 4, docs/specification.md 6).
 
 | module          | trains                                       | mask               | ablation arm                |
 |-----------------|----------------------------------------------|--------------------|-----------------------------|

@@ -136,7 +136,7 @@ def test_what_fsdp_gathers_stays_below_the_estimate(compute: str, rank_of_four: 
 
 
 def test_the_published_model() -> None:
-    """SPEC 2: about 14.6 B parameters, 29 GB in bf16; the parts from its table of sizes."""
+    """docs/specification.md 2: about 14.6 B parameters, 29 GB in bf16; the parts from its table of sizes."""
     network = Network.of(bagel_7b(), STAGES["guidance"])
     counts = network.count()
     hidden, kv, inner, layers, words = 3584, 4 * 128, 18944, 28, 152064

@@ -1,4 +1,4 @@
-"""The unit cases that the published code was asked, and where ours means to answer differently (EVAL_SPEC 5)."""
+"""The unit cases that the published code was asked, and where ours means to answer differently (benchmarks 5)."""
 
 import json
 from pathlib import Path

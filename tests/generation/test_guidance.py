@@ -1,4 +1,4 @@
-"""Guidance against SPEC 7's formulas, spelled out per token and value."""
+"""Guidance against docs/specification.md 7's formulas, spelled out per token and value."""
 
 from __future__ import annotations
 

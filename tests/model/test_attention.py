@@ -31,7 +31,7 @@ def inputs(pack, heads=4, kv_heads=2, size=8, dtype=torch.float64, seed=0):
 
 
 def allowed_by_rule(pack, blocked=None):
-    """SPEC 3 and 5 spelled out pair by pair."""
+    """docs/specification.md 3 and 5 spelled out pair by pair."""
     split_of = {p: split for split in pack.splits for p in range(split.start, split.stop)}
     allowed = torch.zeros(len(pack), len(pack), dtype=torch.bool)
     for i in range(len(pack)):

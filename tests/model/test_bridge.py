@@ -1,4 +1,4 @@
-"""The bridge against a loop that follows SPEC 5 word by word, and what must not have a mask."""
+"""The bridge against a loop that follows docs/specification.md 5 word by word, and what must not have a mask."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=2,
 
 
 def test_the_release_compares_in_bfloat16() -> None:
-    """Under it 0.88 acts as 0.87695, halfway between two bfloat16 numbers: SPEC 11."""
+    """Under it 0.88 acts as 0.87695, halfway between two bfloat16 numbers: docs/specification.md 10"""
     pack = make_pack(TWO_REFERENCES)
     similarity = torch.linspace(0.86, 0.89, len(pack))
     exact, rounded = CONFIG_088, dataclasses.replace(CONFIG_088, threshold_dtype="bfloat16")

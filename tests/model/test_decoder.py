@@ -78,7 +78,7 @@ def test_a_blocked_reference_still_reaches_text_but_no_target() -> None:
     latents, times = noisy_inputs(model, pack)
     other = latents.clone()
     other[: len(pack.splits[0].content)] += 1
-    # Without an instruction there is no mask in layers 1 and 2 (SPEC 5), so the reference is seen.
+    # Without an instruction there is no mask in layers 1 and 2 (docs/specification.md 5), so the reference is seen.
     assert not model(pack, latents, times, all_blocked).velocity.equal(model(pack, other, times, all_blocked).velocity)
     pack = make_pack(ONE_REFERENCE)
     latents, times = noisy_inputs(model, pack)

@@ -42,7 +42,7 @@ def test_tokens_and_latents_are_inverse(patch_size: int) -> None:
     assert tokens.shape == (2, math.prod(grid), 5 * patch_size**2)
     assert tokens_to_latents(tokens, grid, patch_size).equal(latents)
     if patch_size == 2:
-        # Token (1, 2) of a grid of three columns; row 1, column 0 in its patch, channel 3 (SPEC 2).
+        # Token (1, 2) of a grid of three columns; row 1, column 0 in its patch, channel 3 (docs/specification.md 2).
         assert tokens[0, 1 * 3 + 2, (1 * 2 + 0) * 5 + 3] == latents[0, 3, 2 * 1 + 1, 2 * 2 + 0]
 
 
@@ -113,7 +113,7 @@ def test_published_parameter_counts() -> None:
     for name, parameter in model.named_parameters():
         found[name.split(".")[0]] += parameter.numel()
     assert found == expected
-    assert sum(found.values()) == 14_658_838_147, "14.6 B without the autoencoder (SPEC 2)"
+    assert sum(found.values()) == 14_658_838_147, "14.6 B without the autoencoder (docs/specification.md 2)"
 
 
 def autoencoder_parameters(base: int = 128, latent: int = 16) -> int:

@@ -1,4 +1,4 @@
-"""The stages' table against SPEC 6, on the published model's own parameter names (meta device)."""
+"""The stages' table against docs/specification.md 6, on the published model's own parameter names (meta device)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_trainable_sets_at_7b(stage: type[SconeModule], bagel_folder: Path) -> N
     parameters = dict(module.meta_model().named_parameters())
     trained = {part_of(name) for name, p in parameters.items() if p.requires_grad}
     assert trained == TRAINED[stage]
-    # Every parameter of a part trains, none of any other, and the frozen towers never do (SPEC 2).
+    # Every parameter of a part trains, none of any other, and the frozen towers never do (docs/specification.md 2).
     assert all(p.requires_grad == (part_of(n) in TRAINED[stage]) for n, p in parameters.items())
     frozen = [n for n, p in parameters.items() if not p.requires_grad]
     assert any(n.startswith("vit_model.") for n in frozen)
