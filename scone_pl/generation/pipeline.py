@@ -30,6 +30,7 @@ from scone_pl.generation.sampler import (
     Prompt,
     SampledLatents,
     SamplingConfig,
+    check_finite,
     decode_latents,
     initial_noise,
     sample,
@@ -271,6 +272,7 @@ class SconePipeline:
     def _output(self, found: SampledLatents, output_type: OutputType) -> Any:
         if output_type == "latent":
             return found.tokens
+        check_finite(found, "image")
         decoded = decode_latents(self.model, found)
         if output_type == "pt":
             return decoded

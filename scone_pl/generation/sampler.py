@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scone_pl import flow
+from scone_pl.errors import UserError
 from scone_pl.generation.cache import Branch, CachedPlan
 from scone_pl.generation.context import Contexts, Prompt, prefill
 from scone_pl.generation.guidance import GuidanceConfig, guide
@@ -177,6 +178,23 @@ def initial_noise(
     """(T, P) float32 drawn on the CPU, so that the device does not change a picture."""
     rows, columns = prompt.grid(form)
     return torch.randn(rows * columns, model.config.latent_token_size, generator=generator)
+
+
+def check_finite(result: SampledLatents, name: str) -> None:
+    """Refuses to make an image of what is none: NaN would be drawn black.
+
+    Args:
+        result: what was sampled.
+        name: what a message calls the image.
+
+    Raises:
+        UserError: a latent is NaN or infinite.
+    """
+    if not result.tokens.isfinite().all():
+        raise UserError(
+            f"{name}: sampling gave values that are not finite; are the weights whole (a diverged run?), and is the "
+            "precision wide enough (bfloat16 or float32, not float16)?"
+        )
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from scone_pl.errors import UserError
 from scone_pl.generation.checks import check_sampling
 from scone_pl.generation.pictures import save_picture
 from scone_pl.generation.prompts import picture_size, prompts_of
-from scone_pl.generation.sampler import SamplingConfig, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.generation.sampler import SamplingConfig, check_finite, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.model.bridge import Bridge
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
@@ -344,6 +344,7 @@ class SconeModule(pl.LightningModule):
             noise = initial_noise(prompt, self.model, self.sequence_format, torch.Generator().manual_seed(seed))
             found = sample(self.model, self.sequence_format, [prompt], self.sampling, [noise])
             if needed:
+                check_finite(found[0], str(folder.file_of(wanted)))
                 save_picture(to_uint8(decode_latents(self.model, found[0])).numpy(), folder.file_of(wanted))
         return [folder.file_of(wanted) for wanted in batch.samples]
 

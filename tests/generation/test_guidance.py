@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
+from scone_pl.errors import UserError
 from scone_pl.generation.guidance import GuidanceConfig, guide
+from scone_pl.generation.sampler import SampledLatents, check_finite
 
 TOKENS, VALUES = 5, 3
 
@@ -85,3 +87,12 @@ def test_when_guidance_acts() -> None:
     assert not GuidanceConfig(text_scale=1.0).active(0.5)
     assert not GuidanceConfig(image_scale=1.0).needs_image_branch
     assert GuidanceConfig(image_scale=1.5).needs_image_branch
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_no_image(value):
+    tokens = torch.zeros(4, 3)
+    check_finite(SampledLatents(tokens, (2, 2)), "x.png")
+    tokens[1, 2] = value
+    with pytest.raises(UserError, match=r"^x\.png: sampling gave values that are not finite"):
+        check_finite(SampledLatents(tokens, (2, 2)), "x.png")
