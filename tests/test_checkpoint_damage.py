@@ -21,6 +21,8 @@ from scone_pl.errors import UserError
 from scone_pl.safetensors_header import read_header
 from scone_pl.tensor_files import TensorSource, is_finite, write_tensors
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "model.safetensors"
 NAME = "connector.fc1.bias"
 

@@ -24,6 +24,8 @@ from scone_pl.data.stream import Cursor, PackMaker, PackStream
 from scone_pl.data.verify import verify_shards
 from scone_pl.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 COUNT = 6
 SAMPLES = [make_sample(i, references=2) for i in range(COUNT)]
 BAD = SAMPLES[2].key

@@ -12,6 +12,8 @@ from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import StorageConfig
 from scone_pl.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = [make_sample(i) for i in range(6)]
 
 

@@ -80,6 +80,7 @@ def compare(
     torch.testing.assert_close(*of_references, rtol=10 * tolerance, atol=10 * tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("size", HEAD_DIMS)
 @pytest.mark.parametrize("kind", [SplitPlan, FlexPlan])
