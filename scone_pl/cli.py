@@ -343,7 +343,8 @@ def commands(args: list[str]) -> list[list[str]]:
     check_stale(steps)
     if len(steps) == 1:
         given = for_fit(steps[0])
-        return [[*args, "--ckpt_path", str(given or "null")]] if settings.ckpt_path else [args]
+        command = steps[0].command  # of a chain of one stage: with that stage's settings
+        return [[*command, "--ckpt_path", str(given or "null")]] if settings.ckpt_path else [command]
     if settings.ckpt_path:
         check_chain(str(settings.ckpt_path), steps)
         return [[*step.command, "--ckpt_path", "null"] for step in steps]

@@ -126,7 +126,9 @@ class SconeModule(pl.LightningModule):
                 "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"
             )
         if mask_sampling and bridge is None:
-            raise UserError("model.mask_sampling applies model.bridge, which is null; set the bridge, or leave it out")
+            raise UserError(
+                "model.mask_sampling applies model.bridge, which is null; set the bridge, or mask_sampling false"
+            )
         if layers_kept and not activation_checkpointing:
             raise UserError("model.layers_kept leaves layers out of model.activation_checkpointing, which is false")
         folder = check_start(self.init_from)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from running import ROOT
 
+from scone_pl.cli import commands, parse
 from scone_pl.errors import UserError
 from scone_pl.training import chain
 from scone_pl.training.chain import ChainStep, check_names, plan
@@ -121,3 +122,18 @@ def test_a_step_that_is_told_before_it_began_does_not_begin(monkeypatch: pytest.
         chain.run_in_own_process(["fit"])
     assert stop.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_chain_of_one_stage_has_that_stage_s_settings(
+    mini_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mini_world)
+    monkeypatch.setattr("sys.argv", ["scone_pl"])
+    config = str(ROOT / "experiments/mini/stage1.yaml")
+    only = json.dumps({"chain": [{"name": "only", "trainer": {"max_steps": 7}}]})
+    args = ["fit", "--config", config, "--config", only, "--output_dir", str(tmp_path)]
+    (command,) = commands(args)
+    settings = parse(command).settings
+    assert settings.trainer.max_steps == 7
+    assert settings.output_dir == str(tmp_path / "only")
+    assert settings.chain is None

@@ -15,14 +15,15 @@ COUNTING = """
 import gc, json
 import lightning.pytorch as pl
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 class Count(pl.Callback):
     def __init__(self, file: str) -> None:
         self.file, self.counts = file, []
     def on_train_batch_end(self, trainer, *args):
         gc.collect()
-        alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
-        self.counts.append([len(alive), sum(t.numel() for t in alive)])
+        alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not isinstance(o, FakeTensor)]
+        self.counts.append([len(alive), sum(int(t.numel()) for t in alive)])
         with open(self.file, "w") as file:
             json.dump(self.counts, file)
 """

@@ -43,7 +43,11 @@ def place(mini_world: Path) -> Path:
     chain = [
         {"name": name, "trainer": {"max_steps": STEPS}, "model": {"class_path": stage + cls, "init_args": init}}
         for name, cls, init in (
-            ("composition", "Composition", {**common, "bridge": None, "alignment": {"weight": 0.0}}),
+            (
+                "composition",
+                "Composition",
+                {**common, "bridge": None, "mask_sampling": False, "alignment": {"weight": 0.0}},
+            ),
             ("formation", "BridgeFormation", common),
             ("guidance", "BridgeGuidance", common),
             ("adapters", "BridgeGuidance", {**common, "lora": {"rank": 4}, "ema": {"decay": 0.5}}),
