@@ -15,7 +15,7 @@ from scone_pl.model.heap import _glibc, trim_heap
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("bridge", ["hard", "soft"])
+@pytest.mark.parametrize("bridge", [pytest.param("hard", marks=pytest.mark.slow), "soft"])
 def test_a_step_takes_memory_linear_in_its_tokens(bridge: str) -> None:
     """The whole step of the benchmark, half of the reference tokens blocked, activation checkpointing on.
 

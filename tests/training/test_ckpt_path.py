@@ -28,6 +28,9 @@ ARGS = [
 CHAIN = "[{name: a, trainer: {max_steps: 2}}, {name: b, trainer: {max_steps: 3}}]"
 
 
+pytestmark = pytest.mark.xdist_group("ckpt_path")  # its runs are trained once
+
+
 @pytest.fixture(scope="module")
 def runs(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
@@ -69,6 +72,7 @@ def test_a_single_stage_is_evaluated_as_named(runs: Runs, capsys: pytest.Capture
     assert len({trained, older, loss(capsys, tmp_path / "untrained")}) == 3
 
 
+@pytest.mark.slow
 def test_a_chain_is_evaluated_where_it_stands(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     last = loss(capsys, runs.chain, chain=CHAIN)
     assert last == loss(capsys, runs.chain, "--ckpt_path", "last", chain=CHAIN)
@@ -76,6 +80,7 @@ def test_a_chain_is_evaluated_where_it_stands(runs: Runs, capsys: pytest.Capture
     assert of_a == loss(capsys, runs.chain, "--ckpt_path", str(runs.chain / "a/weights"), chain=CHAIN) != last
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_evaluated_at_its_newest_snapshot(
     runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

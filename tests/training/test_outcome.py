@@ -68,6 +68,7 @@ def test_a_chain_whose_time_is_over_stops_there_and_has_it_anew(fit, tmp_path: P
         assert not (tmp_path / "run/b").exists()
 
 
+@pytest.mark.slow
 def test_early_stopping_finishes_a_step_of_a_chain(fit, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chain = json.dumps([{"name": "a", "trainer": {"max_steps": 1}}, {"name": "b", "trainer": {"max_steps": 50}}])
     args = ("--trainer.callbacks", json.dumps([EARLY]))
@@ -84,6 +85,7 @@ def test_early_stopping_finishes_a_step_of_a_chain(fit, tmp_path: Path, caplog: 
     assert outcome(tmp_path / "run/b").steps > ended
 
 
+@pytest.mark.slow
 def test_another_callback_that_stops_leaves_the_run_unfinished(
     fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
