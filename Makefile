@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 test: install ## lint, then the test suite; test-slow has the rest
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: install ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -n 2 -m slow

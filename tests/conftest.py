@@ -7,10 +7,12 @@ import os
 import signal
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from running import ROOT
+from xdist.scheduler import LoadScopeScheduling
 
 from scone_pl.checkpoints import config_files
 from scone_pl.data.tokenizer import byte_tokenizer
@@ -33,6 +35,24 @@ def pytest_configure() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+
+
+ONE_WORKER = ("test_ranks.py", "test_ckpt_path.py")
+"""Files whose tests share runs that take long: all of one go to one worker. (pytest-xdist 3.8's `xdist_group` has no
+effect under pytest 9.)"""
+
+
+class _WholeFiles(LoadScopeScheduling):
+    """Tests by themselves, those of `ONE_WORKER` together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if Path(file).name in ONE_WORKER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _WholeFiles(config, log)
 
 
 torch.set_num_threads(1)  # models are tiny, and tests run side by side

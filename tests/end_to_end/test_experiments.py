@@ -57,7 +57,10 @@ def test_large_recipes_build_on_the_meta_device(
 
 
 @pytest.mark.parametrize(
-    "recipe", [pytest.param(p, marks=pytest.mark.slow) if "photos" in p.parts else p for p in SMALL], ids=str
+    # test_base.py runs the steps of base.yaml.
+    "recipe",
+    [pytest.param(p, marks=pytest.mark.slow) if "photos" in p.parts or p.stem == "base" else p for p in SMALL],
+    ids=str,
 )
 def test_small_recipes_train(recipe: Path, mini_world: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"

@@ -28,9 +28,6 @@ ARGS = [
 CHAIN = "[{name: a, trainer: {max_steps: 2}}, {name: b, trainer: {max_steps: 3}}]"
 
 
-pytestmark = pytest.mark.xdist_group("ckpt_path")  # its runs are trained once
-
-
 @pytest.fixture(scope="module")
 def runs(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # One worker of xdist runs all of these: the runs that they look at take a while.
-pytestmark = pytest.mark.xdist_group("ranks")
 STEPS, SAVED = 10, 5  # an odd number of packs a rank: 2 a step must begin anew there
 STAGES = ("composition", "formation", "guidance", "adapters")
 ARGS = [

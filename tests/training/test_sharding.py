@@ -19,6 +19,7 @@ from scone_pl.training.sharding import ShardingConfig, freeze_dtype
 SCRIPT = Path(__file__).parent / "sharded_run.py"
 
 
+@pytest.mark.slow
 def test_two_copies_of_two_parts_are_one(tmp_path: Path) -> None:
     (alone,) = run_alone(tmp_path)
     together = run_ranks(SCRIPT, 4, "hybrid", str(tmp_path), "2")

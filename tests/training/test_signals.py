@@ -48,7 +48,9 @@ def wait_for(run: Path, step: int, process: subprocess.Popen[bytes], log: Path) 
     ("number", "options", "group"),
     [
         (signal.SIGTERM, ["--trainer.devices", "2", "--data.num_workers", "0"], False),
-        (signal.SIGTERM, ["--trainer.devices", "2", "--data.num_workers", "1"], True),
+        pytest.param(
+            signal.SIGTERM, ["--trainer.devices", "2", "--data.num_workers", "1"], True, marks=pytest.mark.slow
+        ),
         (signal.SIGINT, ["--data.num_workers", "2"], True),
     ],
     ids=["two ranks, the first is told", "two ranks and their workers", "Ctrl-C"],
