@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from running import ROOT
 from xdist.scheduler import LoadScopeScheduling
 
@@ -22,7 +25,7 @@ from scone_pl.model.config import bagel_7b
 from scone_pl.model.scone import Scone
 
 _FOREIGN = ("PYTHONWARNINGS", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING", "TORCHELASTIC_RUN_ID")
-_FOREIGN_BEGINNINGS = ("SLURM_", "PL_", "MASTER_", "WORLD_SIZE", "LOCAL_", "RANK", "GROUP_RANK", "ROLE_")
+_FOREIGN_BEGINNINGS = ("SLURM_", "PL_", "MASTER_", "WORLD_SIZE", "LOCAL_", "RANK", "GROUP_RANK", "NODE_RANK", "ROLE_")
 """Of environment variables that would change what a command does or prints."""
 
 
@@ -53,6 +56,30 @@ class _WholeFiles(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return _WholeFiles(config, log)
+
+
+@contextmanager
+def _no_ranks_stay() -> Iterator[None]:
+    """What runs in this process leaves neither a process group nor the variables that Lightning sets for its ranks."""
+    names, joined = set(os.environ), dist.is_initialized()
+    yield
+    if dist.is_initialized() and not joined:
+        dist.destroy_process_group()
+    for name in set(os.environ) - names:
+        if name.startswith(_FOREIGN_BEGINNINGS):
+            del os.environ[name]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_ranks_stay_after_a_file() -> Iterator[None]:
+    with _no_ranks_stay():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_ranks_stay_after_a_test(_no_ranks_stay_after_a_file: None) -> Iterator[None]:
+    with _no_ranks_stay():
+        yield
 
 
 torch.set_num_threads(1)  # models are tiny, and tests run side by side
