@@ -24,16 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from scone_pl import flow
-from scone_pl.checkpoints import from_pretrained
-from scone_pl.generation.context import Prompt, prefill
-from scone_pl.generation.guidance import GuidanceConfig, guide
-from scone_pl.generation.sampler import SamplingConfig, initial_noise, sample
-from scone_pl.generation.step_cache import StepCacheConfig
+from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.initialize import random_model
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens
+from scone_pl.sampling.context import Prompt, prefill
+from scone_pl.sampling.guidance import GuidanceConfig, guide
+from scone_pl.sampling.sampler import SamplingConfig, initial_noise, sample
+from scone_pl.sampling.step_cache import StepCacheConfig
 
 PUBLISHED_STEPS = 49
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -33,10 +33,6 @@ from torch import Tensor
 from workload import FORM, in_own_process, memory, training_pack
 
 from scone_pl.files import write_json
-from scone_pl.generation.context import prefill
-from scone_pl.generation.prompts import prompts_of
-from scone_pl.generation.sampler import SamplingConfig, initial_noise
-from scone_pl.mini.evidence.work import commit, versions
 from scone_pl.model.attention import SplitPlan
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig, bagel_7b
 from scone_pl.model.flops import TRAINED, TokenCounts, count_tokens, step_flops
@@ -44,6 +40,10 @@ from scone_pl.model.heap import trim_heap
 from scone_pl.model.initialize import random_model
 from scone_pl.model.scone import ATTENTION_BACKENDS, Scone
 from scone_pl.model.sequence import PackedSequence
+from scone_pl.sampling.context import prefill
+from scone_pl.sampling.prompts import prompts_of
+from scone_pl.sampling.sampler import SamplingConfig, initial_noise
+from scone_pl.study.work import commit, versions
 from scone_pl.training import losses
 from scone_pl.training.parts import set_trainable
 

@@ -6,24 +6,24 @@ import importlib
 import sys
 
 from scone_pl import messages
-from scone_pl.failures import USER_ERROR, end_with_line, flush_output, report_threads
+from scone_pl.cli.failures import USER_ERROR, end_with_line, flush_output, report_threads
 
 INTERRUPTED = 130
 VERBS = {
-    "fit": ("scone_pl.cli", "train a stage, or a chain of stages"),
-    "validate": ("scone_pl.cli", "loss on the validation data"),
-    "test": ("scone_pl.cli", "loss on the test data"),
-    "predict": ("scone_pl.cli", "generate a picture for every sample of the prediction data"),
-    "export": ("scone_pl.export", "a run's weights as a checkpoint folder in the published layout"),
-    "estimate": ("scone_pl.estimate.commands", "memory, time and cost of a recipe on named GPUs"),
-    "generate": ("scone_pl.generation.commands", "one picture from reference images and an instruction"),
-    "evaluate": ("scone_pl.evaluation.commands", "SconeEval or OmniContext: generate, judge, tables"),
-    "judge": ("scone_pl.evaluation.commands", "have a benchmark's pictures judged"),
-    "tables": ("scone_pl.evaluation.commands", "tables of judged pictures beside the paper's"),
-    "shards": ("scone_pl.data.commands", "convert, verify and describe data sets"),
-    "layers": ("scone_pl.layers.commands", "which decoder layer the bridge should read, with and without labels"),
-    "parity": ("scone_pl.parity", "compare with numbers that the published implementation computed"),
-    "mini": ("scone_pl.mini.commands", "the mini-world: shards, base weights, exact evaluation, pictures"),
+    "fit": ("scone_pl.cli.lightning", "train a stage, or a chain of stages"),
+    "validate": ("scone_pl.cli.lightning", "loss on the validation data"),
+    "test": ("scone_pl.cli.lightning", "loss on the test data"),
+    "predict": ("scone_pl.cli.lightning", "generate a picture for every sample of the prediction data"),
+    "export": ("scone_pl.cli.export", "a run's weights as a checkpoint folder in the published layout"),
+    "estimate": ("scone_pl.cli.estimate", "memory, time and cost of a recipe on named GPUs"),
+    "generate": ("scone_pl.cli.generate", "one picture from reference images and an instruction"),
+    "evaluate": ("scone_pl.cli.evaluate", "SconeEval or OmniContext: generate, judge, tables"),
+    "judge": ("scone_pl.cli.evaluate", "have a benchmark's pictures judged"),
+    "tables": ("scone_pl.cli.evaluate", "tables of judged pictures beside the paper's"),
+    "shards": ("scone_pl.cli.shards", "convert, verify and describe data sets"),
+    "layers": ("scone_pl.cli.layers", "which decoder layer the bridge should read, with and without labels"),
+    "parity": ("scone_pl.cli.parity", "compare with numbers that the published implementation computed"),
+    "mini": ("scone_pl.cli.mini", "the mini-world: shards, base weights, exact evaluation, pictures"),
 }
 SHARED = ("fit", "validate", "test", "predict", "evaluate", "judge", "tables")
 """Verbs that share a module with others: it is told which."""

@@ -22,23 +22,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scone_pl.checkpoints import from_pretrained
-from scone_pl.complaints import run_function
+from scone_pl.checkpoints.model import from_pretrained
+from scone_pl.checkpoints.safetensors_header import read_header
 from scone_pl.data.packing import PackingConfig, PreparedSample, prepare_sample
 from scone_pl.data.sample import Sample
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
 from scone_pl.files import read_json
-from scone_pl.generation.checks import as_device
-from scone_pl.generation.guidance import GuidanceConfig
-from scone_pl.generation.prompts import prompts_of
-from scone_pl.generation.sampler import Prompt, SamplingConfig, decode_latents, sample, to_uint8
 from scone_pl.model.attention import dense_mask
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import SconeOutput
 from scone_pl.model.sequence import PackedSequence, SpecialTokens, SplitKind
-from scone_pl.safetensors_header import read_header
+from scone_pl.sampling.checks import as_device
+from scone_pl.sampling.guidance import GuidanceConfig
+from scone_pl.sampling.prompts import prompts_of
+from scone_pl.sampling.sampler import Prompt, SamplingConfig, decode_latents, sample, to_uint8
 from scone_pl.training.losses import flow_matching
 from scone_pl.training.parts import count_parameters
 
@@ -365,9 +364,3 @@ def _report(folder: Path, attention: str, device: str) -> int:
     wrong = [c.name for c in comparisons if not c.agrees]
     print(f"{len(comparisons) - len(wrong)} of {len(comparisons)} quantities agree")
     return 1 if wrong else 0
-
-
-def main(args: list[str]) -> int:
-    """Runs `parity`."""
-    named = args if not args or args[0].startswith("-") else ["--folder", *args]
-    return run_function(parity, "python -m scone_pl parity", named, as_positional=False)

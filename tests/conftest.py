@@ -17,12 +17,12 @@ import torch.distributed as dist
 from running import ROOT
 from xdist.scheduler import LoadScopeScheduling
 
-from scone_pl.checkpoints import config_files
+from scone_pl.checkpoints.model import config_files
 from scone_pl.data.tokenizer import byte_tokenizer
-from scone_pl.mini.base import write_base
-from scone_pl.mini.shards import WORLD_SETS, write_world
 from scone_pl.model.config import bagel_7b
 from scone_pl.model.scone import Scone
+from scone_pl.worlds.shapes.base import write_base
+from scone_pl.worlds.shapes.shards import WORLD_SETS, write_world
 
 _FOREIGN = ("PYTHONWARNINGS", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING", "TORCHELASTIC_RUN_ID")
 _FOREIGN_BEGINNINGS = ("SLURM_", "PL_", "MASTER_", "WORLD_SIZE", "LOCAL_", "RANK", "GROUP_RANK", "NODE_RANK", "ROLE_")

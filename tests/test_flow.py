@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scone_pl import flow
-from scone_pl.generation.guidance import GuidanceConfig
+from scone_pl.sampling.guidance import GuidanceConfig
 
 
 def test_timesteps() -> None:

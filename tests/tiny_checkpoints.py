@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scone_pl.checkpoints import save_pretrained
+from scone_pl.checkpoints.model import save_pretrained
 from scone_pl.data.tokenizer import byte_tokenizer
 from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.initialize import random_model

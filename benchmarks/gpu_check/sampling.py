@@ -16,10 +16,10 @@ import torch
 from benchmarks.gpu_check.report import Report
 from benchmarks.gpu_check.settings import Settings, median_seconds
 from benchmarks.gpu_check.stack import FULL_DEPTH, build_sampled, config_of
-from scone_pl.generation.guidance import GuidanceConfig
-from scone_pl.generation.sampler import Prompt, SamplingConfig, decode_latents, initial_noise, sample
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SpecialTokens
+from scone_pl.sampling.guidance import GuidanceConfig
+from scone_pl.sampling.sampler import Prompt, SamplingConfig, decode_latents, initial_noise, sample
 from scone_pl.training.monitoring import Mark, mark, seconds_between
 
 LAYERS = (4, 8)

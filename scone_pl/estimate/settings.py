@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scone_pl.checkpoints import read_config
-from scone_pl.cli import parse
+from scone_pl.checkpoints.model import read_config
+from scone_pl.cli.lightning import parse
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError

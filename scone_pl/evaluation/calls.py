@@ -14,8 +14,8 @@ from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.judge_images import Fingerprints, Shown, data_url
-from scone_pl.evaluation.parsing import Score, parse_presence, parse_score
 from scone_pl.evaluation.templates import PLAUSIBILITY, PRESENCE, Template, Templates
+from scone_pl.vlm.parsing import Score, parse_presence, parse_score
 
 Kind = Literal["PF", "SC", "DIS", "PHY"]
 

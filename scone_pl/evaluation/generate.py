@@ -68,7 +68,7 @@ def generate(
         _check_unchanged(folder, sampling, items, write=not rank)
         done = {"command": command, "weights": weights}
         if rank is not None:
-            from scone_pl.cli import main as run_lightning
+            from scone_pl.cli.lightning import main as run_lightning
 
             with _watched(folder, sampling, rounds, items, show=rank == 0):
                 status = run_lightning(command)
@@ -165,7 +165,7 @@ def _write_prompts(items: Sequence[Item], file: Path, rank: int | None) -> None:
 
 
 def _identity(checkpoint: str) -> str:
-    from scone_pl.checkpoints import check_folder
+    from scone_pl.checkpoints.model import check_folder
     from scone_pl.training.runs import weights_identity
 
     return weights_identity(check_folder(checkpoint))

@@ -10,12 +10,12 @@ from datetime import datetime, timezone
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.calls import Call, Judgement
-from scone_pl.evaluation.client import CallFailedError, JudgeClient, StopJudgingError
-from scone_pl.evaluation.costs import Usage, price_of
 from scone_pl.evaluation.judge_config import JudgeConfig
-from scone_pl.evaluation.parsing import Score, UnusableAnswerError
 from scone_pl.evaluation.progress import ProgressLine
-from scone_pl.evaluation.store import Answer, AnswerStore
+from scone_pl.vlm.client import CallFailedError, JudgeClient, StopJudgingError
+from scone_pl.vlm.costs import Usage, price_of
+from scone_pl.vlm.parsing import Score, UnusableAnswerError
+from scone_pl.vlm.store import Answer, AnswerStore
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.calls import Judgement
 from scone_pl.evaluation.judge import Verdict, verdict_on
-from scone_pl.evaluation.parsing import Score
 from scone_pl.evaluation.scores import is_complete
-from scone_pl.evaluation.store import AnswerStore
 from scone_pl.files import parse_json, read_text, write_text
+from scone_pl.vlm.parsing import Score
+from scone_pl.vlm.store import AnswerStore
 
 Record = dict[str, Any]
 

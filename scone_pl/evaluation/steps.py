@@ -11,7 +11,6 @@ from typing import Any
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.bootstrap import compare as compare_records
 from scone_pl.evaluation.calls import Judgement, Planner
-from scone_pl.evaluation.costs import Usage, price_of
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.groups import Records
 from scone_pl.evaluation.items import Item
@@ -19,7 +18,6 @@ from scone_pl.evaluation.judge import Judge, missing_calls
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.records import Record, record_of, write_records
 from scone_pl.evaluation.scores import is_complete
-from scone_pl.evaluation.store import AnswerStore
 from scone_pl.evaluation.summary import Summary
 from scone_pl.evaluation.tables import (
     comparison_markdown,
@@ -30,6 +28,8 @@ from scone_pl.evaluation.tables import (
 )
 from scone_pl.evaluation.templates import FOLDER, PLAUSIBILITY, PRESENCE, Templates
 from scone_pl.files import write_json, write_text
+from scone_pl.vlm.costs import Usage, price_of
+from scone_pl.vlm.store import AnswerStore
 
 
 def check_judge(config: JudgeConfig, benchmark: Benchmark, items: Sequence[Item]) -> None:

@@ -1,6 +1,6 @@
 """Sizes of the network as dataclasses, with presets: `bagel_7b`, `mini` and its variants.
 
-A checkpoint folder decides its own sizes (see `scone_pl.checkpoints`); the presets describe the published model and
+A checkpoint folder decides its own sizes (see `checkpoints.model`); the presets describe the published model and
 the laptop-sized ones, so that each can be built without a folder.
 """
 

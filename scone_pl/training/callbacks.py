@@ -14,11 +14,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from scone_pl.data.stream import Batch
 from scone_pl.errors import UserError
-from scone_pl.generation.pictures import Picture, dim_blocked, grid_of, save_picture
-from scone_pl.generation.prompts import prompts_of, target_image
-from scone_pl.generation.sampler import Prompt, SampledLatents, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.messages import warn
 from scone_pl.model.sequence import PackedSequence
+from scone_pl.sampling.pictures import Picture, dim_blocked, grid_of, save_picture
+from scone_pl.sampling.prompts import prompts_of, target_image
+from scone_pl.sampling.sampler import Prompt, SampledLatents, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.training.curves import Curves
 from scone_pl.training.module import SconeModule
 

@@ -14,20 +14,20 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from scone_pl.checkpoints import load_weights, read_config
+from scone_pl.checkpoints.model import load_weights, read_config
+from scone_pl.checkpoints.tensor_files import copy_part
 from scone_pl.data.seeding import seed_of
 from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
-from scone_pl.generation.checks import check_sampling
-from scone_pl.generation.pictures import save_picture
-from scone_pl.generation.prompts import picture_size, prompts_of
-from scone_pl.generation.sampler import SamplingConfig, check_finite, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.model.bridge import Bridge
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
 from scone_pl.model.scone import Scone
-from scone_pl.tensor_files import copy_part
+from scone_pl.sampling.checks import check_sampling
+from scone_pl.sampling.pictures import save_picture
+from scone_pl.sampling.prompts import picture_size, prompts_of
+from scone_pl.sampling.sampler import SamplingConfig, check_finite, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.training import losses
 from scone_pl.training.ema import EMA, EMAConfig
 from scone_pl.training.gradients import GradientGuard

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scone_pl.checkpoints import check_folder, open_weights, save_derived
+from scone_pl.checkpoints.model import check_folder, open_weights, save_derived
+from scone_pl.checkpoints.tensor_files import TensorSource, WeightFiles, whole_tensor, write_tensors
 from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json
 from scone_pl.model.lora import MARK, LoRAConfig, is_lora_parameter, merged
-from scone_pl.tensor_files import TensorSource, WeightFiles, whole_tensor, write_tensors
 from scone_pl.training.runs import weights_identity
 from scone_pl.training.sharding import gather_no_more
 from scone_pl.training.snapshots import read_run, reader_of

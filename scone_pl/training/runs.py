@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from scone_pl.checkpoints.training_record import steps_of
 from scone_pl.errors import UserError
 from scone_pl.files import clear_leftovers, read_json, write_json
 from scone_pl.messages import warn
 from scone_pl.training.outcome import read_outcome
 from scone_pl.training.snapshots import snapshots, step_of
-from scone_pl.training_record import steps_of
 
 SAMPLED_BLOCKS = 64
 SAMPLED_BYTES = 16384

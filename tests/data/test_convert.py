@@ -6,7 +6,7 @@ import pytest
 from data_helpers import TINY, encode
 from PIL import Image
 
-from scone_pl.data.commands import main
+from scone_pl.cli.shards import main
 from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.inputs import open_input
 from scone_pl.data.sample import Sample

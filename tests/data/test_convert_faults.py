@@ -10,7 +10,7 @@ import pytest
 from data_helpers import make_sample
 
 import scone_pl.data.convert as module
-from scone_pl.data.commands import main
+from scone_pl.cli.shards import main
 from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.inputs import open_input
 from scone_pl.data.manifest import MANIFEST

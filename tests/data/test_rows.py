@@ -5,7 +5,7 @@ import json
 import pytest
 from data_helpers import encode
 
-from scone_pl.data.commands import main
+from scone_pl.cli.shards import main
 from scone_pl.data.convert import convert
 from scone_pl.data.faults import Faults
 from scone_pl.data.fields import KNOWN, FieldNames, unused_images

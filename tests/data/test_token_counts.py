@@ -6,7 +6,7 @@ import json
 import pytest
 from data_helpers import TINY, sign_index
 
-from scone_pl.data.commands import main
+from scone_pl.cli.shards import main
 from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.inputs import open_input
 from scone_pl.data.packing import PackingConfig

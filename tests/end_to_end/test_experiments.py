@@ -11,7 +11,7 @@ from running import ROOT, run_scone
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scone_pl.cli import SconeCLI, commands
+from scone_pl.cli.lightning import SconeCLI, commands
 from scone_pl.training.parts import part_of
 
 RECIPES = sorted(
@@ -19,7 +19,7 @@ RECIPES = sorted(
     for p in (ROOT / "experiments").rglob("*.yaml")
     if p.name != "predict.yaml" and p.parent.name != "base_weights" and "ablations" not in p.parts
 )
-"""Of `fit`; tests/generation/test_predict_jsonl.py runs predict.yaml, tests/mini/test_ablations.py the ablations."""
+"""Of `fit`; tests/sampling/test_predict_jsonl.py runs predict.yaml, tests/study/test_ablations.py the ablations."""
 LARGE = [p for p in RECIPES if p.parts[1] not in ("mini", "photos")]
 SMALL = [p for p in RECIPES if p.parts[1] in ("mini", "photos")]
 

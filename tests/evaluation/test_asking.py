@@ -19,7 +19,7 @@ from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.records import read_records
 from scone_pl.evaluation.scores import is_complete
 from scone_pl.evaluation.steps import describe_plan, judge, plan_judgements
-from scone_pl.evaluation.store import AnswerStore
+from scone_pl.vlm.store import AnswerStore
 
 CALLS = 2 * 12 + 2 * 2 + 2 * 2 + 2 * 4 + 2 * 4
 """PF and SC of 12 items, and the candidates of 8 of them."""

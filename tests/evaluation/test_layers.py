@@ -11,9 +11,9 @@ from running import ROOT
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("scone_pl.evaluation.commands", ("torch", "lightning", "matplotlib")),
-        ("scone_pl.evaluation.commands, scone_pl.data.jsonl, scone_pl.evaluation.report", ("lightning",)),
-        ("scone_pl.data.commands", ("lightning",)),
+        ("scone_pl.cli.evaluate", ("torch", "lightning", "matplotlib")),
+        ("scone_pl.cli.evaluate, scone_pl.data.jsonl, scone_pl.evaluation.report", ("lightning",)),
+        ("scone_pl.cli.shards", ("lightning",)),
     ],
 )
 def test_heavy_libraries_are_imported_when_they_are_needed(modules, absent):

@@ -8,13 +8,13 @@ import pytest
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import OMNICONTEXT, SCONEEVAL
-from scone_pl.evaluation.costs import price_of
 from scone_pl.evaluation.folder import EvaluationFolder
-from scone_pl.evaluation.parsing import UnusableAnswerError, parse_presence, parse_score
 from scone_pl.evaluation.records import read_records, write_records
 from scone_pl.evaluation.steps import write_tables
-from scone_pl.evaluation.store import Answer, AnswerStore
 from scone_pl.evaluation.summary import Summary
+from scone_pl.vlm.costs import price_of
+from scone_pl.vlm.parsing import UnusableAnswerError, parse_presence, parse_score
+from scone_pl.vlm.store import Answer, AnswerStore
 
 ODD = [
     None,

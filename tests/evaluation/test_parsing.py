@@ -7,7 +7,7 @@ import pytest
 
 from scone_pl.evaluation.benchmark import BENCHMARKS, CaseType
 from scone_pl.evaluation.judge_images import reference_size
-from scone_pl.evaluation.parsing import Score, UnusableAnswerError, parse_presence, parse_score
+from scone_pl.vlm.parsing import Score, UnusableAnswerError, parse_presence, parse_score
 
 CASES = json.loads((Path(__file__).parent / "golden/cases.json").read_text("utf-8"))
 

@@ -17,7 +17,7 @@ from scone_pl.evaluation.scores import (
     overall_score,
     task_means,
 )
-from scone_pl.mini.episode import TASKS
+from scone_pl.worlds.shapes.episode import TASKS
 
 GOLDEN = Path(__file__).parent / "golden"
 BENCHMARKS = {"sconeeval": SCONEEVAL_TASKS, "omnicontext": OMNICONTEXT_TASKS}

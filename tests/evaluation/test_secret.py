@@ -8,7 +8,7 @@ import urllib.parse
 
 import pytest
 
-from scone_pl.evaluation.secret import MASK, Secret
+from scone_pl.vlm.secret import MASK, Secret
 
 KEY = "sk-proj-Ab3/dE+gH_jK&lMn~oPqRsTuVwXyZ0123456789abcdefXYZ"
 

@@ -6,11 +6,11 @@ import pytest
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import BENCHMARKS
-from scone_pl.evaluation.client import _retry_after
-from scone_pl.evaluation.costs import Usage, price_of
 from scone_pl.evaluation.judge_config import JudgeConfig
-from scone_pl.evaluation.store import Answer, AnswerStore
 from scone_pl.evaluation.templates import FOLDER, Templates
+from scone_pl.vlm.client import _retry_after
+from scone_pl.vlm.costs import Usage, price_of
+from scone_pl.vlm.store import Answer, AnswerStore
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_what_another_writer_added_is_seen(file):
 
 
 def test_a_full_disk_leaves_no_half_line(file, monkeypatch):
-    import scone_pl.evaluation.store as module
+    import scone_pl.vlm.store as module
 
     before = file.read_bytes()
     write = module.os.write

@@ -23,7 +23,7 @@ from scone_pl.evaluation.records import read_records
 from scone_pl.evaluation.report import write_report
 from scone_pl.evaluation.summary import Summary
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
 from pipeline_helpers import ROOT, write_folder
 
 FEW_STEPS = ["--", "--model.init_args.sampling.num_inference_steps", "2", "--trainer.accelerator", "cpu"]
@@ -37,14 +37,14 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def here(monkeypatch):
     """Generates in this process: another one would spend seconds on importing. Holds the commands that ran."""
-    import scone_pl.cli
+    import scone_pl.cli.lightning
     import scone_pl.training.chain
 
     ran = []
 
     def run(command):
         ran.append(command)
-        return scone_pl.cli.main([*command, "--trainer.devices", "1"])
+        return scone_pl.cli.lightning.main([*command, "--trainer.devices", "1"])
 
     monkeypatch.setattr(scone_pl.training.chain, "run_in_own_process", run)
     monkeypatch.setattr("sys.argv", ["scone_pl"])
@@ -195,12 +195,12 @@ def test_the_sampler_is_the_one_of_the_predict_recipe():
 def test_ranks_wait_for_each_other_before_one_of_them_judges(items, checkpoint, tmp_path, monkeypatch):
     import torch.distributed as dist
 
-    import scone_pl.cli
+    import scone_pl.cli.lightning
     from scone_pl.evaluation import generate as module
 
     done = []
     monkeypatch.setattr(module, "launched_rank", lambda: 0)
-    monkeypatch.setattr(scone_pl.cli, "main", lambda command: done.append("predict") or 0)
+    monkeypatch.setattr(scone_pl.cli.lightning, "main", lambda command: done.append("predict") or 0)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "barrier", lambda: done.append("barrier"))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("apart"))

@@ -14,14 +14,14 @@ import torch
 from model_helpers import EVERYTHING, make_pack, noisy_inputs, tiny_model
 from safetensors.torch import load_file, save_file
 
-from scone_pl.checkpoints import from_pretrained, read_config, save_derived, save_pretrained
+from scone_pl.checkpoints.model import from_pretrained, read_config, save_derived, save_pretrained
+from scone_pl.checkpoints.tensor_files import TensorSource
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig, bagel_7b, mini, mini_dense
 from scone_pl.model.experts import is_generation_parameter
 from scone_pl.model.initialize import random_model
 from scone_pl.model.lora import LoRAConfig, add_lora
 from scone_pl.model.scone import Scone
-from scone_pl.tensor_files import TensorSource
 from scone_pl.training.ema import EMA
 from scone_pl.training.gradients import gradient_norms
 from scone_pl.training.parts import count_parameters, count_trainable, part_of, set_trainable

@@ -13,7 +13,7 @@ from model_helpers import SPECIAL
 from tiny_checkpoints import TINY, tiny_model, with_sizes, write_folder
 from torch import Tensor
 
-from scone_pl.checkpoints import from_pretrained, read_config, save_pretrained
+from scone_pl.checkpoints.model import from_pretrained, read_config, save_pretrained
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError

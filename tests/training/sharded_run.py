@@ -20,9 +20,9 @@ from torch.distributed.device_mesh import init_device_mesh
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 from model_helpers import EVERYTHING, make_pack, tiny_model
 
-from scone_pl.checkpoints import load_weights, read_config
+from scone_pl.checkpoints.model import load_weights, read_config
+from scone_pl.checkpoints.tensor_files import whole_tensor
 from scone_pl.model.scone import Scone
-from scone_pl.tensor_files import whole_tensor
 from scone_pl.training.gradients import gradient_norms
 from scone_pl.training.losses import flow_matching
 from scone_pl.training.parts import set_trainable

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from running import ROOT
 
-from scone_pl.cli import commands, parse
+from scone_pl.cli.lightning import commands, parse
 from scone_pl.errors import UserError
 from scone_pl.training import chain
 from scone_pl.training.chain import ChainStep, check_names, plan

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scone_pl.__main__ import main
-from scone_pl.checkpoints import from_pretrained
+from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.errors import UserError
 from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights, is_lora_parameter
 from scone_pl.model.scone import Scone

@@ -11,7 +11,7 @@ from model_helpers import tiny_config, tiny_model
 from running import run_ranks
 from safetensors.torch import load_file, save_file
 
-from scone_pl.checkpoints import config_files
+from scone_pl.checkpoints.model import config_files
 from scone_pl.model.scone import Scone
 from scone_pl.training.parts import set_trainable
 from scone_pl.training.sharding import ShardingConfig, freeze_dtype

@@ -1,0 +1,151 @@
+"""How well a layer tells the meant subject from its distractors, with boxes as labels and without any label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scone_pl.analysis.similarity import EXPERTS, ImageMaps
+from scone_pl.data.boxes import tokens_in
+from scone_pl.data.sample import Candidate, Sample
+
+BACKGROUND = "background"
+"""Name of boxes that show no subject."""
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Meant against distractor tokens of one reference image, in one expert."""
+
+    auroc: np.ndarray
+    """(layers,): see `auroc`."""
+    gap: np.ndarray
+    """(layers,): mean similarity of meant minus distractor tokens."""
+    moments: np.ndarray
+    """(3, layers): count, sum and sum of squares of the similarities of both."""
+    quantiles: dict[str, np.ndarray]
+    """`meant` and `others`: (layers, QUANTILES) of their similarities."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reference image in one expert."""
+
+    sample: int
+    quantiles: np.ndarray
+    """(layers, QUANTILES) of the similarities of all its tokens."""
+    sensitivity: np.ndarray | None
+    """(layers,): see `sensitivity`; None if no instruction was exchanged."""
+    separation: Separation | None
+    """None without boxes of both meant subjects and distractors."""
+
+
+def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Probability that one of `positive` exceeds one of `negative`, ties counted half; both one-dimensional."""
+    ordered = np.sort(negative)
+    below, up_to = (np.searchsorted(ordered, positive, side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(negative)))
+
+
+def sensitivity(one: np.ndarray, other: np.ndarray) -> float:
+    """How far a map depends on the instruction, 0 to 2: 0 = only its mean changes, 1 = two maps without relation.
+
+    `one` and `other` are the maps of one image under two instructions. Each is centred; their difference's mean square
+    over the sum of their own: needs no label, as nobody says what the instructions mean.
+    """
+    a, b = one - one.mean(), other - other.mean()
+    return float(((a - b) ** 2).mean() / max((a**2).mean() + (b**2).mean(), 1e-12))
+
+
+def exchanged(instructions: Sequence[str]) -> list[str] | None:
+    """For each the next one that differs, from the last one on to the first; None if all are the same."""
+    if len(set(instructions)) < 2:
+        return None
+    following = ((own, (*instructions[i + 1 :], *instructions[:i])) for i, own in enumerate(instructions))
+    return [next(other for other in others if other != own) for own, others in following]
+
+
+def subjects_of(sample: Sample, image: int) -> tuple[Candidate, ...]:
+    """The known subjects in a reference image, empty unless some are meant and some are not."""
+    if sample.candidates is None:
+        return ()
+    group = tuple(c for c in sample.candidates[image] if c.name != BACKGROUND)
+    return group if {c.meant for c in group} == {True, False} else ()
+
+
+def measure(pairs: Iterable[tuple[ImageMaps, ImageMaps | None]], samples: Sequence[Sample]) -> dict[str, list[Reading]]:
+    """Expert -> a reading for every image of `similarity.read_images`, whose `samples` tell the boxes."""
+    found: dict[str, list[Reading]] = {expert: [] for expert in EXPERTS}
+    for maps, changed in pairs:
+        subjects = subjects_of(samples[maps.sample], maps.image)
+        for expert in EXPERTS:
+            own = getattr(maps, expert).astype(float)
+            other = None if changed is None else getattr(changed, expert).astype(float)
+            found[expert].append(
+                Reading(
+                    sample=maps.sample,
+                    quantiles=_quantiles(own.reshape(len(own), -1)),
+                    sensitivity=None if other is None else np.array([*map(sensitivity, own, other)]),
+                    separation=_separation(own, subjects),
+                )
+            )
+    return found
+
+
+def _separation(maps: np.ndarray, subjects: Sequence[Candidate]) -> Separation | None:
+    """`maps` (layers, rows, columns). Tokens in boxes of both kinds count as neither."""
+    inside = [tokens_in([s for s in subjects if s.meant == m], *maps.shape[1:]).numpy() for m in (True, False)]
+    meant, others = (maps[:, own & ~other] for own, other in (inside, inside[::-1]))  # (layers, tokens)
+    if not meant.size or not others.size:
+        return None
+    both = np.concatenate([meant, others], axis=1)
+    return Separation(
+        auroc=np.array([*map(auroc, meant, others)]),
+        gap=meant.mean(1) - others.mean(1),
+        moments=np.stack([np.full(len(both), both.shape[1]), both.sum(1), (both**2).sum(1)]),
+        quantiles={"meant": _quantiles(meant), "others": _quantiles(others)},
+    )
+
+
+def _quantiles(values: np.ndarray) -> np.ndarray:
+    """(layers, tokens) -> (layers, QUANTILES)."""
+    return np.quantile(values, QUANTILES, axis=1).T
+
+
+def summary(readings: Sequence[Reading]) -> dict[str, list[float]]:
+    """Per layer, over the images of one expert.
+
+    Returns:
+        Where boxes are known: `auroc` (within an image, then averaged: 0.5 = chance), `gap` (mean over images) and
+        `effect` (gap over the standard deviation of all these tokens); where instructions were exchanged:
+        `sensitivity` (mean over images).
+    """
+    found = {}
+    if known := [r.separation for r in readings if r.separation is not None]:
+        count, total, squares = np.sum([s.moments for s in known], axis=0)
+        spread = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
+        gap = np.mean([s.gap for s in known], axis=0)
+        found = {
+            "auroc": np.mean([s.auroc for s in known], axis=0),
+            "gap": gap,
+            "effect": gap / np.maximum(spread, 1e-9),
+        }
+    if changed := [r.sensitivity for r in readings if r.sensitivity is not None]:
+        found["sensitivity"] = np.mean(changed, axis=0)
+    return {name: values.tolist() for name, values in found.items()}
+
+
+def quantiles(readings: Sequence[Reading]) -> dict[str, list[list[float]]]:
+    """`meant` and `others`, where boxes are known, and `all` tokens: layers of QUANTILES, in the mean image."""
+    known = [r.separation.quantiles for r in readings if r.separation is not None]
+    found = {name: np.mean([k[name] for k in known], axis=0) for name in ("meant", "others") if known}
+    found["all"] = np.mean([r.quantiles for r in readings], axis=0)
+    return {name: values.tolist() for name, values in found.items()}
+
+
+def best_layer(values: Sequence[float]) -> int:
+    """The layer of the highest value among those that have a layer behind them, which the bridge could mask."""
+    return int(np.argmax(values[: max(len(values) - 1, 1)]))

@@ -1,0 +1,94 @@
+"""What the layers of a checkpoint say, as JSON and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scone_pl.analysis.measures import QUANTILES, Reading, best_layer, quantiles, summary
+from scone_pl.markdown import markdown_table
+
+_COLUMNS = (
+    ("AUROC", "understanding", "auroc"),
+    ("effect", "understanding", "effect"),
+    ("sensitivity", "understanding", "sensitivity"),
+    ("generation: AUROC", "generation", "auroc"),
+    ("generation: sensitivity", "generation", "sensitivity"),
+)
+"""Of the table: head, expert, measure."""
+_CHOICES = {"by labels": "auroc", "without labels": "sensitivity"}
+"""How a layer can be chosen, and by which measure of the understanding expert, which is what the bridge reads."""
+_TOKENS = {"meant": "meant subjects", "others": "other subjects", "all": "all"}
+
+
+def report_of(readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
+    """All numbers, plain JSON.
+
+    Args:
+        readings: expert -> one for each reference image.
+
+    Returns:
+        `images` and `labelled_images` (counts); `experts`: per expert `measures.summary` and the `quantiles` at
+        `levels`, lists over layers; `suggested`: the `bridge.source_layer` by labels and without, as far as possible.
+    """
+    of_bridge = readings["understanding"]
+    found: dict[str, Any] = {
+        "images": len(of_bridge),
+        "labelled_images": sum(r.separation is not None for r in of_bridge),
+        "levels": list(QUANTILES),
+        "experts": {name: {**summary(some), "quantiles": quantiles(some)} for name, some in readings.items()},
+    }
+    own = found["experts"]["understanding"]
+    found["suggested"] = {how: best_layer(own[measure]) for how, measure in _CHOICES.items() if measure in own}
+    return found
+
+
+def words_of(report: Mapping[str, Any]) -> str:
+    """A report as Markdown that reads well in a terminal."""
+    parts = [_measures_table(report), _suggestion(report)]
+    if report["suggested"]:
+        parts += [
+            "A threshold belongs to its layer: choose bridge.threshold again for another one. Quantiles there of the "
+            "similarity s of a reference image's ViT tokens (means over images):",
+            _quantiles_table(report),
+        ]
+    return "\n\n".join(parts)
+
+
+def _measures_table(report: Mapping[str, Any]) -> str:
+    """Every layer; * marks the one that a column would choose."""
+    shown = [(head, report["experts"][expert].get(measure)) for head, expert, measure in _COLUMNS]
+    shown = [(head, values, best_layer(values)) for head, values in shown if values is not None]
+    layers = len(report["experts"]["understanding"]["quantiles"]["all"])
+    rows = [
+        [str(i), *(f"{values[i]:.3f}{'*' if i == best else ' '}" for _, values, best in shown)] for i in range(layers)
+    ]
+    return markdown_table(["layer", *(head for head, *_ in shown)], rows)
+
+
+def _suggestion(report: Mapping[str, Any]) -> str:
+    """One line."""
+    own, suggested = report["experts"]["understanding"], report["suggested"]
+    if not suggested:
+        return (
+            "No layer can be suggested: no reference image has boxes of both meant and other subjects, and all "
+            "instructions are the same."
+        )
+    counts = {"by labels": report["labelled_images"], "without labels": report["images"]}
+    ways = [
+        f"{layer} {how} ({'AUROC' if how == 'by labels' else 'sensitivity'} {own[_CHOICES[how]][layer]:.3f} over "
+        f"{counts[how]} images)"
+        for how, layer in suggested.items()
+    ]
+    return f"bridge.source_layer: {', '.join(ways)}. The very last layer is never chosen: none is left to be masked."
+
+
+def _quantiles_table(report: Mapping[str, Any]) -> str:
+    of_tokens = report["experts"]["understanding"]["quantiles"]
+    rows = [
+        [str(layer), label, *(f"{value:.3f}" for value in of_tokens[name][layer])]
+        for layer in sorted(set(report["suggested"].values()))
+        for name, label in _TOKENS.items()
+        if name in of_tokens
+    ]
+    return markdown_table(["layer", "tokens of", *(f"{level:.0%}" for level in report["levels"])], rows, text=(0, 1))

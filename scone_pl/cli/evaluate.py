@@ -1,0 +1,263 @@
+"""`python -m scone_pl evaluate`, `judge` and `tables`: the paper's Tables 2 and 3 with your row in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from scone_pl.cli.options import parse
+from scone_pl.errors import UserError
+from scone_pl.evaluation.benchmark import BENCHMARKS, Benchmark, BenchmarkName
+from scone_pl.evaluation.folder import EvaluationFolder
+from scone_pl.evaluation.items import Item, data_file, read_items
+from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.published import distinct, published
+from scone_pl.evaluation.records import Record, read_records
+from scone_pl.evaluation.scores import is_complete
+from scone_pl.evaluation.steps import (
+    as_json,
+    check_judge,
+    compared,
+    describe_plan,
+    plan_judgements,
+    print_json,
+    say,
+    tables_markdown,
+    write_tables,
+)
+from scone_pl.evaluation.steps import judge as run_judge
+from scone_pl.evaluation.summary import Summary
+from scone_pl.files import read_json
+
+Step = Literal["generate", "judge", "tables"]
+
+
+def evaluate(
+    benchmark: BenchmarkName,
+    data: str,
+    output: str,
+    checkpoint: str | None = None,
+    rounds: int = 3,
+    scorings: int = 3,
+    tasks: list[str] | None = None,
+    limit: int | None = None,
+    language: str | None = None,
+    only: Step | None = None,
+    seed: int = 1234,
+    name: str | None = None,
+    pictures: list[str] | None = None,
+    compare: list[str] | None = None,
+    judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
+    extra: list[str] | None = None,
+) -> int:
+    """Generate a benchmark's pictures, have them judged, and write the tables; the same command goes on after a stop.
+
+    Args:
+        benchmark: sconeeval or omnicontext.
+        data: folder of the published JSONL form: data.jsonl, images beside it.
+        output: folder for everything that is written.
+        checkpoint: folder of weights to generate with.
+        rounds: samplings of every picture.
+        scorings: judgings of every picture.
+        tasks: only these tasks; then there is no average.
+        limit: at most so many items of each task.
+        language: only items of this instruction_language, such as en.
+        only: one step alone.
+        seed: of the pictures' noise.
+        name: what to call the model in tables; by default the checkpoint's folder.
+        pictures: folders of pictures made elsewhere (TASK/KEY.png), one a sampling; then nothing is generated.
+        compare: scores.jsonl of other models on the same data, for rows of their own and a paired comparison.
+        judge: whom to ask, and how.
+        extra: arguments for `predict`; type them behind a lone --.
+    """
+    chosen = BENCHMARKS[benchmark]
+    _at_least_one(rounds=rounds, scorings=scorings)
+    generating = only in (None, "generate") and not pictures
+    folder = EvaluationFolder.open(output, pictures, remember=not generating)
+    if generating and checkpoint is None:
+        raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --pictures DIR)")
+    if extra and not generating:
+        raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
+    items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
+    wanted = {item.place for item in items}
+    others = [(title, _of_items(found, wanted, title)) for title, found in _others(compare or [], chosen, language)]
+    if only in (None, "judge"):
+        _check_service(judge, folder, chosen, items)
+    rank = None
+    if generating and checkpoint is not None:
+        from scone_pl.evaluation.generate import generate, launched_rank
+
+        rank = launched_rank()
+    folder.check(chosen)
+    if generating and checkpoint is not None:
+        generate(
+            folder,
+            items,
+            checkpoint,
+            rounds,
+            seed=seed,
+            exif_orientation=judge.exif_orientation,
+            extra=extra or [],
+        )
+        if rank:
+            return 0
+    # Not before: a checkpoint that is refused, because the pictures are another's, must not give them its name.
+    name = name or (_name_of(checkpoint) if checkpoint else None)
+    about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(data_file(data)))
+    status = 0
+    if only in (None, "judge"):
+        status = _status(run_judge(folder, plan_judgements(folder, chosen, items, judge, rounds, scorings), judge))
+    if only in (None, "tables"):
+        records = _of_items(read_records(folder.scores, chosen, language), wanted, str(folder.scores))
+        summaries, comparisons = _summaries(records, about.get("name") or Path(output).name, others, chosen, 0)
+        plots = write_tables(folder.tables, summaries, comparisons)
+        from scone_pl.evaluation.report import write_report
+
+        write_report(folder.report, summaries[0], items, records, folder.picture, plots)
+        say(tables_markdown(summaries, comparisons))
+        say(f"tables and plots: {folder.tables}   report: {folder.report}")
+    return status
+
+
+def judge(
+    benchmark: BenchmarkName,
+    data: str,
+    output: str,
+    rounds: int = 3,
+    scorings: int = 3,
+    tasks: list[str] | None = None,
+    limit: int | None = None,
+    language: str | None = None,
+    pictures: list[str] | None = None,
+    dry_run: bool = False,
+    judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
+) -> int:
+    """Have pictures judged: everything that has no stored answer yet is asked, then scores.jsonl is written anew.
+
+    Args:
+        benchmark: sconeeval or omnicontext.
+        data: folder of the published JSONL form: data.jsonl, images beside it.
+        output: folder of the evaluation; pictures are in its round_1, round_2, ...
+        rounds: samplings, at most; those that have pictures count.
+        scorings: judgings of every picture.
+        tasks: only these tasks.
+        limit: at most so many items of each task.
+        language: only items of this instruction_language.
+        pictures: folders of pictures made elsewhere (TASK/KEY.png), one a sampling.
+        dry_run: only count the questions and what they have cost so far.
+        judge: whom to ask, and how.
+    """
+    chosen, folder = BENCHMARKS[benchmark], EvaluationFolder.open(output, pictures)
+    _at_least_one(rounds=rounds, scorings=scorings)
+    items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
+    judgements = plan_judgements(folder, chosen, items, judge, rounds, scorings)
+    if dry_run:
+        say(describe_plan(folder, judgements, judge))
+        return 0
+    folder.begin(chosen, data=str(data_file(data)))
+    return _status(run_judge(folder, judgements, judge))
+
+
+def tables(
+    benchmark: BenchmarkName,
+    scores: str,
+    output: str | None = None,
+    json: bool = False,
+    language: str | None = None,
+    name: str | None = None,
+    compare: list[str] | None = None,
+    seed: int = 0,
+) -> int:
+    """Print the tables of a file of scores, beside the paper's rows.
+
+    Args:
+        benchmark: sconeeval or omnicontext.
+        scores: JSONL of records, such as an evaluation's scores.jsonl.
+        output: folder for table.md, table.tex, table.json and the plots; by default nothing is written.
+        json: print everything as JSON (groups, combined, intervals, stability, ...).
+        language: only records of this instruction_language.
+        name: what to call the model.
+        compare: scores of other models on the same data, for rows of their own and a paired comparison.
+        seed: of the bootstrap.
+    """
+    chosen = BENCHMARKS[benchmark]
+    records = read_records(scores, chosen, language)
+    others = _others(compare or [], chosen, language)
+    summaries, comparisons = _summaries(records, name or _name_of_scores(Path(scores)), others, chosen, seed)
+    if output is not None:
+        write_tables(Path(output), summaries, comparisons)
+    if json:
+        print_json(as_json(summaries, comparisons))
+    else:
+        say(tables_markdown(summaries, comparisons))
+    return 0
+
+
+def _status(records: Sequence[Record]) -> int:
+    """Of the process: 1 if nothing at all could be judged, so that scripts do not go on with empty tables."""
+    return 0 if any(is_complete(record) for record in records) else 1
+
+
+def _summaries(
+    records: Sequence[dict[str, Any]],
+    name: str,
+    others: Sequence[tuple[str, list[dict[str, Any]]]],
+    benchmark: Benchmark,
+    seed: int,
+) -> tuple[list[Summary], list[dict[str, Any]]]:
+    names = distinct([name, *(title for title, _ in others)], taken=published(benchmark).rows)
+    others = [(title, found) for title, (_, found) in zip(names[1:], others, strict=True)]
+    summaries = [Summary.of(found, benchmark, each, seed=seed) for each, found in [(names[0], records), *others]]
+    return summaries, compared(records, others, benchmark, seed)
+
+
+def _others(files: Sequence[str], benchmark: Benchmark, language: str | None) -> list[tuple[str, list[dict[str, Any]]]]:
+    return [(_name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
+
+
+def _check_service(config: JudgeConfig, folder: EvaluationFolder, benchmark: Benchmark, items: Sequence[Item]) -> None:
+    """What is missing must not show after a day of generating; of a key, with answers there, none may be needed."""
+    check_judge(config, benchmark, items)
+    if not folder.answers.exists():
+        config.key()
+
+
+def _of_items(records: Sequence[Record], wanted: set[tuple[str, str]], whose: str) -> list[Record]:
+    """The records of chosen items: rows beside each other must say the same of the same."""
+    found = [record for record in records if (record["task_type"], str(record["key"])) in wanted]
+    if not found:
+        raise UserError(f"{whose}: holds no score of these items; judge them first")
+    return found
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(f"--{name} {number}: must be at least 1")
+
+
+def _name_of(checkpoint: str) -> str:
+    """A folder's name; what training wrote is called `weights`, which says nothing."""
+    path = Path(checkpoint)
+    return path.parent.name if path.name == "weights" and path.parent.name else path.name
+
+
+def _name_of_scores(file: Path) -> str:
+    """The name of the model whose scores these are, as its evaluation knows it."""
+    about = file.parent / "evaluation.json"
+    name = read_json(about, dict).get("name") if about.exists() else None
+    return str(name) if name else file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem
+
+
+VERBS: dict[str, Callable[..., int]] = {"evaluate": evaluate, "judge": judge, "tables": tables}
+
+
+def main(args: list[str]) -> int:
+    """Runs a verb, its name first; mistakes are one line."""
+    verb, args = args[0], args[1:]
+    extra: dict[str, Any] = {}
+    if verb == "evaluate" and "--" in args:
+        at = args.index("--")
+        args, extra = args[:at], {"extra": args[at + 1 :]}
+    return VERBS[verb](**parse(verb, VERBS[verb], args), **extra)

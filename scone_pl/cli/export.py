@@ -1,0 +1,57 @@
+"""`python -m scone_pl export`: a training run's weights as a folder in the published layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from scone_pl.cli.parsing import run_function
+from scone_pl.errors import UserError
+from scone_pl.training.results import export_snapshot
+from scone_pl.training.runs import RunFolder
+from scone_pl.training.sharding import DTYPES
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    start: Path | None = None,
+    weights: Literal["raw", "ema"] = "raw",
+    dtype: Literal["start", "float32", "bfloat16"] = "start",
+) -> None:
+    """Writes what a run has trained so far, whole or not at all, with one tensor in memory at a time.
+
+    Args:
+        checkpoint: A run's output_dir (its newest snapshot counts), or a snapshot: checkpoints/step-...
+        output: The folder to write: weights, configs, tokenizer, autoencoder, as BAGEL and Scone are published.
+        start: Where the folder that training started from lies, if it has been moved.
+        weights: raw = as trained; ema = their average (model.ema).
+        dtype: Of the weights; start = of each one as in the folder that training started from.
+    """
+    snapshot = _snapshot(checkpoint)
+    if output.exists() and not (output / "training.json").is_file():
+        raise UserError(f"{output}: exists and is no exported folder; choose another")
+    training = export_snapshot(snapshot, output, start=start, ema=weights == "ema", dtype=DTYPES.get(dtype))
+    print(f"{output}: {training['stage']} after step {training['steps']} of {snapshot}")
+
+
+def _snapshot(checkpoint: Path) -> Path:
+    if checkpoint.is_file():
+        return checkpoint
+    if not checkpoint.is_dir():
+        raise UserError(f"{checkpoint}: no such folder; give a run's output_dir or one of its checkpoints/step-...")
+    if (checkpoint / "checkpoints").is_dir():
+        last = RunFolder(checkpoint).last_snapshot
+        if last is None:
+            raise UserError(f"{checkpoint}: has no snapshot yet")
+        return last
+    chain = sorted(p.parent.name for p in checkpoint.glob("*/checkpoints"))
+    if chain:
+        raise UserError(f"{checkpoint}: a chain; give one of its steps, {', '.join(chain)}")
+    return checkpoint
+
+
+def main(args: list[str]) -> int:
+    """Parses and exports."""
+    run_function(export, "python -m scone_pl export", args, as_positional=True)
+    return 0

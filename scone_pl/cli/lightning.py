@@ -1,0 +1,395 @@
+"""The command line: LightningCLI, and what Scone adds to it.
+
+Added keys: `output_dir` (everything that a run writes), `chain` (stages one after the other, see
+`training/chain.py`), `checkpoint` (when to save, see `training/saving.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from scone_pl.cli.parsing import close_option, one_line
+from scone_pl.data.datamodule import PackedDataModule
+from scone_pl.errors import UserError
+from scone_pl.files import write_text
+from scone_pl.messages import warn
+from scone_pl.outputs import check_output_folder
+from scone_pl.training.callbacks import DataProgress, Previews, progress
+from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
+from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, evaluated, for_fit
+from scone_pl.training.curves import keep_training
+from scone_pl.training.module import SconeModule
+from scone_pl.training.monitoring import Monitoring
+from scone_pl.training.outcome import (
+    LEFT_OUT_STATUS,
+    UNFINISHED_STATUS,
+    Outcome,
+    TimeLimit,
+    early_stopping_settings,
+    read_outcome,
+    reason_of_end,
+)
+from scone_pl.training.results import write_result
+from scone_pl.training.runs import RunFolder
+from scone_pl.training.saving import Saving, Stopped
+from scone_pl.training.sharding import FullySharded
+from scone_pl.training.start import check_start
+from scone_pl.training.trainer_settings import check_trainer
+
+FREE_ON_RESUME = {
+    *("init_from", "attention", "activation_checkpointing", "layers_kept", "sharding", "nonfinite_gradient"),
+    *("sampling", "mask_sampling", "sampling_seed", "sampling_round", "height", "width"),
+}
+"""Model settings that may change when a run goes on: where and how it computes, not what."""
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+
+
+class SconeCLI(LightningCLI):
+    """LightningCLI over `SconeModule` and `PackedDataModule`, for one stage."""
+
+    model: SconeModule
+    datamodule: PackedDataModule
+
+    def __init__(self, args: ArgsType = None, *, until: Literal["parse", "build", "run"] = "run") -> None:
+        """Parses `args`, builds trainer, model and data, and does what they say; or stops after an earlier step."""
+        self._until = until
+        self.status = 0
+        """Exit status."""
+        super().__init__(
+            SconeModule,
+            PackedDataModule,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            trainer_defaults={"enable_model_summary": False},
+            seed_everything_default=1234,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={
+                "allow_abbrev": False,
+                **{verb: {"prog": f"python -m scone_pl {verb}", "allow_abbrev": False} for verb in self.subcommands()},
+            },
+            args=args,
+        )
+
+    def setup_parser(self, *args: Any) -> None:
+        super().setup_parser(*args)
+        for parser in self._subcommand_parsers.values():
+            for action in parser._actions:
+                action.help = OPTIONS.get(action.dest, action.help)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Unknown keys and wrong types end in a `UserError` of one line."""
+        complaints = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(complaints):
+                super().parse_arguments(parser, args)
+        except SystemExit as stop:
+            if stop.code in (None, 0):
+                raise
+            complaint = one_line(complaints.getvalue())
+            verb = next((word for word in sys.argv[1:] if word in self._subcommand_parsers), None)
+            raise UserError(complaint + close_option(complaint, self._subcommand_parsers.get(verb, parser))) from None
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would read the file here, and let hyperparameters in it override what was typed."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--output_dir", type=str, default="runs/scone", help="Folder for all that a run writes.")
+        parser.add_argument(
+            "--chain",
+            type=list[ChainStep] | None,
+            default=None,
+            help="Stages to run one after the other; each overrides model, data and trainer.",
+        )
+        parser.add_lightning_class_args(Saving, "checkpoint")
+        parser.add_lightning_class_args(Previews, "previews")
+        parser.add_lightning_class_args(Monitoring, "monitoring")
+
+    def _set_seed(self) -> None:
+        if self._until != "parse":
+            super()._set_seed()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._until == "run":
+            super()._run_subcommand(subcommand)
+
+    @property
+    def settings(self) -> Any:
+        """The parsed settings of the subcommand."""
+        return self.config[self.subcommand]
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        folder = Path(self.settings.output_dir)
+        self._get(self.config_init, "checkpoint").folder = RunFolder(folder).checkpoints
+        trainer = self._get(self.config_init, "trainer")
+        check_trainer(trainer)
+        # Not Lightning's: the data module repeats packs, and `TimeLimit` starts anew when a run goes on.
+        settings = {"default_root_dir": str(folder), "overfit_batches": 0.0, "max_time": None, **kwargs}
+        if isinstance(interval := trainer.get("val_check_interval"), int):  # Lightning counts packs
+            settings["val_check_interval"] = interval * trainer["accumulate_grad_batches"]
+        if trainer.get("logger") in (None, True):
+            settings["logger"] = TensorBoardLogger(folder, name="", version="tensorboard")
+        callbacks = [DataProgress(), *_listed(trainer.get("callbacks"))]
+        if trainer.get("max_time") is not None:
+            callbacks.append(TimeLimit(trainer["max_time"]))
+        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(progress())
+        settings["callbacks"] = callbacks
+        check_output_folder(folder)
+        built = super().instantiate_trainer(**settings)
+        keep_training(built.loggers)
+        return built
+
+    def instantiate_classes(self) -> None:
+        if self._until == "parse":
+            return
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "Does not validate" in str(error):  # jsonargparse's report around what a constructor said
+                raise UserError(one_line(str(error))) from error
+            raise
+        self.datamodule.overfit_packs = self.settings.trainer.overfit_batches
+
+    # ------------------------------------------------------------------ fit
+    def fit(self, **kwargs: Any) -> None:
+        """Trains, resuming where an earlier run of the same folder stopped, and writes the weights at the end.
+
+        What ends before it is finished leaves no weights; `status` then says so, see `outcome.py`.
+        """
+        self._refuse_weights_only(kwargs)
+        folder = RunFolder(Path(self.settings.output_dir))
+        if self.trainer.fast_dev_run:
+            self.trainer.fit(**kwargs)
+            return
+        max_steps, stopping = self.trainer.max_steps, early_stopping_settings(self.settings.trainer)
+        self._check_settings(folder.path / "config.yaml")
+        if folder.is_finished(max_steps, stopping):
+            folder.begin(self.model.init_from, kwargs.get("ckpt_path"), write=False)
+            self._tell_finished(folder)
+            return
+        leads = self.trainer.is_global_zero
+        if leads:
+            self._lock = folder.occupy()  # for as long as this object lives
+        kwargs["ckpt_path"] = folder.begin(self.model.init_from, kwargs.get("ckpt_path"), write=leads)
+        rank_zero_info(f"--- {self.model.init_from} -> {folder.weights}")
+        if leads:
+            text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
+            write_text(text, folder.path / "config.yaml")
+            folder.outcome_file.unlink(missing_ok=True)
+        try:
+            self.trainer.fit(**kwargs)
+        except Stopped:
+            if leads:
+                Outcome("signal", self.trainer.global_step, max_steps, stopping).write(folder.outcome_file)
+            raise
+        outcome = Outcome(reason_of_end(self.trainer), self.trainer.global_step, max_steps, stopping)
+        if outcome.finished:
+            write_result(self.model, folder.weights, write=leads)
+            self.trainer.strategy.barrier("weights written")
+            rank_zero_info(f"{folder.weights}: written after {outcome.steps} steps ({outcome.reason})")
+        if leads:
+            outcome.write(folder.outcome_file)
+        if not outcome.finished:
+            self._tell_unfinished(folder, outcome)
+
+    def _tell_finished(self, folder: RunFolder) -> None:
+        outcome = read_outcome(folder.outcome_file)
+        early = outcome is not None and outcome.reason == "early_stopping"
+        why = " (EarlyStopping; another trainer.max_steps trains on)" if early else ""
+        rank_zero_info(f"{folder.path}: already trained for {folder.finished_steps} steps{why}, nothing to do")
+
+    def _tell_unfinished(self, folder: RunFolder, outcome: Outcome) -> None:
+        end = f" of {outcome.max_steps}" if outcome.max_steps >= 0 else ""
+        why = {"max_time": "trainer.max_time is over"}.get(outcome.reason, "a callback set should_stop")
+        warn(
+            f"{folder.path}: stopped after step {outcome.steps}{end}, as {why}; all is saved, the same command goes on"
+        )
+        # Lightning, which started the other ranks, would take their status for a crash.
+        self.status = UNFINISHED_STATUS if self.trainer.is_global_zero else 0
+
+    # ------------------------------------------------------------------ other verbs
+    def validate(self, **kwargs: Any) -> None:
+        """As Lightning does, from what `ckpt_path.evaluated` chose."""
+        self._evaluate(self.trainer.validate, kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """See `validate`."""
+        self._evaluate(self.trainer.test, kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """See `validate`."""
+        if kwargs.get("return_predictions"):
+            raise UserError("--return_predictions true: nobody would receive them; they are in output_dir/predictions")
+        self._evaluate(self.trainer.predict, kwargs)
+        if left_out := self.datamodule.skipped.total():
+            warn(
+                f"predict: {left_out} prompts were left out, see above; all others are in {self.model.predictions.path}"
+            )
+            self.status = LEFT_OUT_STATUS if self.trainer.is_global_zero else 0
+
+    def _evaluate(self, act: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        self._refuse_weights_only(kwargs)
+        if kwargs.get("ckpt_path"):
+            # True of what trains; here nothing does.
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+            self._check_kind(Path(kwargs["ckpt_path"]))
+        act(**kwargs)
+
+    @staticmethod
+    def _refuse_weights_only(kwargs: dict[str, Any]) -> None:
+        if kwargs.get("weights_only") is False:
+            raise UserError("--weights_only false would run code out of a snapshot; leave it out")
+        if "weights_only" in kwargs:
+            kwargs["weights_only"] = True
+
+    def _check_kind(self, snapshot: Path) -> None:
+        if snapshot.is_dir() != isinstance(self.trainer.strategy, FullySharded):
+            strategy = "fully_sharded" if snapshot.is_dir() else "another than fully_sharded"
+            raise UserError(
+                f"{snapshot}: of trainer.strategy {strategy}; go on with it, or choose another --output_dir"
+            )
+
+    def _check_settings(self, file: Path) -> None:
+        """Refuses to resume a run, or to call it finished, when what it trains has other settings now.
+
+        A resumed optimizer keeps its state, so a new learning rate would not even act.
+
+        Raises:
+            UserError: naming the settings that differ from those in `file`.
+        """
+        last = RunFolder(file.parent).last_snapshot
+        if not file.is_file() or last is None:
+            return
+        self._check_kind(last)
+        before = yaml.safe_load(file.read_text())["model"]
+        now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))["model"]
+        changed = ["class_path"] if before["class_path"] != now["class_path"] else []
+        names = before["init_args"].keys() & now["init_args"].keys() - FREE_ON_RESUME
+        changed += sorted(n for n in names if before["init_args"][n] != now["init_args"][n])
+        if changed:
+            raise UserError(
+                f"{file.parent}: began with another model.{', model.'.join(changed)}; restore it, delete that folder, "
+                "or choose another --output_dir"
+            )
+
+
+def parse(args: list[str]) -> SconeCLI:
+    """Parses without instantiating anything.
+
+    Raises:
+        UserError: an unknown key, a wrong type, or a setting of the Trainer that would not be obeyed.
+    """
+    sys.argv[1:] = args  # LightningCLI reads them there, and warns if they come another way
+    cli = SconeCLI(until="parse")
+    check_trainer(cli.settings.trainer)
+    return cli
+
+
+def main(args: list[str]) -> int:
+    """Runs `fit`, `validate`, `test` or `predict`; the exit status."""
+    if {"--help", "-h"} & set(args) or any(
+        a.startswith(("--print_config", "--model.help", "--data.help")) for a in args
+    ):
+        sys.argv[1:] = args
+        SconeCLI(until="parse")
+        return 0
+    planned = commands(args)
+    apart = len(planned) > 1 and needs_own_process(parse(planned[0]).settings.trainer.devices)
+    for command in planned:
+        if apart:
+            if status := run_in_own_process(command):
+                return status
+        else:
+            sys.argv[1:] = command  # what Lightning starts the other ranks with
+            if status := SconeCLI().status:
+                return status
+    return 0
+
+
+def commands(args: list[str]) -> list[list[str]]:
+    """The command lines of single stages that `args` stands for, each already parsed once.
+
+    A wrong key in the last step of a chain must not show after days. Verbs other than `fit` run on one stage's state,
+    see `ckpt_path.evaluated`.
+    """
+    check_seed(args)
+    steps = _steps(args)
+    if args[0] != "fit":
+        return [evaluated(steps)]
+    check_start(steps[0].init_from)
+    settings = steps[0].settings
+    if len(steps) > 1:
+        check_data([step.settings for step in steps])
+    if settings.trainer.fast_dev_run:  # no step leaves weights, so all start from the same
+        return [[*step.command, "--model.init_args.init_from", steps[0].init_from] for step in steps]
+    check_ends(steps)
+    check_stale(steps)
+    if len(steps) == 1:
+        given = for_fit(steps[0])
+        command = steps[0].command  # of a chain of one stage: with that stage's settings
+        return [[*command, "--ckpt_path", str(given or "null")]] if settings.ckpt_path else [command]
+    if settings.ckpt_path:
+        check_chain(str(settings.ckpt_path), steps)
+        return [[*step.command, "--ckpt_path", "null"] for step in steps]
+    return [step.command for step in steps]
+
+
+def _steps(args: list[str]) -> list[Step]:
+    """The stages of a command line: one, or those of its chain."""
+    settings = parse(args).settings
+    if not settings.chain:
+        return [Step(args, settings)]
+    chain = [ChainStep(**step.as_dict()) for step in settings.chain]
+    check_names(chain)
+    planned = plan(args, chain, settings.model.init_args.init_from, settings.output_dir)
+    return [Step(command, parse(command).settings) for command in planned]
+
+
+def check_seed(args: Sequence[str]) -> None:
+    """Raises `UserError` where `--seed_everything` is typed and would change nothing.
+
+    Order, dropout and noise follow from `data.seed` and the pack, so that resuming repeats them. (Recipes may have
+    `seed_everything`, for callbacks that draw from global generators.)
+    """
+    typed = {arg.partition("=")[0] for arg in args}
+    if "--seed_everything" in typed and "--data.seed" not in typed:
+        raise UserError("--seed_everything: order, dropout and noise do not follow from it; use --data.seed")
+
+
+def check_data(steps: Sequence[Any]) -> None:
+    """Raises `UserError` if a data set that any step of a chain needs is not there."""
+    for step in steps:
+        for source in [*(step.data.train or []), *(step.data.val or [])]:
+            if "://" not in source.path and not Path(source.path).exists():
+                raise UserError(f"{source.path}: no such folder; {step.output_dir} needs it (see `shards convert`)")
+
+
+def check_stale(steps: Sequence[Step]) -> None:
+    """Raises `UserError` if a step would train on, and so change the weights that a later one has started from."""
+    for i, step in enumerate(steps):
+        trainer = step.settings.trainer
+        finished = step.folder.is_finished(trainer.max_steps, early_stopping_settings(trainer))
+        begun = [s.settings.output_dir for s in steps[i + 1 :] if s.folder.last_snapshot]
+        if not finished and begun:
+            end = f"to {trainer.max_steps} steps" if trainer.max_steps >= 0 else "until it is stopped"
+            raise UserError(
+                f"{step.settings.output_dir} would train on {end}, but {' and '.join(begun)} "
+                "started from its present weights; delete the latter, or choose another --output_dir"
+            )

@@ -1,0 +1,285 @@
+"""`mini`: commands of the mini-world."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from scone_pl.cli.parsing import run_command
+from scone_pl.errors import UserError
+from scone_pl.worlds.shapes.episode import TASKS
+from scone_pl.worlds.shapes.shards import WORLD_SETS, write_world
+from scone_pl.worlds.shapes.world import World, WorldConfig, fixed_set
+
+
+def shards(
+    output: Path = Path("data_shards/mini"),
+    questions: int = 24_000,
+    question_pairs: int = 12_000,
+    plain: int = 16_000,
+    base_single: int = 16_000,
+    refined_single: int = 4_000,
+    multi_candidate: int = 10_000,
+    multi_wide: int = 0,
+    validation: int = 240,
+    seed: int = 0,
+    world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
+    samples_per_shard: int = 5000,
+    progress: bool = True,
+) -> None:
+    """Writes the training and validation sets of the mini-world; a set that is there already is left as it is.
+
+    Args:
+        output: folder in which each set gets a folder of its name.
+        questions: samples of the set of questions and answers, for the base.
+        question_pairs: the same about two references.
+        plain: samples of the set of plain generation, for the base.
+        base_single: samples of the base single-candidate set; 0 leaves a set out.
+        refined_single: samples of the refined single-candidate set.
+        multi_candidate: samples of the multi-candidate set.
+        multi_wide: samples of the set with other namings, more candidates and more references, which only
+            robustness_trained needs (10000).
+        validation: samples of the validation set.
+        seed: of the world.
+        world: sizes and difficulty.
+        samples_per_shard: samples in one tar file.
+        progress: whether to show progress bars.
+    """
+    sizes = {
+        "questions": questions,
+        "question_pairs": question_pairs,
+        "plain": plain,
+        "base_single": base_single,
+        "refined_single": refined_single,
+        "multi_candidate": multi_candidate,
+        "multi_wide": multi_wide,
+        "validation": validation,
+    }
+    for name, samples in sizes.items():
+        if not samples:
+            continue
+        manifest = write_world(
+            output / name,
+            WORLD_SETS[name],
+            samples=samples,
+            seed=seed,
+            config=world,
+            samples_per_shard=samples_per_shard,
+            progress=progress,
+        )
+        state = "already there" if manifest is None else "written"
+        print(f"{output / name}: {samples} samples, {state}")
+
+
+def picture(
+    output: Path = Path("mini_world.png"),
+    per_task: int = 4,
+    seed: int = 0,
+    stream: str = "base",
+    world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
+    scale: int = 6,
+) -> None:
+    """Draws a few episodes of every task on one sheet.
+
+    Args:
+        output: image file to write; .png, .jpg, .jpeg or .webp decides the format.
+        per_task: episodes of each task.
+        seed: of the world.
+        stream: one of world.STREAMS.
+        world: sizes and difficulty.
+        scale: how many times each pixel is enlarged.
+    """
+    from scone_pl.image_files import check_image_output, write_image
+    from scone_pl.worlds.shapes.picture import contact_sheet
+
+    check_image_output(output, "--output")
+    if per_task < 1 or scale < 1:
+        raise UserError(f"--per_task {per_task} and --scale {scale} must be at least 1")
+    source = World(seed, world, stream=stream)
+    rows = [[source.sample(task, index) for index in range(per_task)] for task in TASKS]
+    write_image(contact_sheet(rows, scale), output)
+    print(f"{output}: {per_task} episodes of each of {len(TASKS)} tasks")
+
+
+def base(
+    output: Path = Path("runs/mini/random"),
+    preset: Literal["mini", "mini_dense", "mini_photo"] = "mini",
+    canvas: int = 16,
+    seed: int = 0,
+) -> None:
+    """Writes a checkpoint folder with random weights for Stage I to start from.
+
+    Args:
+        output: the folder.
+        preset: mini (the mini-world, its words as tokenizer), mini_dense (the same without separate experts) or
+            mini_photo (real resolutions, any text).
+        canvas: side of the mini-world's pictures in pixels.
+        seed: of the weights.
+    """
+    from scone_pl.worlds.shapes.base import write_base
+
+    written = write_base(output, preset=preset, canvas=canvas, seed=seed)
+    print(f"{output}: random weights of preset {preset}, {'written' if written else 'already there'}")
+
+
+def evaluate(
+    checkpoint: Path,
+    output: Path,
+    per_task: int = 40,
+    stream: Literal["validation", "test"] = "test",
+    num_inference_steps: int = 12,
+    timestep_shift: float = 1.0,
+    mask: Literal["trained", "off"] = "trained",
+    world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> None:
+    """Samples the fixed test episodes with a checkpoint's weights and scores them with the exact judge.
+
+    Args:
+        checkpoint: folder of weights.
+        output: folder for scores.json and pictures.png.
+        per_task: episodes of each of the six tasks.
+        stream: which episodes: validation for choosing, test for reporting.
+        num_inference_steps: Euler steps.
+        timestep_shift: spends more steps near noise if over 1.
+        mask: trained = the bridge as the weights' own stage had it; off = sample without.
+        world: sizes and difficulty.
+        progress: whether to show progress bars.
+    """
+    from scone_pl.checkpoints.model import read_config
+    from scone_pl.files import write_json
+    from scone_pl.sampling.checks import check_sampling
+    from scone_pl.sampling.guidance import GuidanceConfig
+    from scone_pl.sampling.pictures import save_picture
+    from scone_pl.sampling.sampler import SamplingConfig
+    from scone_pl.worlds.shapes import evaluate as evaluation
+    from scone_pl.worlds.shapes.gallery import gallery
+
+    if per_task < 1:
+        raise UserError(f"--per_task {per_task} must be at least 1")
+    config = SamplingConfig(
+        num_inference_steps=num_inference_steps,
+        timestep_shift=timestep_shift,
+        guidance=GuidanceConfig(text_scale=1.0, image_scale=1.0),
+        bridge=evaluation.bridge_of(checkpoint) if mask == "trained" else None,
+    )
+    check_sampling(config, read_config(checkpoint).decoder.num_layers)
+    episodes = fixed_set(per_task, stream=stream, config=world)
+    report, drawn = evaluation.evaluate(checkpoint, episodes, config, progress=progress)
+    write_json(report, output / "scores.json")
+    save_picture(gallery(drawn, per_task=2), output / "pictures.png")
+    print(evaluation.score_table({str(checkpoint): report}))
+    print(f"scores: {output / 'scores.json'}   pictures: {output / 'pictures.png'}")
+
+
+def report(scores: list[Path], names: list[str]) -> None:
+    """Prints several evaluations side by side.
+
+    Args:
+        scores: scores.json files that `mini evaluate` wrote.
+        names: what to call each.
+    """
+    from scone_pl.worlds.shapes.evaluate import bridge_table, failure_table, score_table, task_table
+
+    if len(scores) != len(names):
+        raise UserError(f"report: {len(scores)} --scores and {len(names)} --names; give each file a name")
+    for file in scores:
+        if not file.is_file():
+            raise UserError(f"report: no file {file}; `mini evaluate` writes it as OUTPUT/scores.json")
+    reports = {name: json.loads(file.read_text()) for name, file in zip(names, scores, strict=True)}
+    tables = [table(reports) for table in (score_table, task_table, failure_table, bridge_table)]
+    print(*filter(None, tables), sep="\n\n")
+
+
+def evidence(
+    table: str,
+    seeds: int = 5,
+    quick: bool = False,
+    jobs: int = 2,
+    output: Path = Path("docs/evidence"),
+) -> None:
+    """Runs an experiment: every arm with every seed, then its JSON, its plot and the page docs/evidence.md.
+
+    What is finished is not run again; an interrupted run goes on. A quick look writes to runs/evidence instead,
+    and so do fewer seeds than a kept result has.
+
+    Args:
+        table: name of a file in experiments/ablations/mini, without .yaml.
+        seeds: runs of each arm.
+        quick: fewer steps and test pictures, to see whether all works.
+        jobs: runs side by side, with one thread each.
+        output: folder of results that are kept.
+    """
+    from scone_pl.files import write_json
+    from scone_pl.study.maps import draw_maps
+    from scone_pl.study.metrics import looks_of
+    from scone_pl.study.page import write_page
+    from scone_pl.study.plot import plot
+    from scone_pl.study.runner import collect, num_seeds, run_experiment
+    from scone_pl.study.spec import Experiment
+    from scone_pl.study.work import ROOT
+
+    if seeds < 1 or jobs < 1:
+        raise UserError(f"--seeds {seeds} and --jobs {jobs} must be at least 1")
+    experiment = Experiment.read(table)
+    planned = run_experiment(experiment, seeds, side_by_side=jobs, quick=quick)
+    result = collect(experiment, planned)
+    folder = ROOT / "quick" if quick else output
+    if not quick and (kept := num_seeds(output / f"{table}.json")) > seeds:
+        folder = ROOT / "fewer_seeds"
+        print(f"{output / table}.json has {kept} seeds and stays; the result of {seeds} goes to {folder}")
+    write_json(result, folder / f"{table}.json")
+    plot(result, folder / f"{table}.png")
+    for look in looks_of(result, "layers", "test")[:1]:
+        draw_maps(result, look, folder / f"{table}_maps.png")
+    print(f"{folder / table}.json   {write_page(folder)}")
+
+
+def arm(
+    table: str, arm: str, seed: int = 0, quick: bool = False, result: Path | None = None, runner: int | None = None
+) -> None:
+    """One run of one arm, as `mini evidence` starts it: trains, evaluates, writes result-....json.
+
+    Args:
+        table: the experiment.
+        arm: name of the arm.
+        seed: decides data order, noise levels and noise.
+        quick: see `mini evidence`.
+        result: the file to be written, for a caller who waits for it; if it would be another one, nothing is run.
+        runner: process id of the parent that this run ends with.
+    """
+    from scone_pl.study.runner import end_with
+    from scone_pl.study.spec import Experiment
+    from scone_pl.study.work import run
+
+    if runner is not None:
+        end_with(runner)
+    experiment = Experiment.read(table)
+    experiment.arm(arm)
+    print(run(experiment, arm, seed, quick=quick, expected=result))
+
+
+def page() -> None:
+    """Writes docs/evidence.md again from the JSON files in docs/evidence."""
+    from scone_pl.study.page import write_page
+
+    print(write_page())
+
+
+COMMANDS = {
+    "shards": shards,
+    "base": base,
+    "evaluate": evaluate,
+    "report": report,
+    "picture": picture,
+    "evidence": evidence,
+    "arm": arm,
+    "page": page,
+}
+
+
+def main(args: list[str]) -> int:
+    """Runs one of `COMMANDS`."""
+    run_command(COMMANDS, "python -m scone_pl mini", args, as_positional=False)
+    return 0

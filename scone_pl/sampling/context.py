@@ -1,0 +1,169 @@
+"""What guides a picture, run through the model once: references and instruction as keys and values.
+
+Prompts of equal layout go side by side and share one `ContextCache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from scone_pl.model.bridge import BridgeState
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.dropping import Remaining
+from scone_pl.model.scone import ATTENTION_BACKENDS, Scone
+from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
+from scone_pl.sampling.cache import ContextCache, ContextSpan, DroppingCache, RecordingPlan
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one picture is made from, ready for the model."""
+
+    references: tuple[tuple[Tensor, Tensor], ...]
+    """Per reference image its VAE and ViT version, each (3, H, W) in [-1, 1]."""
+    text_ids: tuple[int, ...] | None
+    """The instruction, without begin and end; None = there is none. An empty one still has begin and end, as in
+    training and in the release."""
+    size: tuple[int, int]
+    """Height and width of the picture in pixels."""
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Prompts that agree in it have equally many tokens everywhere."""
+        shapes = tuple((tuple(vae.shape), tuple(vit.shape)) for vae, vit in self.references)
+        return (self.size, len(self.references), self.text_length, shapes)
+
+    def grid(self, form: SequenceFormat) -> tuple[int, int]:
+        """Rows and columns of the picture's tokens."""
+        return self.size[0] // form.latent_stride, self.size[1] // form.latent_stride
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of the instruction, begin and end included; 0 without one."""
+        return 0 if self.text_ids is None else len(self.text_ids) + 2
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The prefilled contexts of some prompts, which are sorted by layout."""
+
+    prompts: Sequence[Prompt]
+    pack: PackedSequence
+    caches: Sequence[ContextCache | DroppingCache]
+    """One a run of prompts of equal layout."""
+    bridge: BridgeState | None
+    next_position: list[int]
+    """Per prompt the RoPE position of its target."""
+    places: list[int]
+    """Per sample of the pack its prompt: one that has no token here has no sample."""
+
+    @property
+    def positions_without_text(self) -> list[int]:
+        """`next_position` in the context without instruction."""
+        return [p - prompt.text_length for p, prompt in zip(self.next_position, self.prompts, strict=True)]
+
+    def bridge_maps(self) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """Per prompt the similarity and blocked maps, (rows, columns) over the VAE tokens of its references."""
+        if self.bridge is None:
+            return [((), ()) for _ in self.prompts]
+        maps: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self.prompts]
+        for split in self.pack.splits_of(SplitKind.VAE):
+            inside = slice(split.start + 1, split.stop - 1)
+            for found, values in zip(
+                maps[self.places[split.sample]], (self.bridge.similarity, self.bridge.blocked), strict=True
+            ):
+                found.append(values[inside].view(split.grid))  # type: ignore[arg-type]
+        return [(tuple(similarity), tuple(blocked)) for similarity, blocked in maps]
+
+
+def prefill(
+    model: Scone, form: SequenceFormat, prompts: Sequence[Prompt], bridge: BridgeConfig | None, *, references: bool
+) -> Contexts:
+    """Runs the contexts of all prompts once, keeping keys and values.
+
+    Args:
+        model: in eval mode.
+        form: of the model, with its special tokens.
+        prompts: sorted by `Prompt.layout`.
+        bridge: what to hide from the targets; None = nothing.
+        references: False = the instructions alone.
+    """
+    builder = SequenceBuilder(form)
+    positions, places = [], []
+    for number, prompt in enumerate(prompts):
+        shown = prompt.references if references else ()
+        if not shown and prompt.text_ids is None:
+            positions.append(0)
+            continue
+        builder.begin_sample()
+        places.append(number)
+        for i, (vae, vit) in enumerate(shown):
+            builder.add_vae(vae, reference=i)
+            builder.add_vit(vit, reference=i)
+        if prompt.text_ids is not None:
+            builder.add_text(list(prompt.text_ids))
+        positions.append(builder.position)
+    pack = builder.build().to(model.vae2llm.weight.device)
+    record = RecordingPlan(ATTENTION_BACKENDS[model.attention](pack))  # type: ignore[call-arg]
+    state = None
+    if len(pack):
+        times = torch.zeros(len(pack.latent_splits), device=pack.device)
+        state = model(pack, model.encode_images(pack), times, bridge, record).bridge
+    blocked, bias = (None, None) if state is None else (state.blocked, state.bias)
+    reference = pack.reference_tokens
+    whole = [
+        ContextCache(span, num_own, reference, blocked, bridge, bias)
+        for span, num_own in _spans(form, prompts, pack, places)
+    ]
+    caches: Sequence[ContextCache | DroppingCache] = whole
+    if bridge is not None and state is not None and state.remaining is not None:
+        spans = _spans(form, prompts, state.remaining.pack, places)
+        caches = _dropping(whole, spans, state.remaining, bridge.source_layer)
+    # Layer by layer, so that what was recorded and what the caches hold are never both there in full.
+    for layer in list(record.keys):
+        for cache in caches:
+            cache.fill(record, layer)
+        del record.keys[layer], record.values[layer]
+    return Contexts(prompts, pack, caches, state, positions, places)
+
+
+def _dropping(
+    whole: list[ContextCache], spans: list[tuple[ContextSpan, int]], remaining: Remaining, source_layer: int
+) -> list[DroppingCache]:
+    """`whole` for the layers up to `source_layer`, caches over `spans` of what remains for those behind it."""
+    nobody = torch.zeros(len(remaining.pack), dtype=torch.bool, device=remaining.pack.device)
+    filler = None if remaining.present is None else ~remaining.present
+    return [
+        DroppingCache(cache, ContextCache(span, num_own, nobody, filler=filler), source_layer)
+        for cache, (span, num_own) in zip(whole, spans, strict=True)
+    ]
+
+
+def _spans(
+    form: SequenceFormat, prompts: Sequence[Prompt], pack: PackedSequence, places: list[int]
+) -> list[tuple[ContextSpan, int]]:
+    """Runs of prompts of equal layout, and the length of their targets with frame.
+
+    Args:
+        form: of the model.
+        prompts: sorted by layout.
+        pack: their contexts.
+        places: per sample of the pack its prompt.
+    """
+    lengths = [0] * len(prompts)
+    for split in pack.splits:
+        lengths[places[split.sample]] += split.length
+    spans, start, number = [], 0, 0
+    for _, run in groupby(prompts, key=lambda prompt: prompt.layout):
+        alike = list(run)
+        rows, columns = alike[0].grid(form)
+        span = ContextSpan(start, len(alike), lengths[number], alike[0].text_length)
+        spans.append((span, rows * columns + 2))
+        start, number = start + len(alike) * span.length, number + len(alike)
+    return spans

@@ -1,0 +1,194 @@
+"""How much memory generating needs, from the config alone.
+
+What is kept where, on one GPU of 40 GB in bf16 (7B, 1024 x 1024 pictures): everything stays on the GPU.
+
+- weights 29 GB. Both experts are needed in every step: the target's start and end tokens are text tokens, so they
+  pass through the understanding expert in every layer, and the target's latents through the generation expert.
+  Offloading the understanding expert between prefill and decoding would mean copying 14 GB back for two tokens a
+  step. ViT and autoencoder are under 1.1 GB together, not worth moving either.
+- keys and values of the contexts: 56 kB a token and branch cache. The context without instruction is a part of the
+  full one and costs nothing (`cache.py`); what the bridge blocks is a part of it too.
+- references go through the autoencoder one by one (those of equal size together up to a megapixel), before the
+  decoder runs, so their activations never meet the cache.
+- decoding the picture comes when the caches are gone. At 1024 x 1024 it takes about 2 GB in bf16, 4 GB in float32:
+  less than what sampling needed, so it is not tiled (a tile would also change the picture: GroupNorm and the mid
+  attention see the whole).
+
+With four references of 1024 x 1024 the peak stays under 36 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from scone_pl.model.config import SconeConfig
+from scone_pl.model.scone import Scone
+from scone_pl.model.sequence import SequenceFormat
+from scone_pl.sampling.context import Prompt
+from scone_pl.sampling.sampler import SamplingConfig
+
+_MLP_TENSORS = 3
+"""Gate after its SiLU, up, and their product are there at a time (`GatedMLP`)."""
+_STREAM_TENSORS = 3
+"""Beside them: the residual stream, its normed copy, the other expert's result."""
+_ATTENTION_TENSORS = 9
+"""Stream, normed copy, queries, keys, values before and after rotary positions, the result before and after merging;
+each no wider than the hidden size."""
+_CONVOLUTION_TENSORS = 4
+"""Input, normed and activated copy, output of a residual block. The convolution library's workspace comes on top."""
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of one prompt."""
+
+    vae: int
+    """Of all references, without frames."""
+    vit: int
+    frames: int
+    """Start and end tokens of the references' splits."""
+    text: int
+    """Instruction with begin and end."""
+    target: int
+    """The picture's, with start and end."""
+
+    @property
+    def context(self) -> int:
+        return self.vae + self.vit + self.frames + self.text
+
+
+def count_prompt(prompt: Prompt, form: SequenceFormat) -> TokenCount:
+    """Counts a prompt."""
+
+    def tokens(height: int, width: int, stride: int) -> int:
+        return (height // stride) * (width // stride)
+
+    return TokenCount(
+        vae=sum(tokens(*vae.shape[-2:], form.latent_stride) for vae, _ in prompt.references),
+        vit=sum(tokens(*vit.shape[-2:], form.vit_patch_size) for _, vit in prompt.references),
+        frames=4 * len(prompt.references),
+        text=prompt.text_length,
+        target=tokens(*prompt.size, form.latent_stride) + 2,
+    )
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes; activations are estimates, weights and caches exact."""
+
+    weights: int
+    caches: int
+    """Keys and values of all contexts, with room for the targets' own."""
+    recorded: int
+    """Keys and values as the prefill leaves them, before the caches are laid out."""
+    encode: int
+    """Activations of encoding the references."""
+    prefill: int
+    step: int
+    decode: int
+
+    @property
+    def peak(self) -> int:
+        """Weights and the worst phase."""
+        return self.weights + max(self.encode, self.recorded + self.prefill, self.caches + self.step, self.decode)
+
+    def report(self) -> str:
+        """A line a phase, in GB (10^9 bytes)."""
+        phases = {
+            "encode references": self.encode,
+            "prefill contexts": self.recorded + self.prefill,
+            "denoise": self.caches + self.step,
+            "decode picture": self.decode,
+        }
+        lines = [
+            f"{'weights':<20} {self.weights / 1e9:8.3f} GB",
+            f"{'key/value caches':<20} {self.caches / 1e9:8.3f} GB",
+        ]
+        lines += [f"{name:<20} {(self.weights + more) / 1e9:8.3f} GB with weights" for name, more in phases.items()]
+        return "\n".join([*lines, f"{'peak':<20} {self.peak / 1e9:8.3f} GB"])
+
+
+def estimate_memory(
+    config: SconeConfig,
+    form: SequenceFormat,
+    prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
+    dtype: torch.dtype = torch.bfloat16,
+) -> MemoryEstimate:
+    """Memory of `sample` and `decode_latents` for prompts that are drawn side by side.
+
+    Args:
+        config: of the model.
+        form: likewise.
+        prompts: what to draw.
+        sampling: decides the guidance branches.
+        dtype: of weights and activations.
+    """
+    size = dtype.itemsize
+    decoder = config.decoder
+    counts = [count_prompt(prompt, form) for prompt in prompts]
+    of_token = decoder.num_layers * 2 * decoder.num_kv_heads * decoder.head_dim * size
+    guided = sampling.guidance.text_scale > 1
+    text_only = guided and sampling.guidance.needs_image_branch and any(p.references for p in prompts)
+    caches = sum(c.context + c.target for c in counts)
+    if text_only:
+        caches += sum(c.text + c.target for c in counts)
+    branches = 1 + guided + text_only
+    context = sum(c.context for c in counts)
+    context_latents = sum(c.vae for c in counts)
+    targets = branches * sum(c.target for c in counts)
+    latents = sum(c.target - 2 for c in counts) * config.latent_token_size * 4
+    references = [vae.shape[-2:] for prompt in prompts for vae, _ in prompt.references]
+    pixels = sum(h * w for h, w in references)
+    # `Autoencoder.encode_each` takes images of one size together up to 2^20 pixels.
+    together = max([h * w for h, w in references] + [min(pixels, 2**20)], default=0)
+    return MemoryEstimate(
+        weights=weight_bytes(config, dtype),
+        caches=caches * of_token,
+        recorded=context * of_token,
+        encode=_convolutions(config, together, size, decoding=False) if references else 0,
+        prefill=_layer(config, context - context_latents, context_latents, size) + _inputs(config, counts),
+        # Latents are there once and once a branch while the layers run, velocities and what guides them afterwards.
+        step=max(
+            _layer(config, 2 * branches * len(prompts), targets - 2 * branches * len(prompts), size)
+            + (1 + branches) * latents,
+            (4 + 2 * branches) * latents,
+        ),
+        decode=_convolutions(config, max(h * w for h, w in (p.size for p in prompts)), size, decoding=True),
+    )
+
+
+def weight_bytes(config: SconeConfig, dtype: torch.dtype) -> int:
+    """All parameters and the fixed position tables, autoencoder included; exact."""
+    with torch.device("meta"):
+        model = Scone(config)
+    return sum(t.numel() for t in (*model.parameters(), *model.buffers())) * dtype.itemsize
+
+
+def _inputs(config: SconeConfig, counts: Sequence[TokenCount]) -> int:
+    """Pixels of the ViT patches and latent tokens, float32, each there as parts and as one sequence."""
+    patch, latent = 3 * config.vit.patch_size**2, config.latent_token_size
+    return sum(2 * 4 * (c.vit * patch + c.vae * latent) for c in counts)
+
+
+def _layer(config: SconeConfig, understanding: int, generation: int, size: int) -> int:
+    """Activations of one decoder layer: the larger of its MLP (one expert at a time), its norms and its attention."""
+    hidden, inner = config.decoder.hidden_size, config.decoder.intermediate_size
+    tokens, most = understanding + generation, max(understanding, generation)
+    mlp = (_MLP_TENSORS * most * inner + _STREAM_TENSORS * tokens * hidden) * size
+    attention = _ATTENTION_TENSORS * tokens * hidden * size
+    norms = 3 * most * hidden * 4 + 2 * tokens * hidden * size  # computed in float32
+    return max(mlp, attention, norms)
+
+
+def _convolutions(config: SconeConfig, pixels: int, size: int, *, decoding: bool) -> int:
+    """Activations of the autoencoder where it is widest: at full resolution."""
+    autoencoder = config.autoencoder
+    if autoencoder.kind == "space_to_depth":
+        return 3 * 3 * 4 * pixels
+    # The decoder's last stage begins with the channels of the stage below it.
+    multiplier = autoencoder.channel_multipliers[min(1, len(autoencoder.channel_multipliers) - 1)] if decoding else 1
+    return _CONVOLUTION_TENSORS * autoencoder.base_channels * multiplier * pixels * size

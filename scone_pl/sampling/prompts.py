@@ -1,0 +1,115 @@
+"""Prompts: made from pictures and words, or taken back out of a packed sequence.
+
+Whatever trains can so also be sampled, by the same sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from scone_pl.data.packing import PackingConfig, prepare_reference
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.errors import UserError
+from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
+from scone_pl.sampling.context import Prompt
+
+PUBLISHED_SIDE = 1024
+"""Pixels a side of all published pictures (docs/benchmarks.md 2)."""
+
+
+def make_prompt(
+    images: Sequence[Image.Image],
+    instruction: str,
+    size: tuple[int, int],
+    form: SequenceFormat,
+    tokenizer: Tokenizer,
+    packing: PackingConfig,
+) -> Prompt:
+    """A prompt of RGB reference images and an instruction.
+
+    Args:
+        images: in the order in which the instruction counts them.
+        instruction: what to draw; an empty one is encoded as begin and end tokens, as the release does.
+        size: height and width of the picture in pixels.
+        form: of the model.
+        tokenizer: of the model.
+        packing: sizes to which references are brought; `PackingConfig.for_inference` are the release's.
+
+    Raises:
+        UserError: the instruction has a word that a word tokenizer does not know.
+    """
+    prepared = [prepare_reference(image, form, packing) for image in images]
+    references = tuple((r.vae, r.vit) for r in prepared)
+    return Prompt(references, tuple(tokenizer.encode(instruction)), size)  # type: ignore[arg-type]
+
+
+def picture_size(form: SequenceFormat, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+    """Height and width in pixels, checked; None = 1024, or the largest that the position table holds.
+
+    Raises:
+        UserError: a side that is no multiple of a token's or over the position table; the message says what would do.
+    """
+    stride = form.latent_stride
+    largest = form.latent_positions_per_side * stride
+    sides = []
+    for name, side in (("height", height), ("width", width)):
+        side = min(PUBLISHED_SIDE // stride * stride, largest) if side is None else side
+        if side < stride or side % stride:
+            near = max(stride, min(largest, round(side / stride) * stride))
+            raise UserError(f"{name} {side} is not a positive multiple of {stride} pixels; use {near}")
+        if side > largest:
+            raise UserError(f"{name} {side} is over this checkpoint's position table; use at most {largest}")
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> list[Prompt]:
+    """References, instruction and picture size of every sample.
+
+    Args:
+        pack: the samples.
+        size: height and width in pixels of pictures without a target, whose size counts otherwise.
+
+    Raises:
+        ValueError: a sample has no target and there is no `size`.
+    """
+    vit_images = _vit_images(pack)
+    text_row = pack.text_index.cpu()
+    prompts = []
+    for splits in pack.by_sample:
+        vae = {s.image: pack.images[s.pixels] for s in splits if s.kind == SplitKind.VAE}  # type: ignore[index]
+        references = tuple(
+            (vae[s.image], vit_images[s.start]) for s in splits if s.kind == SplitKind.VIT and s.image in vae
+        )
+        text_ids: tuple[int, ...] | None = None
+        for split in splits:
+            if split.kind == SplitKind.TEXT and not split.labelled:
+                inside = (text_row > split.start) & (text_row < split.stop - 1)
+                text_ids = tuple(pack.text_ids.cpu()[inside].tolist())
+        has_target = size is None or splits[-1].kind == SplitKind.TARGET
+        height, width = target_image(pack, splits[-1].sample).shape[-2:] if has_target else size
+        prompts.append(Prompt(references, text_ids, (height, width)))
+    return prompts
+
+
+def target_image(pack: PackedSequence, sample: int) -> Tensor:
+    """(3, H, W) in [-1, 1]: the clean target of a sample."""
+    split = pack.by_sample[sample][-1]
+    if split.kind != SplitKind.TARGET or split.pixels is None:
+        raise ValueError(f"sample {sample} of the pack has no target")
+    return pack.images[split.pixels]
+
+
+def _vit_images(pack: PackedSequence) -> dict[int, Tensor]:
+    """Start of a ViT split -> its image (3, H, W)."""
+    splits = pack.splits_of(SplitKind.VIT)
+    patches = pack.vit_patches.split([len(s.content) for s in splits])
+    side = round((pack.vit_patches.shape[1] // 3) ** 0.5)
+    return {
+        s.start: rearrange(p, "(r c) (p q ch) -> ch (r p) (c q)", r=s.grid[0], p=side, q=side)  # type: ignore[index]
+        for s, p in zip(splits, patches, strict=True)
+    }

@@ -1,0 +1,209 @@
+"""From prompts to latents: prefill the contexts once, then Euler steps with guidance (docs/specification.md 7).
+
+Three contexts guide a picture: references + instruction, references only, instruction only. The second is the first
+without its end, so two passes fill all three and two caches hold them. Each
+step runs every branch of every picture as one packed sequence.
+
+Shapes: B prompts, T target tokens of a picture, P values of a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from scone_pl import flow
+from scone_pl.errors import UserError
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.scone import Scone
+from scone_pl.model.sequence import SequenceFormat
+from scone_pl.model.vae import tokens_to_latents
+from scone_pl.sampling.cache import Branch, CachedPlan
+from scone_pl.sampling.context import Contexts, Prompt, prefill
+from scone_pl.sampling.guidance import GuidanceConfig, guide
+from scone_pl.sampling.step_cache import StepCache, StepCacheConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How to sample; the defaults are Scone's published settings."""
+
+    num_inference_steps: int = 49
+    """Euler steps. The release counts time points: its `num_timesteps=50` is 49 here."""
+    timestep_shift: float = 3.0
+    """t -> shift t / (1 + (shift - 1) t)."""
+    guidance: GuidanceConfig = GuidanceConfig()  # noqa: RUF009 (immutable)
+    """Guidance scales."""
+    bridge: BridgeConfig | None = None
+    """Hide reference tokens from the picture by the understanding bridge; the release samples without."""
+    step_cache: StepCacheConfig | None = None
+    """Compute only some of the steps and extrapolate the others; None = compute all."""
+
+
+@dataclass(frozen=True)
+class SampledLatents:
+    """What sampling gives for one prompt."""
+
+    tokens: Tensor
+    """(T, P)."""
+    grid: tuple[int, int]
+    """Rows and columns of the tokens."""
+    similarity: tuple[Tensor, ...] = ()
+    """Per reference image the bridge's (rows, columns) map over its VAE tokens."""
+    blocked: tuple[Tensor, ...] = ()
+    """The same, as bool: hidden from the picture."""
+
+
+StepCallback = Callable[[int, float, Tensor, Tensor], None]
+"""Called after each step with its number, its t, the guided velocity and the latents, each (all target tokens, P)."""
+
+
+@torch.no_grad()
+def sample(
+    model: Scone,
+    form: SequenceFormat,
+    prompts: Sequence[Prompt],
+    config: SamplingConfig,
+    noise: Sequence[Tensor],
+    on_step: StepCallback | None = None,
+) -> list[SampledLatents]:
+    """Samples all prompts side by side; how they are grouped does not change a picture.
+
+    Args:
+        model: in eval mode.
+        form: of the model, with its special tokens.
+        prompts: what to draw.
+        config: how.
+        noise: per prompt the initial (T, P).
+        on_step: see `StepCallback`.
+    """
+    # Attention batches adjacent targets of equal layout, so those with equal contexts go side by side.
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i].layout)
+    prompts, noise = [prompts[i] for i in order], [noise[i] for i in order]
+    branches = _GuidanceBranches(model, form, prompts, config)
+    device = model.vae2llm.weight.device
+    latents = torch.cat([n.to(device) for n in noise])
+    sizes = [len(n) for n in noise]
+    times = flow.time_grid(config.num_inference_steps, config.timestep_shift)
+    cache = None if config.step_cache is None else StepCache(config.step_cache, config.num_inference_steps)
+    for i in range(config.num_inference_steps):
+        t = times[i].item()
+        guided = config.guidance.active(times[i])
+        velocity = None if cache is None else cache.guess(i, t, guided=guided)
+        if velocity is None:
+            velocity = branches.velocity(latents, t, sizes, guided=guided)
+            if cache is not None:
+                cache.computed(t, velocity)
+        latents = flow.euler_step(latents, velocity, times[i].to(device), times[i + 1].to(device))
+        if on_step is not None:
+            on_step(i, t, velocity, latents)
+
+    results: list[SampledLatents | None] = [None] * len(prompts)
+    maps = branches.full.bridge_maps()
+    for place, tokens, prompt, found in zip(order, latents.split(sizes), prompts, maps, strict=True):
+        results[place] = SampledLatents(tokens, prompt.grid(form), *found)
+    return results  # type: ignore[return-value]
+
+
+class _GuidanceBranches:
+    """The contexts that guide some pictures, and their velocities."""
+
+    def __init__(self, model: Scone, form: SequenceFormat, prompts: Sequence[Prompt], config: SamplingConfig) -> None:
+        self.model, self.form, self.guidance = model, form, config.guidance
+        self.full = prefill(model, form, prompts, config.bridge, references=True)
+        # Without references the context "instruction only" is the full one: nothing to compute twice. But sharded, all
+        # ranks must make the same passes, whatever their prompts.
+        differs = model.runs_towers_always or any(p.references for p in prompts)
+        self._needs_text_only = self.guidance.needs_image_branch and differs
+        self._text_only = None
+        if self.guidance.text_scale > 1 and self._needs_text_only:
+            self._text_only = prefill(model, form, prompts, None, references=False)
+
+    def velocity(self, latents: Tensor, t: float, sizes: list[int], *, guided: bool) -> Tensor:
+        """`latents` (all target tokens, P) at time `t`, `sizes` tokens each -> the velocity, of that shape."""
+        if not guided:
+            return self._plain.velocity(latents, t)[0]
+        full, no_text, *rest = self._guided.velocity(latents, t)
+        no_image: list[Tensor | None] = [None] * len(sizes)
+        if self.guidance.needs_image_branch:
+            no_image = list((rest[0] if rest else full).split(sizes))
+        per_image = zip(full.split(sizes), no_text.split(sizes), no_image, strict=True)
+        return torch.cat([guide(self.guidance, *branches) for branches in per_image])
+
+    @cached_property
+    def _plain(self) -> _Targets:
+        return _Targets(self.model, self.form, [(self.full, True)])
+
+    @cached_property
+    def _guided(self) -> _Targets:
+        contexts = [(self.full, True), (self.full, False)]
+        if self._text_only is not None:
+            contexts.append((self._text_only, True))
+        return _Targets(self.model, self.form, contexts)
+
+
+class _Targets:
+    """The target splits of some guidance branches, packed once for all steps."""
+
+    def __init__(self, model: Scone, form: SequenceFormat, contexts: list[tuple[Contexts, bool]]) -> None:
+        """`contexts`: per branch what its targets see, and whether with the instruction."""
+        self.model, self.num_branches = model, len(contexts)
+        builder = SequenceBuilder(form)
+        for context, with_text in contexts:
+            positions = context.next_position if with_text else context.positions_without_text
+            for prompt, position in zip(context.prompts, positions, strict=True):
+                builder.begin_sample(position=position)
+                builder.add_targets(torch.empty(3, *prompt.size, device="meta"), [0.0])
+        pack = dataclasses.replace(builder.build(), images=())
+        self.pack = pack.to(model.vae2llm.weight.device)
+        self.plan = CachedPlan([Branch(cache, text) for context, text in contexts for cache in context.caches])
+
+    def velocity(self, latents: Tensor, t: float) -> list[Tensor]:
+        """`latents` (all target tokens, P) -> one velocity of that shape per branch."""
+        times = torch.full((len(self.pack.latent_splits),), t, device=latents.device)
+        repeated = latents.repeat(self.num_branches, 1)
+        output = self.model(self.pack, repeated, times, plan=self.plan)
+        return list(output.velocity.float().chunk(self.num_branches))
+
+
+def initial_noise(
+    prompt: Prompt, model: Scone, form: SequenceFormat, generator: torch.Generator | None = None
+) -> Tensor:
+    """(T, P) float32 drawn on the CPU, so that the device does not change a picture."""
+    rows, columns = prompt.grid(form)
+    return torch.randn(rows * columns, model.config.latent_token_size, generator=generator)
+
+
+def check_finite(result: SampledLatents, name: str) -> None:
+    """Refuses to make an image of what is none: NaN would be drawn black.
+
+    Args:
+        result: what was sampled.
+        name: what a message calls the image.
+
+    Raises:
+        UserError: a latent is NaN or infinite.
+    """
+    if not result.tokens.isfinite().all():
+        raise UserError(
+            f"{name}: sampling gave values that are not finite; are the weights whole (a diverged run?), and is the "
+            "precision wide enough (bfloat16 or float32, not float16)?"
+        )
+
+
+@torch.no_grad()
+def decode_latents(model: Scone, result: SampledLatents) -> Tensor:
+    """(3, H, W) float in [-1, 1]."""
+    latents = tokens_to_latents(result.tokens, result.grid, model.config.latent_patch_size)
+    return model.autoencoder.decode(latents[None])[0].float().clamp(-1, 1)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """(3, H, W) in [-1, 1] -> (H, W, 3) uint8."""
+    return ((image * 0.5 + 0.5) * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu()

@@ -1,0 +1,216 @@
+"""Samples the fixed test sets of the mini-world and lets the exact judge score them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from scone_pl.checkpoints.model import from_pretrained
+from scone_pl.data.packing import PackingConfig, add_sample
+from scone_pl.data.seeding import generator
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.data.transforms import ResizeLimits
+from scone_pl.errors import UserError
+from scone_pl.evaluation.scores import SCONEEVAL_TASKS, average_row, overall_score, task_means
+from scone_pl.markdown import markdown_table
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.scone import Scone
+from scone_pl.model.sequence import SequenceFormat
+from scone_pl.sampling.prompts import prompts_of
+from scone_pl.sampling.sampler import SampledLatents, SamplingConfig, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.worlds.shapes.episode import Episode, Subject
+from scone_pl.worlds.shapes.judge import Failure, judge
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One answer."""
+
+    episode: Episode
+    image: np.ndarray
+    """(H, W, 3) uint8."""
+    latents: SampledLatents
+
+
+def bridge_of(folder: Path) -> BridgeConfig | None:
+    """The mask that a checkpoint folder's own `training.json` says it was sampled with; None = off."""
+    file = folder / "training.json"
+    training: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return BridgeConfig(**training["bridge"]) if training.get("mask_sampling") and training.get("bridge") else None
+
+
+def packing_of(canvas: int, form: SequenceFormat) -> PackingConfig:
+    """Pictures of the mini-world as they are.
+
+    Raises:
+        UserError: the model has no positions for pictures of `canvas` pixels a side.
+    """
+    most = min(form.latent_positions_per_side * form.latent_stride, form.vit_positions_per_side * form.vit_patch_size)
+    if canvas > most:
+        raise UserError(f"world.canvas is {canvas}, but this checkpoint's pictures have at most {most} pixels a side")
+    limits = ResizeLimits(max_size=canvas, min_size=canvas)
+    return PackingConfig(vae_resize=limits, vit_resize=limits).without_dropout()
+
+
+def draw(
+    model: Scone,
+    tokenizer: Tokenizer,
+    episodes: Sequence[Episode],
+    config: SamplingConfig,
+    *,
+    batch_size: int = 96,
+    progress: bool = True,
+) -> list[Drawn]:
+    """Samples an answer to every episode; its noise depends on the episode's key alone."""
+    form = model.sequence_format(tokenizer.special)
+    drawn = []
+    bar = tqdm(total=len(episodes), desc="sampling", unit="picture", disable=not progress)
+    for start in range(0, len(episodes), batch_size):
+        chunk = episodes[start : start + batch_size]
+        builder = SequenceBuilder(form)
+        for episode in chunk:
+            packing = packing_of(episode.canvas, form)
+            add_sample(builder, episode.to_sample(), tokenizer, packing, generator("evaluate", episode.key))
+        prompts = prompts_of(builder.build())
+        noise = [
+            initial_noise(p, model, form, torch.Generator().manual_seed(int(generator("noise", e.key).integers(2**62))))
+            for p, e in zip(prompts, chunk, strict=True)
+        ]
+        for episode, found in zip(chunk, sample(model, form, prompts, config, noise), strict=True):
+            drawn.append(Drawn(episode, to_uint8(decode_latents(model, found)).numpy(), found))
+        bar.update(len(chunk))
+    bar.close()
+    return drawn
+
+
+def evaluate(
+    folder: Path, episodes: Sequence[Episode], config: SamplingConfig, *, progress: bool = True
+) -> tuple[dict[str, Any], list[Drawn]]:
+    """Scores a checkpoint folder.
+
+    Returns:
+        The report (scores per task, averages, failures, every item), and the pictures.
+    """
+    model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
+    drawn = draw(model, tokenizer, episodes, config, progress=progress)
+    verdicts = [judge(d.episode, d.image) for d in drawn]
+    records = [v.record(d.episode.task, d.episode.key) for v, d in zip(verdicts, drawn, strict=True)]
+    per_task = task_means(records)
+    average = average_row(per_task, SCONEEVAL_TASKS)
+    blocked = [b.float().mean().item() for d in drawn for b in d.latents.blocked]
+    report: dict[str, Any] = {
+        "checkpoint": str(folder),
+        "mask": config.bridge is not None,
+        "blocked_share": float(np.mean(blocked)) if blocked else 0.0,
+        "kept": kept_tokens(drawn),
+        "num_inference_steps": config.num_inference_steps,
+        "pictures": len(drawn),
+        "tasks": per_task,
+        "choice": choice_means(records),
+        "average": average,
+        "overall": overall_score(average) if average else None,
+        "failures": dict(Counter(v.failure for v in verdicts)),
+        "items": records,
+    }
+    return report, drawn
+
+
+def choice_means(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Task -> mean `choice` of its records, in [0, 1]: the chance is one in so many candidates; without composition."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        if "choice" in record:
+            found.setdefault(record["task_type"], []).append(record["choice"])
+    return {task: float(np.mean(values)) for task, values in found.items()}
+
+
+def kept_tokens(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:
+    """Per task how well the bridge told the meant subjects' reference tokens from their distractors'.
+
+    Returns:
+        Task -> precision (of the kept tokens that show a subject, the share that show a meant one) and recall (of the
+        tokens that show a meant subject, the share that are kept), in [0, 1]; empty without a mask.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for one in drawn:
+        for candidates, blocked in zip(one.episode.candidates, one.latents.blocked, strict=False):
+            kept = ~blocked.cpu().numpy()
+            meant = tokens_of([s for s in candidates if s.meant], one.episode.canvas, kept.shape)
+            shown = tokens_of(candidates, one.episode.canvas, kept.shape)
+            count = counts.setdefault(one.episode.task, Counter())
+            count.update(kept=int((kept & shown).sum()), meant=int(meant.sum()), both=int((kept & meant).sum()))
+    return {
+        task: {"precision": c["both"] / max(c["kept"], 1), "recall": c["both"] / max(c["meant"], 1)}
+        for task, c in counts.items()
+    }
+
+
+def tokens_of(subjects: Sequence[Subject], canvas: int, grid: tuple[int, ...]) -> np.ndarray:
+    """(rows, columns) bool: tokens whose centre lies in the box of one of `subjects`."""
+    y, x = ((np.arange(n) + 0.5) / n * canvas for n in grid)
+    found = np.zeros(grid, dtype=bool)
+    for subject in subjects:
+        left, top, right, bottom = subject.box
+        found |= ((y >= top) & (y < bottom))[:, None] & (x >= left) & (x < right)
+    return found
+
+
+def score_table(reports: dict[str, dict[str, Any]]) -> str:
+    """Composition, distinction and overall of several reports side by side, as Markdown.
+
+    Chosen: the share of references whose meant candidate is the nearest to what was drawn. Meant only: the share of
+    pictures with the meant subjects and nothing else.
+    """
+    rows = []
+    for name, report in reports.items():
+        average = report["average"]
+        right = report["failures"].get("none", 0) / report["pictures"]
+        scores = (average["COM"], average["DIS"], report["overall"])
+        chosen = f"{np.mean(list(report['choice'].values())):.0%}" if report["choice"] else "-"
+        rows.append([name, *(f"{s:.2f}" for s in scores), chosen, f"{right:.0%}"])
+    return markdown_table(
+        ["weights", "composition (COM)", "distinction (DIS)", "overall", "chosen", "meant only"], rows
+    )
+
+
+def task_table(reports: dict[str, dict[str, Any]]) -> str:
+    """COM and DIS per task, as Markdown."""
+    rows = []
+    for task in SCONEEVAL_TASKS:
+        row = [task]
+        for report in reports.values():
+            scores = report["tasks"][task]
+            row += [f"{scores['COM']:.2f}", f"{scores['DIS']:.2f}" if "DIS" in scores else "-"]
+        rows.append(row)
+    return markdown_table(["task", *(f"{n}: {column}" for n in reports for column in ("COM", "DIS"))], rows)
+
+
+def failure_table(reports: dict[str, dict[str, Any]]) -> str:
+    """How many pictures failed in which way, as Markdown."""
+    names: tuple[str, ...] = get_args(Failure)
+    rows = [[name, *(str(report["failures"].get(f, 0)) for f in names)] for name, report in reports.items()]
+    heads = ["meant only" if f == "none" else f.replace("_", " ") for f in names]
+    return markdown_table(["pictures", *heads], rows)
+
+
+def bridge_table(reports: dict[str, dict[str, Any]]) -> str:
+    """What the bridge kept, per task, for the reports that were sampled with it, as Markdown; empty if there is none.
+
+    See `kept_tokens`.
+    """
+    rows = [
+        [name, f"{report['blocked_share']:.0%}", task, f"{kept['precision']:.0%}", f"{kept['recall']:.0%}"]
+        for name, report in reports.items()
+        for task, kept in report["kept"].items()
+    ]
+    heads = ["weights", "blocked", "task", "subject tokens kept: precision", "recall"]
+    return markdown_table(heads, rows) if rows else ""

@@ -1,0 +1,86 @@
+"""The layers of a mini model, by episodes whose subjects are known (paper Fig. 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scone_pl.analysis.measures import exchanged, measure, summary
+from scone_pl.analysis.similarity import EXPERTS, read_images
+from scone_pl.checkpoints.model import from_pretrained
+from scone_pl.data.packing import PackingConfig
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.errors import UserError
+from scone_pl.model.scone import Scone
+from scone_pl.worlds.shapes.episode import Episode
+from scone_pl.worlds.shapes.evaluate import packing_of
+
+
+def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Per expert, task and layer how the tokens of meant subjects compare with those of their distractors.
+
+    Args:
+        folder: checkpoint folder.
+        episodes: of distinction tasks; others are left out.
+
+    Returns:
+        Expert -> task -> `layers.measures.summary`: measures, a list over layers each.
+
+    Raises:
+        UserError: no episode has distractors, or a task has a single instruction.
+    """
+    asked = [e for e in episodes if any(len(group) > 1 for group in e.candidates)]
+    if not asked:
+        tasks = ", ".join(dict.fromkeys(e.task for e in episodes)) or "none"
+        raise UserError(f"tasks: a look at layers needs a distinction task and at least one episode of it, not {tasks}")
+    samples, others = [e.to_sample() for e in asked], instructions_exchanged(asked)
+    model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
+    pairs = read_images(model, tokenizer, samples, _packing(model, tokenizer, asked), others)
+    tasks = list(dict.fromkeys(e.task for e in asked))
+    return {
+        expert: {task: summary([r for r in readings if asked[r.sample].task == task]) for task in tasks}
+        for expert, readings in measure(pairs, samples).items()
+    }
+
+
+def _packing(model: Scone, tokenizer: Tokenizer, episodes: Sequence[Episode]) -> PackingConfig:
+    """Pictures as they are; those of one set have one size."""
+    (canvas,) = {episode.canvas for episode in episodes}
+    return packing_of(canvas, model.sequence_format(tokenizer.special))
+
+
+def instructions_exchanged(episodes: Sequence[Episode]) -> list[str]:
+    """For each the next instruction of its task that differs.
+
+    Raises:
+        UserError: there is none.
+    """
+    places: dict[str, list[int]] = {}
+    for place, episode in enumerate(episodes):
+        places.setdefault(episode.task, []).append(place)
+    found: dict[int, str] = {}
+    for task, row in places.items():
+        others = exchanged([episodes[place].instruction for place in row])
+        if others is None:
+            raise UserError(f"{task}: a look at layers exchanges instructions, but all are the same; raise per_task")
+        found |= zip(row, others, strict=True)
+    return [found[place] for place in range(len(episodes))]
+
+
+def examples(folder: Path, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """Similarity maps of the first reference of the first episode of each task.
+
+    Returns:
+        An object each: task, key and instruction of the episode, and per expert (layers, rows, columns) numbers.
+    """
+    model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
+    first = list({e.task: e for e in reversed(episodes)}.values())[::-1]
+    packing = _packing(model, tokenizer, first)
+    rows: list[dict[str, Any]] = [{"task": e.task, "key": e.key, "instruction": e.instruction} for e in first]
+    for maps, _ in read_images(model, tokenizer, [e.to_sample() for e in first], packing):
+        if maps.image == 0:
+            rows[maps.sample] |= {expert: np.round(getattr(maps, expert), 4).tolist() for expert in EXPERTS}
+    return rows

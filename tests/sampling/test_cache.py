@@ -1,0 +1,113 @@
+"""Attention over caches by slices, against passes over everything with a dense mask."""
+
+import dataclasses
+
+import pytest
+import torch
+from largest import Largest
+from pipeline_helpers import BRIDGE, tiny_model
+
+from scone_pl import flow
+from scone_pl.model.attention import DensePlan
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.sequence import SpecialTokens
+from scone_pl.sampling.cache import ContextCache, ContextSpan, RecordingPlan
+from scone_pl.sampling.guidance import GuidanceConfig, guide
+from scone_pl.sampling.sampler import Prompt, SamplingConfig, initial_noise, sample
+
+MODEL = tiny_model(3)
+FORM = MODEL.sequence_format(SpecialTokens(0, 1, 2, 3))
+GUIDANCE = GuidanceConfig(text_scale=3.0, image_scale=2.0)
+
+
+def image(rows, columns, seed):
+    return torch.rand(3, 4 * rows, 4 * columns, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def prompt(seed, references, text, size):
+    pairs = tuple((image(*vae, seed + i), image(*vit, seed + 50 + i)) for i, (vae, vit) in enumerate(references))
+    ids = None if text is None else tuple(5 + (seed + 7 * i) % 200 for i in range(text))
+    return Prompt(pairs, ids, size)
+
+
+PROMPTS = [
+    prompt(0, [((2, 3), (3, 2))], 4, (12, 16)),
+    prompt(1, [((2, 3), (3, 2))], 4, (12, 16)),  # the same layout, other tokens blocked
+    prompt(2, [], 3, (8, 8)),
+    prompt(3, [((2, 2), (2, 2)), ((3, 3), (2, 2))], 5, (12, 16)),
+    prompt(4, [((2, 2), (2, 2))], None, (8, 8)),
+    prompt(5, [((2, 2), (2, 2))], 0, (8, 8)),  # an empty instruction: begin and end alone
+    prompt(6, [], 0, (8, 8)),
+]
+
+
+@torch.no_grad()
+def dense_velocity(one, bridge, latents, t, *, references=True, text=True):
+    """A pass over the whole sequence with an L x L mask."""
+    builder = SequenceBuilder(FORM)
+    builder.begin_sample()
+    for i, (vae, vit) in enumerate(one.references if references else ()):
+        builder.add_vae(vae, reference=i)
+        builder.add_vit(vit, reference=i)
+    if text and one.text_ids is not None:
+        builder.add_text(list(one.text_ids))
+    builder.add_targets(torch.zeros(3, *one.size), [0.0])
+    pack = builder.build()
+    tokens = MODEL.encode_images(pack).clone()
+    tokens[pack.target_in_latents] = latents
+    times = torch.zeros(len(pack.latent_splits))
+    times[-1] = t
+    return MODEL(pack, tokens, times, bridge, DensePlan(pack)).velocity
+
+
+VARIANTS = [{"mode": "soft", "temperature": 0.1}, {"quantile": 0.5}, {"mode": "soft", "quantile": 0.3}]
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("threshold", [None, -2.0, 0.0, 0.2, 2.0, *VARIANTS])
+def test_equals_dense_passes(threshold, early):
+    bridge = None
+    if threshold is not None:
+        variant = threshold if isinstance(threshold, dict) else {"threshold": threshold}
+        bridge = dataclasses.replace(BRIDGE, **variant, hide_references_early=early)
+    config = SamplingConfig(num_inference_steps=2, guidance=GUIDANCE, bridge=bridge)
+    noise = [initial_noise(p, MODEL, FORM, torch.Generator().manual_seed(i)) for i, p in enumerate(PROMPTS)]
+    found = sample(MODEL, FORM, PROMPTS, config, noise)
+    times = flow.time_grid(2, 3.0)
+    for one, latents, result in zip(PROMPTS, noise, found, strict=True):
+        for i in range(2):
+            t = times[i].item()
+            velocity = guide(
+                GUIDANCE,
+                dense_velocity(one, bridge, latents, t),
+                dense_velocity(one, bridge, latents, t, text=False),
+                dense_velocity(one, None, latents, t, references=False),
+            )
+            latents = flow.euler_step(latents, velocity, times[i], times[i + 1])
+        assert torch.allclose(result.tokens, latents, atol=2e-4 * latents.abs().max())
+    if threshold == 0.2:
+        shares = [b.float().mean().item() for r in found for b in r.blocked]
+        assert len(set(shares)) > 2, "prompts side by side with different numbers of blocked tokens"
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@torch.no_grad()
+def test_a_target_over_its_cache_holds_no_square(mode):
+    """Two prompts of 2,000 context tokens that lose different ones, and targets of 1,000: one mask row a prompt."""
+    length, own, heads, size = 2000, 1000, 4, 8
+    span = ContextSpan(start=0, num_prompts=2, length=length, text_length=10)
+    reference = (torch.arange(2 * length) % length) < length - 10
+    blocked = reference & (torch.rand(2 * length, generator=torch.Generator().manual_seed(0)) < 0.5)
+    bias = torch.where(blocked, -3.0, 0.0) if mode == "soft" else None
+    record = RecordingPlan(None)
+    record.keys[3], record.values[3] = (torch.randn(2 * length, 2, size) for _ in range(2))
+    bridge = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=3, mode=mode)
+    q, k, v = (torch.randn(2 * own, n, size) for n in (heads, 2, 2))
+    with Largest() as largest:
+        cache = ContextCache(span, own, reference, blocked, bridge, bias)
+        cache.fill(record, 3)
+        found = cache.attend(q, k, v, 3, with_text=True)
+    assert found.shape == q.shape
+    assert cache._mask is not None, "this case needs a mask"
+    assert largest.elements <= 2 * (length + own) * heads * size

@@ -1,0 +1,86 @@
+"""No ablation can rot: 7B overlays are built on the meta device, mini-world experiments have equal budgets."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+from running import ROOT
+
+from scone_pl.cli.lightning import SconeCLI, commands
+from scone_pl.study.metrics import estimate_of
+from scone_pl.study.spec import Experiment, merged
+from scone_pl.worlds.shapes.world import WorldConfig
+
+LARGE = sorted((ROOT / "experiments/ablations").glob("*.yaml"))
+TABLES = [f.stem for f in sorted((ROOT / "experiments/ablations/mini").glob("*.yaml")) if "arms:" in f.read_text()]
+
+
+@pytest.mark.parametrize("overlay", LARGE, ids=lambda f: f.stem)
+@pytest.mark.slow
+def test_7b_overlays_build(overlay, bagel_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["scone_pl"])
+    for name in ("single_candidate_refined", "multi_candidate", "validation"):
+        (tmp_path / "data_shards/scone_s2i" / name).mkdir(parents=True)
+    start = ["--model.init_args.init_from", str(bagel_folder)]
+    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    planned = commands(
+        ["fit", "--config", str(ROOT / "experiments/stage2.yaml"), "--config", str(overlay), *here, *start]
+    )
+    steps, bridges = 0, []
+    for command in planned:
+        cli = SconeCLI([*command, *start], until="build")
+        steps += cli.trainer.max_steps
+        bridges.append(cli.model.bridge)
+        assert cli.model.attention == "flex", "the kernel of the recipe, whatever the bridge"
+        if overlay.stem.startswith(("table6", "table5_c", "soft", "quantile", "drop", "source")):
+            assert cli.model.bridge is not None
+    assert steps == 2000
+    assert len(set(bridges)) == 1, "every step has the bridge that the file says"
+    if overlay.stem == "table5_c_bridge":
+        paper = {"source_layer": 8, "first_masked_layer": 9, "last_masked_layer": 15, "threshold": 0.88}
+        described = dataclasses.asdict(bridges[0])
+        assert described == {**described, **paper, "mode": "hard", "quantile": None, "hide_references_early": False}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_experiments_parse_and_arms_have_equal_budgets(table, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    experiment = Experiment.read(table)
+    assert experiment.question
+    for look in experiment.evaluations.values():
+        WorldConfig(**look.world)
+    budgets = {}
+    for name, arm in experiment.arms.items():
+        if arm.trained:
+            content = whole(experiment, name)
+            steps = [step["trainer"]["max_steps"] for step in content["chain"]]
+            data = yaml.safe_dump([content["data"]["train"], content["data"]["packing"]])
+            budgets[name] = (steps, data)
+    first = next(iter(budgets.values()), None)
+    assert all(budget == first for budget in budgets.values()), budgets
+
+
+def whole(experiment, arm):
+    """Recipes and settings as one."""
+    content = {}
+    for recipe in experiment.recipes:
+        content = merged(content, yaml.safe_load((ROOT / recipe).read_text()))
+    return merged(content, experiment.settings_of(arm, 0))
+
+
+@pytest.mark.parametrize(("table", "rates"), [("table5", "rates"), ("table5_long", "rates_long")])
+def test_every_arm_has_the_rate_that_the_rule_gives(table, rates, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    tried = json.loads((ROOT / f"docs/evidence/{rates}.json").read_text())["arms"]
+    table, rates = Experiment.read(table), Experiment.read(rates)
+    names = {trial.rpartition("_")[0] for trial in tried}
+    assert {"a_direct", "b_two_step", "c_literal", "c_soft"} <= names
+    for name in names:
+        scores = {}
+        for trial in (t for t in tried if t.rpartition("_")[0] == name):
+            rate = whole(rates, trial)["model"]["init_args"]["optimizer"]["lr"]
+            scores[rate] = estimate_of(tried[trial], "main", "overall").mean
+        assert len(scores) >= 3
+        assert whole(table, name)["model"]["init_args"]["optimizer"]["lr"] == max(scores, key=scores.get)

@@ -1,0 +1,252 @@
+"""The runs of an experiment: the normal `fit`, resumable, kill-safe, and never of other data than they began with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from running import ROOT
+
+from scone_pl.errors import UserError
+from scone_pl.study import work
+from scone_pl.study.runner import collect, jobs_of, run_all, run_experiment, sources_of
+from scone_pl.study.spec import FOLDER, Evaluation, Experiment, merged
+from scone_pl.training.runs import RunFolder
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def mini(*arguments):
+    """A command line."""
+    return [sys.executable, "-m", "scone_pl", "mini", *arguments]
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def small(mini_world, tmp_path, monkeypatch):
+    """A place with an experiment of two tiny arms."""
+    for name in ("data_shards", "runs/mini"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(mini_world / name)
+    folder = tmp_path / "experiments/ablations/mini"
+    folder.mkdir(parents=True)
+    recipe = yaml.safe_load((ROOT / "experiments/ablations/mini/stage2.yaml").read_text())
+    recipe["data"]["packing"]["token_budget"] = 600
+    (folder / "stage2.yaml").write_text(yaml.safe_dump(recipe))
+    steps = [{"name": "one", "trainer": {"max_steps": 2}}]
+    bridge = {"source_layer": 0, "first_masked_layer": 1, "last_masked_layer": 5, "threshold": 0.1, "mode": "soft"}
+    experiment = {
+        "title": "Small",
+        "question": "Does it run?",
+        "init_from": "runs/mini/base",
+        "recipes": ["experiments/ablations/mini/stage2.yaml"],
+        "arms": {
+            "plain": {"label": "plain", "settings": {"chain": steps}},
+            "soft": {
+                "label": "soft",
+                "settings": {"chain": steps, "model": {"init_args": {"bridge": bridge, "mask_sampling": True}}},
+            },
+            "again": {"label": "soft, mask off", "weights_of": ["small", "soft"]},
+        },
+        "evaluations": {
+            "main": {"per_task": 1},
+            "layers": {"kind": "layers", "per_task": 2},
+        },
+    }
+    (folder / "small.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    return Experiment.read("small")
+
+
+def with_changes(experiment, changes):
+    """`experiment` with other keys in its file."""
+    file = FOLDER / f"{experiment.name}.yaml"
+    file.write_text(yaml.safe_dump(merged(yaml.safe_load(file.read_text()), changes), sort_keys=False))
+    return Experiment.read(experiment.name)
+
+
+def test_a_run_is_stopped_and_resumed(small):
+    settings = {"checkpoint": {"every_n_steps": 5}, "chain": [{"name": "one", "trainer": {"max_steps": 80}}]}
+    file = FOLDER / "small.yaml"
+    content = yaml.safe_load(file.read_text()) | {"evaluations": {"main": {"per_task": 1}}}
+    content["arms"] = {"plain": {"label": "plain", "settings": settings}}
+    file.write_text(yaml.safe_dump(content))
+    small = Experiment.read("small")
+    (job,) = jobs_of(small, ["plain"], [0])
+    fit = RunFolder(job.folder / "fit/one")
+    command = mini("evidence", "--table", "small", "--seeds", "1", "--jobs", "1")
+    runner = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True)
+    try:
+        until(lambda: fit.last_snapshot)
+        runner.terminate()
+        assert runner.wait(60) == 128 + signal.SIGTERM
+        fit.occupy().close()  # or it says that another run is at work there
+        reached = fit.last_snapshot.name
+        assert not fit.weights.exists()
+        assert "step-000000" < reached < "step-000080"
+    finally:
+        runner.kill()
+    subprocess.run(command, env=ENVIRONMENT, check=True)
+    log = (job.folder / "log.txt").read_text()
+    assert f"checkpoints/{reached}" in log.split("all is saved")[1]
+    found = json.loads(Path("docs/evidence/small.json").read_text())["arms"]["plain"]["runs"][0]
+    assert len(found["trained"]) == 2
+    assert all(start["commit"] and start["versions"]["torch"] and start["seconds"] > 0 for start in found["trained"])
+    assert found["seconds"]["training"] == sum(start["seconds"] for start in found["trained"])
+    assert fit.finished_steps == 80
+
+
+def test_a_child_ends_with_its_runner_however_that_ends(tmp_path):
+    child = "import os, time; from scone_pl.study.runner import end_with; end_with(os.getppid()); " + (
+        "open('ready', 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]).wait()"
+    runner = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE)
+    ready = tmp_path / "ready"
+    until(lambda: ready.is_file() and ready.read_text())
+    os.kill(int(ready.read_text()), signal.SIGHUP)  # as the terminal sends to all, when the runner is to say so
+    runner.kill()
+    runner.communicate(timeout=20)  # the child had the pipe's other end open
+
+
+def test_a_signal_while_a_run_is_started_loses_no_child(small, monkeypatch):
+    started = []
+
+    def start(self, *, quick):
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        os.kill(os.getpid(), signal.SIGHUP)
+        return started[0]
+
+    jobs = jobs_of(small, ["plain"], [0])
+    monkeypatch.setattr(type(jobs[0]), "start", start)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run_all(jobs, side_by_side=1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert stop.value.code == 128 + signal.SIGHUP
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
+
+
+def test_what_changed_under_a_table_is_refused_at_once(small, monkeypatch):
+    (job,) = jobs_of(small, ["plain"], [0])
+    changed = with_changes(small, {"evaluations": {"main": {"per_task": 2}}})
+    monkeypatch.setattr("scone_pl.cli.lightning.main", lambda command: pytest.fail("trained"))
+    with pytest.raises(UserError, match="small plain: recipes, looks or code changed since the start"):
+        work.run(changed, "plain", 0, expected=job.result)
+
+
+def test_a_run_goes_on_with_its_own_data_alone(small, monkeypatch):
+    calls = []
+    monkeypatch.setattr("scone_pl.cli.lightning.main", calls.append)
+    folder = jobs_of(small, ["plain"], [0])[0].folder
+    settings = work._whole(small, "plain")
+    for times in (1, 2):
+        work.train(["fit"], settings, folder, folder / "fit/one/weights")
+        starts = json.loads((folder / work.STARTS).read_text())["starts"]
+        assert len(starts) == len(calls) == times
+        assert set(starts[0]["data"]) == {"data_shards/mini/refined_single", "data_shards/mini/multi_candidate"}
+    with pytest.raises(UserError, match=f"{folder}: the recipe changed .*; remove that folder"):
+        work.train(["fit"], {**settings, "previews": {}}, folder, folder / "fit/one/weights")
+    here = Path("data_shards/mini").resolve()
+    Path("data_shards").unlink()
+    Path("data_shards/mini/multi_candidate").mkdir(parents=True)
+    Path("data_shards/mini/multi_candidate/manifest.json").write_text("{}")
+    Path("data_shards/mini/refined_single").symlink_to(here / "refined_single")
+    with pytest.raises(UserError, match=f"{folder}: data_shards/mini/multi_candidate changed .*; remove that folder"):
+        jobs_of(small, ["plain"], [0])
+    assert len(calls) == 2
+
+
+def test_recipes_that_were_prepared_are_prepared_again_only_if_unfinished(small, monkeypatch):
+    recipe = Path("prepared.yaml")
+    recipe.write_text("output_dir: prepared\ntrainer: {max_steps: 9}\nchain: [{name: one}]\n")
+    small = with_changes(small, {"prepare": ["prepared.yaml"]})
+    calls = []
+
+    def train(command):
+        calls.append(command)
+        weights = Path("prepared/one/weights")
+        weights.mkdir(parents=True)
+        (weights / "training.json").write_text('{"steps": 9}')
+
+    monkeypatch.setattr("scone_pl.cli.lightning.main", train)
+    work.prepare(small)
+    work.prepare(small)
+    assert calls == [["fit", "--config", "prepared.yaml"]]
+    recipe.write_text(recipe.read_text() + "model: {}\n")
+    with pytest.raises(UserError, match=r"^prepared: the recipe changed"):
+        work.prepare(small)
+
+
+def test_a_look_at_a_bridge_needs_one(small, monkeypatch):
+    look = {"bridged": {"bridge": {"threshold": 0.0}}}
+    with pytest.raises(UserError, match=r"^small plain, evaluations\.bridged: .* does not sample with"):
+        run_experiment(with_changes(small, {"evaluations": look}), 1, side_by_side=1)
+    small = with_changes(small, {"evaluations": look})
+    work.check_looks(small, ["soft", "again"])
+    small = with_changes(small, {"evaluations": {"bridged": {"bridge": {"drop_blocked": True}}}})
+    with pytest.raises(UserError, match=r"small again, evaluations\.bridged: bridge\.drop_blocked needs"):
+        work.check_looks(small, ["again"])
+    with pytest.raises(UserError, match=r"^runs/mini/base: bridge .* does not sample with"):
+        work.look_at(Path("runs/mini/base"), Evaluation(bridge={"threshold": 0.0}, per_task=1))
+
+
+def test_a_commit_is_dirty_with_files_that_git_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m first"):
+        subprocess.run(["git", *command.split()], check=True)
+    (tmp_path / "notes.txt").touch()
+    clean = work.commit()
+    assert len(clean) == 12
+    (tmp_path / "scone_pl").mkdir()
+    (tmp_path / "scone_pl/new.py").touch()
+    assert work.commit() == f"{clean}-dirty"
+
+
+@pytest.mark.slow
+def test_runs_are_made_once_and_collected(small):
+    command = mini("evidence", "--table", "small", "--seeds", "1", "--jobs", "2")
+    with pytest.raises(UserError, match="small has no arm agian: choose from plain, soft, again"):
+        small.arm("agian")
+    with pytest.raises(UserError, match="no weights in"):
+        jobs_of(small, ["again"], [0])  # looks at weights that are not there yet
+    assert sources_of(small, ["plain", "again"]) == {"small": ["soft"]}
+    jobs = jobs_of(small, ["plain", "soft"], [0])
+    run_all(jobs, side_by_side=2)
+    first = [job.result.stat().st_mtime_ns for job in jobs]
+    subprocess.run(command, env=ENVIRONMENT, check=True)
+    assert [job.result.stat().st_mtime_ns for job in jobs] == first
+    found = json.loads(Path("docs/evidence/small.json").read_text())
+    assert set(found["arms"]) == {"plain", "soft", "again"}
+    run = found["arms"]["soft"]["runs"][0]
+    assert run["commit"]
+    assert run["versions"]["torch"]
+    assert run["trained"] == found["arms"]["again"]["runs"][0]["trained"]
+    assert found["arms"]["again"]["runs"][0]["seconds"]["training"] == 0
+    assert run["evaluations"]["main"]["mask"]
+    assert not found["arms"]["plain"]["runs"][0]["evaluations"]["main"]["mask"]
+    assert len(run["evaluations"]["layers"]["layers"]["generation"]["distinction_single_cross"]["auroc"]) == 6
+    assert Path("docs/evidence/small_maps.png").is_file()
+    found["arms"]["soft"]["runs"] *= 2
+    kept = json.dumps(found)
+    Path("docs/evidence/small.json").write_text(kept)
+    told = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    assert "3 finished before" in told
+    assert "small.json has 2 seeds and stays" in told
+    assert Path("docs/evidence/small.json").read_text() == kept
+    assert Path("runs/evidence/fewer_seeds/small.json").is_file()
+    again = run_experiment(small, 1, side_by_side=1)
+    assert collect(small, again)["arms"]["soft"]["runs"][0]["seed"] == 0

@@ -1,0 +1,245 @@
+"""Statistics over seeds, and the page made of results."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from running import ROOT
+
+from scone_pl.errors import UserError
+from scone_pl.study import maps
+from scone_pl.study.metrics import METRICS, difference_of, estimate_of, looks_of
+from scone_pl.study.page import filled, section, write_page
+from scone_pl.study.plot import plot
+from scone_pl.study.statistics import Estimate, difference, estimate
+from scone_pl.worlds.shapes.world import World, WorldConfig
+
+
+def report(com, dis):
+    tasks = {
+        "composition_single": {"PF": com, "SC": com, "COM": com},
+        "distinction_single_cross": {"PF": com, "SC": com, "COM": com, "DIS": dis},
+    }
+    kept = {"distinction_single_cross": {"precision": 0.9, "recall": 0.8}}
+    failures = {"none": 6, "blending": 2}
+    choice = {"distinction_single_cross": 0.625}
+    found = {"mask": True, "tasks": tasks, "kept": kept, "choice": choice, "failures": failures}
+    return {**found, "pictures": 8, "blocked_share": 0.25}
+
+
+def result(name="demo", seeds=3):
+    def runs(shift):
+        versions = {"python": "3.11", "torch": "2"}
+        return [
+            {
+                "seed": s,
+                "evaluations": {"main": report(5 + shift + 0.1 * s, 6 + shift)},
+                "seconds": {"training": 30.0, "evaluation": 10.0},
+                "commit": "abc",
+                "versions": versions,
+            }
+            for s in range(seeds)
+        ]
+
+    arms = {"one": ("arm one", "a_direct", 0.0), "two": ("arm two", "b_two_step_without_bridge", 1.0)}
+    return {
+        "experiment": name,
+        "title": "A table",
+        "question": "Which?",
+        "findings": "One has {one.DIS}, two has {two.main.COM}.",
+        "paper_table": "table5_stage2",
+        "baseline": "one",
+        "quick": False,
+        "evaluations": {"main": {"kind": "score", "label": ""}},
+        "arms": {k: {"label": l, "paper": p, "settings": {}, "runs": runs(s)} for k, (l, p, s) in arms.items()},
+    }
+
+
+def test_intervals_are_students():
+    found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3.0
+    assert found.half_width == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5))
+    assert str(found) == "3.00 ± 1.96"
+    assert str(estimate([2.0])) == "2.00"
+    assert str(Estimate(0.599, 0.6004, ())) == "0.599 ± 0.600"
+    paired = difference([1.0, 2.0, 3.0], [0.0, 1.1, 1.9])
+    assert paired.mean == pytest.approx(1.0)
+    assert paired.excludes_zero
+    assert not difference([1.0, 2.0], [2.0, 1.0]).excludes_zero
+
+
+def test_metrics_are_read_off_reports():
+    arm = result()["arms"]["one"]
+    means = {name: estimate_of(arm, "main", name).mean for name in METRICS}
+    assert means["COM"] == pytest.approx(5.1)
+    assert means["overall"] == pytest.approx((5.1 + 6) / 2)
+    assert (means["exact"], means["blending"], means["omission"]) == (75.0, 25.0, 0.0)
+    assert means["choice"] == 62.5
+    assert (means["precision"], means["recall"], means["blocked"]) == (90.0, 80.0, 25.0)
+    alone = {**arm, "runs": arm["runs"][:1]}
+    assert difference_of(arm, alone, "main", "COM") is None
+
+
+def test_the_page_is_made_of_the_numbers(tmp_path):
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    (folder / "published.yaml").write_text((ROOT / "docs/evidence/published.yaml").read_text())
+    (folder / "demo.json").write_text(json.dumps(result()))
+    plot(result(), folder / "demo.png")
+    text = write_page(folder).read_text()
+    assert "5.10 ± 0.25" in text
+    assert "**What came out.** One has 6.00 ± 0.00, two has 6.10 ± 0.25." in text
+    assert "| arm two - arm one |" in text
+    assert "| minus arm one | " in text
+    assert "**1.00 ± 0.00**" in text
+    assert "agrees" in text
+    assert "62.50 ± 0.00 %" in text
+    assert "8.15" in text
+    assert "![demo](evidence/demo.png)" in text
+    paired = difference_of(result()["arms"]["two"], result()["arms"]["one"], "main", "COM")
+    assert filled("{two-one.main.COM}, {one.main-main.DIS}", result()) == f"{paired}, 0.00 ± 0.00"
+    for wrong in ("{three.DIS}", "{one.main-other.DIS}", "{one.main.understanding.auroc.0}", "{one.nothing}"):
+        with pytest.raises(UserError, match="findings name"):
+            filled(wrong, result())
+    with pytest.raises(UserError, match="holds no result"):
+        write_page(tmp_path / "nowhere")
+
+
+def test_a_result_of_an_older_version_is_named_and_left_out(tmp_path):
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    old = result("old")
+    del old["arms"]["two"]["runs"][1]["evaluations"]["main"]["choice"]
+    for name, content in (("old", old), ("demo", {**result(), "paper_table": ""})):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    text = write_page(folder).read_text()
+    assert "evaluated again: `make old`." in text
+    assert text.count("## A table") == 1
+
+
+def test_the_committed_page_is_the_one_the_files_give(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    kept = ROOT / "docs/evidence"
+    if not list(kept.glob("*.json")):
+        pytest.skip("no result yet")
+    copy = tmp_path / "evidence"
+    copy.mkdir()
+    for file in kept.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert write_page(copy).read_text() == (ROOT / "docs/evidence.md").read_text()
+
+
+COSTS = (
+    *("step_seconds", "step_memory", "step_memory_kept", "prefill_seconds", "sample_step_seconds", "cache_bytes"),
+    "full_flops",
+)
+
+
+def case(row, share, value):
+    """What was measured, or why not."""
+    found = {"error": value} if isinstance(value, str) else dict.fromkeys(COSTS, value)
+    return {"row": row, "blocked_percent": share, **found}
+
+
+def costs(folder, cases, **made):
+    """The section beside which `cases` stand."""
+    settings = {"tokens": 9, "width": 8, "layers": 7, "threads": 1, "clock": "wall"}
+    (folder / "demo_cost.json").write_text(json.dumps({"settings": settings, **made, "cases": cases}))
+    return section(result(), folder)
+
+
+def test_costs_stand_beside_scores(tmp_path):
+    cases = [case("later", 50, "out of memory"), case("dropped", 50, 1.0), case("mask", 50, 4.0)]
+    cases += [case("paper", 0, 2.0), case("dropped", 0, 3.0)]
+    text = costs(tmp_path, cases)
+    (line,) = [line for line in text.splitlines() if line.startswith("| 50 % blocked, dropped ")]
+    assert line.count("0.25 |") == 7
+    (line,) = [line for line in text.splitlines() if line.startswith("| 0 % blocked, dropped, over nothing blocked |")]
+    assert line.count("1.50 |") == 7
+    assert "Failed: 50 % blocked, left out in all later layers (out of memory)." in text
+    assert "; commit abc; torch 2):" in costs(tmp_path, cases, commit="abc", versions={"torch": "2"})
+
+
+def test_a_share_whose_base_failed_has_no_ratios(tmp_path):
+    text = costs(tmp_path, [case("mask", 50, "out of memory"), case("paper", 50, 1.0), case("dropped", 50, 1.0)])
+    assert "Failed: 50 % blocked, masked (out of memory)." in text
+    assert "| 50 %" not in text
+
+
+def test_a_single_seed_has_no_differences(tmp_path):
+    one = {**result(seeds=1), "findings": "It is {two-one.main.COM} more.", "paper_table": ""}
+    text = section(one, tmp_path)
+    assert "It is (one seed) more." in text
+    assert "minus arm one" not in text
+
+
+def test_evaluations_are_compared_within_an_arm(tmp_path):
+    found = result()
+    found["evaluations"] = {"main": {"kind": "score", "label": "with"}, "less": {"kind": "score", "label": "without"}}
+    for arm in found["arms"].values():
+        for run in arm["runs"]:
+            run["evaluations"]["less"] = report(4, 5)
+    text = section({**found, "contrasts": [["main", "less"]]}, tmp_path)
+    com = difference_of(found["arms"]["two"], found["arms"]["two"], "main", "COM", other_look="less")
+    assert com.mean == pytest.approx(2.1)
+    assert f"| arm two · with minus without | **{com}** | **2.00 ± 0.00** |" in text
+
+
+def test_a_quick_look_has_no_findings(tmp_path):
+    text = section({**result(), "quick": True}, tmp_path)
+    assert "A quick look, not a result." in text
+    assert "What came out" not in text
+
+
+def test_seeds_are_paired_by_their_number():
+    arm = result()["arms"]["one"]
+    turned = {**arm, "runs": arm["runs"][::-1]}
+    assert difference_of(arm, turned, "main", "COM").values == (0.0, 0.0, 0.0)
+
+
+def test_only_runs_that_trained_count_as_training(tmp_path):
+    found = result()
+    runs = [run for arm in found["arms"].values() for run in arm["runs"]]
+    for run, seconds in zip(runs, (90.0, 60.0, 5.0, 0.01, 0.01, 0.01), strict=True):
+        run["seconds"]["training"] = seconds
+    assert "; the median run trained for 60 s, " in section(found, tmp_path)
+    for run in runs:
+        run["seconds"]["training"] = 0.01
+    assert "; nothing was trained, " in section(found, tmp_path)
+
+
+def layered(stream, world):
+    """A result whose only look is at two layers."""
+    task = "distinction_single_cross"
+    episode = World(0, WorldConfig(**world), stream=stream).sample(task, 0)
+    values = {name: [0.5, 0.6] for name in ("auroc", "effect", "sensitivity")}
+    shown = np.random.default_rng(0).random((2, 4, 4)).tolist()
+    example = {"task": task, "key": episode.key, "instruction": episode.instruction}
+    look = {
+        "layers": {expert: {task: values} for expert in ("understanding", "generation")},
+        "examples": [{**example, "understanding": shown, "generation": shown}],
+    }
+    runs = [{"seed": 0, "evaluations": {"layers": look}}]
+    settings = {"kind": "layers", "label": "", "world": world, "stream": stream}
+    return {"evaluations": {"layers": settings}, "arms": {"one": {"label": "one", "runs": runs}}}, episode
+
+
+def test_maps_show_the_episode_of_their_world(tmp_path, monkeypatch):
+    rows = []
+    monkeypatch.setattr(maps, "draw_rows", lambda found, file: rows.extend(found))
+    found, episode = layered("test", {"candidates": 4, "similarity": 0.5})
+    maps.draw_maps(found, "layers", tmp_path / "maps.png")
+    assert np.array_equal(rows[0].picture, episode.references[0])
+    assert not np.array_equal(rows[0].picture, World(0, stream="test").sample(episode.task, 0).references[0])
+
+
+def test_layers_are_drawn_of_test_episodes(tmp_path):
+    found, _ = layered("test", {})
+    chosen, _ = layered("validation", {})
+    both = {**found, "evaluations": {"chosen": chosen["evaluations"]["layers"], **found["evaluations"]}}
+    assert looks_of(both, "layers", "test") == ["layers"]
+    plot(both, tmp_path / "both.png")  # no arm has numbers of `chosen`
+    assert Image.open(tmp_path / "both.png").size[0] > 500
+    assert [file.name for file in tmp_path.iterdir()] == ["both.png"]
