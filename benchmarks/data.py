@@ -25,7 +25,7 @@ import pyarrow.parquet
 import torch
 from data_parts import measure_memory, measure_packing, measure_prefetch
 from PIL import Image
-from workload import FORM
+from workload import SEQUENCE_FORMAT
 
 from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.decoding import decode_rgb
@@ -42,8 +42,8 @@ from scone_pl.model.sequence import PackedSequence
 
 def release_style(root: Path, packing: PackingConfig, words: Tokenizer) -> Iterator[PackedSequence]:
     """Packs from parquet row groups, the plain way."""
-    vae, vit = packing.resizes(FORM)
-    builder, pending = SequenceBuilder(FORM), 0
+    vae, vit = packing.resizes(SEQUENCE_FORMAT)
+    builder, pending = SequenceBuilder(SEQUENCE_FORMAT), 0
     for file in find_parquet(root):
         reader = pyarrow.parquet.ParquetFile(file.path)
         for group in range(reader.num_row_groups):
@@ -52,7 +52,7 @@ def release_style(root: Path, packing: PackingConfig, words: Tokenizer) -> Itera
                 tokens = sum(length for length, _ in sample)
                 if pending + tokens > packing.token_budget:
                     yield builder.build()
-                    builder, pending = SequenceBuilder(FORM), 0
+                    builder, pending = SequenceBuilder(SEQUENCE_FORMAT), 0
                 builder.begin_sample()
                 for _, add in sample:
                     add(builder)
@@ -90,15 +90,15 @@ def _tokens(image: torch.Tensor, stride: int) -> int:
 
 def ours(folder: Path, packing: PackingConfig, words: Tokenizer) -> Iterator[PackedSequence]:
     """One epoch of the training stream."""
-    mixture = Mixture([Source(str(folder))], FORM, words, packing)
-    maker = PackMaker(mixture, FORM, words, packing, seed=0)
+    mixture = Mixture([Source(str(folder))], SEQUENCE_FORMAT, words, packing)
+    maker = PackMaker(mixture, SEQUENCE_FORMAT, words, packing, seed=0)
     for _, batch in zip(range(len(mixture.plan(0, 0))), PackStream(maker, Cursor()), strict=False):
         yield batch.sequence
 
 
 def pillow_alone(mixture: Mixture, packing: PackingConfig) -> tuple[float, int, int]:
     """CPU seconds, samples and tokens of decoding and resizing every image of a mixture, and nothing else."""
-    vae, vit = packing.resizes(FORM)
+    vae, vit = packing.resizes(SEQUENCE_FORMAT)
     spent, draws = 0.0, mixture.order(0, 0)
     for draw in draws:
         sample = mixture.read(draw)
@@ -161,7 +161,7 @@ def compare(name: str, source: Path, scratch: Path, repeats: int) -> None:
     shards = as_shards(source, scratch, name)
     exact = PackingConfig().without_dropout()
     fast = PackingConfig(pixels="fast").without_dropout()
-    mixture = Mixture([Source(str(shards))], FORM, words, exact)
+    mixture = Mixture([Source(str(shards))], SEQUENCE_FORMAT, words, exact)
     runs = {
         "parquet reader": lambda: timed(lambda: release_style(source, exact, words)),
         "shards, pixels: exact": lambda: timed(lambda: ours(shards, exact, words)),
@@ -195,8 +195,8 @@ def _where_time_goes(mixture: Mixture, exact: PackingConfig, fast: PackingConfig
     parts, error = {"read and parse the tar": read / len(images)}, {}
     results: dict[str, list[Image.Image]] = {}
     for name, packing in (("exact", exact), ("fast", fast)):
-        vae, vit = packing.resizes(FORM)
-        pictures, parts[f"decode ({name})"] = _each(lambda data, p=packing: p.decode(data, FORM), images)
+        vae, vit = packing.resizes(SEQUENCE_FORMAT)
+        pictures, parts[f"decode ({name})"] = _each(lambda data, p=packing: p.decode(data, SEQUENCE_FORMAT), images)
         results[f"VAE {name}"], parts[f"resize for the VAE ({name})"] = _each(vae.resize, pictures)
         results[f"ViT {name}"], parts[f"resize for the ViT ({name})"] = _each(vit.resize, pictures)
     _, parts["to tensor, VAE"] = _each(lambda image: to_tensor(image).shape, results["VAE exact"])
@@ -232,7 +232,7 @@ def main() -> None:
         scratch = Path(folder)
         parts = {
             "compare": lambda: compare_all(options.source, scratch, options.repeats),
-            "packing": lambda: measure_packing(as_shards(options.source, scratch, "packing"), FORM),
+            "packing": lambda: measure_packing(as_shards(options.source, scratch, "packing"), SEQUENCE_FORMAT),
             "prefetch": lambda: measure_prefetch(scratch),
             "memory": lambda: measure_memory(scratch, options.samples),
         }

@@ -40,10 +40,10 @@ def simulated_lengths(count: int = 56_751, seed: int = 0) -> np.ndarray:
     return (vae * used).sum(1) + (vit * used[:, 1:]).sum(1) + 4 * references + 2 + rng.integers(10, 80, count)
 
 
-def measure_packing(shards: Path, form: SequenceFormat) -> None:
+def measure_packing(shards: Path, sequence_format: SequenceFormat) -> None:
     """How full packs are, and how long planning takes."""
     words, packing = byte_tokenizer(), PackingConfig()
-    sample = np.array([sample_length(entry, form, words, packing) for entry in ShardSet.open(shards).index])
+    sample = np.array([sample_length(entry, sequence_format, words, packing) for entry in ShardSet.open(shards).index])
     sample = np.random.default_rng(0).permutation(sample)
     print(f"\npacking to {BUDGET} tokens: share of the tokens used (seconds to plan an epoch)")
     for name, lengths in (("the sample", sample), ("simulated 57K", simulated_lengths())):
@@ -72,7 +72,7 @@ class _Slow(SimpleHTTPRequestHandler):
 
 def measure_prefetch(scratch: Path, delay: float = 0.4, step: float = 0.15, steps: int = 60) -> None:
     """Share of the time that steps wait for a server that takes `delay` seconds a shard."""
-    form, words = _small_form()
+    sequence_format, words = _small_model()
     folder = scratch / "remote"
     write_shards(_small_samples(600), folder, samples_per_shard=20, progress=False)
     _Slow.delay = delay
@@ -83,8 +83,8 @@ def measure_prefetch(scratch: Path, delay: float = 0.4, step: float = 0.15, step
     for packs in (0, 8, 16):
         storage = StorageConfig(cache_dir=str(scratch / f"cache{packs}"), prefetch_packs=packs)
         packing = _small_packing()
-        mixture = Mixture([Source(url)], form, words, packing, storage, shuffle_window=2)
-        stream = iter(PackStream(PackMaker(mixture, form, words, packing, seed=0), Cursor()))
+        mixture = Mixture([Source(url)], sequence_format, words, packing, storage, shuffle_window=2)
+        stream = iter(PackStream(PackMaker(mixture, sequence_format, words, packing, seed=0), Cursor()))
         began, waited = time.perf_counter(), 0.0
         for _ in range(steps):
             asked = time.perf_counter()
@@ -97,12 +97,12 @@ def measure_prefetch(scratch: Path, delay: float = 0.4, step: float = 0.15, step
 
 def measure_memory(scratch: Path, samples: int) -> None:
     """Resident memory of a reader over an epoch of `samples` different samples, and on into the next."""
-    form, words = _small_form()
+    sequence_format, words = _small_model()
     folder = scratch / "many"
     write_shards(_small_samples(samples), folder, samples_per_shard=5000, progress=False)
     packing = _small_packing()
-    mixture = Mixture([Source(str(folder))], form, words, packing)
-    stream = PackStream(PackMaker(mixture, form, words, packing, seed=0), Cursor())
+    mixture = Mixture([Source(str(folder))], sequence_format, words, packing)
+    stream = PackStream(PackMaker(mixture, sequence_format, words, packing, seed=0), Cursor())
     marks, seen = [], 0
     for batch in stream:
         if seen >= len(marks) * samples / 8:
@@ -120,7 +120,7 @@ def resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _small_form() -> tuple[SequenceFormat, object]:
+def _small_model() -> tuple[SequenceFormat, object]:
     words = byte_tokenizer()
     sizes = {"latent_stride": 8, "latent_positions_per_side": 8, "vit_patch_size": 8, "vit_positions_per_side": 8}
     return SequenceFormat(special=words.special, **sizes), words

@@ -60,12 +60,12 @@ def benchmark_model(options: argparse.Namespace) -> Scone:
     return model
 
 
-def benchmark_prompt(form: SequenceFormat, pixels: int, references: int) -> Prompt:
+def benchmark_prompt(sequence_format: SequenceFormat, pixels: int, references: int) -> Prompt:
     """References and picture of `pixels` a side, an instruction of 60 tokens."""
     random = torch.Generator().manual_seed(0)
-    stride, patch = form.latent_stride, form.vit_patch_size
-    vae = min(pixels // stride, form.latent_positions_per_side) * stride
-    vit = min(round(pixels / patch), form.vit_positions_per_side) * patch
+    stride, patch = sequence_format.latent_stride, sequence_format.vit_patch_size
+    vae = min(pixels // stride, sequence_format.latent_positions_per_side) * stride
+    vit = min(round(pixels / patch), sequence_format.vit_positions_per_side) * patch
     pairs = tuple(
         (torch.rand(3, vae, vae, generator=random) * 2 - 1, torch.rand(3, vit, vit, generator=random) * 2 - 1)
         for _ in range(references)
@@ -74,11 +74,11 @@ def benchmark_prompt(form: SequenceFormat, pixels: int, references: int) -> Prom
 
 
 @torch.no_grad()
-def naive(model: Scone, form: SequenceFormat, prompt: Prompt, noise: Tensor, steps: int) -> list[float]:
+def naive(model: Scone, sequence_format: SequenceFormat, prompt: Prompt, noise: Tensor, steps: int) -> list[float]:
     """Seconds of each step."""
     packs = []
     for references, text in ((True, True), (True, False), (False, True)):
-        builder = SequenceBuilder(form)
+        builder = SequenceBuilder(sequence_format)
         builder.begin_sample()
         for i, (vae, vit) in enumerate(prompt.references if references else ()):
             builder.add_vae(vae, reference=i)
@@ -103,17 +103,17 @@ def naive(model: Scone, form: SequenceFormat, prompt: Prompt, noise: Tensor, ste
 
 
 def ours(
-    model: Scone, form: SequenceFormat, prompt: Prompt, noise: Tensor, config: SamplingConfig
+    model: Scone, sequence_format: SequenceFormat, prompt: Prompt, noise: Tensor, config: SamplingConfig
 ) -> tuple[float, list[float]]:
     """Seconds until the first step is done, less a median step (the prefill); seconds of the other steps."""
     marks = [clock()]
-    sample(model, form, [prompt], config, [noise], lambda *_: marks.append(clock()))
+    sample(model, sequence_format, [prompt], config, [noise], lambda *_: marks.append(clock()))
     seconds = [b - a for a, b in pairwise(marks)]
     return max(0.0, seconds[0] - statistics.median(seconds[1:])), seconds[1:]
 
 
 def bridge_blocking(
-    model: Scone, form: SequenceFormat, prompt: Prompt, share: float, options: argparse.Namespace
+    model: Scone, sequence_format: SequenceFormat, prompt: Prompt, share: float, options: argparse.Namespace
 ) -> BridgeConfig:
     """A bridge over the paper's share of the layers whose threshold hides `share` of the reference tokens."""
     layers = options.layers
@@ -121,7 +121,7 @@ def bridge_blocking(
     bridge = BridgeConfig(
         source_layer=layers * 8 // 28, first_masked_layer=layers * 8 // 28 + 1, last_masked_layer=last, threshold=0.0
     )
-    found = prefill(model, form, [prompt], bridge, references=True)
+    found = prefill(model, sequence_format, [prompt], bridge, references=True)
     if found.bridge is None:
         raise RuntimeError("the prompt has no references")
     similarity = found.bridge.similarity[found.pack.reference_tokens]
@@ -131,25 +131,25 @@ def bridge_blocking(
 def time_rows(options: argparse.Namespace) -> None:
     """Prints naive and ours, without and with the bridge."""
     model = benchmark_model(options)
-    form = model.sequence_format(SpecialTokens(0, 1, 2, 3))
-    prompt = benchmark_prompt(form, options.pixels, options.references)
-    noise = initial_noise(prompt, model, form, torch.Generator().manual_seed(0))
+    sequence_format = model.sequence_format(SpecialTokens(0, 1, 2, 3))
+    prompt = benchmark_prompt(sequence_format, options.pixels, options.references)
+    noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0))
     config = SamplingConfig(num_inference_steps=options.steps, guidance=GUIDANCE)
-    ours(model, form, prompt, noise, dataclasses.replace(config, num_inference_steps=2))  # starts threads
-    plain = statistics.median(naive(model, form, prompt, noise, options.naive_steps))
+    ours(model, sequence_format, prompt, noise, dataclasses.replace(config, num_inference_steps=2))  # starts threads
+    plain = statistics.median(naive(model, sequence_format, prompt, noise, options.naive_steps))
     reference = plain * PUBLISHED_STEPS
     print("| sampling | s a step | / naive | s a picture | / naive |\n|---|---|---|---|---|")
     print(f"| naive | {plain:.3f} | 1 | {reference:.1f} | 1 |", flush=True)
 
     def row(name: str, settings: SamplingConfig) -> None:
-        prefilled, seconds = ours(model, form, prompt, noise, settings)
+        prefilled, seconds = ours(model, sequence_format, prompt, noise, settings)
         step = statistics.median(seconds)
         picture = prefilled + PUBLISHED_STEPS * step
         print(f"| {name} | {step:.3f} | {step / plain:.2f} | {picture:.1f} | {picture / reference:.2f} |", flush=True)
 
     row("ours", config)
     for percent in options.blocked:
-        bridge = bridge_blocking(model, form, prompt, percent / 100, options)
+        bridge = bridge_blocking(model, sequence_format, prompt, percent / 100, options)
         layers = f"layers {bridge.first_masked_layer}-{bridge.last_masked_layer} of {options.layers}"
         row(f"ours, bridge {percent} % ({layers})", dataclasses.replace(config, bridge=bridge))
 
@@ -157,19 +157,19 @@ def time_rows(options: argparse.Namespace) -> None:
 def cache_rows(options: argparse.Namespace) -> None:
     """Prints error and time of the step cache."""
     model = benchmark_model(options) if options.checkpoint is None else from_pretrained(options.checkpoint)
-    form = model.sequence_format(SpecialTokens(0, 1, 2, 3))
-    prompt = benchmark_prompt(form, options.cache_pixels, options.references)
-    noise = initial_noise(prompt, model, form, torch.Generator().manual_seed(0))
+    sequence_format = model.sequence_format(SpecialTokens(0, 1, 2, 3))
+    prompt = benchmark_prompt(sequence_format, options.cache_pixels, options.references)
+    noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0))
     config = SamplingConfig(num_inference_steps=options.cache_steps, guidance=GUIDANCE)
     start = clock()
-    whole = sample(model, form, [prompt], config, [noise])[0].tokens
+    whole = sample(model, sequence_format, [prompt], config, [noise])[0].tokens
     full = clock() - start
     print(f"\n| step cache, {options.cache_steps} steps | error | time / all steps |\n|---|---|---|")
     for interval in options.intervals:
         for order in options.orders:
             cached = dataclasses.replace(config, step_cache=StepCacheConfig(interval=interval, order=order))
             start = clock()
-            found = sample(model, form, [prompt], cached, [noise])[0].tokens
+            found = sample(model, sequence_format, [prompt], cached, [noise])[0].tokens
             took = (clock() - start) / full
             error = ((found - whole).abs().max() / whole.abs().max()).item()
             print(f"| interval {interval}, order {order} | {error:.4f} | {took:.2f} |", flush=True)

@@ -30,7 +30,7 @@ from typing import Any
 import sampling
 import torch
 from torch import Tensor
-from workload import FORM, in_own_process, memory, training_pack
+from workload import SEQUENCE_FORMAT, in_own_process, memory, training_pack
 
 from scone_pl.files import write_json
 from scone_pl.model.attention import SplitPlan
@@ -80,10 +80,10 @@ def network(options: argparse.Namespace) -> SconeConfig:
             intermediate_size=2 * width,
             num_layers=2,
             num_heads=4,
-            positions_per_side=FORM.vit_positions_per_side,
+            positions_per_side=SEQUENCE_FORMAT.vit_positions_per_side,
         ),
-        autoencoder=AutoencoderConfig(kind="space_to_depth", block_size=FORM.latent_stride // 2),
-        latent_positions_per_side=FORM.latent_positions_per_side,
+        autoencoder=AutoencoderConfig(kind="space_to_depth", block_size=SEQUENCE_FORMAT.latent_stride // 2),
+        latent_positions_per_side=SEQUENCE_FORMAT.latent_positions_per_side,
     )
 
 
@@ -151,15 +151,15 @@ def _sampling(
         # A soft bias as steep as a step: caches then add it to the logits and leave nothing out.
         model.attention, bridge = "split", dataclasses.replace(bridge, mode="soft", temperature=1e-6)
     prompt = prompts_of(pack)[0]
-    noise = initial_noise(prompt, model, FORM, torch.Generator().manual_seed(0))
+    noise = initial_noise(prompt, model, SEQUENCE_FORMAT, torch.Generator().manual_seed(0))
     prefills = []
     with torch.no_grad():
         for _ in range(options.repeats):
             start = sampling.clock()
-            contexts = prefill(model, FORM, [prompt], bridge, references=True)
+            contexts = prefill(model, SEQUENCE_FORMAT, [prompt], bridge, references=True)
             prefills.append(sampling.clock() - start)
     config = SamplingConfig(num_inference_steps=options.steps, guidance=sampling.GUIDANCE, bridge=bridge)
-    _, seconds = sampling.ours(model, FORM, prompt, noise, config)
+    _, seconds = sampling.ours(model, SEQUENCE_FORMAT, prompt, noise, config)
     # The room for the target's own keys and values, which any step needs, is no part of what is compared.
     decoder = model.config.decoder
     own = sum(cache.num_targets for cache in contexts.caches) * decoder.num_layers * decoder.num_kv_heads

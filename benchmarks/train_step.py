@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 
 import torch
-from workload import FORM, in_own_process, matmul_rate, memory, training_pack
+from workload import SEQUENCE_FORMAT, in_own_process, matmul_rate, memory, training_pack
 
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.flops import TRAINED, count_tokens, step_flops
@@ -43,10 +43,10 @@ def model_config(options: argparse.Namespace) -> SconeConfig:
             intermediate_size=2 * options.width,
             num_layers=2,
             num_heads=options.heads // 2,
-            positions_per_side=FORM.vit_positions_per_side,
+            positions_per_side=SEQUENCE_FORMAT.vit_positions_per_side,
         ),
-        autoencoder=AutoencoderConfig(kind="space_to_depth", block_size=FORM.latent_stride // 2),
-        latent_positions_per_side=FORM.latent_positions_per_side,
+        autoencoder=AutoencoderConfig(kind="space_to_depth", block_size=SEQUENCE_FORMAT.latent_stride // 2),
+        latent_positions_per_side=SEQUENCE_FORMAT.latent_positions_per_side,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SpecialTokens
 
-FORM = SequenceFormat(
+SEQUENCE_FORMAT = SequenceFormat(
     special=SpecialTokens(0, 1, 2, 3),
     latent_stride=16,
     latent_positions_per_side=128,
@@ -39,11 +39,14 @@ def training_pack(tokens: int, *, pixels: bool = False, seed: int = 0) -> Packed
     random = torch.Generator().manual_seed(seed)
     frames = 5 * 2
     per_image = (tokens - frames - INSTRUCTION - 2) / (3 + 2 * VIT_SHARE)
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     vae, vit = (
         _image(count, stride, random, pixels)
-        for count, stride in ((per_image, FORM.latent_stride), (per_image * VIT_SHARE, FORM.vit_patch_size))
+        for count, stride in (
+            (per_image, SEQUENCE_FORMAT.latent_stride),
+            (per_image * VIT_SHARE, SEQUENCE_FORMAT.vit_patch_size),
+        )
     )
     for number in range(2):
         builder.add_vae(vae, reference=number)

@@ -129,7 +129,7 @@ class ParityCase:
         self.model.requires_grad_(True)
         self.model.autoencoder.requires_grad_(False)
         special = self.expected["special_tokens"]
-        self.form = self.model.sequence_format(
+        self.sequence_format = self.model.sequence_format(
             SpecialTokens(
                 special["bos_token_id"], special["eos_token_id"], special["start_of_image"], special["end_of_image"]
             )
@@ -171,7 +171,7 @@ class ParityCase:
         )
         whole = Sample(key=f"sample{number}", references=tuple(encoded[:-1]), instruction="given", target=encoded[-1])
         tokenizer: Any = _GivenIds(described["text_ids"])
-        return prepare_sample(whole, self.form, tokenizer, packing, np.random.default_rng(0))
+        return prepare_sample(whole, self.sequence_format, tokenizer, packing, np.random.default_rng(0))
 
     def _limits(self, name: str) -> ResizeLimits:
         limits = self.config[name]
@@ -180,7 +180,7 @@ class ParityCase:
     def pack(self) -> PackedSequence:
         """All samples in one sequence, the targets as noisy as expected."""
         times = iter(self.tensors["pack.packed_timesteps"].split(self._latent_lengths()))
-        builder = SequenceBuilder(self.form)
+        builder = SequenceBuilder(self.sequence_format)
         for number, described in enumerate(self.expected["samples"]):
             of_splits = list(islice(times, described["num_refs"] + 1))
             prepared = self.prepare(number, "original")
@@ -304,7 +304,12 @@ class ParityCase:
             )
             steps: list[tuple[float, Tensor]] = []
             found = sample(
-                self.model, self.form, [prompt], config, [noise], lambda i, t, v, x, steps=steps: steps.append((t, v))
+                self.model,
+                self.sequence_format,
+                [prompt],
+                config,
+                [noise],
+                lambda i, t, v, x, steps=steps: steps.append((t, v)),
             )[0]
             expected = {k: self.tensors[f"infer.{name}.{k}"] for k in ("timesteps", "velocity_first", "velocity_last")}
             yield close(f"infer.{name}.timesteps", torch.tensor([t for t, _ in steps]), expected["timesteps"])
@@ -316,7 +321,7 @@ class ParityCase:
             yield Comparison(f"infer.{name}.image", float(levels), 1)
 
     def _prompt(self, number: int, size: tuple[int, int]) -> Prompt:
-        builder = SequenceBuilder(self.form)
+        builder = SequenceBuilder(self.sequence_format)
         self.prepare(number, "vae_resized").append_to(builder)
         return dataclasses.replace(prompts_of(builder.build())[0], size=size)
 

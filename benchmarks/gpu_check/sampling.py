@@ -72,13 +72,13 @@ def measure(layers: int, side: int, settings: Settings) -> dict[str, float]:
     model = build_sampled(config_of(settings, layers), settings)
     model_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     prompt = prompt_of(model, side)
-    form = model.sequence_format(SpecialTokens(0, 1, 2, 3))
-    noise = initial_noise(prompt, model, form, torch.Generator().manual_seed(0)).to(device)
+    sequence_format = model.sequence_format(SpecialTokens(0, 1, 2, 3))
+    noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0)).to(device)
     config = SamplingConfig(num_inference_steps=TIMED_STEPS, guidance=GuidanceConfig(interval=(0.0, 1.0)))
 
     def sampled() -> tuple[Any, list[float]]:
         marks: list[Mark] = [mark(device)]
-        result = sample(model, form, [prompt], config, [noise], lambda *_: marks.append(mark(device)))[0]
+        result = sample(model, sequence_format, [prompt], config, [noise], lambda *_: marks.append(mark(device)))[0]
         if settings.cuda:
             torch.cuda.synchronize(device)
         return result, [seconds_between(start, stop) for start, stop in pairwise(marks)]

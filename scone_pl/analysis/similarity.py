@@ -115,31 +115,31 @@ def read_images(
         exchanged: another instruction for each sample; the second maps of each pair are those under it.
         tokens: samples are put together to packs of at most so many; a longer one is a pack by itself.
     """
-    form, packing = model.sequence_format(tokenizer.special), packing.without_dropout()
+    sequence_format, packing = model.sequence_format(tokenizer.special), packing.without_dropout()
     waiting: list[tuple[PreparedSample, ...]] = []  # own and exchanged instruction
     filled = 0
     for number, sample in enumerate(samples):
         plain = dataclasses.replace(sample, target=b"", answer="")
-        own = prepare_sample(plain, form, tokenizer, packing, generator("layers", sample.key))
+        own = prepare_sample(plain, sequence_format, tokenizer, packing, generator("layers", sample.key))
         variants = (own,)
         if exchanged is not None:
             variants += (dataclasses.replace(own, ids=tokenizer.encode(exchanged[number])),)
-        length = max(len(_pack(form, [variant])) for variant in variants)
+        length = max(len(_pack(sequence_format, [variant])) for variant in variants)
         if waiting and filled + length > tokens:
-            yield from _read(model, form, waiting, number - len(waiting))
+            yield from _read(model, sequence_format, waiting, number - len(waiting))
             waiting, filled = [], 0
         waiting.append(variants)
         filled += length
     if waiting:
-        yield from _read(model, form, waiting, len(samples) - len(waiting))
+        yield from _read(model, sequence_format, waiting, len(samples) - len(waiting))
 
 
 @torch.no_grad()
 def _read(
-    model: Scone, form: SequenceFormat, waiting: list[tuple[PreparedSample, ...]], first: int
+    model: Scone, sequence_format: SequenceFormat, waiting: list[tuple[PreparedSample, ...]], first: int
 ) -> list[tuple[ImageMaps, ImageMaps | None]]:
     """One pack's maps; its first sample is number `first`."""
-    packs = [_pack(form, samples).to(model.vae2llm.weight.device) for samples in zip(*waiting, strict=True)]
+    packs = [_pack(sequence_format, samples).to(model.vae2llm.weight.device) for samples in zip(*waiting, strict=True)]
     clean = model.encode_images(packs[0])  # the instruction is no part of it
     own, *others = (
         [
@@ -151,8 +151,8 @@ def _read(
     return list(zip(own, others[0] if others else [None] * len(own), strict=True))
 
 
-def _pack(form: SequenceFormat, samples: Sequence[PreparedSample]) -> PackedSequence:
-    builder = SequenceBuilder(form)
+def _pack(sequence_format: SequenceFormat, samples: Sequence[PreparedSample]) -> PackedSequence:
+    builder = SequenceBuilder(sequence_format)
     for sample in samples:
         sample.append_to(builder)
     return builder.build()

@@ -181,7 +181,7 @@ def _plan(
     config = read_config(checkpoint)
     tokenizer = Tokenizer.from_folder(checkpoint)
     tokenizer.check_embedding(config.decoder.vocab_size)
-    form = config.sequence_format(tokenizer.special)
+    sequence_format = config.sequence_format(tokenizer.special)
     guidance = GuidanceConfig(
         text_scale=sampling["text_guidance_scale"],
         image_scale=sampling["image_guidance_scale"],
@@ -193,14 +193,16 @@ def _plan(
     settings = SamplingConfig(guidance=guidance, **{name: sampling[name] for name in names})
     check_sampling(settings, config.decoder.num_layers)
     kind = as_dtype(dtype)
-    size = picture_size(form, height, width)
-    prompt = make_prompt(images, instruction, size, form, tokenizer, PackingConfig.for_inference(form))
+    size = picture_size(sequence_format, height, width)
+    prompt = make_prompt(
+        images, instruction, size, sequence_format, tokenizer, PackingConfig.for_inference(sequence_format)
+    )
     check_fits(prompt, config.decoder.max_position_embeddings)
-    counts = count_prompt(prompt, form)
+    counts = count_prompt(prompt, sequence_format)
     shapes = ", ".join(
         f"{vae.shape[1]} x {vae.shape[2]} (ViT {vit.shape[1]} x {vit.shape[2]})" for vae, vit in prompt.references
     )
-    estimate = estimate_memory(config, form, [prompt], settings, kind)
+    estimate = estimate_memory(config, sequence_format, [prompt], settings, kind)
     return "\n".join(
         [
             f"picture: {size[0]} x {size[1]} pixels, {counts.target} tokens; references: {shapes or 'none'}",

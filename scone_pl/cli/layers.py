@@ -68,9 +68,9 @@ def layers(
     tokenizer = Tokenizer.from_folder(check_folder(checkpoint))
     config = read_config(checkpoint)
     tokenizer.check_embedding(config.decoder.vocab_size)
-    form = config.sequence_format(tokenizer.special)
-    packing = packing or PackingConfig.for_inference(form)
-    packing.check(form)
+    sequence_format = config.sequence_format(tokenizer.special)
+    packing = packing or PackingConfig.for_inference(sequence_format)
+    packing.check(sequence_format)
     chosen = choose_samples(data, samples)
     for sample in chosen:
         tokenizer.encode(sample.instruction)  # unknown words show before the weights are read

@@ -166,14 +166,14 @@ def stats(
         contact_sheet or f"runs/contact_sheets/{folder.rstrip('/').rsplit('/', 1)[-1]}.png", "--contact_sheet"
     )
     words = byte_tokenizer() if tokenizer is None else Tokenizer.from_folder(tokenizer)
-    form = SequenceFormat(
+    sequence_format = SequenceFormat(
         special=words.special,
         latent_stride=latent_stride,
         latent_positions_per_side=packing.vae_resize.max_size,
         vit_patch_size=vit_patch_size,
         vit_positions_per_side=packing.vit_resize.max_size,
     )
-    _say(shard_statistics(folder, TokenCounter(form, words, packing)).report(ranks))
+    _say(shard_statistics(folder, TokenCounter(sequence_format, words, packing)).report(ranks))
     write_image(draw_contact_sheet(folder, exif_orientation=packing.exif_orientation), sheet)
     _say(f"contact sheet     {sheet}")
     return 0

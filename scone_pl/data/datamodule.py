@@ -27,7 +27,7 @@ from scone_pl.messages import warn
 from scone_pl.model.sequence import SequenceFormat
 
 _FAIR_SAMPLES = 1000
-_MOST_COMPLAINTS = 20
+_MAX_SKIP_MESSAGES = 20
 
 
 class PackedDataModule(pl.LightningDataModule):
@@ -84,10 +84,10 @@ class PackedDataModule(pl.LightningDataModule):
         self.overfit_packs = 0
         """`trainer.overfit_batches`: training repeats the first packs, so many a rank; 0 = it does not."""
         self._agreement = Agreement()
-        self._complaints = 0
+        self._num_skip_messages = 0
         self._cursor = Cursor()
         self._loaded_fingerprint: str | None = None
-        self._form: SequenceFormat | None = None
+        self._sequence_format: SequenceFormat | None = None
         self._tokenizer: Tokenizer | None = None
         self._mixtures: dict[str, Mixture] = {}
         self._requests: list[Request] = []
@@ -97,9 +97,9 @@ class PackedDataModule(pl.LightningDataModule):
             raise UserError("data: val_packs must be at least 1 and num_workers at least 0")
 
     # ------------------------------------------------------------------ set-up
-    def connect(self, form: SequenceFormat, tokenizer: Tokenizer) -> None:
+    def connect(self, sequence_format: SequenceFormat, tokenizer: Tokenizer) -> None:
         """Says which model the sequences are for; otherwise the trainer's module is asked."""
-        self._form, self._tokenizer = form, tokenizer
+        self._sequence_format, self._tokenizer = sequence_format, tokenizer
         self._mixtures.clear()
 
     def setup(self, stage: str | None = None) -> None:
@@ -108,11 +108,11 @@ class PackedDataModule(pl.LightningDataModule):
         Raises:
             UserError: see `Mixture`.
         """
-        if self._form is None or self._tokenizer is None:
+        if self._sequence_format is None or self._tokenizer is None:
             module = self.trainer.lightning_module if self.trainer else None
             if module is None:
-                raise RuntimeError("call connect(form, tokenizer) when there is no trainer")
-            self._form, self._tokenizer = module.sequence_format, module.tokenizer
+                raise RuntimeError("call connect(sequence_format, tokenizer) when there is no trainer")
+            self._sequence_format, self._tokenizer = module.sequence_format, module.tokenizer
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         for split in needed.get(stage or "", tuple(self.sources)):
             if split == "predict" and self._jsonl_files():
@@ -133,13 +133,15 @@ class PackedDataModule(pl.LightningDataModule):
     def mixture(self, split: str) -> Mixture:
         """The opened data sets of `train`, `val`, `test` or `predict`."""
         if split not in self._mixtures:
-            if self._form is None or self._tokenizer is None:
-                raise RuntimeError("call setup() or connect(form, tokenizer) first")
+            if self._sequence_format is None or self._tokenizer is None:
+                raise RuntimeError("call setup() or connect(sequence_format, tokenizer) first")
             packing = self.packing if split == "train" else self.packing.without_dropout()
             if split == "predict":  # a sample by itself: there is no pack to fit into
                 packing = replace(packing, token_budget=sys.maxsize)
             window = self.shuffle_window if split == "train" else None
-            mixture = Mixture(self.sources[split], self._form, self._tokenizer, packing, self.storage, window)
+            mixture = Mixture(
+                self.sources[split], self._sequence_format, self._tokenizer, packing, self.storage, window
+            )
             self._mixtures[split] = mixture
             if message := mixture.over_budget_message():
                 warn(f"data.{split}: {message}")
@@ -162,10 +164,10 @@ class PackedDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> PackLoader:
         if self._requests:
-            if self._form is None or self._tokenizer is None:
+            if self._sequence_format is None or self._tokenizer is None:
                 raise RuntimeError("call setup() first")
             prompts = JsonlPrompts(
-                self._requests, self._form, self._tokenizer, *self._consumer(), self.packing.exif_orientation
+                self._requests, self._sequence_format, self._tokenizer, *self._consumer(), self.packing.exif_orientation
             )
             return self._loader(prompts)
         return self._loader(SingleSamples(self._maker("predict"), None, *self._consumer()))
@@ -175,10 +177,16 @@ class PackedDataModule(pl.LightningDataModule):
 
     def _maker(self, split: str) -> PackMaker:
         mixture = self.mixture(split)
-        if self._form is None or self._tokenizer is None:
+        if self._sequence_format is None or self._tokenizer is None:
             raise RuntimeError("call setup() first")
         return PackMaker(
-            mixture, self._form, self._tokenizer, mixture.packing, self.seed, split, keep_samples=split != "train"
+            mixture,
+            self._sequence_format,
+            self._tokenizer,
+            mixture.packing,
+            self.seed,
+            split,
+            keep_samples=split != "train",
         )
 
     def _consumer(self) -> tuple[int, int]:
@@ -188,9 +196,9 @@ class PackedDataModule(pl.LightningDataModule):
         return kwargs["rank"], kwargs["num_replicas"]
 
     def _loader(self, dataset: IterableDataset) -> PackLoader:
-        if self._form is None:
+        if self._sequence_format is None:
             raise RuntimeError("call setup() first")
-        return PackLoader(dataset, self._form, self.num_workers)
+        return PackLoader(dataset, self._sequence_format, self.num_workers)
 
     # ------------------------------------------------------------------ progress
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -218,7 +226,7 @@ class PackedDataModule(pl.LightningDataModule):
         )
         if not skipped:
             return batch
-        told = self._agreement.gather((batch.skipped, batch.complaints))
+        told = self._agreement.gather((batch.skipped, batch.skip_messages))
         total: Counter[str] = Counter()
         for counts, _ in told:
             total.update(counts)
@@ -234,10 +242,10 @@ class PackedDataModule(pl.LightningDataModule):
         return count * self._consumer()[1] // ranks
 
     def _complain(self, lines: list[str]) -> None:
-        for line in lines[: _MOST_COMPLAINTS - self._complaints]:
-            self._complaints += 1
+        for line in lines[: _MAX_SKIP_MESSAGES - self._num_skip_messages]:
+            self._num_skip_messages += 1
             warn(f"data: left out: {line}")
-            if self._complaints == _MOST_COMPLAINTS:
+            if self._num_skip_messages == _MAX_SKIP_MESSAGES:
                 warn("data: further samples that are left out are only counted (data/skipped in TensorBoard)")
 
     def consumed(self, batch: Batch) -> None:
@@ -247,9 +255,9 @@ class PackedDataModule(pl.LightningDataModule):
             UserError: more samples were skipped than `max_skipped_share` allows; on every rank at the same step.
         """
         rank, world_size = self._consumer()
-        place = batch.place
-        self._cursor.consumed = place.number - rank + world_size
-        self._cursor.epoch, self._cursor.epoch_start = place.epoch, place.number - place.pack
+        position = batch.position
+        self._cursor.consumed = position.number - rank + world_size
+        self._cursor.epoch, self._cursor.epoch_start = position.epoch, position.number - position.pack
         self.skipped.update(batch.skipped)
         self.seen += batch.seen
         self._check_skipped()

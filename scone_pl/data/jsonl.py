@@ -11,7 +11,7 @@ from scone_pl.data.packing import PackingConfig, prepare_sample
 from scone_pl.data.prompts import Request
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.seeding import generator, seed_of
-from scone_pl.data.stream import Batch, Place
+from scone_pl.data.stream import Batch, StreamPosition
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
@@ -24,7 +24,7 @@ class JsonlPrompts(IterableDataset):
     def __init__(
         self,
         requests: Sequence[Request],
-        form: SequenceFormat,
+        sequence_format: SequenceFormat,
         tokenizer: Tokenizer,
         rank: int = 0,
         world_size: int = 1,
@@ -34,9 +34,9 @@ class JsonlPrompts(IterableDataset):
         ranks make equally many passes (a sharded model needs that).
         """
         self.requests = requests
-        self.form, self.tokenizer = form, tokenizer
+        self.sequence_format, self.tokenizer = sequence_format, tokenizer
         self.rank, self.world_size = rank, world_size
-        self.packing = PackingConfig.for_inference(form, exif_orientation)
+        self.packing = PackingConfig.for_inference(sequence_format, exif_orientation)
 
     def __len__(self) -> int:
         return -(-len(self.requests) // self.world_size)
@@ -65,14 +65,18 @@ class JsonlPrompts(IterableDataset):
             except UserError as error:  # would be buried in a traceback by a worker process
                 unusable.append(str(error))
         failure = f"none of {count} prompts can be used; the first: {unusable[0]}"
-        return Batch(SequenceBuilder(self.form).build(), Place(0, number, number), 0, failure=failure)
+        return Batch(
+            SequenceBuilder(self.sequence_format).build(), StreamPosition(0, number, number), 0, failure=failure
+        )
 
     def _prepared(self, request: Request, number: int, unusable: Sequence[str]) -> Batch:
-        place, builder = Place(0, number, number), SequenceBuilder(self.form)
+        position, builder = StreamPosition(0, number, number), SequenceBuilder(self.sequence_format)
         seed = seed_of("predict", request.task_type, request.key)
         sample = request.read()
-        prepared = prepare_sample(sample, self.form, self.tokenizer, self.packing, generator("predict", seed))
+        prepared = prepare_sample(
+            sample, self.sequence_format, self.tokenizer, self.packing, generator("predict", seed)
+        )
         prepared.append_to(builder)
         reported = unusable[:1]  # the others are reported in their own turn
         skipped = {"unusable prompt": 1} if reported else {}
-        return Batch(builder.build(), place, seed, samples=(sample,), skipped=skipped, complaints=tuple(reported))
+        return Batch(builder.build(), position, seed, samples=(sample,), skipped=skipped, skip_messages=tuple(reported))

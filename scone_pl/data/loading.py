@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset
 
-from scone_pl.data.stream import Batch, Place
+from scone_pl.data.stream import Batch, StreamPosition
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat
 
@@ -31,11 +31,11 @@ def _outlive_signals(worker: int) -> None:
 class PackLoader:
     """A DataLoader of batches that are made by the dataset."""
 
-    def __init__(self, dataset: IterableDataset, form: SequenceFormat, num_workers: int) -> None:
-        """`form`: for the empty batch that carries a failure."""
+    def __init__(self, dataset: IterableDataset, sequence_format: SequenceFormat, num_workers: int) -> None:
+        """`sequence_format`: for the empty batch that carries a failure."""
         self.dataset = dataset
         self.num_workers = num_workers
-        self._form = form
+        self._sequence_format = sequence_format
         # Not persistent: a new pass must start from the cursor as it is then.
         self._loader = DataLoader(
             dataset,
@@ -53,7 +53,9 @@ class PackLoader:
             failure = self._failure(error)
             if failure is None:
                 raise
-            yield Batch(SequenceBuilder(self._form).build(), Place(0, 0, 0), seed=0, failure=failure)
+            yield Batch(
+                SequenceBuilder(self._sequence_format).build(), StreamPosition(0, 0, 0), seed=0, failure=failure
+            )
 
     def _failure(self, error: Exception) -> str | None:
         """What to tell all ranks; None = there are no others and it is no dead worker, so it may be raised."""

@@ -62,12 +62,14 @@ class PackingConfig:
         return dataclasses.replace(self, instruction_dropout=0.0, vae_dropout=0.0, vit_dropout=0.0)
 
     @classmethod
-    def for_inference(cls, form: SequenceFormat, exif_orientation: ExifOrientation = "apply") -> PackingConfig:
+    def for_inference(
+        cls, sequence_format: SequenceFormat, exif_orientation: ExifOrientation = "apply"
+    ) -> PackingConfig:
         """The release's sizes in inference (VAE 512..1024, ViT 224..980 from the resized VAE image), or the largest
         that the model's position tables hold where those are smaller.
         """
-        vae = min(1024, form.latent_positions_per_side * form.latent_stride)
-        vit = min(980, form.vit_largest_side * form.vit_patch_size)
+        vae = min(1024, sequence_format.latent_positions_per_side * sequence_format.latent_stride)
+        vit = min(980, sequence_format.vit_largest_side * sequence_format.vit_patch_size)
         return cls(
             instruction_dropout=0.0,
             vae_resize=ResizeLimits(max_size=vae, min_size=min(512, vae)),
@@ -76,29 +78,29 @@ class PackingConfig:
             exif_orientation=exif_orientation,
         )
 
-    def resizes(self, form: SequenceFormat) -> tuple[ImageResize, ImageResize]:
+    def resizes(self, sequence_format: SequenceFormat) -> tuple[ImageResize, ImageResize]:
         """The resize of VAE images and of ViT images for a model."""
         fast = self.pixels == "fast"
         return (
-            self.vae_resize.with_stride(form.latent_stride, fast=fast),
-            self.vit_resize.with_stride(form.vit_patch_size, fast=fast),
+            self.vae_resize.with_stride(sequence_format.latent_stride, fast=fast),
+            self.vit_resize.with_stride(sequence_format.vit_patch_size, fast=fast),
         )
 
-    def decode(self, data: bytes, form: SequenceFormat) -> Image.Image:
+    def decode(self, data: bytes, sequence_format: SequenceFormat) -> Image.Image:
         """An encoded image in RGB, as large as the resizes need it."""
-        draft_for = self.resizes(form) if self.pixels == "fast" else ()
+        draft_for = self.resizes(sequence_format) if self.pixels == "fast" else ()
         return decode_rgb(data, exif_orientation=self.exif_orientation, draft_for=draft_for)
 
-    def check(self, form: SequenceFormat) -> None:
+    def check(self, sequence_format: SequenceFormat) -> None:
         """Checks that the largest images fit the model's position tables.
 
         Raises:
             UserError: naming the setting and the largest possible value.
         """
-        vae, vit = self.resizes(form)
+        vae, vit = self.resizes(sequence_format)
         for name, resize, table in (
-            ("vae_resize", vae, form.latent_positions_per_side),
-            ("vit_resize", vit, form.vit_largest_side),
+            ("vae_resize", vae, sequence_format.latent_positions_per_side),
+            ("vit_resize", vit, sequence_format.vit_largest_side),
         ):
             if round(resize.max_size / resize.stride) > table:
                 raise UserError(
@@ -108,10 +110,10 @@ class PackingConfig:
 
 
 def sample_layout(
-    entry: IndexEntry, form: SequenceFormat, tokenizer: Tokenizer, config: PackingConfig
+    entry: IndexEntry, sequence_format: SequenceFormat, tokenizer: Tokenizer, config: PackingConfig
 ) -> tuple[int, ...]:
     """Length of every split of a sample in tokens, before dropout, from the index alone."""
-    vae, vit = config.resizes(form)
+    vae, vit = config.resizes(sequence_format)
     lengths = []
     for size in entry.references:
         if not (entry.answer and entry.target is None):  # as `PreparedSample.append_to`
@@ -125,9 +127,11 @@ def sample_layout(
     return tuple(lengths)
 
 
-def sample_length(entry: IndexEntry, form: SequenceFormat, tokenizer: Tokenizer, config: PackingConfig) -> int:
+def sample_length(
+    entry: IndexEntry, sequence_format: SequenceFormat, tokenizer: Tokenizer, config: PackingConfig
+) -> int:
     """Tokens of a sample before dropout, from the index alone; see `sample_layout`."""
-    return sum(sample_layout(entry, form, tokenizer, config))
+    return sum(sample_layout(entry, sequence_format, tokenizer, config))
 
 
 def _vit_original(size: tuple[int, int], vae: ImageResize, config: PackingConfig) -> tuple[int, int]:
@@ -203,7 +207,7 @@ class PreparedSample:
 
 def prepare_sample(
     sample: Sample,
-    form: SequenceFormat,
+    sequence_format: SequenceFormat,
     tokenizer: Tokenizer,
     config: PackingConfig,
     rng: np.random.Generator,
@@ -223,8 +227,8 @@ def prepare_sample(
     drop_images[:, 0] |= bool(sample.answer and not sample.target)  # the ViT alone sees them, see `append_to`
     references = tuple(
         prepare_reference(
-            config.decode(data, form),
-            form,
+            config.decode(data, sequence_format),
+            sequence_format,
             config,
             drop=tuple(drop),
             candidates=sample.candidates and sample.candidates[number],
@@ -236,7 +240,9 @@ def prepare_sample(
         references=references,
         # An answer without its question would teach guessing.
         ids=None if drop_text and not sample.answer else tokenizer.encode(sample.instruction),
-        target=config.resizes(form)[0](config.decode(sample.target, form)) if sample.target else None,
+        target=config.resizes(sequence_format)[0](config.decode(sample.target, sequence_format))
+        if sample.target
+        else None,
         timestep_logits=logits,
         answer=tokenizer.encode(sample.answer) if sample.answer else None,
     )
@@ -250,12 +256,12 @@ def add_sample(
     rng: np.random.Generator,
 ) -> None:
     """Prepares `sample` (see `prepare_sample`) and appends it to `builder`; nothing is appended if that fails."""
-    prepare_sample(sample, builder.form, tokenizer, config, rng).append_to(builder)
+    prepare_sample(sample, builder.sequence_format, tokenizer, config, rng).append_to(builder)
 
 
 def prepare_reference(
     original: Image.Image,
-    form: SequenceFormat,
+    sequence_format: SequenceFormat,
     config: PackingConfig,
     *,
     drop: tuple[bool, ...] = (False, False),
@@ -265,12 +271,12 @@ def prepare_reference(
 
     Args:
         original: in RGB.
-        form: of the model.
+        sequence_format: of the model.
         config: limits of the sizes.
         drop: leave out the VAE version, the ViT version.
         candidates: the subjects in it, where known.
     """
-    vae, vit = config.resizes(form)
+    vae, vit = config.resizes(sequence_format)
     drop_vae, drop_vit = drop
     resized = vae.resize(original) if config.vit_source == "vae_resized" else None
     vit_tensor = meant = vae_tensor = None

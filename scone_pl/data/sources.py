@@ -86,7 +86,7 @@ class Mixture:
     def __init__(
         self,
         sources: Sequence[Source],
-        form: SequenceFormat,
+        sequence_format: SequenceFormat,
         tokenizer: Tokenizer,
         packing: PackingConfig,
         storage: StorageConfig | None = None,
@@ -96,7 +96,7 @@ class Mixture:
 
         Args:
             sources: what to mix.
-            form: what the model expects.
+            sequence_format: what the model expects.
             tokenizer: counts the tokens of instructions.
             packing: how long samples become and how they are packed.
             storage: how sources behind a URL are fetched.
@@ -110,7 +110,7 @@ class Mixture:
             raise UserError(f"data.shuffle_window is {shuffle_window}; it must be at least 1 shard, or null for all")
         if not sources:
             raise UserError("the list of data sources is empty; give at least one folder of shards")
-        packing.check(form)
+        packing.check(sequence_format)
         self.sources = tuple(sources)
         for source in self.sources:
             source.check()
@@ -119,7 +119,7 @@ class Mixture:
         self.storage = storage or StorageConfig()
         self.shuffle_window = shuffle_window
         self._shard_ends = [np.cumsum([shard.samples for shard in shards.manifest.shards]) for shards in self.sets]
-        self.lengths = [_lengths(shards, form, tokenizer, packing) for shards in self.sets]
+        self.lengths = [_lengths(shards, sequence_format, tokenizer, packing) for shards in self.sets]
         """Per source (samples,) int64: tokens of every sample."""
         budget = packing.token_budget
         self.usable = [np.flatnonzero(lengths <= budget) for lengths in self.lengths]
@@ -277,11 +277,13 @@ def _restore(state: dict[str, object]) -> Mixture:
     return mixture
 
 
-def _lengths(shards: ShardSet, form: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig) -> np.ndarray:
+def _lengths(
+    shards: ShardSet, sequence_format: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig
+) -> np.ndarray:
     lengths = np.zeros(len(shards), dtype=np.int64)
     keys = np.zeros(len(shards), dtype=np.int64)
     for i, entry in enumerate(shards.entries()):
-        lengths[i] = sample_length(entry, form, tokenizer, packing)
+        lengths[i] = sample_length(entry, sequence_format, tokenizer, packing)
         keys[i] = hash(entry.key)
     if (again := shards.index.first_repeated(keys)) is not None:
         raise UserError(

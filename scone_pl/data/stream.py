@@ -32,7 +32,7 @@ _MOST_EMPTY_PACKS = 16
 
 
 @dataclass(frozen=True)
-class Place:
+class StreamPosition:
     """Where in the stream a batch comes from."""
 
     epoch: int
@@ -47,14 +47,14 @@ class Batch:
     """What a step gets: one packed sequence and where it comes from."""
 
     sequence: PackedSequence
-    place: Place
+    position: StreamPosition
     seed: int
     """For everything random that the step does with it (noise): depends on seed and place only."""
     seen: int = 0
     """Samples met for it, skipped ones included; over all ranks once the data module has passed it on."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Samples left out of it, per reason; over all ranks once the data module has passed it on."""
-    complaints: tuple[str, ...] = ()
+    skip_messages: tuple[str, ...] = ()
     """Key and details of some of those."""
     samples: tuple[Sample, ...] = ()
     """The samples as read, in the order of the sequence (validation, test and prediction only)."""
@@ -80,7 +80,7 @@ class PackMaker:
     """Makes batches out of planned packs."""
 
     mixture: Mixture
-    form: SequenceFormat
+    sequence_format: SequenceFormat
     tokenizer: Tokenizer
     packing: PackingConfig
     seed: int
@@ -89,67 +89,69 @@ class PackMaker:
     keep_samples: bool = False
     """Whether to put the samples as read into the batch."""
 
-    def make(self, packs: tuple[tuple[Draw, ...], ...], place: Place) -> Batch:
-        """The batch of pack `place.pack`; if none of its samples is readable, of the next one that has any.
+    def make(self, packs: tuple[tuple[Draw, ...], ...], position: StreamPosition) -> Batch:
+        """The batch of pack `position.pack`; if none of its samples is readable, of the next one that has any.
 
         Args:
             packs: all packs of the epoch.
-            place: which to make.
+            position: which to make.
 
         Raises:
             UserError: too many packs in a row without a readable sample.
         """
         skipped: Counter[str] = Counter()
-        complaints: list[str] = []
+        skip_messages: list[str] = []
         tries = min(len(packs), _MOST_EMPTY_PACKS)
         for step in range(tries):
-            batch = self._make_one(packs[(place.pack + step) % len(packs)], place, repeated=step)
+            batch = self._make_one(packs[(position.pack + step) % len(packs)], position, repeated=step)
             skipped.update(batch.skipped)
-            complaints += batch.complaints
+            skip_messages += batch.skip_messages
             if len(batch.sequence):
                 seen = batch.sequence.num_samples + skipped.total()
-                return dataclasses.replace(batch, seen=seen, skipped=dict(skipped), complaints=tuple(complaints[:4]))
+                return dataclasses.replace(
+                    batch, seen=seen, skipped=dict(skipped), skip_messages=tuple(skip_messages[:4])
+                )
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
         paths = " ".join(sorted({source.path for source in self.mixture.sources}))
         raise UserError(f"{tries} packs in a row hold no readable sample ({reasons}); run `shards verify` on {paths}")
 
-    def _make_one(self, draws: tuple[Draw, ...], place: Place, repeated: int) -> Batch:
-        prepared, skipped, complaints = [], Counter[str](), []
+    def _make_one(self, draws: tuple[Draw, ...], position: StreamPosition, repeated: int) -> Batch:
+        prepared, skipped, skip_messages = [], Counter[str](), []
         for draw in draws:
             try:
                 sample = self.mixture.read(draw)
                 # `repeated` > 0: a stand-in for an unreadable pack, seen twice in the epoch with other noise.
-                rng = generator(self.purpose, self.seed, place.epoch, draw.source, sample.key, draw.copy, repeated)
-                ready = prepare_sample(sample, self.form, self.tokenizer, self.packing, rng)
+                rng = generator(self.purpose, self.seed, position.epoch, draw.source, sample.key, draw.copy, repeated)
+                ready = prepare_sample(sample, self.sequence_format, self.tokenizer, self.packing, rng)
                 if ready.target is None and ready.answer is None and self.purpose != "predict":
                     raise BrokenSampleError("missing target", f"{sample.key} has no target image and no answer")
                 if not sample.instruction.strip() and self.purpose != "predict":
                     raise BrokenSampleError("missing instruction", f"{sample.key} has an empty instruction")
             except BrokenSampleError as error:
                 skipped[error.reason] += 1
-                complaints.append(f"{self.mixture.name_of(draw)}: {error.reason}: {error}")
+                skip_messages.append(f"{self.mixture.name_of(draw)}: {error.reason}: {error}")
                 continue
             prepared.append((ready, sample))
         # Equal layouts side by side: attention takes such neighbours in one call.
         prepared.sort(key=lambda pair: pair[0].layout)
-        builder = SequenceBuilder(self.form)
+        builder = SequenceBuilder(self.sequence_format)
         for ready, _ in prepared:
             ready.append_to(builder)
         return Batch(
             sequence=builder.build(),
-            place=place,
-            seed=seed_of("step", self.purpose, self.seed, place.epoch, place.pack),
+            position=position,
+            seed=seed_of("step", self.purpose, self.seed, position.epoch, position.pack),
             skipped=dict(skipped),
-            complaints=tuple(complaints),
+            skip_messages=tuple(skip_messages),
             samples=tuple(sample for _, sample in prepared) if self.keep_samples else (),
         )
 
-    def make_or_fail(self, packs: tuple[tuple[Draw, ...], ...], place: Place) -> Batch:
+    def make_or_fail(self, packs: tuple[tuple[Draw, ...], ...], position: StreamPosition) -> Batch:
         """Like `make`, but errors for the user travel in the batch: a DataLoader would bury them in a traceback."""
         try:
-            return self.make(packs, place)
+            return self.make(packs, position)
         except UserError as error:
-            return Batch(SequenceBuilder(self.form).build(), place, seed=0, failure=str(error))
+            return Batch(SequenceBuilder(self.sequence_format).build(), position, seed=0, failure=str(error))
 
 
 @dataclass
@@ -186,24 +188,24 @@ class PackStream(IterableDataset):
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _worker()
         number = self.cursor.consumed + self.world_size * worker + self.rank
-        places, prefetcher = self._places(number, self.world_size * workers), Prefetcher(self.maker.mixture)
-        for (place, packs), new in ahead(places, self.maker.mixture.storage.prefetch_packs):
+        positions, prefetcher = self._positions(number, self.world_size * workers), Prefetcher(self.maker.mixture)
+        for (position, packs), new in ahead(positions, self.maker.mixture.storage.prefetch_packs):
             for coming, its_packs in new:
                 prefetcher.want(its_packs[coming.pack])
-            yield self.maker.make_or_fail(packs, place)
+            yield self.maker.make_or_fail(packs, position)
 
-    def _places(self, number: int, step: int) -> Iterator[tuple[Place, tuple[tuple[Draw, ...], ...]]]:
+    def _positions(self, number: int, step: int) -> Iterator[tuple[StreamPosition, tuple[tuple[Draw, ...], ...]]]:
         epoch, start = self.cursor.epoch, self.cursor.epoch_start
         if self.repeated:
             packs = self.maker.mixture.plan(self.maker.seed, 0)
             length = min(self.repeated * self.world_size, len(packs))
             while True:
-                yield Place(0, number % length, number), packs
+                yield StreamPosition(0, number % length, number), packs
                 number += step
         while True:
             packs = self.maker.mixture.plan(self.maker.seed, epoch)
             while number < start + len(packs):
-                yield Place(epoch, number - start, number), packs
+                yield StreamPosition(epoch, number - start, number), packs
                 number += step
             epoch, start = epoch + 1, start + len(packs)
 
@@ -227,7 +229,7 @@ class FixedPacks(IterableDataset):
         worker, workers = _worker()
         for step in range(worker, self.packs_per_rank, workers):
             pack = (self.world_size * step + self.rank) % len(self.packs)
-            yield self.maker.make_or_fail(self.packs, Place(0, pack, pack))
+            yield self.maker.make_or_fail(self.packs, StreamPosition(0, pack, pack))
 
 
 class SingleSamples(FixedPacks):

@@ -19,7 +19,7 @@ from scone_pl.model.sequence import SequenceFormat
 class TokenCounter:
     """Counts the tokens of samples before dropout, from their index entries."""
 
-    form: SequenceFormat
+    sequence_format: SequenceFormat
     tokenizer: Tokenizer
     packing: PackingConfig
 
@@ -27,26 +27,26 @@ class TokenCounter:
     def published(cls, tokenizer: Tokenizer | None = None) -> TokenCounter:
         """As the published 7B model is trained (specification 2 and 3); without a tokenizer a byte is a token."""
         tokenizer = tokenizer or byte_tokenizer()
-        form = SequenceFormat(
+        sequence_format = SequenceFormat(
             special=tokenizer.special,
             latent_stride=16,
             latent_positions_per_side=64,
             vit_patch_size=14,
             vit_positions_per_side=70,
         )
-        return cls(form, tokenizer, PackingConfig())
+        return cls(sequence_format, tokenizer, PackingConfig())
 
     def __call__(self, entry: IndexEntry) -> int:
         """Tokens of one sample."""
-        return sample_length(entry, self.form, self.tokenizer, self.packing)
+        return sample_length(entry, self.sequence_format, self.tokenizer, self.packing)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that a count depends on besides the sample; JSON, equal where counts are equal."""
         plain = self.tokenizer.fingerprint == byte_tokenizer().fingerprint
         return {
-            "vae_resize": {**asdict(self.packing.vae_resize), "stride": self.form.latent_stride},
-            "vit_resize": {**asdict(self.packing.vit_resize), "stride": self.form.vit_patch_size},
+            "vae_resize": {**asdict(self.packing.vae_resize), "stride": self.sequence_format.latent_stride},
+            "vit_resize": {**asdict(self.packing.vit_resize), "stride": self.sequence_format.vit_patch_size},
             "vit_source": self.packing.vit_source,
             "targets_per_sample": self.packing.targets_per_sample,
             "tokenizer": "bytes" if plain else self.tokenizer.fingerprint,

@@ -29,8 +29,8 @@ def typical_pack(config: SconeConfig, packing: PackingConfig, references: int = 
     Raises:
         UserError: a budget that holds no sample.
     """
-    form = config.sequence_format(SpecialTokens(0, 1, 2, 3))
-    vae, vit = (resize.max_size / resize.stride for resize in packing.resizes(form))
+    sequence_format = config.sequence_format(SpecialTokens(0, 1, 2, 3))
+    vae, vit = (resize.max_size / resize.stride for resize in packing.resizes(sequence_format))
     images = references + packing.targets_per_sample
     frames = 2 * (images + references + 1)
     answer = labels + 1 if labels else 0  # its first token is no label
@@ -47,7 +47,7 @@ def typical_pack(config: SconeConfig, packing: PackingConfig, references: int = 
     left = budget - samples * (
         images * sides[0] ** 2 + references * sides[1] ** 2 + frames + words
     )  # rounding: goes to the words of the first samples
-    builder = SequenceBuilder(form)
+    builder = SequenceBuilder(sequence_format)
     for sample in range(samples):
         builder.begin_sample()
         for number in range(references):

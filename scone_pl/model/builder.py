@@ -20,9 +20,9 @@ class SequenceBuilder:
     `add_vae` and `add_vit`; `add_text`; `add_target`), then the next sample; `build` at the end.
     """
 
-    def __init__(self, form: SequenceFormat) -> None:
-        """`form`: what the model expects, see `SequenceFormat`."""
-        self.form = form
+    def __init__(self, sequence_format: SequenceFormat) -> None:
+        """`sequence_format`: what the model expects, see `SequenceFormat`."""
+        self.sequence_format = sequence_format
         self._splits: list[Split] = []
         self._text_ids: list[int] = []
         self._patches: list[Tensor] = []
@@ -57,7 +57,7 @@ class SequenceBuilder:
 
     def add_text(self, ids: list[int], *, loss: bool = False) -> None:
         """Adds `begin ids end`; with `loss` the language head must predict every id and the end token (spec. 4)."""
-        framed = [self.form.special.begin_text, *ids, self.form.special.end_text]
+        framed = [self.sequence_format.special.begin_text, *ids, self.sequence_format.special.end_text]
         split = self._append(SplitKind.TEXT, len(framed), labelled=loss)
         self._text_ids += framed
         if loss:
@@ -76,17 +76,18 @@ class SequenceBuilder:
         Raises:
             ValueError: sides that are no multiples of the patch size, or a grid over the position table.
         """
-        grid = _grid(image, self.form.vit_patch_size, self.form.vit_positions_per_side, "ViT")
-        rows = self.form.vit_positions
-        if rows is not None and (grid[0] - 1) * self.form.vit_positions_per_side + grid[1] > rows:
+        grid = _grid(image, self.sequence_format.vit_patch_size, self.sequence_format.vit_positions_per_side, "ViT")
+        rows = self.sequence_format.vit_positions
+        if rows is not None and (grid[0] - 1) * self.sequence_format.vit_positions_per_side + grid[1] > rows:
+            largest = self.sequence_format.vit_largest_side * self.sequence_format.vit_patch_size
             raise ValueError(
                 f"a ViT image of {grid[0]} x {grid[1]} tokens has positions beyond the {rows} rows of the ViT's table: "
-                f"use images of at most {self.form.vit_largest_side * self.form.vit_patch_size} pixels a side"
+                f"use images of at most {largest} pixels a side"
             )
         self._append(SplitKind.VIT, grid[0] * grid[1] + 2, grid=grid, image=reference)
         self._frame_image()
-        self._patches.append(patchify_image(image, self.form.vit_patch_size))
-        self._vit_positions.append(grid_positions(grid, self.form.vit_positions_per_side))
+        self._patches.append(patchify_image(image, self.sequence_format.vit_patch_size))
+        self._vit_positions.append(grid_positions(grid, self.sequence_format.vit_positions_per_side))
         self._meant.append(torch.full((grid[0] * grid[1],), math.nan) if meant is None else meant.flatten().float())
         self._position += 1
 
@@ -108,14 +109,14 @@ class SequenceBuilder:
         self._position += 1
 
     def _add_latents(self, kind: SplitKind, image: Tensor, logit: float, pixels: int, reference: int | None) -> None:
-        grid = _grid(image, self.form.latent_stride, self.form.latent_positions_per_side, "VAE")
+        grid = _grid(image, self.sequence_format.latent_stride, self.sequence_format.latent_positions_per_side, "VAE")
         self._append(kind, grid[0] * grid[1] + 2, grid=grid, image=reference, pixels=pixels)
         self._frame_image()
-        self._latent_positions.append(grid_positions(grid, self.form.latent_positions_per_side))
+        self._latent_positions.append(grid_positions(grid, self.sequence_format.latent_positions_per_side))
         self._timestep_logits.append(logit)
 
     def _frame_image(self) -> None:
-        self._text_ids += [self.form.special.start_image, self.form.special.end_image]
+        self._text_ids += [self.sequence_format.special.start_image, self.sequence_format.special.end_image]
 
     @property
     def length(self) -> int:
@@ -136,9 +137,9 @@ class SequenceBuilder:
         none = torch.zeros(0, dtype=torch.int64)
         return PackedSequence(
             splits=tuple(self._splits),
-            special=self.form.special,
+            special=self.sequence_format.special,
             text_ids=torch.tensor(self._text_ids, dtype=torch.int64),
-            vit_patches=cat(self._patches, torch.zeros(0, 3 * self.form.vit_patch_size**2)),
+            vit_patches=cat(self._patches, torch.zeros(0, 3 * self.sequence_format.vit_patch_size**2)),
             vit_positions=cat(self._vit_positions, none),
             latent_positions=cat(self._latent_positions, none),
             timestep_logits=torch.tensor(self._timestep_logits, dtype=torch.float32),

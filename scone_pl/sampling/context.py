@@ -39,9 +39,9 @@ class Prompt:
         shapes = tuple((tuple(vae.shape), tuple(vit.shape)) for vae, vit in self.references)
         return (self.size, len(self.references), self.text_length, shapes)
 
-    def grid(self, form: SequenceFormat) -> tuple[int, int]:
+    def grid(self, sequence_format: SequenceFormat) -> tuple[int, int]:
         """Rows and columns of the picture's tokens."""
-        return self.size[0] // form.latent_stride, self.size[1] // form.latent_stride
+        return self.size[0] // sequence_format.latent_stride, self.size[1] // sequence_format.latent_stride
 
     @property
     def text_length(self) -> int:
@@ -83,18 +83,23 @@ class Contexts:
 
 
 def prefill(
-    model: Scone, form: SequenceFormat, prompts: Sequence[Prompt], bridge: BridgeConfig | None, *, references: bool
+    model: Scone,
+    sequence_format: SequenceFormat,
+    prompts: Sequence[Prompt],
+    bridge: BridgeConfig | None,
+    *,
+    references: bool,
 ) -> Contexts:
     """Runs the contexts of all prompts once, keeping keys and values.
 
     Args:
         model: in eval mode.
-        form: of the model, with its special tokens.
+        sequence_format: of the model, with its special tokens.
         prompts: sorted by `Prompt.layout`.
         bridge: what to hide from the targets; None = nothing.
         references: False = the instructions alone.
     """
-    builder = SequenceBuilder(form)
+    builder = SequenceBuilder(sequence_format)
     positions, places = [], []
     for number, prompt in enumerate(prompts):
         shown = prompt.references if references else ()
@@ -119,11 +124,11 @@ def prefill(
     reference = pack.reference_tokens
     whole = [
         ContextCache(span, num_own, reference, blocked, bridge, bias)
-        for span, num_own in _spans(form, prompts, pack, places)
+        for span, num_own in _spans(sequence_format, prompts, pack, places)
     ]
     caches: Sequence[ContextCache | DroppingCache] = whole
     if bridge is not None and state is not None and state.remaining is not None:
-        spans = _spans(form, prompts, state.remaining.pack, places)
+        spans = _spans(sequence_format, prompts, state.remaining.pack, places)
         caches = _dropping(whole, spans, state.remaining, bridge.source_layer)
     # Layer by layer, so that what was recorded and what the caches hold are never both there in full.
     for layer in list(record.keys):
@@ -146,12 +151,12 @@ def _dropping(
 
 
 def _spans(
-    form: SequenceFormat, prompts: Sequence[Prompt], pack: PackedSequence, places: list[int]
+    sequence_format: SequenceFormat, prompts: Sequence[Prompt], pack: PackedSequence, places: list[int]
 ) -> list[tuple[ContextSpan, int]]:
     """Runs of prompts of equal layout, and the length of their targets with frame.
 
     Args:
-        form: of the model.
+        sequence_format: of the model.
         prompts: sorted by layout.
         pack: their contexts.
         places: per sample of the pack its prompt.
@@ -162,7 +167,7 @@ def _spans(
     spans, start, number = [], 0, 0
     for _, run in groupby(prompts, key=lambda prompt: prompt.layout):
         alike = list(run)
-        rows, columns = alike[0].grid(form)
+        rows, columns = alike[0].grid(sequence_format)
         span = ContextSpan(start, len(alike), lengths[number], alike[0].text_length)
         spans.append((span, rows * columns + 2))
         start, number = start + len(alike) * span.length, number + len(alike)

@@ -60,18 +60,18 @@ class TokenCount:
         return self.vae + self.vit + self.frames + self.text
 
 
-def count_prompt(prompt: Prompt, form: SequenceFormat) -> TokenCount:
+def count_prompt(prompt: Prompt, sequence_format: SequenceFormat) -> TokenCount:
     """Counts a prompt."""
 
     def tokens(height: int, width: int, stride: int) -> int:
         return (height // stride) * (width // stride)
 
     return TokenCount(
-        vae=sum(tokens(*vae.shape[-2:], form.latent_stride) for vae, _ in prompt.references),
-        vit=sum(tokens(*vit.shape[-2:], form.vit_patch_size) for _, vit in prompt.references),
+        vae=sum(tokens(*vae.shape[-2:], sequence_format.latent_stride) for vae, _ in prompt.references),
+        vit=sum(tokens(*vit.shape[-2:], sequence_format.vit_patch_size) for _, vit in prompt.references),
         frames=4 * len(prompt.references),
         text=prompt.text_length,
-        target=tokens(*prompt.size, form.latent_stride) + 2,
+        target=tokens(*prompt.size, sequence_format.latent_stride) + 2,
     )
 
 
@@ -113,7 +113,7 @@ class MemoryEstimate:
 
 def estimate_memory(
     config: SconeConfig,
-    form: SequenceFormat,
+    sequence_format: SequenceFormat,
     prompts: Sequence[Prompt],
     sampling: SamplingConfig,
     dtype: torch.dtype = torch.bfloat16,
@@ -122,14 +122,14 @@ def estimate_memory(
 
     Args:
         config: of the model.
-        form: likewise.
+        sequence_format: likewise.
         prompts: what to draw.
         sampling: decides the guidance branches.
         dtype: of weights and activations.
     """
     size = dtype.itemsize
     decoder = config.decoder
-    counts = [count_prompt(prompt, form) for prompt in prompts]
+    counts = [count_prompt(prompt, sequence_format) for prompt in prompts]
     of_token = decoder.num_layers * 2 * decoder.num_kv_heads * decoder.head_dim * size
     guided = sampling.guidance.text_scale > 1
     text_only = guided and sampling.guidance.needs_image_branch and any(p.references for p in prompts)

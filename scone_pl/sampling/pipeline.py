@@ -94,8 +94,8 @@ class SconePipeline:
             UserError: the tokenizer has ids that the model has no embedding for.
         """
         self.model, self.tokenizer = model, tokenizer
-        self.form = model.sequence_format(tokenizer.special)
-        self.packing = packing or PackingConfig.for_inference(self.form)
+        self.sequence_format = model.sequence_format(tokenizer.special)
+        self.packing = packing or PackingConfig.for_inference(self.sequence_format)
         if isinstance(tokenizer, Tokenizer):
             tokenizer.check_embedding(model.config.decoder.vocab_size)
 
@@ -129,8 +129,8 @@ class SconePipeline:
         model.attention = attention
         if compile:
             compile_layers(model)
-        form = model.sequence_format(tokenizer.special)
-        return cls(model, tokenizer, PackingConfig.for_inference(form, exif_orientation))
+        sequence_format = model.sequence_format(tokenizer.special)
+        return cls(model, tokenizer, PackingConfig.for_inference(sequence_format, exif_orientation))
 
     @property
     def device(self) -> torch.device:
@@ -154,13 +154,13 @@ class SconePipeline:
         Raises:
             UserError: see `__call__`.
         """
-        size = picture_size(self.form, height, width)
+        size = picture_size(self.sequence_format, height, width)
         made = [
             make_prompt(
                 load_all(references, self.packing.exif_orientation),
                 words,
                 size,
-                self.form,
+                self.sequence_format,
                 self.tokenizer,
                 self.packing,
             )
@@ -245,7 +245,7 @@ class SconePipeline:
             if callback_on_step_end is not None:
                 callback_on_step_end(self, step, t, {"latents": x, "velocity": velocity})
 
-        found = sample(self.model, self.form, prompts, config, noise, on_step)
+        found = sample(self.model, self.sequence_format, prompts, config, noise, on_step)
         maps = None if bridge is None else [reference_maps(p, f) for p, f in zip(prompts, found, strict=True)]
         return PipelineOutput([self._output(f, output_type) for f in found], maps)
 
@@ -257,7 +257,7 @@ class SconePipeline:
     ) -> list[Tensor]:
         if latents is not None:
             given = [latents] if isinstance(latents, Tensor) and latents.ndim == 2 else list(latents)
-            rows, columns = prompts[0].grid(self.form)
+            rows, columns = prompts[0].grid(self.sequence_format)
             shape = (rows * columns, self.model.config.latent_token_size)
             if len(given) != len(prompts) or any(tuple(x.shape) != shape for x in given):
                 raise UserError(f"latents must be {len(prompts)} tensor(s) of shape {shape} for pictures of this size")
@@ -267,7 +267,7 @@ class SconePipeline:
             raise UserError(f"there are {len(generators)} generators for {len(prompts)} prompts; give one each, or one")
         if any(g is not None and g.device.type != "cpu" for g in generators):
             raise UserError("noise is drawn on the CPU so that devices agree; give torch.Generator() without a device")
-        return [initial_noise(p, self.model, self.form, g) for p, g in zip(prompts, generators, strict=True)]
+        return [initial_noise(p, self.model, self.sequence_format, g) for p, g in zip(prompts, generators, strict=True)]
 
     def _output(self, found: SampledLatents, output_type: OutputType) -> Any:
         if output_type == "latent":

@@ -25,7 +25,7 @@ def make_prompt(
     images: Sequence[Image.Image],
     instruction: str,
     size: tuple[int, int],
-    form: SequenceFormat,
+    sequence_format: SequenceFormat,
     tokenizer: Tokenizer,
     packing: PackingConfig,
 ) -> Prompt:
@@ -35,26 +35,28 @@ def make_prompt(
         images: in the order in which the instruction counts them.
         instruction: what to draw; an empty one is encoded as begin and end tokens, as the release does.
         size: height and width of the picture in pixels.
-        form: of the model.
+        sequence_format: of the model.
         tokenizer: of the model.
         packing: sizes to which references are brought; `PackingConfig.for_inference` are the release's.
 
     Raises:
         UserError: the instruction has a word that a word tokenizer does not know.
     """
-    prepared = [prepare_reference(image, form, packing) for image in images]
+    prepared = [prepare_reference(image, sequence_format, packing) for image in images]
     references = tuple((r.vae, r.vit) for r in prepared)
     return Prompt(references, tuple(tokenizer.encode(instruction)), size)  # type: ignore[arg-type]
 
 
-def picture_size(form: SequenceFormat, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+def picture_size(
+    sequence_format: SequenceFormat, height: int | None = None, width: int | None = None
+) -> tuple[int, int]:
     """Height and width in pixels, checked; None = 1024, or the largest that the position table holds.
 
     Raises:
         UserError: a side that is no multiple of a token's or over the position table; the message says what would do.
     """
-    stride = form.latent_stride
-    largest = form.latent_positions_per_side * stride
+    stride = sequence_format.latent_stride
+    largest = sequence_format.latent_positions_per_side * stride
     sides = []
     for name, side in (("height", height), ("width", width)):
         side = min(PUBLISHED_SIDE // stride * stride, largest) if side is None else side

@@ -67,7 +67,7 @@ StepCallback = Callable[[int, float, Tensor, Tensor], None]
 @torch.no_grad()
 def sample(
     model: Scone,
-    form: SequenceFormat,
+    sequence_format: SequenceFormat,
     prompts: Sequence[Prompt],
     config: SamplingConfig,
     noise: Sequence[Tensor],
@@ -77,7 +77,7 @@ def sample(
 
     Args:
         model: in eval mode.
-        form: of the model, with its special tokens.
+        sequence_format: of the model, with its special tokens.
         prompts: what to draw.
         config: how.
         noise: per prompt the initial (T, P).
@@ -86,7 +86,7 @@ def sample(
     # Attention batches adjacent targets of equal layout, so those with equal contexts go side by side.
     order = sorted(range(len(prompts)), key=lambda i: prompts[i].layout)
     prompts, noise = [prompts[i] for i in order], [noise[i] for i in order]
-    branches = _GuidanceBranches(model, form, prompts, config)
+    branches = _GuidanceBranches(model, sequence_format, prompts, config)
     device = model.vae2llm.weight.device
     latents = torch.cat([n.to(device) for n in noise])
     sizes = [len(n) for n in noise]
@@ -107,23 +107,25 @@ def sample(
     results: list[SampledLatents | None] = [None] * len(prompts)
     maps = branches.full.bridge_maps()
     for place, tokens, prompt, found in zip(order, latents.split(sizes), prompts, maps, strict=True):
-        results[place] = SampledLatents(tokens, prompt.grid(form), *found)
+        results[place] = SampledLatents(tokens, prompt.grid(sequence_format), *found)
     return results  # type: ignore[return-value]
 
 
 class _GuidanceBranches:
     """The contexts that guide some pictures, and their velocities."""
 
-    def __init__(self, model: Scone, form: SequenceFormat, prompts: Sequence[Prompt], config: SamplingConfig) -> None:
-        self.model, self.form, self.guidance = model, form, config.guidance
-        self.full = prefill(model, form, prompts, config.bridge, references=True)
+    def __init__(
+        self, model: Scone, sequence_format: SequenceFormat, prompts: Sequence[Prompt], config: SamplingConfig
+    ) -> None:
+        self.model, self.sequence_format, self.guidance = model, sequence_format, config.guidance
+        self.full = prefill(model, sequence_format, prompts, config.bridge, references=True)
         # Without references the context "instruction only" is the full one: nothing to compute twice. But sharded, all
         # ranks must make the same passes, whatever their prompts.
         differs = model.runs_towers_always or any(p.references for p in prompts)
         self._needs_text_only = self.guidance.needs_image_branch and differs
         self._text_only = None
         if self.guidance.text_scale > 1 and self._needs_text_only:
-            self._text_only = prefill(model, form, prompts, None, references=False)
+            self._text_only = prefill(model, sequence_format, prompts, None, references=False)
 
     def velocity(self, latents: Tensor, t: float, sizes: list[int], *, guided: bool) -> Tensor:
         """`latents` (all target tokens, P) at time `t`, `sizes` tokens each -> the velocity, of that shape."""
@@ -138,23 +140,23 @@ class _GuidanceBranches:
 
     @cached_property
     def _plain(self) -> _Targets:
-        return _Targets(self.model, self.form, [(self.full, True)])
+        return _Targets(self.model, self.sequence_format, [(self.full, True)])
 
     @cached_property
     def _guided(self) -> _Targets:
         contexts = [(self.full, True), (self.full, False)]
         if self._text_only is not None:
             contexts.append((self._text_only, True))
-        return _Targets(self.model, self.form, contexts)
+        return _Targets(self.model, self.sequence_format, contexts)
 
 
 class _Targets:
     """The target splits of some guidance branches, packed once for all steps."""
 
-    def __init__(self, model: Scone, form: SequenceFormat, contexts: list[tuple[Contexts, bool]]) -> None:
+    def __init__(self, model: Scone, sequence_format: SequenceFormat, contexts: list[tuple[Contexts, bool]]) -> None:
         """`contexts`: per branch what its targets see, and whether with the instruction."""
         self.model, self.num_branches = model, len(contexts)
-        builder = SequenceBuilder(form)
+        builder = SequenceBuilder(sequence_format)
         for context, with_text in contexts:
             positions = context.next_position if with_text else context.positions_without_text
             for prompt, position in zip(context.prompts, positions, strict=True):
@@ -173,10 +175,10 @@ class _Targets:
 
 
 def initial_noise(
-    prompt: Prompt, model: Scone, form: SequenceFormat, generator: torch.Generator | None = None
+    prompt: Prompt, model: Scone, sequence_format: SequenceFormat, generator: torch.Generator | None = None
 ) -> Tensor:
     """(T, P) float32 drawn on the CPU, so that the device does not change a picture."""
-    rows, columns = prompt.grid(form)
+    rows, columns = prompt.grid(sequence_format)
     return torch.randn(rows * columns, model.config.latent_token_size, generator=generator)
 
 

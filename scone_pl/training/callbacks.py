@@ -113,7 +113,7 @@ class DataProgress(pl.Callback):
         data = trainer.datamodule
         data.consumed(batch)
         if trainer.global_step % trainer.log_every_n_steps == 0:
-            pl_module.log("data/epoch", float(batch.place.epoch))
+            pl_module.log("data/epoch", float(batch.position.epoch))
             pl_module.log("data/seen", float(data.seen))
             for reason, count in data.skipped.items():
                 pl_module.log(f"data/skipped/{reason}", float(count))

@@ -16,7 +16,7 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
-def form(tokenizer):
+def sequence_format(tokenizer):
     return SequenceFormat(
         special=tokenizer.special,
         latent_stride=8,

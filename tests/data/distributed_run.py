@@ -39,7 +39,7 @@ class Tiny(pl.LightningModule):
         self.seen = []
 
     def training_step(self, batch, batch_idx):
-        self.seen.append([batch.place.number, batch.place.epoch, *batch.sequence.keys])
+        self.seen.append([batch.position.number, batch.position.epoch, *batch.sequence.keys])
         with (Path(self.options["out"]) / f"log{self.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps([self.global_step, *self.seen[-1]]) + "\n")
         if self.global_step == self.options.get("die_at") and self.global_rank == self.options.get("die_rank", 1):

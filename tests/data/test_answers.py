@@ -39,19 +39,23 @@ def test_answers_survive_the_shards_and_samples_without_look_as_ever(shards):
     assert ["answer" in json.loads(line) for line in lines] == [True, True, False, True, True]
 
 
-def test_the_index_tells_the_length_of_what_is_packed(shards, form, tokenizer, packing):
+def test_the_index_tells_the_length_of_what_is_packed(shards, sequence_format, tokenizer, packing):
     for entry, sample in zip(shards.index, SAMPLES, strict=True):
-        builder = SequenceBuilder(form)
-        prepared = prepare_sample(sample, form, tokenizer, packing.without_dropout(), np.random.default_rng(0))
+        builder = SequenceBuilder(sequence_format)
+        prepared = prepare_sample(
+            sample, sequence_format, tokenizer, packing.without_dropout(), np.random.default_rng(0)
+        )
         prepared.append_to(builder)
         lengths = [split.length for split in builder.build().splits]
-        assert tuple(lengths) == sample_layout(entry, form, tokenizer, packing)
+        assert tuple(lengths) == sample_layout(entry, sequence_format, tokenizer, packing)
 
 
-def test_an_answer_is_labelled_and_follows_its_question(form, tokenizer, packing):
-    builder = SequenceBuilder(form)
+def test_an_answer_is_labelled_and_follows_its_question(sequence_format, tokenizer, packing):
+    builder = SequenceBuilder(sequence_format)
     for sample in SAMPLES[:2]:
-        prepare_sample(sample, form, tokenizer, packing.without_dropout(), np.random.default_rng(0)).append_to(builder)
+        prepare_sample(
+            sample, sequence_format, tokenizer, packing.without_dropout(), np.random.default_rng(0)
+        ).append_to(builder)
     pack = builder.build()
     kinds = [[s.kind for s in splits] for splits in pack.by_sample]
     text, vit, vae = SplitKind.TEXT, SplitKind.VIT, SplitKind.VAE
@@ -67,10 +71,10 @@ def test_an_answer_is_labelled_and_follows_its_question(form, tokenizer, packing
     assert pack.instruction_index.tolist() == instructions
 
 
-def test_a_question_is_not_dropped(form, tokenizer, packing):
+def test_a_question_is_not_dropped(sequence_format, tokenizer, packing):
     always = dataclasses.replace(packing, instruction_dropout=1.0)
-    kept = prepare_sample(SAMPLES[0], form, tokenizer, always, np.random.default_rng(0))
-    dropped = prepare_sample(SAMPLES[2], form, tokenizer, always, np.random.default_rng(0))
+    kept = prepare_sample(SAMPLES[0], sequence_format, tokenizer, always, np.random.default_rng(0))
+    dropped = prepare_sample(SAMPLES[2], sequence_format, tokenizer, always, np.random.default_rng(0))
     assert kept.ids is not None
     assert dropped.ids is None
 
@@ -99,7 +103,7 @@ def test_an_answer_of_another_type_is_a_fault(shards):
 
 
 @pytest.mark.parametrize("chosen", [[0, 3, 4], [1], [2], [0, 1, 2, 3, 4]])
-def test_every_mixture_trains(chosen, form, tokenizer, packing, shards):
+def test_every_mixture_trains(chosen, sequence_format, tokenizer, packing, shards):
     """Packs of answers alone, of targets alone, and of both have finite losses and touch the right expert."""
     from scone_pl.data.tokenizer import byte_tokenizer
     from scone_pl.model.config import mini_photo
@@ -107,18 +111,18 @@ def test_every_mixture_trains(chosen, form, tokenizer, packing, shards):
     from scone_pl.training import losses
 
     config = dataclasses.replace(
-        mini_photo(byte_tokenizer().vocab_size), latent_positions_per_side=form.latent_positions_per_side
+        mini_photo(byte_tokenizer().vocab_size), latent_positions_per_side=sequence_format.latent_positions_per_side
     )
     model = random_model(config, 0).train()
-    form = model.sequence_format(tokenizer.special)
+    sequence_format = model.sequence_format(tokenizer.special)
     sizes = dataclasses.replace(
         packing.without_dropout(),
         vae_resize=type(packing.vae_resize)(max_size=32, min_size=16),
         vit_resize=type(packing.vit_resize)(max_size=28, min_size=14),
     )
-    builder = SequenceBuilder(form)
+    builder = SequenceBuilder(sequence_format)
     for i in chosen:
-        prepare_sample(SAMPLES[i], form, tokenizer, sizes, np.random.default_rng(i)).append_to(builder)
+        prepare_sample(SAMPLES[i], sequence_format, tokenizer, sizes, np.random.default_rng(i)).append_to(builder)
     pack = builder.build()
     clean = model.encode_images(pack)
     result = losses.flow_matching(model, pack, clean, torch.zeros_like(clean))

@@ -123,8 +123,8 @@ def test_verify_finds_each_problem(shard_folder, tmp_path):
     assert faults.total == 5
 
 
-def test_statistics(shard_folder, form, tokenizer, packing):
-    statistics = shard_statistics(shard_folder, TokenCounter(form, tokenizer, packing))
+def test_statistics(shard_folder, sequence_format, tokenizer, packing):
+    statistics = shard_statistics(shard_folder, TokenCounter(sequence_format, tokenizer, packing))
     assert statistics.samples == 60
     assert statistics.references == {0: 20, 1: 20, 2: 20}
     assert 0.5 < statistics.efficiency <= 1

@@ -235,7 +235,9 @@ def test_sets_without_checksums_are_read_and_never_signed_when_damaged(tmp_path)
 
 
 @pytest.mark.parametrize("bit", [0, 100, 124, 148, 156])
-def test_a_flipped_bit_in_a_header_loses_one_sample_in_every_reader(bit, pristine, tmp_path, form, tokenizer, packing):
+def test_a_flipped_bit_in_a_header_loses_one_sample_in_every_reader(
+    bit, pristine, tmp_path, sequence_format, tokenizer, packing
+):
     folder = copy_of(pristine, tmp_path / "set")
     with tarfile.open(folder / "00000.tar") as tar:
         second = [member for member in tar if member.name.startswith(BAD)][1]
@@ -277,15 +279,15 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_an_index_that_lies_makes_no_pack_too_long(lie, pristine, tmp_path, form, tokenizer, packing):
+def test_an_index_that_lies_makes_no_pack_too_long(lie, pristine, tmp_path, sequence_format, tokenizer, packing):
     folder = copy_of(pristine, tmp_path / "set")
     lines = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
     lines[2].update(LIES[lie])
     (folder / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     sign_index(folder)
     packing = dataclasses.replace(packing, token_budget=400, instruction_dropout=0.0)
-    mixture = Mixture([Source(str(folder))], form, tokenizer, packing)
-    stream = PackStream(PackMaker(mixture, form, tokenizer, packing, seed=3), Cursor())
+    mixture = Mixture([Source(str(folder))], sequence_format, tokenizer, packing)
+    stream = PackStream(PackMaker(mixture, sequence_format, tokenizer, packing, seed=3), Cursor())
     batches = [batch for _, batch in zip(mixture.plan(3, 0), stream, strict=False)]
     assert [reason for batch in batches for reason in batch.skipped] == ["index differs"]
     assert sorted(key for batch in batches for key in batch.sequence.keys) == [s.key for s in SAMPLES if s.key != BAD]

@@ -18,16 +18,16 @@ from scone_pl.errors import UserError
 class Recorder(pl.LightningModule):
     """Trains nothing, notes what it is given."""
 
-    def __init__(self, form, tokenizer):
+    def __init__(self, sequence_format, tokenizer):
         super().__init__()
-        self.sequence_format, self.tokenizer = form, tokenizer
+        self.sequence_format, self.tokenizer = sequence_format, tokenizer
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.log_ = []
         self.validated = []
         self.predicted = []
 
     def training_step(self, batch, batch_idx):
-        self.log_.append((batch.place.number, batch.sequence.keys, batch.sequence.timestep_logits.tolist()))
+        self.log_.append((batch.position.number, batch.sequence.keys, batch.sequence.timestep_logits.tolist()))
         self.trainer.datamodule.consumed(batch)
         return self.weight.sum()
 
@@ -44,7 +44,7 @@ class Recorder(pl.LightningModule):
 
 
 @pytest.fixture
-def build(shard_folder, packing, form, tokenizer, tmp_path):
+def build(shard_folder, packing, sequence_format, tokenizer, tmp_path):
     def build(max_steps=-1, folder=shard_folder, module_class=Recorder, callbacks=(), trainer=None, **options):
         source = [Source(str(folder))]
         data = PackedDataModule(train=source, packing=packing, seed=5, **{"val": source, "val_packs": 2, **options})
@@ -61,7 +61,7 @@ def build(shard_folder, packing, form, tokenizer, tmp_path):
             limit_val_batches=0,
             **(trainer or {}),
         )
-        return trainer, module_class(form, tokenizer), data
+        return trainer, module_class(sequence_format, tokenizer), data
 
     return build
 
@@ -132,7 +132,7 @@ def test_resume_on_another_number_of_ranks(build, monkeypatch):
                 data.load_state_dict(state)
             seen = []
             for _, batch in zip(range(steps), data.train_dataloader(), strict=False):
-                seen.append((batch.place.number, batch.sequence.keys))
+                seen.append((batch.position.number, batch.sequence.keys))
                 data.consumed(batch)
             modules.append((seen, data.state_dict()))
         states = [state for _, state in modules]
@@ -159,7 +159,7 @@ def test_changed_data_is_said_and_starts_an_epoch(build, tmp_path, packing, capl
 
 
 def test_overfitting_repeats_each_rank_s_first_packs_and_goes_on_repeating(build, tmp_path):
-    def place(number):
+    def position(number):
         return number % 2
 
     trainer, module, data = build(5)
@@ -167,12 +167,12 @@ def test_overfitting_repeats_each_rank_s_first_packs_and_goes_on_repeating(build
     trainer.fit(module, data)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     first = [keys for _, keys, _ in module.log_]
-    assert first == [first[place(i)] for i in range(5)]
+    assert first == [first[position(i)] for i in range(5)]
     assert first[0] != first[1]
     trainer, module, data = build(8, num_workers=2)
     data.overfit_packs = 2
     trainer.fit(module, data, ckpt_path=tmp_path / "a.ckpt", weights_only=False)
-    assert [keys for _, keys, _ in module.log_] == [first[place(i)] for i in range(5, 8)]
+    assert [keys for _, keys, _ in module.log_] == [first[position(i)] for i in range(5, 8)]
 
 
 def broken_copy(shard_folder, folder, count):
@@ -238,10 +238,10 @@ def test_no_validation_set_is_fine(build):
         ({"max_skipped_share": 2}, "max_skipped_share is 2"),
     ],
 )
-def test_wrong_settings_end_before_the_first_step(form, tokenizer, packing, shard_folder, options, message):
+def test_wrong_settings_end_before_the_first_step(sequence_format, tokenizer, packing, shard_folder, options, message):
     def prepare():
         data = PackedDataModule(**{"train": [Source(str(shard_folder))], "packing": packing, **options})
-        data.connect(form, tokenizer)
+        data.connect(sequence_format, tokenizer)
         data.setup("fit")
 
     with pytest.raises(UserError, match=message) as error:

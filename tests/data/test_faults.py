@@ -77,34 +77,34 @@ FAULTS = {
 }
 
 
-def epoch_of(folder, form, tokenizer, packing, storage=None):
+def epoch_of(folder, sequence_format, tokenizer, packing, storage=None):
     """Keys and skip counts of one epoch."""
-    mixture = Mixture([Source(str(folder))], form, tokenizer, packing, storage)
-    stream = PackStream(PackMaker(mixture, form, tokenizer, packing, seed=3), Cursor())
-    keys, skipped, complaints = [], Counter(), []
+    mixture = Mixture([Source(str(folder))], sequence_format, tokenizer, packing, storage)
+    stream = PackStream(PackMaker(mixture, sequence_format, tokenizer, packing, seed=3), Cursor())
+    keys, skipped, skip_messages = [], Counter(), []
     for _, batch in zip(mixture.plan(3, 0), stream, strict=False):
         keys += batch.sequence.keys
         skipped.update(batch.skipped)
-        complaints += batch.complaints
-    return keys, skipped, complaints
+        skip_messages += batch.skip_messages
+    return keys, skipped, skip_messages
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_sample_is_one_counted_skip(fault, form, tokenizer, packing, tmp_path):
+def test_a_broken_sample_is_one_counted_skip(fault, sequence_format, tokenizer, packing, tmp_path):
     spoil, reason = FAULTS[fault]
     samples = [make_sample(i, references=2) for i in range(12)]
     folder = write_raw(tmp_path / "s", samples, spoil)
-    keys, skipped, complaints = epoch_of(folder, form, tokenizer, packing)
+    keys, skipped, skip_messages = epoch_of(folder, sequence_format, tokenizer, packing)
     assert skipped == {reason: 1}
     assert sorted(keys) == sorted({s.key for s in samples} - {BAD})
-    assert len(complaints) == 1
-    assert BAD in complaints[0]
-    assert "00000.tar" in complaints[0]
+    assert len(skip_messages) == 1
+    assert BAD in skip_messages[0]
+    assert "00000.tar" in skip_messages[0]
     if fault not in ("missing target",):  # for prediction a set may lack targets, so it is no damage
         assert verify_shards(folder, progress=False).faults.counts[reason] == 1
 
 
-def test_a_torn_tar_loses_only_what_is_gone(form, tokenizer, packing, tmp_path):
+def test_a_torn_tar_loses_only_what_is_gone(sequence_format, tokenizer, packing, tmp_path):
     samples = [make_sample(i) for i in range(12)]
     write_shards(samples, tmp_path / "s", samples_per_shard=4, progress=False)
     tar = tmp_path / "s" / "00001.tar"
@@ -114,7 +114,7 @@ def test_a_torn_tar_loses_only_what_is_gone(form, tokenizer, packing, tmp_path):
     with pytest.raises(UserError, match=r"00001\.tar has \d+ bytes where"):
         ShardSet.open(tmp_path / "s")
     tar.write_bytes(whole[: entries[2].offset + 700].ljust(len(whole), b"\0"))  # the right size, the end lost
-    keys, skipped, _ = epoch_of(tmp_path / "s", form, tokenizer, packing)
+    keys, skipped, _ = epoch_of(tmp_path / "s", sequence_format, tokenizer, packing)
     assert len(keys) == 10
     assert skipped.total() == 2
 
@@ -135,13 +135,13 @@ def empty_set(folder):
     sign_index(folder)
 
 
-def test_duplicate_keys_and_empty_sources_end_before_the_first_step(form, tokenizer, packing, tmp_path):
+def test_duplicate_keys_and_empty_sources_end_before_the_first_step(sequence_format, tokenizer, packing, tmp_path):
     key_twice(tmp_path / "twice")
     with pytest.raises(UserError, match="two samples have the key 's0002'"):
-        Mixture([Source(str(tmp_path / "twice"))], form, tokenizer, packing)
+        Mixture([Source(str(tmp_path / "twice"))], sequence_format, tokenizer, packing)
     empty_set(tmp_path / "empty")
     with pytest.raises(UserError, match="holds no sample"):
-        Mixture([Source(str(tmp_path / "empty"))], form, tokenizer, packing)
+        Mixture([Source(str(tmp_path / "empty"))], sequence_format, tokenizer, packing)
 
 
 def launch(runs, timeout=150):
@@ -226,7 +226,7 @@ def test_two_ranks_agree_on_every_fault(tmp_path):
     assert found["fails"][0]["skipped"]["unreadable shard"] > 0
 
 
-def test_resume_on_other_ranks_and_workers_after_two_kills(form, tokenizer, packing, tmp_path):
+def test_resume_on_other_ranks_and_workers_after_two_kills(sequence_format, tokenizer, packing, tmp_path):
     """Real processes, SIGKILL in mid-step, over an epoch boundary."""
     write_shards([make_sample(i) for i in range(60)], tmp_path / "s", samples_per_shard=13, progress=False)
     common = {"folder": str(tmp_path / "s"), "out": str(tmp_path / "out"), "save_every": 2}
@@ -246,10 +246,10 @@ def test_resume_on_other_ranks_and_workers_after_two_kills(form, tokenizer, pack
             file.unlink()
         consumed = consumed_of(checkpoint)
         log += sorted(row for row in rows if row[0] < consumed)
-    mixture = Mixture([Source(str(tmp_path / "s"))], form, tokenizer, packing)
-    stream = PackStream(PackMaker(mixture, form, tokenizer, packing, seed=5), Cursor())
+    mixture = Mixture([Source(str(tmp_path / "s"))], sequence_format, tokenizer, packing)
+    stream = PackStream(PackMaker(mixture, sequence_format, tokenizer, packing, seed=5), Cursor())
     batches = itertools.islice(stream, len(log))
-    straight = [[batch.place.number, batch.place.epoch, *batch.sequence.keys] for batch in batches]
+    straight = [[batch.position.number, batch.position.epoch, *batch.sequence.keys] for batch in batches]
     assert {epoch for _, epoch, *_ in log} >= {0, 1}, "no epoch boundary"
     keys = Counter((epoch, key) for _, epoch, *keys in log for key in keys)
     expected = Counter((epoch, key) for _, epoch, *keys in straight for key in keys)

@@ -12,29 +12,34 @@ from data_helpers import make_sample
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scone_pl.data.loading import PackLoader
-from scone_pl.data.stream import Batch, Place
+from scone_pl.data.stream import Batch, StreamPosition
 from scone_pl.model.builder import SequenceBuilder
 
 
 class Batches(IterableDataset):
     """Batches that do not fit into a pipe (64 kB) if they are `large`."""
 
-    def __init__(self, form, large, count=4):
-        self.form, self.large, self.count = form, large, count
+    def __init__(self, sequence_format, large, count=4):
+        self.sequence_format, self.large, self.count = sequence_format, large, count
 
     def __iter__(self):
         for number in range(get_worker_info().id, self.count, get_worker_info().num_workers):
             sample = dataclasses.replace(make_sample(number), target=bytes(200_000 if self.large else 1))
-            yield Batch(SequenceBuilder(self.form).build(), Place(0, number, number), seed=0, samples=(sample,))
+            yield Batch(
+                SequenceBuilder(self.sequence_format).build(),
+                StreamPosition(0, number, number),
+                seed=0,
+                samples=(sample,),
+            )
 
 
 def numbers(batches):
-    return [batch.place.number for batch in batches]
+    return [batch.position.number for batch in batches]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_while_it_sends(form, workers):
-    batches = iter(PackLoader(Batches(form, large=True, count=40), form, workers))
+def test_killed_while_it_sends(sequence_format, workers):
+    batches = iter(PackLoader(Batches(sequence_format, large=True, count=40), sequence_format, workers))
     before = signal.getsignal(signal.SIGCHLD)
     assert next(batches).failure is None
     time.sleep(1)  # nobody reads: the pipe is full, a worker is in the middle of a batch
@@ -47,13 +52,13 @@ def test_killed_while_it_sends(form, workers):
     assert signal.getsignal(signal.SIGCHLD) is before
 
 
-def test_killed_while_it_is_waited_for(form):
+def test_killed_while_it_is_waited_for(sequence_format):
     class Stuck(Batches):
         def __iter__(self):
             yield from super().__iter__()
             time.sleep(60)
 
-    batches = iter(PackLoader(Stuck(form, large=False, count=1), form, 1))
+    batches = iter(PackLoader(Stuck(sequence_format, large=False, count=1), sequence_format, 1))
     assert next(batches).failure is None
     worker = multiprocessing.active_children()[0]
     threading.Timer(0.5, os.kill, (worker.pid, signal.SIGKILL)).start()
@@ -61,5 +66,5 @@ def test_killed_while_it_is_waited_for(form):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_end_of_the_data_is_no_death(form, workers):
-    assert numbers(PackLoader(Batches(form, large=False), form, workers)) == [0, 1, 2, 3]
+def test_the_end_of_the_data_is_no_death(sequence_format, workers):
+    assert numbers(PackLoader(Batches(sequence_format, large=False), sequence_format, workers)) == [0, 1, 2, 3]

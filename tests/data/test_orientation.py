@@ -88,23 +88,29 @@ def test_sets_without_the_rule_have_sizes_as_stored(source, tmp_path):
 @pytest.mark.parametrize("pixels", ["exact", "fast"])
 @pytest.mark.parametrize("stored", ["apply", "ignore"])
 @pytest.mark.parametrize("rule", ["apply", "ignore"])
-def test_training_turns_by_its_own_rule_and_packs_by_either(source, tmp_path, form, tokenizer, stored, rule, pixels):
+def test_training_turns_by_its_own_rule_and_packs_by_either(
+    source, tmp_path, sequence_format, tokenizer, stored, rule, pixels
+):
     shards = shards_of(source, tmp_path / "out", exif_orientation=stored)
     packing = PackingConfig(
         instruction_dropout=0.0,
-        vae_resize=ResizeLimits(max_size=form.latent_stride * form.latent_positions_per_side, min_size=8),
-        vit_resize=ResizeLimits(max_size=form.vit_patch_size * form.vit_positions_per_side, min_size=8),
+        vae_resize=ResizeLimits(
+            max_size=sequence_format.latent_stride * sequence_format.latent_positions_per_side, min_size=8
+        ),
+        vit_resize=ResizeLimits(
+            max_size=sequence_format.vit_patch_size * sequence_format.vit_positions_per_side, min_size=8
+        ),
         exif_orientation=rule,
         pixels=pixels,
     )
-    ready = prepare_sample(shards.read(0), form, tokenizer, packing, np.random.default_rng(0))
+    ready = prepare_sample(shards.read(0), sequence_format, tokenizer, packing, np.random.default_rng(0))
     for image in (ready.references[0].vae, ready.references[0].vit, ready.target):
         height, width = image.shape[1:]
         assert (height > width) == (rule == "apply")
         right = image[0, : height // 4, -(width // 4) :].mean()
         left = image[0, : height // 4, : width // 4].mean()
         assert (right > left) == (rule == "apply")
-    vae, vit = packing.resizes(form)
+    vae, vit = packing.resizes(sequence_format)
     lengths = [
         *(
             (i.shape[1] // s) * (i.shape[2] // s) + 2
@@ -114,15 +120,15 @@ def test_training_turns_by_its_own_rule_and_packs_by_either(source, tmp_path, fo
         len(ready.ids) + 2,
         (ready.target.shape[1] // vae.stride) * (ready.target.shape[2] // vae.stride) + 2,
     ]
-    assert list(sample_layout(shards.index[0], form, tokenizer, packing)) == lengths
+    assert list(sample_layout(shards.index[0], sequence_format, tokenizer, packing)) == lengths
 
 
 @pytest.mark.parametrize("rule", ["apply", "ignore"])
-def test_prompts_turn_by_the_rule(source, form, tokenizer, rule):
+def test_prompts_turn_by_the_rule(source, sequence_format, tokenizer, rule):
     record = {"key": "a", "instruction": "a", "input_images": ["b.jpg"]}
     (source / "prompts.jsonl").write_text(json.dumps(record))
     requests = read_requests([source / "prompts.jsonl"])
-    (batch,) = JsonlPrompts(requests, form, tokenizer, exif_orientation=rule)
+    (batch,) = JsonlPrompts(requests, sequence_format, tokenizer, exif_orientation=rule)
     assert batch.failure is None
     height, width = batch.sequence.images[0].shape[-2:]
     assert (height > width) == (rule == "apply")

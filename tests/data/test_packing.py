@@ -51,7 +51,7 @@ def test_golden_pack():
     special = SpecialTokens(
         tokens["bos_token_id"], tokens["eos_token_id"], tokens["start_of_image"], tokens["end_of_image"]
     )
-    form = SequenceFormat(
+    sequence_format = SequenceFormat(
         special=special,
         latent_stride=config["downsample"],
         latent_positions_per_side=config["scone"]["max_latent_size"],
@@ -62,7 +62,7 @@ def test_golden_pack():
         name: ResizeLimits(max_size=config[name]["max_image_size"], min_size=config[name]["min_image_size"])
         for name in ("vae_transform", "vit_transform")
     }
-    builder = SequenceBuilder(form)
+    builder = SequenceBuilder(sequence_format)
     for number, described in enumerate(expected["samples"]):
         images = [png(tensors[f"sample{number}.image{i}"].numpy()) for i in range(described["num_refs"] + 1)]
         sample = Sample(key=str(number), references=tuple(images[:-1]), instruction="", target=images[-1])
@@ -93,22 +93,22 @@ def test_golden_pack():
 
 @pytest.mark.parametrize("vit_source", ["original", "vae_resized"])
 @pytest.mark.parametrize("targets", [1, 3])
-def test_length_is_exact_without_decoding(shard_folder, form, tokenizer, packing, vit_source, targets):
+def test_length_is_exact_without_decoding(shard_folder, sequence_format, tokenizer, packing, vit_source, targets):
     config = dataclasses.replace(packing, vit_source=vit_source, targets_per_sample=targets).without_dropout()
     shards = ShardSet.open(shard_folder)
     for i, entry in enumerate(shards.index[:24]):
-        builder = SequenceBuilder(form)
+        builder = SequenceBuilder(sequence_format)
         add_sample(builder, shards.read(i), tokenizer, config, generator(i))
-        assert builder.length == sample_length(entry, form, tokenizer, config)
+        assert builder.length == sample_length(entry, sequence_format, tokenizer, config)
         layout = tuple(split.length for split in builder.build().splits)
-        assert layout == sample_layout(entry, form, tokenizer, config)
+        assert layout == sample_layout(entry, sequence_format, tokenizer, config)
 
 
-def test_splits_in_order_and_dropped_ones_keep_positions(form, tokenizer, packing):
+def test_splits_in_order_and_dropped_ones_keep_positions(sequence_format, tokenizer, packing):
     sample = make_sample(2)
 
     def splits(**changes):
-        builder = SequenceBuilder(form)
+        builder = SequenceBuilder(sequence_format)
         add_sample(builder, sample, tokenizer, dataclasses.replace(packing, **changes), generator(0))
         return [(split.kind.name, split.image, split.position) for split in builder.build().splits]
 
@@ -128,19 +128,21 @@ def test_splits_in_order_and_dropped_ones_keep_positions(form, tokenizer, packin
     assert splits(instruction_dropout=0, vit_dropout=1) == [full[0], full[2], *full[4:6]]
 
 
-def test_draws_depend_only_on_the_seed(form, tokenizer, packing):
+def test_draws_depend_only_on_the_seed(sequence_format, tokenizer, packing):
     sample = make_sample(1)
     config = dataclasses.replace(packing, targets_per_sample=2)
-    one, two, other = (prepare_sample(sample, form, tokenizer, config, generator(s)) for s in (1, 1, 2))
+    one, two, other = (prepare_sample(sample, sequence_format, tokenizer, config, generator(s)) for s in (1, 1, 2))
     assert one.timestep_logits == two.timestep_logits != other.timestep_logits
     dropped = dataclasses.replace(config, instruction_dropout=1.0, vit_dropout=1.0)
-    assert prepare_sample(sample, form, tokenizer, dropped, generator(1)).timestep_logits == one.timestep_logits
+    assert (
+        prepare_sample(sample, sequence_format, tokenizer, dropped, generator(1)).timestep_logits == one.timestep_logits
+    )
 
 
-def test_dropout_and_timestep_statistics(form, tokenizer, packing):
+def test_dropout_and_timestep_statistics(sequence_format, tokenizer, packing):
     sample = make_sample(1)
     config = dataclasses.replace(packing, instruction_dropout=0.25, vit_dropout=0.5)
-    prepared = [prepare_sample(sample, form, tokenizer, config, generator("s", i)) for i in range(1000)]
+    prepared = [prepare_sample(sample, sequence_format, tokenizer, config, generator("s", i)) for i in range(1000)]
     assert np.mean([p.ids is None for p in prepared]) == pytest.approx(0.25, abs=0.04)
     assert np.mean([p.references[0].vit is None for p in prepared]) == pytest.approx(0.5, abs=0.05)
     assert not any(p.references[0].vae is None for p in prepared)
@@ -149,16 +151,20 @@ def test_dropout_and_timestep_statistics(form, tokenizer, packing):
     assert np.std(logits) == pytest.approx(1, abs=0.07)
 
 
-def test_vit_image_from_the_resized_vae_image(form, tokenizer, packing):
+def test_vit_image_from_the_resized_vae_image(sequence_format, tokenizer, packing):
     sample = Sample(key="a", references=(encode(100, 60),), instruction="a", target=encode(16, 16))
     original, resized = (
-        prepare_sample(sample, form, tokenizer, dataclasses.replace(packing, vit_source=s), generator(0)).references[0]
+        prepare_sample(
+            sample, sequence_format, tokenizer, dataclasses.replace(packing, vit_source=s), generator(0)
+        ).references[0]
         for s in ("original", "vae_resized")
     )
     assert torch.equal(original.vae, resized.vae)
     assert torch.equal(resized.vit, resized.vae)  # same limits and stride: nothing left to resize
     drop = dataclasses.replace(packing, vit_source="vae_resized", vae_dropout=1.0)
-    assert torch.equal(prepare_sample(sample, form, tokenizer, drop, generator(0)).references[0].vit, resized.vit)
+    assert torch.equal(
+        prepare_sample(sample, sequence_format, tokenizer, drop, generator(0)).references[0].vit, resized.vit
+    )
 
 
 def test_meant_grid():
@@ -170,8 +176,8 @@ def test_meant_grid():
     assert meant_grid((small,), 4, 4).nonzero().tolist() == [[1, 1]]
 
 
-def test_meant_reaches_the_sequence(form, tokenizer, packing):
-    builder = SequenceBuilder(form)
+def test_meant_reaches_the_sequence(sequence_format, tokenizer, packing):
+    builder = SequenceBuilder(sequence_format)
     for number in (1, 4):  # with and without candidates
         add_sample(builder, make_sample(number, references=1), tokenizer, packing, generator(0))
     sequence = builder.build()
@@ -181,8 +187,8 @@ def test_meant_reaches_the_sequence(form, tokenizer, packing):
     assert unknown.isnan().all()
 
 
-def test_broken_sample_leaves_the_builder_alone(form, tokenizer, packing):
-    builder = SequenceBuilder(form)
+def test_broken_sample_leaves_the_builder_alone(sequence_format, tokenizer, packing):
+    builder = SequenceBuilder(sequence_format)
     with pytest.raises(BrokenSampleError):
         add_sample(builder, dataclasses.replace(make_sample(2), target=b"x"), tokenizer, packing, generator(0))
     with pytest.raises(BrokenSampleError, match="candidates"):
@@ -191,10 +197,10 @@ def test_broken_sample_leaves_the_builder_alone(form, tokenizer, packing):
     assert builder.build().num_samples == 0
 
 
-def test_settings_are_checked(form):
+def test_settings_are_checked(sequence_format):
     limits = ResizeLimits(max_size=72, min_size=16)
     with pytest.raises(UserError, match=r"packing\.vae_resize\.max_size is 72.* at most 64"):
-        PackingConfig(vae_resize=limits, vit_resize=limits).check(form)
+        PackingConfig(vae_resize=limits, vit_resize=limits).check(sequence_format)
     with pytest.raises(UserError, match="instruction_dropout is 2"):
         PackingConfig(instruction_dropout=2)
     with pytest.raises(UserError, match="min_size 600 and max_size 512"):

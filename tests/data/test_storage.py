@@ -28,9 +28,9 @@ def storage(tmp_path):
     return StorageConfig(cache_dir=str(tmp_path / "cache"), attempts=3, backoff_seconds=0.01, timeout_seconds=5)
 
 
-def stream_of(url, form, tokenizer, packing, storage, window=None):
-    mixture = Mixture([Source(url)], form, tokenizer, packing, storage, window)
-    return PackStream(PackMaker(mixture, form, tokenizer, packing, seed=3), Cursor())
+def stream_of(url, sequence_format, tokenizer, packing, storage, window=None):
+    mixture = Mixture([Source(url)], sequence_format, tokenizer, packing, storage, window)
+    return PackStream(PackMaker(mixture, sequence_format, tokenizer, packing, seed=3), Cursor())
 
 
 def test_remote_equals_local_and_is_fetched_once(shard_folder, storage):
@@ -51,12 +51,15 @@ def test_memory_file_system(shard_folder, storage):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_server_that_recovers_leaves_no_trace(shard_folder, form, tokenizer, packing, storage, workers):
+def test_a_server_that_recovers_leaves_no_trace(shard_folder, sequence_format, tokenizer, packing, storage, workers):
     expected = [
-        b.sequence.keys for b in itertools.islice(stream_of(str(shard_folder), form, tokenizer, packing, None), 9)
+        b.sequence.keys
+        for b in itertools.islice(stream_of(str(shard_folder), sequence_format, tokenizer, packing, None), 9)
     ]
     with Server(shard_folder, lambda path, count: 500 if count == 1 else None) as server:
-        loader = DataLoader(stream_of(server.url, form, tokenizer, packing, storage), None, num_workers=workers)
+        loader = DataLoader(
+            stream_of(server.url, sequence_format, tokenizer, packing, storage), None, num_workers=workers
+        )
         batches = list(itertools.islice(loader, 9))
     assert [batch.sequence.keys for batch in batches] == expected
     assert not any(batch.skipped for batch in batches)
@@ -142,12 +145,12 @@ def test_passwords_in_urls_are_not_written(storage):
     assert folder.name == "http://127.0.0.1:9/set"
 
 
-def test_a_cache_too_small_is_said_at_the_start(shard_folder, form, tokenizer, packing, storage):
+def test_a_cache_too_small_is_said_at_the_start(shard_folder, sequence_format, tokenizer, packing, storage):
     sizes = sorted((path.stat().st_size for path in shard_folder.glob("*.tar")), reverse=True)
 
     def check(gigabytes, window, consumers=1, path=None):
         limited = dataclasses.replace(storage, cache_gigabytes=gigabytes, prefetch_packs=0)
-        Mixture([Source(path or url)], form, tokenizer, packing, limited, window).check_cache(consumers)
+        Mixture([Source(path or url)], sequence_format, tokenizer, packing, limited, window).check_cache(consumers)
 
     with Server(shard_folder) as server:
         url = server.url
@@ -162,7 +165,7 @@ def test_a_cache_too_small_is_said_at_the_start(shard_folder, form, tokenizer, p
         check(0.99 * sum(sizes) / 1e9, None, path=str(shard_folder))  # nothing of a local set is cached
         tiny = dataclasses.replace(storage, cache_gigabytes=1e-6)
         data = PackedDataModule(train=[Source(url)], packing=packing, storage=tiny)
-        data.connect(form, tokenizer)
+        data.connect(sequence_format, tokenizer)
         with pytest.raises(UserError, match="cache_gigabytes is 1e-06, but 5 remote shards are in use"):
             data.train_dataloader()
 
@@ -185,9 +188,9 @@ def _read_scattered(url, storage, seed):
         assert shards.read(i) == make_sample(i)
 
 
-def test_shuffle_window(shard_folder, form, tokenizer, packing):
-    mixture = Mixture([Source(str(shard_folder), 1.5)], form, tokenizer, packing, shuffle_window=2)
-    whole = Mixture([Source(str(shard_folder), 1.5)], form, tokenizer, packing)
+def test_shuffle_window(shard_folder, sequence_format, tokenizer, packing):
+    mixture = Mixture([Source(str(shard_folder), 1.5)], sequence_format, tokenizer, packing, shuffle_window=2)
+    whole = Mixture([Source(str(shard_folder), 1.5)], sequence_format, tokenizer, packing)
     orders = [mixture.order(3, epoch) for epoch in range(2)]
     assert orders[0] != orders[1]
     for epoch, order in enumerate(orders):
@@ -199,14 +202,14 @@ def test_shuffle_window(shard_folder, form, tokenizer, packing):
             assert max(ends[k - 2 : k]) < starts[k]
     assert mixture.fingerprint(3) != whole.fingerprint(3)
     with pytest.raises(UserError, match="shuffle_window is 0"):
-        Mixture([Source(str(shard_folder))], form, tokenizer, packing, shuffle_window=0)
+        Mixture([Source(str(shard_folder))], sequence_format, tokenizer, packing, shuffle_window=0)
 
 
-def test_prefetch_hides_a_slow_server(shard_folder, form, tokenizer, packing, storage):
+def test_prefetch_hides_a_slow_server(shard_folder, sequence_format, tokenizer, packing, storage):
     import time
 
     with Server(shard_folder, delay=0.2) as server:
-        stream = iter(stream_of(server.url, form, tokenizer, packing, storage, window=1))
+        stream = iter(stream_of(server.url, sequence_format, tokenizer, packing, storage, window=1))
         next(stream)
         waited = 0.0
         for _ in range(12):

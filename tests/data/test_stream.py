@@ -21,12 +21,14 @@ from scone_pl.model.sequence import SplitKind
 
 
 @pytest.fixture(scope="module")
-def maker(shard_folder, form, tokenizer, packing):
-    return maker_of([Source(str(shard_folder))], form, tokenizer, packing)
+def maker(shard_folder, sequence_format, tokenizer, packing):
+    return maker_of([Source(str(shard_folder))], sequence_format, tokenizer, packing)
 
 
-def maker_of(sources, form, tokenizer, packing, **fields):
-    return PackMaker(Mixture(sources, form, tokenizer, packing), form, tokenizer, packing, seed=3, **fields)
+def maker_of(sources, sequence_format, tokenizer, packing, **fields):
+    return PackMaker(
+        Mixture(sources, sequence_format, tokenizer, packing), sequence_format, tokenizer, packing, seed=3, **fields
+    )
 
 
 def take(dataset, count, workers=0):
@@ -34,14 +36,14 @@ def take(dataset, count, workers=0):
 
 
 def numbers(batches):
-    return [batch.place.number for batch in batches]
+    return [batch.position.number for batch in batches]
 
 
 def equal(a, b):
     """Equal down to the last bit, drawn noise levels included."""
     tensors = ("text_ids", "vit_patches", "vit_positions", "latent_positions", "timestep_logits")
     return (
-        a.place == b.place
+        a.position == b.position
         and a.seed == b.seed
         and a.sequence.splits == b.sequence.splits
         and a.sequence.keys == b.sequence.keys
@@ -57,7 +59,7 @@ def test_an_epoch_holds_every_sample_once_within_the_budget(maker):
         keys = []
         for batch in take(PackStream(maker, Cursor(start, epoch, start)), packs):
             assert 0 < len(batch.sequence) <= maker.packing.token_budget
-            assert batch.place.epoch == epoch
+            assert batch.position.epoch == epoch
             keys += batch.sequence.keys
         assert sorted(keys) == [make_sample(i).key for i in range(60)]
         start += packs
@@ -85,20 +87,24 @@ def test_ranks_share_the_stream_without_gaps(maker, ranks):
     assert all(map(equal, together, straight))
 
 
-def test_fewer_packs_than_consumers(form, tokenizer, packing, tmp_path):
+def test_fewer_packs_than_consumers(sequence_format, tokenizer, packing, tmp_path):
     write_shards([make_sample(1)], tmp_path / "one", progress=False)
-    maker = maker_of([Source(str(tmp_path / "one"))], form, tokenizer, packing)
+    maker = maker_of([Source(str(tmp_path / "one"))], sequence_format, tokenizer, packing)
     batches = take(PackStream(maker, Cursor(), rank=1, world_size=4), 3, workers=2)
-    assert [(b.place.number, b.place.epoch, b.place.pack) for b in batches] == [(1, 1, 0), (5, 5, 0), (9, 9, 0)]
+    assert [(b.position.number, b.position.epoch, b.position.pack) for b in batches] == [
+        (1, 1, 0),
+        (5, 5, 0),
+        (9, 9, 0),
+    ]
     assert len({batch.sequence.timestep_logits.tolist()[-1] for batch in batches}) == 3
     fixed = [take(FixedPacks(maker, 8, rank, 4), 10) for rank in range(4)]
     assert [len(batches) for batches in fixed] == [1] * 4
 
 
-def test_weights(shard_folder, form, tokenizer, packing, tmp_path):
+def test_weights(shard_folder, sequence_format, tokenizer, packing, tmp_path):
     write_shards((make_sample(100 + i) for i in range(10)), tmp_path / "b", progress=False)
     sources = [Source(str(shard_folder), 0.5), Source(str(tmp_path / "b"), 2.0)]
-    mixture = Mixture(sources, form, tokenizer, packing)
+    mixture = Mixture(sources, sequence_format, tokenizer, packing)
     halves = []
     for epoch in range(40):
         draws = mixture.order(3, epoch)
@@ -111,10 +117,10 @@ def test_weights(shard_folder, form, tokenizer, packing, tmp_path):
     assert counts.max() < 35
 
 
-def test_sample_counts(shard_folder, form, tokenizer, packing, tmp_path):
+def test_sample_counts(shard_folder, sequence_format, tokenizer, packing, tmp_path):
     write_shards((make_sample(i) for i in range(100, 110)), tmp_path / "b", progress=False)
     sources = [Source(str(shard_folder), samples=7, name="few"), Source(str(tmp_path / "b"), samples=25)]
-    mixture = Mixture(sources, form, tokenizer, packing)
+    mixture = Mixture(sources, sequence_format, tokenizer, packing)
     epochs = [Counter(mixture.order(3, epoch)) for epoch in range(2)]
     for draws in epochs:
         assert max(draws.values()) == 1
@@ -123,13 +129,13 @@ def test_sample_counts(shard_folder, form, tokenizer, packing, tmp_path):
         assert sorted(again.values()) == [2] * 5 + [3] * 5
     assert epochs[0] != epochs[1]
     assert mixture.summary() == "samples an epoch: 7 of few (22%), 25 of b (78%)"
-    other = Mixture([sources[0], Source(str(tmp_path / "b"), samples=24)], form, tokenizer, packing)
+    other = Mixture([sources[0], Source(str(tmp_path / "b"), samples=24)], sequence_format, tokenizer, packing)
     assert other.fingerprint(3) != mixture.fingerprint(3)
 
 
-def test_copies_have_their_own_noise(form, tokenizer, packing, tmp_path):
+def test_copies_have_their_own_noise(sequence_format, tokenizer, packing, tmp_path):
     write_shards([make_sample(0)], tmp_path / "one", progress=False)
-    maker = maker_of([Source(str(tmp_path / "one"), 3.0)], form, tokenizer, packing)
+    maker = maker_of([Source(str(tmp_path / "one"), 3.0)], sequence_format, tokenizer, packing)
     batches = take(PackStream(maker, Cursor()), len(maker.mixture.plan(3, 0)))
     logits = torch.cat([batch.sequence.timestep_logits for batch in batches])
     assert len(logits.unique()) == 3
@@ -142,10 +148,11 @@ def test_equal_layouts_are_adjacent(maker):
         assert changes == len(set(layouts)) - 1
 
 
-def test_sharding_does_not_change_the_draws(shard_folder, form, tokenizer, packing, tmp_path):
+def test_sharding_does_not_change_the_draws(shard_folder, sequence_format, tokenizer, packing, tmp_path):
     write_shards(ShardSet.open(shard_folder), tmp_path / "other", samples_per_shard=7, progress=False)
     makers = [
-        maker_of([Source(str(folder))], form, tokenizer, packing) for folder in (shard_folder, tmp_path / "other")
+        maker_of([Source(str(folder))], sequence_format, tokenizer, packing)
+        for folder in (shard_folder, tmp_path / "other")
     ]
     one, other = (take(PackStream(maker, Cursor()), 5) for maker in makers)
     assert all(map(equal, one, other))
@@ -158,27 +165,27 @@ def damage(folder, keys):
         if entry.key in keys:
             path = folder / shards.manifest.shards[entry.shard].file
             tar = bytearray(path.read_bytes())
-            place = tar.index(b"IDAT", entry.offset)
-            tar[place : place + 40] = bytes(40)
+            position = tar.index(b"IDAT", entry.offset)
+            tar[position : position + 40] = bytes(40)
             path.write_bytes(tar)
 
 
-def test_broken_samples_are_left_out_and_counted(form, tokenizer, packing, tmp_path):
+def test_broken_samples_are_left_out_and_counted(sequence_format, tokenizer, packing, tmp_path):
     folder = tmp_path / "s"
     write_shards((make_sample(i) for i in range(20)), folder, progress=False)
     broken = {"s0003", "s0007"}
     damage(folder, broken)
-    maker = maker_of([Source(str(folder))], form, tokenizer, packing)
+    maker = maker_of([Source(str(folder))], sequence_format, tokenizer, packing)
     batches = take(PackStream(maker, Cursor()), len(maker.mixture.plan(3, 0)))
     seen = [key for batch in batches for key in batch.sequence.keys]
     assert set(seen) == {make_sample(i).key for i in range(20)} - broken
     assert sum(sum(batch.skipped.values()) for batch in batches) >= 2
 
 
-def test_unreadable_pack_is_replaced_and_numbers_hold(form, tokenizer, packing, tmp_path):
+def test_unreadable_pack_is_replaced_and_numbers_hold(sequence_format, tokenizer, packing, tmp_path):
     folder = tmp_path / "s"
     write_shards((make_sample(i) for i in range(12)), folder, progress=False)
-    maker = maker_of([Source(str(folder))], form, tokenizer, packing)
+    maker = maker_of([Source(str(folder))], sequence_format, tokenizer, packing)
     first, second = maker.mixture.plan(3, 0)[:2]
     damage(folder, {maker.mixture.read(draw).key for draw in first})
     batches = take(PackStream(maker, Cursor()), 2)
@@ -187,19 +194,24 @@ def test_unreadable_pack_is_replaced_and_numbers_hold(form, tokenizer, packing, 
     assert not torch.equal(batches[0].sequence.timestep_logits, batches[1].sequence.timestep_logits)
 
 
-def test_nothing_readable_is_a_message_not_a_hang(form, tokenizer, packing, tmp_path):
+def test_nothing_readable_is_a_message_not_a_hang(sequence_format, tokenizer, packing, tmp_path):
     folder = tmp_path / "s"
     write_shards((make_sample(i) for i in range(4)), folder, progress=False)
     damage(folder, {make_sample(i).key for i in range(4)})
-    maker = maker_of([Source(str(folder))], form, tokenizer, packing)
+    maker = maker_of([Source(str(folder))], sequence_format, tokenizer, packing)
     batch = take(PackStream(maker, Cursor()), 1, workers=1)[0]
     assert "no readable sample" in batch.failure
     assert str(folder) in batch.failure
 
 
-def test_validation_is_the_same_every_time_without_dropout(shard_folder, form, tokenizer, packing):
+def test_validation_is_the_same_every_time_without_dropout(shard_folder, sequence_format, tokenizer, packing):
     maker = maker_of(
-        [Source(str(shard_folder))], form, tokenizer, packing.without_dropout(), purpose="val", keep_samples=True
+        [Source(str(shard_folder))],
+        sequence_format,
+        tokenizer,
+        packing.without_dropout(),
+        purpose="val",
+        keep_samples=True,
     )
     fixed = FixedPacks(maker, 3, rank=1, world_size=2)
     batches = take(fixed, 99)
@@ -210,10 +222,12 @@ def test_validation_is_the_same_every_time_without_dropout(shard_folder, form, t
         assert len(batch.sequence.splits_of(SplitKind.TEXT)) == batch.sequence.num_samples
 
 
-def test_prediction_gives_every_sample(form, tokenizer, packing, tmp_path):
+def test_prediction_gives_every_sample(sequence_format, tokenizer, packing, tmp_path):
     samples = [dataclasses.replace(make_sample(i), target=b"" if i == 1 else make_sample(i).target) for i in range(5)]
     write_shards(samples, tmp_path / "s", progress=False)
-    maker = maker_of([Source(str(tmp_path / "s"))], form, tokenizer, packing, purpose="predict", keep_samples=True)
+    maker = maker_of(
+        [Source(str(tmp_path / "s"))], sequence_format, tokenizer, packing, purpose="predict", keep_samples=True
+    )
     shares = [take(SingleSamples(maker, None, rank, 2), 99) for rank in range(2)]
     assert [len(share) for share in shares] == [3, 3]
     keys = [batch.samples[0].key for step in zip(*shares, strict=True) for batch in step]
@@ -222,7 +236,7 @@ def test_prediction_gives_every_sample(form, tokenizer, packing, tmp_path):
     assert len(shares[0][0].sequence.splits_of(SplitKind.TARGET)) == 1
 
 
-def test_sources_are_checked_before_the_first_step(shard_folder, form, tokenizer, packing, tmp_path):
+def test_sources_are_checked_before_the_first_step(shard_folder, sequence_format, tokenizer, packing, tmp_path):
     path = str(shard_folder)
     for sources, message in (
         ([], "list of data sources is empty"),
@@ -231,13 +245,15 @@ def test_sources_are_checked_before_the_first_step(shard_folder, form, tokenizer
         ([Source(path, float("nan"))], "weight is nan"),
     ):
         with pytest.raises(UserError, match=message):
-            Mixture(sources, form, tokenizer, packing)
+            Mixture(sources, sequence_format, tokenizer, packing)
     with pytest.raises(UserError, match="all 60 samples are longer"):
-        Mixture([Source(path)], form, tokenizer, dataclasses.replace(packing, token_budget=5))
+        Mixture([Source(path)], sequence_format, tokenizer, dataclasses.replace(packing, token_budget=5))
 
 
-def test_samples_over_the_budget_are_reported(shard_folder, form, tokenizer, packing):
-    mixture = Mixture([Source(str(shard_folder))], form, tokenizer, dataclasses.replace(packing, token_budget=60))
+def test_samples_over_the_budget_are_reported(shard_folder, sequence_format, tokenizer, packing):
+    mixture = Mixture(
+        [Source(str(shard_folder))], sequence_format, tokenizer, dataclasses.replace(packing, token_budget=60)
+    )
     assert 0 < mixture.over_budget < 60
     assert mixture.over_budget == sum(length > 60 for length in mixture.lengths[0])
     assert f"{mixture.over_budget} of 60 samples" in mixture.over_budget_message()

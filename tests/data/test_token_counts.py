@@ -41,7 +41,7 @@ def test_stored_for_the_published_settings(converted):
     assert json.loads((converted / "manifest.json").read_text())["tokens"]["settings"] == settings
 
 
-def test_used_only_where_the_settings_agree(converted, form, tokenizer, packing):
+def test_used_only_where_the_settings_agree(converted, sequence_format, tokenizer, packing):
     at_7b = shard_statistics(converted, TokenCounter.published())
     assert at_7b.stored
     assert at_7b.lengths[0] == at_7b.lengths.min() == 1541
@@ -51,7 +51,7 @@ def test_used_only_where_the_settings_agree(converted, form, tokenizer, packing)
     with pytest.raises(UserError, match=r"line 1 \(s0000\) says 7 tokens, but it has 1541"):
         shard_statistics(converted, TokenCounter.published())
     others = [
-        TokenCounter(form, tokenizer, packing),
+        TokenCounter(sequence_format, tokenizer, packing),
         dataclasses.replace(TokenCounter.published(), packing=PackingConfig(targets_per_sample=2)),
         dataclasses.replace(TokenCounter.published(), packing=PackingConfig(vit_source="vae_resized")),
         dataclasses.replace(

@@ -11,7 +11,7 @@ from scone_pl.model.initialize import random_model
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens
 
 SPECIAL = SpecialTokens(begin_text=1, end_text=2, start_image=3, end_image=4)
-FORM = SequenceFormat(
+SEQUENCE_FORMAT = SequenceFormat(
     special=SPECIAL, latent_stride=4, latent_positions_per_side=8, vit_patch_size=4, vit_positions_per_side=8
 )
 
@@ -69,9 +69,9 @@ def add_sample(builder, *, references=(), text=None, targets=(), seed=0, key="")
         builder.add_targets(picture(*grid, seed + 100 + number), [0.3 - 0.5 * number + 0.1 * seed])
 
 
-def make_pack(*samples, form=FORM):
+def make_pack(*samples, sequence_format=SEQUENCE_FORMAT):
     """A pack of samples, each the keyword arguments of `add_sample`."""
-    builder = SequenceBuilder(form)
+    builder = SequenceBuilder(sequence_format)
     for number, sample in enumerate(samples):
         add_sample(builder, **({"seed": number, "key": f"s{number}"} | sample))
     return builder.build()

@@ -212,7 +212,7 @@ MEMORY = """
     import sys
     sys.path[:0] = ["benchmarks", "tests/model"]
     import torch
-    from model_helpers import FORM, make_pack
+    from model_helpers import SEQUENCE_FORMAT, make_pack
     from workload import memory, training_pack
     from scone_pl.model.attention import DensePlan, SplitPlan
 

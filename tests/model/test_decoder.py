@@ -6,8 +6,8 @@ import pytest
 import torch
 from model_helpers import (
     EVERYTHING,
-    FORM,
     ONE_REFERENCE,
+    SEQUENCE_FORMAT,
     TWO_REFERENCES,
     add_sample,
     make_pack,
@@ -51,7 +51,7 @@ def test_each_of_several_targets_is_as_if_alone(bridge: BridgeConfig | None) -> 
     model, logits = tiny_model(), [0.3, -0.4, 1.0]
 
     def pack_of(logits: list[float]) -> PackedSequence:
-        builder = SequenceBuilder(FORM)
+        builder = SequenceBuilder(SEQUENCE_FORMAT)
         add_sample(builder, **{**TWO_REFERENCES, "targets": []})
         builder.add_targets(picture(3, 4, 5), logits)
         return builder.build()

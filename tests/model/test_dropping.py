@@ -8,9 +8,9 @@ import pytest
 import torch
 from layer_masks import LayerMasks
 from model_helpers import (
-    FORM,
     NO_TEXT,
     ONE_REFERENCE,
+    SEQUENCE_FORMAT,
     SEVERAL_TARGETS,
     TEXT_ONLY,
     TEXT_TO_IMAGE,
@@ -33,7 +33,7 @@ DROP = BridgeConfig(source_layer=1, first_masked_layer=2, last_masked_layer=2, t
 
 def answered() -> PackedSequence:
     """An instruction, an answer to be predicted, two targets; beside a sample of the same layout."""
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     for seed in (0, 5):
         add_sample(builder, references=TWO_REFERENCES["references"], text=3, seed=seed)
         builder.add_text([7 + seed, 8, 9], loss=True)

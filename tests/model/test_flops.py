@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import pytest
 import torch
-from model_helpers import EVERYTHING, FORM, TWO_REFERENCES, make_pack, picture, random_blocked, tiny_model
+from model_helpers import EVERYTHING, SEQUENCE_FORMAT, TWO_REFERENCES, make_pack, picture, random_blocked, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from scone_pl.model.attention import dense_mask
@@ -22,7 +22,7 @@ from scone_pl.training.parts import set_trainable
 
 def labelled_pack() -> PackedSequence:
     """Everything that a pack may hold, words to predict included."""
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     builder.add_vae(picture(3, 4, 0), reference=0)
     builder.add_vit(picture(4, 3, 1), reference=0)

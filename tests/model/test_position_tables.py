@@ -79,12 +79,12 @@ def test_both_tables_are_looked_up_by_the_connectors_side(tmp_path: Path, vit_si
     folder = write_folder(tmp_path / "in", config)
     assert read_config(folder) == config
     model = from_pretrained(folder)
-    form = model.sequence_format(SPECIAL)
-    assert form.vit_positions_per_side == connector_side
-    largest = form.vit_largest_side
+    sequence_format = model.sequence_format(SPECIAL)
+    assert sequence_format.vit_positions_per_side == connector_side
+    largest = sequence_format.vit_largest_side
     for grid in ((2, 3), (largest, largest), (1, connector_side)):
         picture = image(*grid, 14)
-        builder = SequenceBuilder(form)
+        builder = SequenceBuilder(sequence_format)
         builder.begin_sample()
         builder.add_vit(picture, reference=0)
         pack = builder.build()
@@ -96,20 +96,20 @@ def test_both_tables_are_looked_up_by_the_connectors_side(tmp_path: Path, vit_si
 
 @pytest.mark.parametrize(("vit_side", "connector_side", "largest"), [(10, 9, 9), (9, 10, 8), (4, 12, 2), (70, 70, 70)])
 def test_images_stay_within_both_tables(vit_side: int, connector_side: int, largest: int) -> None:
-    form = with_sizes(vit_side, connector_side).sequence_format(SPECIAL)
-    assert form.vit_largest_side == largest
-    builder = SequenceBuilder(form)
+    sequence_format = with_sizes(vit_side, connector_side).sequence_format(SPECIAL)
+    assert sequence_format.vit_largest_side == largest
+    builder = SequenceBuilder(sequence_format)
     builder.begin_sample()
     builder.add_vit(image(largest, largest, 14), reference=0)
     with pytest.raises(ValueError, match=f"at most {14 * largest} pixels"):
         builder.add_vit(image(largest + 1, largest + 1, 14), reference=1)
-    sizes = PackingConfig.for_inference(form)
+    sizes = PackingConfig.for_inference(sequence_format)
     assert sizes.vit_resize.max_size == min(980, 14 * largest)
     sizes = dataclasses.replace(sizes, vae_resize=ResizeLimits(max_size=128, min_size=16))
-    sizes.check(form)
+    sizes.check(sequence_format)
     too_large = dataclasses.replace(sizes, vit_resize=ResizeLimits(max_size=14 * (largest + 1), min_size=14))
     with pytest.raises(UserError, match=f"set it to at most {14 * largest}"):
-        too_large.check(form)
+        too_large.check(sequence_format)
 
 
 def flux(*multipliers: int, channels: int = 4) -> AutoencoderConfig:
@@ -142,14 +142,14 @@ CONFIGS: dict[str, SconeConfig] = {
 
 
 def two_samples(model: Scone) -> PackedSequence:
-    form = model.sequence_format(SPECIAL)
-    builder = SequenceBuilder(form)
+    sequence_format = model.sequence_format(SPECIAL)
+    builder = SequenceBuilder(sequence_format)
     for number in range(2):
         builder.begin_sample()
-        builder.add_vae(image(2, 3, form.latent_stride, number), reference=0)
-        builder.add_vit(image(3, 2, form.vit_patch_size, number), reference=0)
+        builder.add_vae(image(2, 3, sequence_format.latent_stride, number), reference=0)
+        builder.add_vit(image(3, 2, sequence_format.vit_patch_size, number), reference=0)
         builder.add_text([7 + number, 9, 11])
-        builder.add_targets(image(2, 2, form.latent_stride, 5 + number), [0.3])
+        builder.add_targets(image(2, 2, sequence_format.latent_stride, 5 + number), [0.3])
     return builder.build()
 
 

@@ -81,11 +81,11 @@ def test_a_frozen_expert_gets_no_gradient_but_passes_it_on() -> None:
 
 
 def test_text_labels_are_the_next_tokens() -> None:
-    from model_helpers import FORM
+    from model_helpers import SEQUENCE_FORMAT
 
     from scone_pl.model.builder import SequenceBuilder
 
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     builder.add_text([7, 8])
     builder.add_text([9, 10, 11], loss=True)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from model_helpers import (
     EVERYTHING,
-    FORM,
     NO_TEXT,
+    SEQUENCE_FORMAT,
     SEVERAL_TARGETS,
     SPECIAL,
     TEXT_ONLY,
@@ -110,7 +110,7 @@ def test_several_targets_share_a_position():
     targets = pack.splits_of(TARGET)
     assert [s.grid for s in targets] == [(2, 2), (3, 2), (2, 2)]
     assert len({s.pixels for s in targets}) == 3
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     builder.add_targets(picture(2, 2, 0), [0.1, -0.2, 0.7])
     same_image = builder.build()
@@ -122,7 +122,7 @@ def test_several_targets_share_a_position():
 
 
 def test_targets_come_last():
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     builder.add_targets(picture(1, 1, 0), [0.0])
     for add in (
@@ -138,7 +138,7 @@ def test_targets_come_last():
 
 def test_splits_need_a_sample():
     with pytest.raises(ValueError, match="begin_sample"):
-        SequenceBuilder(FORM).add_text([5])
+        SequenceBuilder(SEQUENCE_FORMAT).add_text([5])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_splits_need_a_sample():
     ],
 )
 def test_image_over_the_position_table(add, message):
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     with pytest.raises(ValueError, match=message) as error:
         add(builder, picture(9, 2, 0))
@@ -162,14 +162,14 @@ def test_image_over_the_position_table(add, message):
 
 
 def test_sides_must_fit_the_stride():
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     with pytest.raises(ValueError, match="a ViT image of 8 x 6 pixels must have sides divisible by 4"):
         builder.add_vit(torch.zeros(3, 8, 6), reference=0)
 
 
 def test_labels_are_the_next_tokens():
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     builder.add_vit(picture(1, 2, 0), reference=0)
     builder.add_text([7, 8])
@@ -190,7 +190,7 @@ def test_patches_are_row_major_with_channels_fastest():
 
 
 def test_start_position_of_a_cached_context():
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample(position=17)
     builder.add_targets(picture(1, 2, 0), [0.0])
     assert builder.build().position_ids.tolist() == [17] * 4

@@ -8,7 +8,15 @@ import random
 import pytest
 import torch
 from largest import Largest
-from model_helpers import EVERYTHING, FORM, SEVERAL_TARGETS, TWO_REFERENCES, make_pack, random_blocked, random_layout
+from model_helpers import (
+    EVERYTHING,
+    SEQUENCE_FORMAT,
+    SEVERAL_TARGETS,
+    TWO_REFERENCES,
+    make_pack,
+    random_blocked,
+    random_layout,
+)
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex_module
 
@@ -118,8 +126,10 @@ def test_the_channel_fills_up_to_whole_vectors(size: int) -> None:
 def largest_of_step(kind: type[AttentionPlan], tokens: int, mode: str) -> int:
     """Forward and backward with two query heads a key; of FlexAttention, whose kernels are for CUDA, the plan."""
     grid = 16, tokens // 64
-    form = dataclasses.replace(FORM, latent_positions_per_side=grid[1], vit_positions_per_side=grid[1])
-    pack = make_pack({"references": [(grid, grid)], "text": 9, "targets": [grid]}, form=form)
+    sequence_format = dataclasses.replace(
+        SEQUENCE_FORMAT, latent_positions_per_side=grid[1], vit_positions_per_side=grid[1]
+    )
+    pack = make_pack({"references": [(grid, grid)], "text": 9, "targets": [grid]}, sequence_format=sequence_format)
     bias = bias_of(pack, 0.5, torch.float32)
     with Largest() as largest:
         plan = kind(pack)  # type: ignore[call-arg]

@@ -17,7 +17,7 @@ from scone_pl.sampling.guidance import GuidanceConfig, guide
 from scone_pl.sampling.sampler import Prompt, SamplingConfig, initial_noise, sample
 
 MODEL = tiny_model(3)
-FORM = MODEL.sequence_format(SpecialTokens(0, 1, 2, 3))
+SEQUENCE_FORMAT = MODEL.sequence_format(SpecialTokens(0, 1, 2, 3))
 GUIDANCE = GuidanceConfig(text_scale=3.0, image_scale=2.0)
 
 
@@ -45,7 +45,7 @@ PROMPTS = [
 @torch.no_grad()
 def dense_velocity(one, bridge, latents, t, *, references=True, text=True):
     """A pass over the whole sequence with an L x L mask."""
-    builder = SequenceBuilder(FORM)
+    builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     for i, (vae, vit) in enumerate(one.references if references else ()):
         builder.add_vae(vae, reference=i)
@@ -72,8 +72,8 @@ def test_equals_dense_passes(threshold, early):
         variant = threshold if isinstance(threshold, dict) else {"threshold": threshold}
         bridge = dataclasses.replace(BRIDGE, **variant, hide_references_early=early)
     config = SamplingConfig(num_inference_steps=2, guidance=GUIDANCE, bridge=bridge)
-    noise = [initial_noise(p, MODEL, FORM, torch.Generator().manual_seed(i)) for i, p in enumerate(PROMPTS)]
-    found = sample(MODEL, FORM, PROMPTS, config, noise)
+    noise = [initial_noise(p, MODEL, SEQUENCE_FORMAT, torch.Generator().manual_seed(i)) for i, p in enumerate(PROMPTS)]
+    found = sample(MODEL, SEQUENCE_FORMAT, PROMPTS, config, noise)
     times = flow.time_grid(2, 3.0)
     for one, latents, result in zip(PROMPTS, noise, found, strict=True):
         for i in range(2):

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 from layer_masks import LayerMasks
-from test_cache import FORM, GUIDANCE, MODEL, PROMPTS, prompt
+from test_cache import GUIDANCE, MODEL, PROMPTS, SEQUENCE_FORMAT, prompt
 
 from scone_pl import flow
 from scone_pl.model.builder import SequenceBuilder
@@ -30,7 +30,7 @@ def exact_velocity(
     """Of one guidance branch; what the whole context blocks is blocked in the one without instruction too."""
     packs = {}
     for with_text in (True, text):
-        builder = SequenceBuilder(FORM)
+        builder = SequenceBuilder(SEQUENCE_FORMAT)
         builder.begin_sample()
         for i, (vae, vit) in enumerate(one.references if references else ()):
             builder.add_vae(vae, reference=i)
@@ -70,8 +70,8 @@ def exact_velocity(
 def test_equals_passes_with_masks(settings: dict[str, object]) -> None:
     bridge = dataclasses.replace(DROP, **settings)  # type: ignore[arg-type]
     config = SamplingConfig(num_inference_steps=2, guidance=GUIDANCE, bridge=bridge)
-    noise = [initial_noise(p, MODEL, FORM, torch.Generator().manual_seed(i)) for i, p in enumerate(ALL)]
-    found = sample(MODEL, FORM, ALL, config, noise)
+    noise = [initial_noise(p, MODEL, SEQUENCE_FORMAT, torch.Generator().manual_seed(i)) for i, p in enumerate(ALL)]
+    found = sample(MODEL, SEQUENCE_FORMAT, ALL, config, noise)
     times = flow.time_grid(2, 3.0)
     for one, start, result in zip(ALL, noise, found, strict=True):
         latents = start.double()
@@ -94,7 +94,7 @@ def test_caches_shrink_by_what_is_dropped() -> None:
     """To the last byte, for prompts side by side that lose equally many."""
     sizes = {}
     for name, bridge in {"whole": None, "dropped": dataclasses.replace(DROP, threshold=2.0)}.items():
-        found = prefill(MODEL, FORM, sorted(PROMPTS, key=lambda p: p.layout), bridge, references=True)
+        found = prefill(MODEL, SEQUENCE_FORMAT, sorted(PROMPTS, key=lambda p: p.layout), bridge, references=True)
         sizes[name] = sum(cache.nbytes for cache in found.caches)
     blocked = int(found.bridge.blocked.sum())
     decoder = MODEL.config.decoder

@@ -62,7 +62,8 @@ def test_guide_follows_the_formulas(rescale: str, rescale_min: float, with_image
 def test_forms_of_rescaling_differ() -> None:
     full, no_text, no_image = torch.randn(3, 1, TOKENS, VALUES, generator=torch.Generator().manual_seed(0)).unbind()
     results = [
-        guide(GuidanceConfig(rescale=form), full, no_text, no_image) for form in ("global", "channel", "text_channel")
+        guide(GuidanceConfig(rescale=sequence_format), full, no_text, no_image)
+        for sequence_format in ("global", "channel", "text_channel")
     ]  # type: ignore[arg-type]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert (results[a] - results[b]).abs().max() > 0.01
@@ -71,11 +72,11 @@ def test_forms_of_rescaling_differ() -> None:
 def test_rescaling_never_lengthens_and_keeps_the_direction() -> None:
     full, no_text = torch.randn(2, 3, TOKENS, VALUES, generator=torch.Generator().manual_seed(0)).unbind()
     free = no_text + 4 * (full - no_text)
-    for form, dims in (("global", (1, 2)), ("channel", (2,))):
-        guided = guide(GuidanceConfig(rescale=form), full, no_text, None)  # type: ignore[arg-type]
+    for sequence_format, dims in (("global", (1, 2)), ("channel", (2,))):
+        guided = guide(GuidanceConfig(rescale=sequence_format), full, no_text, None)  # type: ignore[arg-type]
         limit = torch.linalg.vector_norm(full, dim=dims)
         assert bool((torch.linalg.vector_norm(guided, dim=dims) <= limit + 1e-5).all())
-        cosine = torch.cosine_similarity(guided.flatten(1), free.flatten(1)) if form == "global" else None
+        cosine = torch.cosine_similarity(guided.flatten(1), free.flatten(1)) if sequence_format == "global" else None
         if cosine is not None:
             torch.testing.assert_close(cosine, torch.ones(3))
 

@@ -50,35 +50,35 @@ def test_weights_and_caches_are_exact(dtype):
     limits = ResizeLimits(max_size=112, min_size=56)
     packing = PackingConfig(vae_resize=limits, vit_resize=limits, vit_source="vae_resized")
     pipeline = small_pipeline(dtype, packing, base_channels=32)
-    model, form = pipeline.model, pipeline.form
+    model, sequence_format = pipeline.model, pipeline.sequence_format
     tensors = (*model.parameters(), *model.buffers())
     assert weight_bytes(model.config, dtype) == sum(t.nbytes for t in tensors)
     images = [[pixels(300, 260)], [], [pixels(300, 260), pixels(90, 90)]]
     prompts = pipeline.prompts(images, ["a", "b c", "d"], 64, 96)
     prompts.sort(key=lambda p: p.layout)
-    clean = [prefill(model, form, prompts, None, references=r) for r in (True, False)]
+    clean = [prefill(model, sequence_format, prompts, None, references=r) for r in (True, False)]
     for config, contexts in (
         (SamplingConfig(), clean),
         (SamplingConfig(guidance=GuidanceConfig(image_scale=1.0)), clean[:1]),
         (SamplingConfig(guidance=GuidanceConfig(text_scale=1.0, image_scale=1.0)), clean[:1]),
     ):
-        estimate = estimate_memory(model.config, form, prompts, config, dtype)
+        estimate = estimate_memory(model.config, sequence_format, prompts, config, dtype)
         assert estimate.caches == sum(cache.nbytes for context in contexts for cache in context.caches)
-    assert sum(count_prompt(p, form).context for p in prompts) == len(clean[0].pack)
+    assert sum(count_prompt(p, sequence_format).context for p in prompts) == len(clean[0].pack)
 
 
 @pytest.mark.parametrize("case", ["references", "text to image"])
 def test_peak_is_near_the_measured_one(case):
     pipeline = small_pipeline(**SPACE_TO_DEPTH)
-    model, form = pipeline.model, pipeline.form
+    model, sequence_format = pipeline.model, pipeline.sequence_format
     side, images = (64, [pixels(300, 260)]) if case == "references" else (512, [])
     prompts = pipeline.prompts([images], ["two words"], side, side)
     config = SamplingConfig(num_inference_steps=1)
-    estimate = estimate_memory(model.config, form, prompts, config, torch.float32)
-    noise = [initial_noise(prompts[0], model, form)]
+    estimate = estimate_memory(model.config, sequence_format, prompts, config, torch.float32)
+    noise = [initial_noise(prompts[0], model, sequence_format)]
 
     def work():
-        return decode_latents(model, sample(model, form, prompts, config, noise)[0])
+        return decode_latents(model, sample(model, sequence_format, prompts, config, noise)[0])
 
     _, peak = measured_peak(work)
     expected = estimate.peak - estimate.weights
@@ -89,18 +89,18 @@ def test_decoding_is_near_the_measured_peak():
     pipeline = small_pipeline(base_channels=32)
     prompts = pipeline.prompts([[]], ["x"], 128, 128)
     config = SamplingConfig(num_inference_steps=1)
-    found = sample(pipeline.model, pipeline.form, prompts, config, [torch.randn(64, 64)])[0]
+    found = sample(pipeline.model, pipeline.sequence_format, prompts, config, [torch.randn(64, 64)])[0]
     _, peak = measured_peak(lambda: decode_latents(pipeline.model, found))
-    estimate = estimate_memory(pipeline.model.config, pipeline.form, prompts, config, torch.float32)
+    estimate = estimate_memory(pipeline.model.config, pipeline.sequence_format, prompts, config, torch.float32)
     assert estimate.decode / FACTOR < peak < estimate.decode * FACTOR
 
 
 def test_the_published_model_fits_one_gpu_of_40_gb():
     config = bagel_7b()
-    form = config.sequence_format(SpecialTokens(0, 1, 2, 3))
+    sequence_format = config.sequence_format(SpecialTokens(0, 1, 2, 3))
     reference = torch.empty(3, 1024, 1024, device="meta"), torch.empty(3, 980, 980, device="meta")
     prompt = Prompt((reference,) * 4, tuple(range(60)), (1024, 1024))
-    estimate = estimate_memory(config, form, [prompt], SamplingConfig())
+    estimate = estimate_memory(config, sequence_format, [prompt], SamplingConfig())
     assert 29e9 < estimate.weights < 29.5e9
     assert estimate.peak < 36e9, "as memory.py says"
     assert "peak" in estimate.report().splitlines()[-1]

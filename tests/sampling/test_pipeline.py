@@ -41,10 +41,12 @@ def seeded(seed=0):
 def test_equals_the_sampler_called_by_hand(pipeline):
     images = [pixels(seed=1), pixels(40, 30, seed=2)]
     found = pipeline(images=images, prompt="two of them", generator=seeded(), bridge=BRIDGE, output_type="np", **FAST)
-    model, form = pipeline.model, pipeline.form
+    model, sequence_format = pipeline.model, pipeline.sequence_format
     (prompt,) = pipeline.prompts([images], ["two of them"], 16, 24)
     config = SamplingConfig(num_inference_steps=2, bridge=BRIDGE)
-    (latents,) = sample(model, form, [prompt], config, [initial_noise(prompt, model, form, seeded())])
+    (latents,) = sample(
+        model, sequence_format, [prompt], config, [initial_noise(prompt, model, sequence_format, seeded())]
+    )
     assert np.array_equal(found.images[0], to_uint8(decode_latents(model, latents)).numpy())
     for maps, similarity, blocked in zip(found.bridge[0], latents.similarity, latents.blocked, strict=True):
         assert np.array_equal(maps.similarity, similarity.numpy())
@@ -234,11 +236,11 @@ def test_an_empty_instruction_is_begin_and_end(pipeline):
     assert (empty.text_ids, empty.text_length) == ((), 2)
     without = dataclasses.replace(empty, text_ids=None)
     assert without.text_length == 0
-    noise = initial_noise(empty, pipeline.model, pipeline.form, torch.Generator().manual_seed(0))
+    noise = initial_noise(empty, pipeline.model, pipeline.sequence_format, torch.Generator().manual_seed(0))
     config = SamplingConfig(num_inference_steps=1)
-    found = [sample(pipeline.model, pipeline.form, [p], config, [noise])[0].tokens for p in (empty, without)]
+    found = [sample(pipeline.model, pipeline.sequence_format, [p], config, [noise])[0].tokens for p in (empty, without)]
     assert not found[0].allclose(found[1], atol=1e-3)
-    builder = SequenceBuilder(pipeline.form)
+    builder = SequenceBuilder(pipeline.sequence_format)
     builder.begin_sample()
     builder.add_vae(empty.references[0][0], reference=0)
     builder.add_vit(empty.references[0][1], reference=0)

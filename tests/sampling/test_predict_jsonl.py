@@ -111,8 +111,10 @@ def test_seed_and_round_change_all_pictures(straight, folder, prompts, tmp_path,
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_ranks_share_all_prompts_in_equally_many_steps(folder, prompts, world_size):
     tokenizer = Tokenizer.from_folder(folder)
-    form = SconePipeline.from_pretrained(folder).form
-    ranks = [JsonlPrompts(read_requests([prompts]), form, tokenizer, r, world_size) for r in range(world_size)]
+    sequence_format = SconePipeline.from_pretrained(folder).sequence_format
+    ranks = [
+        JsonlPrompts(read_requests([prompts]), sequence_format, tokenizer, r, world_size) for r in range(world_size)
+    ]
     seen = [[(b.samples[0].metadata["task_type"], b.samples[0].key) for b in rank] for rank in ranks]
     assert {len(s) for s in seen} == {len(ranks[0])}
     assert {place for s in seen for place in s} == {(r.get("task_type", ""), str(r["key"])) for r in RECORDS}
@@ -248,12 +250,12 @@ def test_ranks_make_equally_many_passes_whatever_can_not_be_used(folder, tmp_pat
     damaged = {"input_images": [damaged_png(tmp_path)]}
     rows = [GOOD | {"key": str(n)} | (damaged if n in (1, 2, 4) else {}) for n in range(5)]
     requests = read_requests([write_jsonl(tmp_path / "p.jsonl", rows)])
-    form, tokenizer = SconePipeline.from_pretrained(folder).form, Tokenizer.from_folder(folder)
-    ranks = [list(JsonlPrompts(requests, form, tokenizer, rank, world_size)) for rank in range(world_size)]
+    sequence_format, tokenizer = SconePipeline.from_pretrained(folder).sequence_format, Tokenizer.from_folder(folder)
+    ranks = [list(JsonlPrompts(requests, sequence_format, tokenizer, rank, world_size)) for rank in range(world_size)]
     assert {len(batches) for batches in ranks} == {-(-5 // world_size)}
     batches = [batch for rank in ranks for batch in rank]
     assert {batch.samples[0].key for batch in batches} == {"0", "3"}
-    reported = {line.split(": ")[0].rpartition(":")[2] for batch in batches for line in batch.complaints}
+    reported = {line.split(": ")[0].rpartition(":")[2] for batch in batches for line in batch.skip_messages}
     assert reported == {"2", "3", "5"}
 
 

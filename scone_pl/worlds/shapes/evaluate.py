@@ -48,13 +48,16 @@ def bridge_of(folder: Path) -> BridgeConfig | None:
     return BridgeConfig(**training["bridge"]) if training.get("mask_sampling") and training.get("bridge") else None
 
 
-def packing_of(canvas: int, form: SequenceFormat) -> PackingConfig:
+def packing_of(canvas: int, sequence_format: SequenceFormat) -> PackingConfig:
     """Pictures of the mini-world as they are.
 
     Raises:
         UserError: the model has no positions for pictures of `canvas` pixels a side.
     """
-    most = min(form.latent_positions_per_side * form.latent_stride, form.vit_positions_per_side * form.vit_patch_size)
+    most = min(
+        sequence_format.latent_positions_per_side * sequence_format.latent_stride,
+        sequence_format.vit_positions_per_side * sequence_format.vit_patch_size,
+    )
     if canvas > most:
         raise UserError(f"world.canvas is {canvas}, but this checkpoint's pictures have at most {most} pixels a side")
     limits = ResizeLimits(max_size=canvas, min_size=canvas)
@@ -71,21 +74,23 @@ def draw(
     progress: bool = True,
 ) -> list[Drawn]:
     """Samples an answer to every episode; its noise depends on the episode's key alone."""
-    form = model.sequence_format(tokenizer.special)
+    sequence_format = model.sequence_format(tokenizer.special)
     drawn = []
     bar = tqdm(total=len(episodes), desc="sampling", unit="picture", disable=not progress)
     for start in range(0, len(episodes), batch_size):
         chunk = episodes[start : start + batch_size]
-        builder = SequenceBuilder(form)
+        builder = SequenceBuilder(sequence_format)
         for episode in chunk:
-            packing = packing_of(episode.canvas, form)
+            packing = packing_of(episode.canvas, sequence_format)
             add_sample(builder, episode.to_sample(), tokenizer, packing, generator("evaluate", episode.key))
         prompts = prompts_of(builder.build())
         noise = [
-            initial_noise(p, model, form, torch.Generator().manual_seed(int(generator("noise", e.key).integers(2**62))))
+            initial_noise(
+                p, model, sequence_format, torch.Generator().manual_seed(int(generator("noise", e.key).integers(2**62)))
+            )
             for p, e in zip(prompts, chunk, strict=True)
         ]
-        for episode, found in zip(chunk, sample(model, form, prompts, config, noise), strict=True):
+        for episode, found in zip(chunk, sample(model, sequence_format, prompts, config, noise), strict=True):
             drawn.append(Drawn(episode, to_uint8(decode_latents(model, found)).numpy(), found))
         bar.update(len(chunk))
     bar.close()
