@@ -1,4 +1,4 @@
-"""The index of a data set: where each sample lies, and all that planning needs (see data_shards/README.md)."""
+"""The index of a data set: where each sample lies, and all that planning needs (see docs/shards.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a data set holds (documented in data_shards/README.md)."""
+"""`manifest.json`: what a data set holds (documented in docs/shards.md)."""
 
 from __future__ import annotations
 

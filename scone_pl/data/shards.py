@@ -1,4 +1,4 @@
-"""Reading a data set: WebDataset tars, a manifest, and an index (documented in data_shards/README.md).
+"""Reading a data set: WebDataset tars, a manifest, and an index (documented in docs/shards.md).
 
 The index says where in which tar every sample lies and all that planning needs (image sizes, instruction), so packs
 are planned without opening an image, and any sample is one read away. Writing is in `shard_writer`.
