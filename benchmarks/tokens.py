@@ -33,12 +33,12 @@ from torch import Tensor
 from workload import SEQUENCE_FORMAT, in_own_process, memory, training_pack
 
 from scone_pl.files import write_json
-from scone_pl.model.attention import SplitPlan
+from scone_pl.model.attention import ATTENTION_BACKENDS, SplitPlan
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig, bagel_7b
 from scone_pl.model.flops import TRAINED, TokenCounts, count_tokens, step_flops
 from scone_pl.model.heap import trim_heap
 from scone_pl.model.initialize import random_model
-from scone_pl.model.scone import ATTENTION_BACKENDS, Scone
+from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.sampling.context import prefill
 from scone_pl.sampling.prompts import prompts_of

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from benchmarks.gpu_check.report import FAILURES, Report, one_line
 from benchmarks.gpu_check.settings import Settings
-from scone_pl.model.attention import AttentionPlan, DensePlan
+from scone_pl.model.attention import ATTENTION_BACKENDS, AttentionPlan, DensePlan
 from scone_pl.model.builder import SequenceBuilder
-from scone_pl.model.scone import ATTENTION_BACKENDS
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SpecialTokens
 
 HEADS, KV_HEADS = 28, 4

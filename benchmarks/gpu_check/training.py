@@ -28,10 +28,10 @@ from benchmarks.gpu_check.stack import (
 )
 from scone_pl.estimate.memory import FRAGMENTATION
 from scone_pl.gpus import peak_of
-from scone_pl.model.attention import AttentionPlan, attended_pairs
+from scone_pl.model.attention import ATTENTION_BACKENDS, AttentionPlan, attended_pairs
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.flops import count_tokens, step_flops
-from scone_pl.model.scone import ATTENTION_BACKENDS, Scone
+from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.training.gradients import GradientGuard
 from scone_pl.training.losses import flow_matching, text_cross_entropy

@@ -21,9 +21,8 @@ from scone_pl.data.packing import PackingConfig, PreparedSample, prepare_sample
 from scone_pl.data.sample import Sample
 from scone_pl.data.seeding import generator
 from scone_pl.data.tokenizer import Tokenizer
-from scone_pl.model.bridge import Bridge
+from scone_pl.model.bridge import Similarity
 from scone_pl.model.builder import SequenceBuilder
-from scone_pl.model.config import BridgeConfig
 from scone_pl.model.experts import ByExpert
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
@@ -31,7 +30,6 @@ from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
 EXPERTS = ("understanding", "generation")
 PACK_TOKENS = 26496
 """Tokens of a pack, as in training at 7B (release: max_num_tokens)."""
-_ANY = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=1, apply_mask=False)
 
 
 class ImageMaps(NamedTuple):
@@ -57,10 +55,10 @@ def similarity_of_layers(model: Scone, pack: PackedSequence, clean: Tensor) -> B
         pack: on its device.
         clean: its latent tokens, see `Scone.encode_images`.
     """
-    bridge, found = Bridge(_ANY, pack), []
+    similarity, states_of_layers = Similarity(pack), []
 
     def compare(layer: nn.Module, inputs: Any, states: ByExpert) -> None:
-        found.append(_similarity(bridge, states))
+        states_of_layers.append(_by_expert(similarity, states))
 
     hooks = [layer.register_forward_hook(compare) for layer in model.language_model.model.layers]
     try:
@@ -68,16 +66,16 @@ def similarity_of_layers(model: Scone, pack: PackedSequence, clean: Tensor) -> B
     finally:
         for hook in hooks:
             hook.remove()
-    return ByExpert(*(torch.stack(of_expert) for of_expert in zip(*found, strict=True)))
+    return ByExpert(*(torch.stack(of_expert) for of_expert in zip(*states_of_layers, strict=True)))
 
 
-def _similarity(bridge: Bridge, states: ByExpert) -> ByExpert:
+def _by_expert(similarity: Similarity, states: ByExpert) -> ByExpert:
     """(L,) each, from one layer's (U, D) and (N, D)."""
-    pack, latent = bridge.pack, bridge.pack.latent_index
+    pack, latent = similarity.pack, similarity.pack.latent_index
     own, words = (F.normalize(x.float(), dim=-1, eps=1e-8) for x in (states.generation, states.understanding))
-    of_latents = (own * bridge.instruction_mean(words)[pack.sample_of_token[latent]]).sum(-1)
+    of_latents = (own * similarity.instruction_mean(words)[pack.sample_of_token[latent]]).sum(-1)
     generation = of_latents.new_ones(len(pack)).index_put((latent,), of_latents)
-    return ByExpert(bridge.similarity(states.understanding).cpu(), generation.cpu())
+    return ByExpert(similarity(states.understanding).cpu(), generation.cpu())
 
 
 def image_maps(pack: PackedSequence, similarity: ByExpert) -> list[ImageMaps]:

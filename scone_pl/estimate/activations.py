@@ -17,8 +17,8 @@ from torch import Tensor
 
 from scone_pl.estimate.tracking import LiveBytes, fused_attention, fused_kernels
 from scone_pl.model.attention import AttentionPlan, SplitPlan
+from scone_pl.model.attention.flex import BLOCK_SIZE
 from scone_pl.model.config import SconeConfig
-from scone_pl.model.flex import BLOCK_SIZE
 from scone_pl.model.lora import LoRAConfig, add_lora
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence

@@ -8,19 +8,16 @@ Shapes: L tokens = U understanding + N latent tokens, D hidden size, H heads, K 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scone_pl.model.attention import AttentionPlan
-from scone_pl.model.bridge import Bridge, BridgeState
+from scone_pl.model.bridge import Bridge, BridgeSchedule, BridgeState, LayerSchedule
+from scone_pl.model.bridge.schedule import LayerTokens, Rotary
 from scone_pl.model.config import DecoderConfig
 from scone_pl.model.embeddings import apply_rotary, rotary_tables
 from scone_pl.model.experts import ByExpert, RMSNorm, Routing
-from scone_pl.model.heap import trim_heap
-
-Rotary = tuple[Tensor, Tensor]
 
 
 class GatedMLP(nn.Module):
@@ -95,8 +92,6 @@ class DecoderLayer(nn.Module):
         self, understanding: Tensor, generation: Tensor, routing: Routing, rotary: Rotary, plan: AttentionPlan
     ) -> ByExpert:
         """(U, D), (N, D) -> the same, updated."""
-        if understanding.device.type == "cpu" and torch.is_grad_enabled():
-            trim_heap()  # also when a checkpointed layer is recomputed in the backward pass
         x = ByExpert(understanding, generation)
         normed = x.through(self, "input_layernorm")
         x = x + self.self_attn(normed, routing, rotary, plan, self.layer)
@@ -113,7 +108,7 @@ class Decoder(nn.Module):
         self.activation_checkpointing = False
         """Recompute layers in the backward pass instead of keeping their activations."""
         self.layers_kept = 0
-        """So many of the last layers keep theirs all the same: the backward pass frees those first."""
+        """The last so many layers are not recomputed: the backward pass frees their activations first."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -127,46 +122,29 @@ class Decoder(nn.Module):
 
         Args:
             x: embedded tokens, (U, D) and (N, D).
-            routing: where they sit in the sequence.
+            routing: their positions in the sequence.
             position_ids: (L,) RoPE positions.
             plan: who attends to whom.
-            bridge: if given, target queries skip the reference tokens that it blocks in its masked layers, or these
-                leave the network (`BridgeConfig.drop_blocked`).
+            bridge: hides the reference tokens that it blocks from target queries, or drops them from the network.
 
         Returns:
-            The final-normed states, 0 for tokens that have left, and what the bridge found.
+            The final-normed states, 0 for dropped tokens, and the bridge's result.
 
         Raises:
             ValueError: the bridge names a layer that the decoder does not have.
         """
-        if bridge is not None and bridge.config.last_masked_layer >= len(self.layers):
-            raise ValueError(
-                f"bridge.last_masked_layer is {bridge.config.last_masked_layer} but the decoder's last layer is "
-                f"{len(self.layers) - 1}"
-            )
-        rotary = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
-        state, late_plan, early_plan = None, plan, plan
-        if bridge is not None and bridge.config.hides_references_in(0):
-            early_plan = plan.hiding(bridge.pack.reference_tokens)
+        tokens = LayerTokens(routing, self._rotary(position_ids), plan)
+        schedule = LayerSchedule(tokens)
+        if bridge is not None:
+            schedule = BridgeSchedule(bridge, tokens, len(self.layers), self._rotary)
         for i, layer in enumerate(self.layers):
-            layer_plan = plan
-            if bridge is not None and bridge.config.hides_references_in(i):
-                layer_plan = early_plan
-            elif bridge is not None and bridge.config.masks_layer(i):
-                layer_plan = late_plan
-            arguments = (*x, routing, rotary, layer_plan)
+            arguments = (*x, *schedule.before(i))
             if self.activation_checkpointing and self.training and i < len(self.layers) - self.layers_kept:
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 x = layer(*arguments)
-            if bridge is not None and i == bridge.config.source_layer:
-                state = bridge(x.understanding)
-                if state.remaining is not None:
-                    left = state.remaining
-                    x, routing = left.take(x), left.routing
-                    rotary = rotary_tables(left.pack.position_ids, self.config.head_dim, self.config.rope_theta)
-                    plan = late_plan = plan.over(left.pack, left.present)
-                elif bridge.config.apply_mask:
-                    late_plan = state.apply(plan)
-        x = x.through(self, "norm")
-        return (x if state is None or state.remaining is None else state.remaining.restore(x)), state
+            x = schedule.after(i, x)
+        return schedule.restore(x.through(self, "norm")), schedule.state
+
+    def _rotary(self, position_ids: Tensor) -> Rotary:
+        return rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)

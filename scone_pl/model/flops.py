@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from scone_pl.model.attention import attended_pairs
+from scone_pl.model.bridge import kept_lengths, shortened
 from scone_pl.model.config import BridgeConfig, SconeConfig
-from scone_pl.model.dropping import kept_lengths, shortened
 from scone_pl.model.experts import training_together
 from scone_pl.model.sequence import PackedSequence, SplitKind
 

@@ -12,19 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scone_pl.model.attention import AttentionPlan, DensePlan, SplitPlan
+from scone_pl.model.attention import ATTENTION_BACKENDS, AttentionPlan
 from scone_pl.model.bridge import Bridge, BridgeState
 from scone_pl.model.config import BridgeConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.decoder import Decoder
 from scone_pl.model.embeddings import PositionTable, TimestepEmbedder
 from scone_pl.model.experts import ByExpert, Routing
-from scone_pl.model.flex import FlexPlan
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SpecialTokens
 from scone_pl.model.vae import build_autoencoder, latents_to_tokens
 from scone_pl.model.vit import SiglipModel
-
-ATTENTION_BACKENDS: dict[str, type[AttentionPlan]] = {"split": SplitPlan, "flex": FlexPlan, "dense": DensePlan}
-"""By name; see `attention.py`."""
 
 
 @dataclass(frozen=True)

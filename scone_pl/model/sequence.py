@@ -256,6 +256,13 @@ class PackedSequence:
         return self._ranges([s.content for s in self.splits_of(SplitKind.TARGET)])
 
     @cached_property
+    def target_tokens(self) -> Tensor:
+        """(L,) bool: target latent tokens, without the frames of their images."""
+        is_target = torch.zeros(len(self), dtype=torch.bool, device=self.device)
+        is_target[self.target_index] = True
+        return is_target
+
+    @cached_property
     def target_in_latents(self) -> Tensor:
         """(targets,) int64: rows of the target tokens among the N latent tokens."""
         ranges, stop = [], 0

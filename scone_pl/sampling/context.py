@@ -12,11 +12,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from scone_pl.model.bridge import BridgeState
+from scone_pl.model.attention import ATTENTION_BACKENDS
+from scone_pl.model.bridge import BridgeState, Remaining
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
-from scone_pl.model.dropping import Remaining
-from scone_pl.model.scone import ATTENTION_BACKENDS, Scone
+from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
 from scone_pl.sampling.cache import ContextCache, ContextSpan, DroppingCache, RecordingPlan
 

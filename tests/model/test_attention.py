@@ -15,8 +15,9 @@ from model_helpers import (
     random_pack,
 )
 
-from scone_pl.model.attention import QUERY_CHUNK, DensePlan, SplitPlan, attended_pairs, dense_mask, runs_of
-from scone_pl.model.flex import FlexPlan
+from scone_pl.model.attention import DensePlan, FlexPlan, SplitPlan, attended_pairs, dense_mask
+from scone_pl.model.attention.batches import batches_of
+from scone_pl.model.attention.split import QUERY_CHUNK
 from scone_pl.model.sequence import SplitKind
 
 HEADS = [(4, 4), (4, 2), (6, 1)]
@@ -177,12 +178,12 @@ def test_on_cuda_with_gradients(kind):
         torch.testing.assert_close(got.cpu(), want, rtol=5e-3, atol=5e-3)
 
 
-def test_equal_layouts_side_by_side_are_one_run():
+def test_adjacent_samples_of_equal_layout_are_one_batch():
     pack = make_pack(TWO_REFERENCES, TWO_REFERENCES, TEXT_TO_IMAGE, TWO_REFERENCES)
-    runs = runs_of(pack)
-    assert [run.num_samples for run in runs] == [2, 1, 1]
-    assert [run.start for run in runs] == [0, 116, 129]
-    assert sum(run.num_tokens for run in runs) == len(pack)
+    batches = batches_of(pack)
+    assert [batch.num_samples for batch in batches] == [2, 1, 1]
+    assert [batch.start for batch in batches] == [0, 116, 129]
+    assert sum(batch.num_tokens for batch in batches) == len(pack)
 
 
 def test_hiding_leaves_the_first_plan_alone():

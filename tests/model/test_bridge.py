@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from model_helpers import ONE_REFERENCE, TWO_REFERENCES, make_pack, tiny_model
 
-from scone_pl.model.bridge import Bridge
+from scone_pl.model.bridge import Bridge, Similarity
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import PackedSequence, SplitKind
 from scone_pl.training.losses import flow_matching
@@ -18,16 +18,15 @@ CONFIG_088 = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_laye
 CONFIG = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=2, threshold=0.1)
 
 
-def test_the_release_compares_in_bfloat16() -> None:
+def test_the_release_compares_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under it 0.88 acts as 0.87695, halfway between two bfloat16 numbers: docs/specification.md 10"""
     pack = make_pack(TWO_REFERENCES)
     similarity = torch.linspace(0.86, 0.89, len(pack))
+    monkeypatch.setattr(Similarity, "__call__", lambda self, states: similarity)
     exact, rounded = CONFIG_088, dataclasses.replace(CONFIG_088, threshold_dtype="bfloat16")
     blocked = {}
     for config in (exact, rounded):
-        bridge = Bridge(config, pack)
-        bridge.similarity = lambda states: similarity  # type: ignore[method-assign]
-        blocked[config.threshold_dtype] = bridge(torch.empty(0)).blocked
+        blocked[config.threshold_dtype] = Bridge(config, pack)(torch.empty(0)).blocked
     of_references = pack.reference_tokens
     assert blocked["float32"].equal((similarity < 0.88) & of_references)
     assert blocked["bfloat16"].equal((similarity <= 0.876953125) & of_references)

@@ -22,9 +22,9 @@ from model_helpers import (
     tiny_model,
 )
 
+from scone_pl.model.bridge import Remaining
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
-from scone_pl.model.dropping import Remaining
 from scone_pl.model.scone import Scone, SconeOutput
 from scone_pl.model.sequence import PackedSequence
 

@@ -20,8 +20,8 @@ from model_helpers import (
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex_module
 
-from scone_pl.model.attention import AttentionPlan, DensePlan, SplitPlan, append_channel, dense_mask
-from scone_pl.model.flex import FlexPlan
+from scone_pl.model.attention import AttentionPlan, DensePlan, FlexPlan, SplitPlan, dense_mask
+from scone_pl.model.attention.sdpa import append_channel
 from scone_pl.model.sequence import PackedSequence
 
 PACKS = {

@@ -1,7 +1,7 @@
 """The FlexAttention backend: one kernel over the whole pack, a hard bridge in its mask, a soft one in its scores.
 
 For CUDA: on the CPU FlexAttention has no backward, and without compilation it materialises the scores; there it only
-serves tests of this file. No L x L mask is built: the block mask is found one row of blocks at a time.
+serves tests of this file. No L x L mask is built: the block mask is computed one row of blocks at a time.
 
 A soft bridge's bias is read by the kernel as a constant, and its gradient is computed here (`BiasGradient`) by two more
 *forward* kernels with queries and keys exchanged. Its two alternatives would do on paper:
@@ -28,7 +28,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from scone_pl.model.attention import AttentionPlan
+from scone_pl.model.attention.plan import AttentionPlan
 from scone_pl.model.sequence import PackedSequence, SplitKind
 
 BLOCK_SIZE = 128
@@ -61,9 +61,7 @@ class FlexPlan(AttentionPlan):
         self.split = table(split, num_splits)
         self.in_target = table(pack.per_split([s.kind == SplitKind.TARGET for s in pack.splits]).bool(), False)
         self.causal = table(pack.per_split([s.kind == SplitKind.TEXT for s in pack.splits]).bool(), False)
-        target_query = torch.zeros(len(pack), dtype=torch.bool, device=pack.device)
-        target_query[pack.target_index] = True
-        self.target_query = table(target_query, False)
+        self.target_query = table(pack.target_tokens, False)
         self.block_mask = _block_mask(self._mask_function(None), len(self.sample), pack.device)
         self.bias: Tensor | None = None
         """(L,) float, of a soft bridge."""
@@ -108,19 +106,19 @@ class FlexPlan(AttentionPlan):
             attended = _kernel(q)(q, k, v, **options)
         else:
             request = AuxRequest(lse=True)
-            attended, aux = _kernel(q)(q, k, v, score_mod=self._weakened(), return_aux=request, **options)
+            attended, aux = _kernel(q)(q, k, v, score_mod=self._biased_scores(), return_aux=request, **options)
             attended = BiasGradient.apply(attended, aux.lse, q, k, v, self.bias, self)
         return attended[0, :, : self.length, :head_dim].transpose(0, 1)
 
-    def _weakened(self) -> ScoreFunction:
+    def _biased_scores(self) -> ScoreFunction:
         """Scores with the bias."""
         assert self.bias is not None
         target_query, bias = self.target_query, self.bias.detach()
 
-        def weakened(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        def biased(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return torch.where(target_query[q], score + bias[k], score)
 
-        return weakened
+        return biased
 
     @cached_property
     def bias_block_mask(self) -> BlockMask:
@@ -151,7 +149,7 @@ class FlexPlan(AttentionPlan):
             return score - normalizer[batch, head, q]
 
         def product(values: Tensor) -> tuple[Tensor, Tensor]:
-            found, aux = _kernel(q)(
+            output, aux = _kernel(q)(
                 keys,
                 queries,
                 values,
@@ -160,7 +158,7 @@ class FlexPlan(AttentionPlan):
                 scale=self._scale,
                 return_aux=AuxRequest(lse=True),
             )
-            return found.to(aux.lse.dtype), aux.lse
+            return output.to(aux.lse.dtype), aux.lse
 
         of_values, log_sum = product(gradient)
         inner = (gradient.to(lse.dtype) * attended).sum(-1, keepdim=True).to(q.dtype)
@@ -170,13 +168,13 @@ class FlexPlan(AttentionPlan):
 
 
 class BiasGradient(Function):
-    """Hands attention's result on, and gives the bias the gradient that the kernel does not compute."""
+    """The identity on attention's output, which gives the bias the gradient that the kernel does not compute."""
 
     @staticmethod
     def forward(
         ctx: Any, attended: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, plan: FlexPlan
     ) -> Tensor:
-        """All as `FlexPlan` gives them to its kernel: (1, H, L, E), (1, H, L), two of (1, K, L, E), and (L,)."""
+        """As `FlexPlan` passes them to its kernel: (1, H, L, E), (1, H, L), two of (1, K, L, E), and (L,)."""
         ctx.save_for_backward(attended, lse, q, k, v)
         ctx.plan = plan
         return attended.view_as(attended)
@@ -198,7 +196,7 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def _block_mask(mask_mod: MaskFunction, length: int, device: torch.device) -> BlockMask:
-    """Finds which blocks are empty, mixed or full, holding one (block, length) strip of the mask at a time."""
+    """Classifies blocks as empty, mixed or full, holding one (block, length) strip of the mask at a time."""
     num_blocks = length // BLOCK_SIZE
     columns = torch.arange(length, device=device)
     zero = torch.zeros((), dtype=torch.int64, device=device)

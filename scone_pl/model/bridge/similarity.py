@@ -1,0 +1,104 @@
+"""Similarity of reference tokens to the instruction.
+
+The mean of cosines is one product with the mean of the normalised text states, so everything here is O(L).
+
+Shapes: L tokens, U understanding tokens, V ViT tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scone_pl.model.sequence import PackedSequence, SplitKind, to_device
+
+
+class Similarity:
+    """Compares references with instructions; the index tensors are built once a pack."""
+
+    def __init__(self, pack: PackedSequence) -> None:
+        self.pack = pack
+
+    @cached_property
+    def _kinds(self) -> list[set[SplitKind]]:
+        """Per sample the kinds of its splits, answers left out."""
+        return [{s.kind for s in splits if not s.labelled} for splits in self.pack.by_sample]
+
+    @cached_property
+    def _compared(self) -> list[bool]:
+        """Per sample whether it has an instruction and ViT tokens; without them it has no similarity."""
+        return [kinds >= {SplitKind.TEXT, SplitKind.VIT} for kinds in self._kinds]
+
+    @cached_property
+    def _guided(self) -> list[bool]:
+        """Per sample whether it has an instruction, ViT and clean latent tokens; without them it has no mask."""
+        return [kinds >= {SplitKind.TEXT, SplitKind.VIT, SplitKind.VAE} for kinds in self._kinds]
+
+    @cached_property
+    def maskable(self) -> Tensor:
+        """(L,) bool: reference tokens that a threshold may block, those with a similarity."""
+        return self.pack.reference_tokens & self._of_samples(self._guided)
+
+    @cached_property
+    def _image_pairs(self) -> list[tuple[Tensor, Tensor, tuple[int, int], tuple[int, int]]]:
+        """Indices of the ViT (n, tokens) and VAE (n, tokens) tokens of the same n images, and their common grids."""
+        pairs: dict[tuple[tuple[int, int], tuple[int, int]], list[tuple[range, range]]] = {}
+        for splits in self.pack.by_sample:
+            vae = {s.image: s for s in splits if s.kind == SplitKind.VAE}
+            for split in splits:
+                if split.kind == SplitKind.VIT and split.image in vae and self._guided[split.sample]:
+                    other = vae[split.image]
+                    pairs.setdefault((split.grid, other.grid), []).append((split.content, other.content))  # type: ignore[arg-type]
+        device = self.pack.device
+
+        def indices(ranges: list[range]) -> Tensor:
+            starts = to_device(torch.tensor([r.start for r in ranges]), device)
+            return starts[:, None] + torch.arange(len(ranges[0]), device=device)
+
+        return [(indices([v for v, _ in both]), indices([l for _, l in both]), *grids) for grids, both in pairs.items()]
+
+    def __call__(self, understanding: Tensor) -> Tensor:
+        """`understanding` (U, D), the expert's states after the source layer -> (L,) float32, differentiable.
+
+        1 where none is defined.
+        """
+        pack, row = self.pack, self.pack.understanding_row
+        similarity = torch.ones(len(pack), device=pack.device)
+        vit_index, text_index = pack.vit_index, pack.instruction_index
+        if not len(vit_index) or not len(text_index) or not any(self._compared):
+            return similarity
+        states = F.normalize(understanding.float(), dim=-1, eps=1e-8)
+        sample, text_mean = pack.sample_of_token, self.instruction_mean(states)
+        of_vit = (states[row[vit_index]] * text_mean[sample[vit_index]]).sum(-1)  # (V,)
+        compared = self._of_samples(self._compared)[vit_index]
+        similarity = similarity.index_put((vit_index,), torch.where(compared, of_vit, 1.0))
+        for vit, vae, vit_grid, vae_grid in self._image_pairs:
+            grid = similarity[vit].view(-1, 1, *vit_grid)
+            resized = F.interpolate(grid, size=vae_grid, mode="bilinear", align_corners=False)
+            similarity = similarity.index_put((vae,), resized.flatten(1))
+        return similarity
+
+    def instruction_mean(self, states: Tensor) -> Tensor:
+        """(U, D) normalised states -> (samples, D): their mean over each instruction, 0 where there is none."""
+        pack, index = self.pack, self.pack.instruction_index
+        sample = pack.sample_of_token[index]
+        mean = states.new_zeros(pack.num_samples, states.shape[1])
+        mean = mean.index_add(0, sample, states[pack.understanding_row[index]])
+        # Not by `bincount`, for which the host waits for the device.
+        counts = states.new_zeros(pack.num_samples).index_add(0, sample, states.new_ones(len(index)))
+        return mean / counts.clamp(min=1)[:, None]
+
+    def quantiles(self, similarity: Tensor, quantile: float, otherwise: float) -> Tensor:
+        """(L,) of (L,): for each reference token this quantile of its image's ViT tokens, `otherwise` elsewhere."""
+        result = similarity.new_full((len(self.pack),), otherwise)
+        for vit, vae, *_ in self._image_pairs:
+            of_image = similarity[vit].quantile(quantile, dim=1, keepdim=True)  # (images, 1)
+            result[vit], result[vae] = of_image.expand(vit.shape), of_image.expand(vae.shape)
+        return result
+
+    def _of_samples(self, values: list[bool]) -> Tensor:
+        """(L,) bool: for every token the value of its sample."""
+        return self.pack.per_split([values[split.sample] for split in self.pack.splits]).bool()
