@@ -131,7 +131,7 @@ def bridge_blocking(
 def time_rows(options: argparse.Namespace) -> None:
     """Prints naive and ours, without and with the bridge."""
     model = benchmark_model(options)
-    sequence_format = model.sequence_format(SpecialTokens(0, 1, 2, 3))
+    sequence_format = model.config.sequence_format(SpecialTokens(0, 1, 2, 3))
     prompt = benchmark_prompt(sequence_format, options.pixels, options.references)
     noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0))
     config = SamplingConfig(num_inference_steps=options.steps, guidance=GUIDANCE)
@@ -157,7 +157,7 @@ def time_rows(options: argparse.Namespace) -> None:
 def cache_rows(options: argparse.Namespace) -> None:
     """Prints error and time of the step cache."""
     model = benchmark_model(options) if options.checkpoint is None else from_pretrained(options.checkpoint)
-    sequence_format = model.sequence_format(SpecialTokens(0, 1, 2, 3))
+    sequence_format = model.config.sequence_format(SpecialTokens(0, 1, 2, 3))
     prompt = benchmark_prompt(sequence_format, options.cache_pixels, options.references)
     noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0))
     config = SamplingConfig(num_inference_steps=options.cache_steps, guidance=GUIDANCE)

@@ -129,7 +129,7 @@ class ParityCase:
         self.model.requires_grad_(True)
         self.model.autoencoder.requires_grad_(False)
         special = self.expected["special_tokens"]
-        self.sequence_format = self.model.sequence_format(
+        self.sequence_format = self.model.config.sequence_format(
             SpecialTokens(
                 special["bos_token_id"], special["eos_token_id"], special["start_of_image"], special["end_of_image"]
             )

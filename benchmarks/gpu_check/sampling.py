@@ -72,7 +72,7 @@ def measure(layers: int, side: int, settings: Settings) -> dict[str, float]:
     model = build_sampled(config_of(settings, layers), settings)
     model_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     prompt = prompt_of(model, side)
-    sequence_format = model.sequence_format(SpecialTokens(0, 1, 2, 3))
+    sequence_format = model.config.sequence_format(SpecialTokens(0, 1, 2, 3))
     noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0)).to(device)
     config = SamplingConfig(num_inference_steps=TIMED_STEPS, guidance=GuidanceConfig(interval=(0.0, 1.0)))
 

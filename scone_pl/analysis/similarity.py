@@ -113,7 +113,7 @@ def read_images(
         exchanged: another instruction for each sample; the second maps of each pair are those under it.
         tokens: samples are put together to packs of at most so many; a longer one is a pack by itself.
     """
-    sequence_format, packing = model.sequence_format(tokenizer.special), packing.without_dropout()
+    sequence_format, packing = model.config.sequence_format(tokenizer.special), packing.without_dropout()
     waiting: list[tuple[PreparedSample, ...]] = []  # own and exchanged instruction
     filled = 0
     for number, sample in enumerate(samples):

@@ -23,9 +23,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from scone_pl.checkpoints.safetensors_header import HeaderEntry, read_header
 from scone_pl.errors import UserError
 
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """Names of parameter types in a safetensors header."""
-_DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
+_DTYPE_OF = {name: dtype for dtype, name in TYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class WeightFiles:
             elif self._entries[name].dtype not in _DTYPE_OF:
                 raise UserError(
                     f"{self._file_of[name]}: {name} is {self._entries[name].dtype}; weights must be "
-                    f"{', '.join(DTYPES.values())}: convert the checkpoint first"
+                    f"{', '.join(TYPE_NAMES.values())}: convert the checkpoint first"
                 )
 
     def __iter__(self) -> Iterator[str]:
@@ -166,7 +166,7 @@ def write_tensors(tensors: Mapping[str, TensorSource], file: Path) -> None:
     end = 0
     for name, source in tensors.items():
         start, end = end, end + math.prod(source.shape) * source.dtype.itemsize
-        header[name] = {"dtype": DTYPES[source.dtype], "shape": list(source.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": TYPE_NAMES[source.dtype], "shape": list(source.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
     with file.open("wb") as stream:
@@ -175,7 +175,7 @@ def write_tensors(tensors: Mapping[str, TensorSource], file: Path) -> None:
             whole = source.read().detach().cpu().to(source.dtype).contiguous()
             if not is_finite(whole):
                 raise UserError(
-                    f"{file}: {name} is NaN or infinite in {DTYPES[source.dtype]}, so the weights would be useless; "
+                    f"{file}: {name} is NaN or infinite in {TYPE_NAMES[source.dtype]}, so the weights are unusable; "
                     "export an earlier snapshot, or with --dtype float32 if only this type is too narrow"
                 )
             stream.write(whole.flatten().view(torch.uint8).numpy())

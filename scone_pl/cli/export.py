@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from scone_pl.cli.parsing import run_function
+from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
 from scone_pl.training.results import export_snapshot
 from scone_pl.training.runs import RunFolder
-from scone_pl.training.sharding import DTYPES
 
 
 def export(

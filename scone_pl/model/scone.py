@@ -18,7 +18,7 @@ from scone_pl.model.config import BridgeConfig, DecoderConfig, SconeConfig, ViTC
 from scone_pl.model.decoder import Decoder
 from scone_pl.model.embeddings import PositionTable, TimestepEmbedder
 from scone_pl.model.experts import ByExpert, Routing
-from scone_pl.model.sequence import PackedSequence, SequenceFormat, SpecialTokens
+from scone_pl.model.sequence import PackedSequence
 from scone_pl.model.vae import build_autoencoder, latents_to_tokens
 from scone_pl.model.vit import SiglipModel
 
@@ -80,10 +80,6 @@ class Scone(nn.Module):
         self.latent_pos_embed = PositionTable(config.latent_positions_per_side, hidden)
         self.vit_pos_embed = PositionTable(config.vit_positions_per_side, hidden)
         self.autoencoder = build_autoencoder(config.autoencoder).requires_grad_(False)
-
-    def sequence_format(self, special: SpecialTokens) -> SequenceFormat:
-        """What a `SequenceBuilder` must know of this model."""
-        return self.config.sequence_format(special)
 
     def embed(self, pack: PackedSequence, latents: Tensor, timesteps: Tensor) -> ByExpert:
         """Tokens -> hidden states.

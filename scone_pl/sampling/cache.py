@@ -90,7 +90,7 @@ class ContextCache:
             blocked: (L,) bool, those that targets do not see in the bridge's masked layers; None = the bridge is off.
             bridge: its settings.
             bias: (L,), soft bridge: what target queries' logits of these tokens get in place of a mask.
-            filler: (L,) bool, tokens before the instruction that nobody may see (`model/dropping.py`); none is stored
+            filler: (L,) bool, tokens before the instruction that no query sees (`bridge/dropping.py`); none is stored
                 but what fills prompts up to equal lengths. Not together with `blocked`.
         """
         self.span, self.num_own = span, num_own

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.sampler import SamplingConfig
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""By name."""
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -94,7 +94,7 @@ class SconePipeline:
             UserError: the tokenizer has ids that the model has no embedding for.
         """
         self.model, self.tokenizer = model, tokenizer
-        self.sequence_format = model.sequence_format(tokenizer.special)
+        self.sequence_format = model.config.sequence_format(tokenizer.special)
         self.packing = packing or PackingConfig.for_inference(self.sequence_format)
         if isinstance(tokenizer, Tokenizer):
             tokenizer.check_embedding(model.config.decoder.vocab_size)
@@ -129,7 +129,7 @@ class SconePipeline:
         model.attention = attention
         if compile:
             compile_layers(model)
-        sequence_format = model.sequence_format(tokenizer.special)
+        sequence_format = model.config.sequence_format(tokenizer.special)
         return cls(model, tokenizer, PackingConfig.for_inference(sequence_format, exif_orientation))
 
     @property

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.model.scone import Scone
@@ -24,7 +25,6 @@ from scone_pl.training.snapshots import SnapshotWriter, read_run, read_tensors
 
 LEAKING = re.compile(r"2\.1[0-2]\.")
 """Versions of torch whose FSDP2 leaks memory with AdamW; pyproject.toml excludes them."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)

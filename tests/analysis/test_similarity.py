@@ -24,13 +24,13 @@ def opened(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("layers") / request.param
     write_base(folder, preset=request.param)
     model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
-    return model, tokenizer, PackingConfig.for_inference(model.sequence_format(tokenizer.special))
+    return model, tokenizer, PackingConfig.for_inference(model.config.sequence_format(tokenizer.special))
 
 
 def looped_maps(opened, sample):
     """Per reference image expert -> (layers, rows, columns), each cosine by itself; the target takes part, unseen."""
     model, tokenizer, packing = opened
-    builder = SequenceBuilder(model.sequence_format(tokenizer.special))
+    builder = SequenceBuilder(model.config.sequence_format(tokenizer.special))
     add_sample(builder, sample, tokenizer, packing, generator(0))
     pack = builder.build()
     states = []

@@ -114,7 +114,7 @@ def test_every_mixture_trains(chosen, sequence_format, tokenizer, packing, shard
         mini_photo(byte_tokenizer().vocab_size), latent_positions_per_side=sequence_format.latent_positions_per_side
     )
     model = random_model(config, 0).train()
-    sequence_format = model.sequence_format(tokenizer.special)
+    sequence_format = model.config.sequence_format(tokenizer.special)
     sizes = dataclasses.replace(
         packing.without_dropout(),
         vae_resize=type(packing.vae_resize)(max_size=32, min_size=16),

@@ -17,7 +17,7 @@ from scone_pl.sampling.guidance import GuidanceConfig, guide
 from scone_pl.sampling.sampler import Prompt, SamplingConfig, initial_noise, sample
 
 MODEL = tiny_model(3)
-SEQUENCE_FORMAT = MODEL.sequence_format(SpecialTokens(0, 1, 2, 3))
+SEQUENCE_FORMAT = MODEL.config.sequence_format(SpecialTokens(0, 1, 2, 3))
 GUIDANCE = GuidanceConfig(text_scale=3.0, image_scale=2.0)
 
 

@@ -62,7 +62,7 @@ def test_the_base_answers_and_tells_the_meant_subject():
     model, tokenizer = from_pretrained(BASE), Tokenizer.from_folder(BASE)
     limits = ResizeLimits(max_size=16, min_size=16)
     packing = PackingConfig(vae_resize=limits, vit_resize=limits).without_dropout()
-    builder = SequenceBuilder(model.sequence_format(tokenizer.special))
+    builder = SequenceBuilder(model.config.sequence_format(tokenizer.special))
     for sample in world_samples(WORLD_SETS["questions"], 120, seed=99):
         add_sample(builder, sample, tokenizer, packing, generator("test", sample.key))
     pack = builder.build()

@@ -74,7 +74,7 @@ def draw(
     progress: bool = True,
 ) -> list[Drawn]:
     """Samples an answer to every episode; its noise depends on the episode's key alone."""
-    sequence_format = model.sequence_format(tokenizer.special)
+    sequence_format = model.config.sequence_format(tokenizer.special)
     drawn = []
     bar = tqdm(total=len(episodes), desc="sampling", unit="picture", disable=not progress)
     for start in range(0, len(episodes), batch_size):

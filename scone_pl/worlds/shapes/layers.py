@@ -49,7 +49,7 @@ def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str,
 def _packing(model: Scone, tokenizer: Tokenizer, episodes: Sequence[Episode]) -> PackingConfig:
     """Pictures as they are; those of one set have one size."""
     (canvas,) = {episode.canvas for episode in episodes}
-    return packing_of(canvas, model.sequence_format(tokenizer.special))
+    return packing_of(canvas, model.config.sequence_format(tokenizer.special))
 
 
 def instructions_exchanged(episodes: Sequence[Episode]) -> list[str]:
