@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scone_pl.errors import UserError
+from scone_pl.processes import watch
 from scone_pl.study.spec import Experiment
 from scone_pl.study.work import check_folder, check_looks, folder_of, origin_of, prepare, result_file
 
@@ -155,13 +155,7 @@ def _ended_with_us(running: dict[subprocess.Popen[bytes], Any]) -> Iterator[list
 def end_with(runner: int) -> None:
     """Tells this process to stop, as by SIGTERM, once `runner`, its parent, is gone, however that ended."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's end is the runner's to pass on, as SIGTERM
-
-    def watch() -> None:
-        while os.getppid() == runner:
-            time.sleep(_POLL)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
+    watch(runner)
 
 
 def _short(result: dict[str, Any]) -> str:
