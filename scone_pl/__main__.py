@@ -7,7 +7,7 @@ import sys
 
 from scone_pl import messages
 from scone_pl.cli.failures import USER_ERROR, end_with_line, flush_output, report_threads
-from scone_pl.processes import end_with_launcher, let_leader_speak
+from scone_pl.processes import end_with_parent, wait_for_first_rank
 
 INTERRUPTED = 130
 VERBS = {
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     report_threads()
     if argv is None:
-        end_with_launcher()
+        end_with_parent()
     try:
         status = _run(sys.argv[1:] if argv is None else argv)
         return flush_output() or status
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     except BaseException as error:  # torch's CheckpointException is no Exception
-        let_leader_speak()
+        wait_for_first_rank()
         ended = end_with_line(error)
         if ended is None:
             raise

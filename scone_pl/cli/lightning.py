@@ -27,6 +27,7 @@ from scone_pl.errors import UserError
 from scone_pl.files import write_text
 from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
+from scone_pl.processes import tie_ranks
 from scone_pl.training.callbacks import DataProgress, Previews, progress
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
 from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, evaluated, for_fit
@@ -154,6 +155,7 @@ class SconeCLI(LightningCLI):
         check_output_folder(folder)
         built = super().instantiate_trainer(**settings)
         keep_training(built.loggers)
+        tie_ranks(built.strategy.launcher)
         return built
 
     def instantiate_classes(self) -> None:

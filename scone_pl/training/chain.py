@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from scone_pl.errors import UserError
+from scone_pl.processes import child_environment
 
 
 @dataclass(kw_only=True)
@@ -78,7 +79,10 @@ def needs_own_process(devices: Any) -> bool:
 
 
 def run_in_own_process(command: Sequence[str]) -> int:
-    """Runs `python -m scone_pl COMMAND`, passing on SIGTERM and leaving Ctrl-C to it; its exit status."""
+    """Runs `python -m scone_pl COMMAND`, passing on SIGTERM and leaving Ctrl-C to it; its exit status.
+
+    The process ends with this one, even if this one is killed.
+    """
     process: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -88,7 +92,7 @@ def run_in_own_process(command: Sequence[str]) -> int:
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
-        process = subprocess.Popen([sys.executable, "-m", "scone_pl", *command])
+        process = subprocess.Popen([sys.executable, "-m", "scone_pl", *command], env=child_environment())
         while True:
             with contextlib.suppress(KeyboardInterrupt):  # the terminal sent it to the child as well
                 status = process.wait()

@@ -111,12 +111,12 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("ended", "status"), [(0, 0), (143, 143), (-9, 137)])
 def test_a_step_s_status_is_a_shell_s(ended: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain.subprocess, "Popen", lambda command: SimpleNamespace(wait=lambda: ended))
+    monkeypatch.setattr(chain.subprocess, "Popen", lambda command, env: SimpleNamespace(wait=lambda: ended))
     assert chain.run_in_own_process(["fit"]) == status
 
 
 def test_a_step_that_is_told_before_it_began_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain.subprocess, "Popen", lambda command: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(chain.subprocess, "Popen", lambda command, env: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
         chain.run_in_own_process(["fit"])
