@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from scone_pl.errors import UserError
@@ -29,13 +29,25 @@ def check_output_file(file: str | os.PathLike[str]) -> None:
     _check_output(Path(file), stat.S_ISREG, "not a regular file; give the name of a file")
 
 
-def check_output_folder(folder: str | os.PathLike[str]) -> None:
+def check_output_folder(
+    folder: str | os.PathLike[str], *, files: Iterable[str] = (), folders: Iterable[str] = ()
+) -> None:
     """To be called before the expensive part: whether `folder` can be made, and takes files.
 
+    Args:
+        folder: of the output.
+        files: paths within it of files that will be written or replaced.
+        folders: paths within it of folders that will be written to or replaced.
+
     Raises:
-        UserError: it is no folder, cannot be made, or takes no files.
+        UserError: it is no folder, cannot be made, or takes no files; or the same of one of `files` or `folders`.
     """
-    _check_output(Path(folder), stat.S_ISDIR, "not a folder; choose another")
+    path = Path(folder)
+    _check_output(path, stat.S_ISDIR, "not a folder; choose another")
+    for name in folders:
+        _check_output(path / name, stat.S_ISDIR, "not a folder; move it aside, or choose another output")
+    for name in files:
+        _check_output(path / name, stat.S_ISREG, "not a regular file; move it aside, or choose another output")
 
 
 def _check_output(path: Path, kind: Callable[[int], bool], complaint: str) -> None:
@@ -48,7 +60,7 @@ def _check_output(path: Path, kind: Callable[[int], bool], complaint: str) -> No
         above = next(place for place in places if os.path.lexists(place))
         check_kind(above, stat.S_ISDIR, "not a folder; choose another")
         if not os.path.exists(above):
-            raise UserError(f"{above}: a link to nothing; remove it or choose another")
+            raise UserError(f"{above}: a link to nothing; choose another")
         limit = os.pathconf(above, "PC_NAME_MAX")
         if long := [part for part in path.parts if len(os.fsencode(part)) > limit]:
             raise OSError(errno.ENAMETOOLONG, f"{os.strerror(errno.ENAMETOOLONG)}: {len(long[0])} characters")

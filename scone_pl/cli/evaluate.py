@@ -9,7 +9,7 @@ from typing import Any, Literal
 from scone_pl.cli.options import parse
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import BENCHMARKS, Benchmark, BenchmarkName
-from scone_pl.evaluation.folder import EvaluationFolder
+from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output
 from scone_pl.evaluation.items import Item, data_file, read_items
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.published import distinct, published
@@ -75,6 +75,7 @@ def evaluate(
     _at_least_one(rounds=rounds, scorings=scorings)
     generating = only in (None, "generate") and not pictures
     folder = EvaluationFolder.open(output, pictures, remember=not generating)
+    folder.check_writable()
     if generating and checkpoint is None:
         raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --pictures DIR)")
     if extra and not generating:
@@ -150,6 +151,8 @@ def judge(
     """
     chosen, folder = BENCHMARKS[benchmark], EvaluationFolder.open(output, pictures)
     _at_least_one(rounds=rounds, scorings=scorings)
+    if not dry_run:
+        folder.check_writable()
     items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
     judgements = plan_judgements(folder, chosen, items, judge, rounds, scorings)
     if dry_run:
@@ -182,6 +185,8 @@ def tables(
         seed: of the bootstrap.
     """
     chosen = BENCHMARKS[benchmark]
+    if output is not None:
+        check_tables_output(Path(output))
     records = read_records(scores, chosen, language)
     others = _others(compare or [], chosen, language)
     summaries, comparisons = _summaries(records, name or _name_of_scores(Path(scores)), others, chosen, seed)

@@ -8,6 +8,7 @@ from typing import Literal
 from scone_pl.cli.parsing import run_function
 from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
+from scone_pl.outputs import check_output_folder
 from scone_pl.training.results import export_snapshot
 from scone_pl.training.runs import RunFolder
 
@@ -28,6 +29,7 @@ def export(
         weights: raw = as trained; ema = their average (model.ema).
         dtype: Of the weights; start = of each one as in the folder that training started from.
     """
+    check_output_folder(output)
     snapshot = _snapshot(checkpoint)
     if output.exists() and not (output / "training.json").is_file():
         raise UserError(f"{output}: exists and is no exported folder; choose another")

@@ -27,6 +27,7 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.files import write_json
 from scone_pl.messages import warn
+from scone_pl.outputs import check_output_folder
 from scone_pl.sampling.checks import as_device, as_dtype
 
 SHOWN = 8
@@ -61,8 +62,8 @@ def layers(
     """
     if samples < 1 or tokens < 1:
         raise UserError(f"--samples {samples} and --tokens {tokens} must be at least 1")
-    if output is not None and output.exists() and not output.is_dir():
-        raise UserError(f"{output}: exists and is no folder; --output is a folder for layers.json and maps.png")
+    if output is not None:
+        check_output_folder(output, files=("layers.json", "maps.png"))
     place = as_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     kind = as_dtype(("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype)
     tokenizer = Tokenizer.from_folder(check_folder(checkpoint))

@@ -333,6 +333,8 @@ def commands(args: list[str]) -> list[list[str]]:
     """
     check_seed(args)
     steps = _steps(args)
+    for step in steps:
+        step.folder.check_outputs()
     if args[0] != "fit":
         return [evaluated(steps)]
     check_start(steps[0].init_from)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from scone_pl.cli.parsing import run_command
 from scone_pl.errors import UserError
+from scone_pl.outputs import check_output_file, check_output_folder
 from scone_pl.worlds.shapes.episode import TASKS
 from scone_pl.worlds.shapes.shards import WORLD_SETS, write_world
 from scone_pl.worlds.shapes.world import World, WorldConfig, fixed_set
@@ -56,6 +57,7 @@ def shards(
         "multi_wide": multi_wide,
         "validation": validation,
     }
+    check_output_folder(output, folders=[name for name, samples in sizes.items() if samples])
     for name, samples in sizes.items():
         if not samples:
             continue
@@ -158,6 +160,7 @@ def evaluate(
 
     if per_task < 1:
         raise UserError(f"--per_task {per_task} must be at least 1")
+    check_output_folder(output, files=("scores.json", "pictures.png"))
     config = SamplingConfig(
         num_inference_steps=num_inference_steps,
         timestep_shift=timestep_shift,
@@ -223,6 +226,10 @@ def evidence(
     if seeds < 1 or jobs < 1:
         raise UserError(f"--seeds {seeds} and --jobs {jobs} must be at least 1")
     experiment = Experiment.read(table)
+    check_output_folder(ROOT)
+    if not quick:
+        check_output_folder(output, files=(f"{table}.json", f"{table}.png", f"{table}_maps.png"))
+        check_output_file(output.with_suffix(".md"))
     planned = run_experiment(experiment, seeds, side_by_side=jobs, quick=quick)
     result = collect(experiment, planned)
     folder = ROOT / "quick" if quick else output
@@ -251,19 +258,21 @@ def arm(
     """
     from scone_pl.study.runner import end_with
     from scone_pl.study.spec import Experiment
-    from scone_pl.study.work import run
+    from scone_pl.study.work import ROOT, run
 
     if runner is not None:
         end_with(runner)
     experiment = Experiment.read(table)
     experiment.arm(arm)
+    check_output_folder(ROOT)
     print(run(experiment, arm, seed, quick=quick, expected=result))
 
 
 def page() -> None:
     """Writes docs/evidence.md again from the JSON files in docs/evidence."""
-    from scone_pl.study.page import write_page
+    from scone_pl.study.page import DOCS, write_page
 
+    check_output_file(DOCS.with_suffix(".md"))
     print(write_page())
 
 

@@ -26,6 +26,7 @@ from scone_pl.data.verify import verify_shards
 from scone_pl.errors import UserError
 from scone_pl.image_files import check_image_output, write_image
 from scone_pl.model.sequence import SequenceFormat
+from scone_pl.outputs import check_output_folder
 
 _CORES = len(os.sched_getaffinity(0))
 
@@ -96,6 +97,7 @@ def convert(
     )
     if "://" not in source and Path(source).resolve() == Path(output).resolve():
         raise UserError(f"{output} is the source; choose another output folder")
+    check_output_folder(output)
     opened = open_input(
         source,
         format,

@@ -22,8 +22,16 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.items import Item
 from scone_pl.files import read_json, write_json
+from scone_pl.outputs import check_output_folder
 
 _ABOUT = "evaluation.json"
+_TABLES = ("table.md", "table.tex", "table.json")
+_PLOTS = ("radar.pdf", "radar.png", "bars.pdf", "bars.png", "stability.pdf", "stability.png")
+
+
+def check_tables_output(folder: Path) -> None:
+    """Raises a `UserError` if tables and plots cannot be written to `folder`."""
+    check_output_folder(folder, files=(*_TABLES, *_PLOTS))
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,12 @@ class EvaluationFolder:
         path = Path(output)
         named = pictures or (_known(path).get("pictures") if remember else None)
         return cls(path, tuple(map(Path, named or [])))
+
+    def check_writable(self) -> None:
+        """Raises a `UserError` if anything of what an evaluation writes cannot be written."""
+        files = [file.name for file in (self.prompts, self.answers, self.scores, self.report)]
+        check_output_folder(self.path, files=[_ABOUT, *files])
+        check_tables_output(self.tables)
 
     def check(self, benchmark: Benchmark) -> None:
         """Raises a `UserError` if the folder holds another benchmark."""

@@ -22,6 +22,7 @@ from scone_pl.checkpoints.training_record import steps_of
 from scone_pl.errors import UserError
 from scone_pl.files import clear_leftovers, read_json, write_json
 from scone_pl.messages import warn
+from scone_pl.outputs import check_output_folder
 from scone_pl.training.outcome import read_outcome
 from scone_pl.training.snapshots import snapshots, step_of
 
@@ -80,6 +81,12 @@ class RunFolder:
     def finished_steps(self) -> int:
         """Optimizer steps behind the exported weights; 0 if there are none."""
         return steps_of(self.weights)
+
+    def check_outputs(self) -> None:
+        """Raises a `UserError` if anything of what a run writes cannot be written."""
+        folders = [self.weights.name, self.checkpoints.name, "tensorboard", "previews", "predictions"]
+        files = ["config.yaml", "start.json", self.outcome_file.name, "predictions/settings.json"]
+        check_output_folder(self.path, files=files, folders=folders)
 
     def is_finished(self, max_steps: int, early_stopping: str = "[]") -> bool:
         """Whether there is nothing left to train.

@@ -13,6 +13,7 @@ from scone_pl.data.tokenizer import byte_tokenizer, word_tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.config import PRESETS, SconeConfig
 from scone_pl.model.initialize import random_model
+from scone_pl.outputs import check_output_folder
 from scone_pl.worlds.shapes.world import WORDS
 
 
@@ -27,6 +28,7 @@ def write_base(
     Raises:
         UserError: the folder holds something else.
     """
+    check_output_folder(folder)
     settings = {"stage": "random", "preset": preset, "canvas": canvas, "seed": seed, "steps": 0}
     if folder.exists():
         record = folder / "training.json"

@@ -12,6 +12,7 @@ from scone_pl.data.sample import Candidate
 from scone_pl.data.seeding import generator
 from scone_pl.errors import UserError
 from scone_pl.files import write_text
+from scone_pl.outputs import check_output_folder
 from scone_pl.worlds.shapes.episode import TASKS, Episode
 from scone_pl.worlds.shapes.questions import to_question
 from scone_pl.worlds.shapes.world import World, WorldConfig
@@ -160,6 +161,7 @@ def write_world(
         "config": _described(config or WorldConfig()),
         "samples_per_shard": samples_per_shard,
     }
+    check_output_folder(folder)
     text = json.dumps(settings, indent=1) + "\n"
     file = folder / SETTINGS
     if (folder / MANIFEST).exists():
