@@ -287,8 +287,8 @@ class SconeCLI(LightningCLI):
         changed += sorted(n for n in names if before["init_args"][n] != now["init_args"][n])
         if changed:
             raise UserError(
-                f"{file.parent}: began with another model.{', model.'.join(changed)}; restore it, delete that folder, "
-                "or choose another --output_dir"
+                f"{file.parent}: began with another model.{', model.'.join(changed)}; restore it, or "
+                "choose another --output_dir"
             )
 
 
@@ -395,5 +395,5 @@ def check_stale(steps: Sequence[Step]) -> None:
             end = f"to {trainer.max_steps} steps" if trainer.max_steps >= 0 else "until it is stopped"
             raise UserError(
                 f"{step.settings.output_dir} would train on {end}, but {' and '.join(begun)} "
-                "started from its present weights; delete the latter, or choose another --output_dir"
+                "started from its present weights; choose another --output_dir, or move the latter aside"
             )

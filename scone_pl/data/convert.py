@@ -142,8 +142,7 @@ def finished(
         raise UserError(f"{output}: cannot be read ({error.strerror or error})") from None
     if note.get("plan") != _facts(source, config or ConvertConfig(), TokenCounter.published(tokenizer)):
         raise UserError(
-            f"{output} already holds a data set, of another source or with other settings; remove it or choose "
-            "another folder"
+            f"{output} already holds a data set, of another source or with other settings; choose another folder"
         )
     manifest, faults = ShardSet.open(output).manifest, note.get("faults") or {"counts": {}, "examples": []}
     shutil.rmtree(output / WORK, ignore_errors=True)  # its process may have ended just before that
@@ -210,8 +209,8 @@ def _begin(output: Path, facts: dict[str, Any]) -> None:
         else:
             if found != facts:
                 raise UserError(
-                    f"{output} holds an unfinished conversion of another source or with other settings; remove it, "
-                    "or give the same ones to go on"
+                    f"{output} holds an unfinished conversion of another source or with other settings; give the "
+                    "same ones to go on, or choose another folder"
                 )
             return
     elif foreign := sorted(path.name for path in output.glob("*.tar")) or [INDEX] * (output / INDEX).exists():

@@ -52,7 +52,7 @@ def write_shards(
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard is {samples_per_shard}; it must be at least 1")
     if (folder / MANIFEST).exists():
-        raise UserError(f"{folder} already holds a data set; remove it or choose another folder")
+        raise UserError(f"{folder} already holds a data set; choose another folder")
     check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[ShardInfo] = []

@@ -149,5 +149,5 @@ def _known(path: Path) -> dict[str, Any]:
     known = read_json(file, dict)
     pictures = known.get("pictures", [])
     if not isinstance(pictures, list) or not all(isinstance(folder, str) for folder in pictures):
-        raise UserError(f"{file}: `pictures` must be a list of folders; delete the file to start over")
+        raise UserError(f"{file}: `pictures` must be a list of folders; correct it, or choose another --output")
     return known

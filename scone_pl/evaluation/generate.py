@@ -109,8 +109,8 @@ def _check_unchanged(folder: EvaluationFolder, sampling: int, items: Sequence[It
         picture = folder.picture(item, sampling)
         if known.get(name, now) != now and picture.is_file():
             raise UserError(
-                f"{picture}: was drawn from another instruction or other references than the data now has; delete it, "
-                "or choose another --output"
+                f"{picture}: was drawn from another instruction or other references than the data now has; choose "
+                "another --output, or move that image aside"
             )
         known[name] = now
     if write:

@@ -160,7 +160,7 @@ def check_start(settings: Mapping[str, Any], folder: Path) -> None:
         other = [path for path, known in start["data"].items() if found[path] not in ("", known)]
         other += ["the recipe"] if start["recipes"] != digest(settings) else []
         if other:
-            raise UserError(f"{folder}: {' and '.join(other)} changed since it was trained; remove that folder")
+            raise UserError(f"{folder}: {' and '.join(other)} changed since it was trained; move that folder aside")
 
 
 def check_folder(experiment: Experiment, arm: str, folder: Path, *, quick: bool = False) -> None:

@@ -63,12 +63,12 @@ class PredictionFolder:
         try:
             before = read_json(file, dict)
         except UserError as error:
-            raise UserError(f"{error}; delete {self.path} to start over") from None
+            raise UserError(f"{error}; choose another --output_dir, or move {self.path} aside") from None
         before.setdefault("exif_orientation", "ignore")  # what it was before it was a setting
         other = [name for name in settings if before.get(name) != settings[name]]
         if other:
             name = other[0]
             raise UserError(
                 f"{self.path}: holds pictures made with other settings ({name} was {before.get(name)}, now "
-                f"{settings[name]}); choose another --output_dir, or delete that folder"
+                f"{settings[name]}); choose another --output_dir, or move that folder aside"
             )

@@ -155,7 +155,7 @@ class RunFolder:
         if before.get("identity") != identity["identity"]:
             raise UserError(
                 f"{self.path}: holds a run that started from other weights ({before.get('init_from', 'unknown')} has "
-                "changed since, or is another folder); delete that folder or choose another --output_dir"
+                "changed since, or is another folder); choose another --output_dir, or move that folder aside"
             )
         if began_at not in (None, str(last.resolve()), before.get("ckpt_path")):
             raise UserError(

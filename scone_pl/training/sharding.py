@@ -120,7 +120,7 @@ class FullySharded(ModelParallelStrategy):
         for i, optimizer in enumerate(self.optimizers):
             set_optimizer_state_dict(self._network, optimizer, optim_state_dict=tensors[f"optimizer_{i}"])
             if not optimizer.state:
-                raise UserError(f"{path}: holds no state of the optimizer; delete it to go on from the one before")
+                raise UserError(f"{path}: holds no state of the optimizer; move it aside to resume from the one before")
         return run
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -172,7 +172,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
-    return UserError(f"{path}: not readable ({reason_of(error)}); delete it to go on from the one before")
+    return UserError(f"{path}: not readable ({reason_of(error)}); move it aside to resume from the one before")
 
 
 def read_run(path: Path, *, mapped: bool = True) -> dict[str, Any]:

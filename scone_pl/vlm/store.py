@@ -146,7 +146,9 @@ class AnswerStore:
             if answer is not None:
                 self._answers.setdefault(answer.ask, []).append(answer)
             elif number < len(lines):
-                raise UserError(f"{self.file}:{number}: not a line of this store; delete the line")
+                raise UserError(
+                    f"{self.file}:{number}: not a line of this store; correct it, or move it to another file"
+                )
 
 
 def _parse(line: bytes) -> Answer | None:

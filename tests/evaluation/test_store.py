@@ -48,7 +48,7 @@ def test_any_torn_end_is_passed_over_and_repaired(file):
 def test_a_damaged_line_in_the_middle_is_named(file):
     lines = file.read_bytes().split(b"\n")
     file.write_bytes(b"\n".join([lines[0], b"{what", *lines[1:]]))
-    with pytest.raises(UserError, match=r"answers\.jsonl:2: not a line of this store; delete the line"):
+    with pytest.raises(UserError, match=r"answers\.jsonl:2: not a line of this store; correct it"):
         AnswerStore(file)
 
 

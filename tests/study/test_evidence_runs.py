@@ -158,14 +158,16 @@ def test_a_run_goes_on_with_its_own_data_alone(small, monkeypatch):
         starts = json.loads((folder / work.STARTS).read_text())["starts"]
         assert len(starts) == len(calls) == times
         assert set(starts[0]["data"]) == {"data_shards/mini/refined_single", "data_shards/mini/multi_candidate"}
-    with pytest.raises(UserError, match=f"{folder}: the recipe changed .*; remove that folder"):
+    with pytest.raises(UserError, match=f"{folder}: the recipe changed .*; move that folder aside"):
         work.train(["fit"], {**settings, "previews": {}}, folder, folder / "fit/one/weights")
     here = Path("data_shards/mini").resolve()
     Path("data_shards").unlink()
     Path("data_shards/mini/multi_candidate").mkdir(parents=True)
     Path("data_shards/mini/multi_candidate/manifest.json").write_text("{}")
     Path("data_shards/mini/refined_single").symlink_to(here / "refined_single")
-    with pytest.raises(UserError, match=f"{folder}: data_shards/mini/multi_candidate changed .*; remove that folder"):
+    with pytest.raises(
+        UserError, match=f"{folder}: data_shards/mini/multi_candidate changed .*; move that folder aside"
+    ):
         jobs_of(small, ["plain"], [0])
     assert len(calls) == 2
 

@@ -136,7 +136,7 @@ def test_every_flipped_bit_of_a_weight_is_noticed(whole: Path, tmp_path: Path) -
         damaged = bytearray(raw)
         damaged[at + offset] ^= 1 << offset % 8
         (path / "__0_0.distcp").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"the checksum of .* is wrong.*delete it to go on"):
+        with pytest.raises(UserError, match=r"the checksum of .* is wrong.*move it aside"):
             read(path)
         with pytest.raises(UserError, match="the checksum of"):  # as export reads
             reader_of(path).read("model", "weight")

@@ -101,7 +101,7 @@ def test_damage_is_named(file: str, tmp_path: Path) -> None:
         read_run(path)
         read_tensors(path, state(0.0), "model")
 
-    with pytest.raises(UserError, match=r"step-000001: not readable \(.*delete it to go on from the one before"):
+    with pytest.raises(UserError, match=r"step-000001: not readable \(.*move it aside to resume"):
         read()
 
 

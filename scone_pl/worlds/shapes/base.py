@@ -34,7 +34,7 @@ def write_base(
         record = folder / "training.json"
         if record.is_file() and json.loads(record.read_text()) == settings:
             return False
-        raise UserError(f"{folder}: holds other weights; remove it or choose another --output")
+        raise UserError(f"{folder}: holds other weights; choose another --output")
     tokenizer = byte_tokenizer() if preset == "mini_photo" else word_tokenizer(WORDS)
     config: SconeConfig = PRESETS[preset](vocab_size=tokenizer.vocab_size)  # type: ignore[operator]
     if preset != "mini_photo":

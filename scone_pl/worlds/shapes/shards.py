@@ -168,7 +168,7 @@ def write_world(
         if file.exists() and file.read_text("utf-8") == text:
             ShardSet.open(folder)
             return None
-        raise UserError(f"{folder} holds another data set; remove it or choose another --output")
+        raise UserError(f"{folder} holds another data set; choose another --output")
     write_text(text, file)
     return write_shards(
         world_samples(world_set, samples, seed=seed, config=config),
