@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from scone_pl.cli.parsing import close_option, one_line
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
-from scone_pl.files import write_text
+from scone_pl.files import read_text, write_text
 from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
 from scone_pl.processes import tie_ranks
@@ -55,6 +55,8 @@ FREE_ON_RESUME = {
     *("sampling", "mask_sampling", "sampling_seed", "sampling_round", "height", "width"),
 }
 """Model settings that may change when a run goes on: where and how it computes, not what."""
+LOGGED_ON_RESUME = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+"""Trainer settings that change what is computed, and may change when a run is resumed; that is logged."""
 
 
 def _listed(callbacks: Any) -> list[Any]:
@@ -280,8 +282,9 @@ class SconeCLI(LightningCLI):
         if not file.is_file() or last is None:
             return
         self._check_kind(last)
-        before = yaml.safe_load(file.read_text())["model"]
-        now = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))["model"]
+        recorded = _recorded_settings(file)
+        current = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))
+        before, now = recorded["model"], current["model"]
         changed = ["class_path"] if before["class_path"] != now["class_path"] else []
         names = before["init_args"].keys() & now["init_args"].keys() - FREE_ON_RESUME
         changed += sorted(n for n in names if before["init_args"][n] != now["init_args"][n])
@@ -290,6 +293,27 @@ class SconeCLI(LightningCLI):
                 f"{file.parent}: began with another model.{', model.'.join(changed)}; restore it, or "
                 "choose another --output_dir"
             )
+        for name in LOGGED_ON_RESUME:
+            was, value = recorded["trainer"].get(name), current["trainer"].get(name)
+            if name in recorded["trainer"] and was != value:
+                warn(f"trainer.{name}: was {was} when {file.parent} was last started and is now {value}")
+
+
+def _recorded_settings(file: Path) -> dict[str, Any]:
+    """The settings of a run's last start: `model` with `class_path` and `init_args`, and `trainer`, all objects.
+
+    Raises:
+        UserError: `file` is damaged.
+    """
+    try:
+        content = yaml.safe_load(read_text(file))
+    except yaml.YAMLError:
+        content = None
+    model = content.get("model") if isinstance(content, dict) else None
+    whole = isinstance(model, dict) and "class_path" in model and isinstance(model.get("init_args"), dict)
+    if not whole or not isinstance(content.get("trainer"), dict):
+        raise UserError(f"{file}: not the configuration of a run; move it aside to resume without comparing settings")
+    return content
 
 
 def parse(args: list[str]) -> SconeCLI:

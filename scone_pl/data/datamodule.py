@@ -87,6 +87,7 @@ class PackedDataModule(pl.LightningDataModule):
         self._num_skip_messages = 0
         self._cursor = Cursor()
         self._loaded_fingerprint: str | None = None
+        self._loaded_packing: dict[str, Any] = {}
         self._sequence_format: SequenceFormat | None = None
         self._tokenizer: Tokenizer | None = None
         self._mixtures: dict[str, Mixture] = {}
@@ -277,6 +278,7 @@ class PackedDataModule(pl.LightningDataModule):
         return {
             **asdict(self._cursor),
             "fingerprint": fingerprint,
+            "packing": asdict(self.packing),
             "seen": self.seen,
             "skipped": dict(self.skipped),
         }
@@ -286,6 +288,7 @@ class PackedDataModule(pl.LightningDataModule):
         self._cursor.epoch = state_dict["epoch"]
         self._cursor.epoch_start = state_dict["epoch_start"]
         self._loaded_fingerprint = state_dict["fingerprint"]
+        self._loaded_packing = state_dict.get("packing", {})  # missing in old snapshots
         self.seen = state_dict["seen"]
         self.skipped = Counter(state_dict["skipped"])
 
@@ -295,11 +298,20 @@ class PackedDataModule(pl.LightningDataModule):
         return self.mixture("train").fingerprint(self.seed) + first
 
     def _check_resumed(self) -> None:
-        """After a change of data or packing the old place means nothing: a new epoch begins, and it is said."""
+        """After a change of data or packing the old position is void: a new epoch begins, which is logged.
+
+        A setting that only changes what samples become, such as a dropout, keeps the position and is logged.
+        """
         loaded, self._loaded_fingerprint = self._loaded_fingerprint, None
         if loaded is None:
             return
         if loaded == self._fingerprint():
+            packing = asdict(self.packing)
+            for name in [name for name in self._loaded_packing if self._loaded_packing[name] != packing.get(name)]:
+                warn(
+                    f"data.packing.{name}: was {self._loaded_packing[name]} in the checkpoint and is now "
+                    f"{packing.get(name)}; samples are prepared differently from here on"
+                )
             rank_zero_info(f"data.train goes on at pack {self._cursor.consumed} (epoch {self._cursor.epoch})")
             return
         self._cursor.epoch += 1

@@ -9,6 +9,8 @@ import yaml
 from running import ROOT, run_scone
 
 from scone_pl.__main__ import main
+from scone_pl.cli.lightning import _recorded_settings
+from scone_pl.errors import UserError
 
 STAGE1 = str(ROOT / "experiments/mini/stage1.yaml")
 
@@ -175,6 +177,19 @@ def test_what_would_silently_mean_something_else_is_refused(
     moved = run_scone("validate", *single[1:], "--trainer.limit_val_batches", "1", cwd=mini_world)
     assert moved.returncode == 0, moved.stderr
     assert f"weights: {first / 'weights'}" in moved.stderr
+    capsys.readouterr()
+    assert main([*single[:3], "--trainer.max_steps", "1", "--trainer.gradient_clip_val", "0.5"]) == 0  # it is finished
+    assert "warning: trainer.gradient_clip_val: was 1.0 when " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "model: 1", "model: {class_path: a}", "a: [", "\x00", "model: {init_args: 1}"]
+)
+def test_a_damaged_record_of_a_run_s_settings_is_one_line(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml: not the configuration of a run; move it aside"):
+        _recorded_settings(file)
 
 
 def test_every_step_s_data_is_looked_for_before_the_first_trains(

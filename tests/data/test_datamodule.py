@@ -9,6 +9,7 @@ from data_helpers import make_sample
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from scone_pl.data.datamodule import PackedDataModule
+from scone_pl.data.packing import PackingConfig
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.sources import Source
@@ -47,7 +48,8 @@ class Recorder(pl.LightningModule):
 def build(shard_folder, packing, sequence_format, tokenizer, tmp_path):
     def build(max_steps=-1, folder=shard_folder, module_class=Recorder, callbacks=(), trainer=None, **options):
         source = [Source(str(folder))]
-        data = PackedDataModule(train=source, packing=packing, seed=5, **{"val": source, "val_packs": 2, **options})
+        options = {"packing": packing, "val": source, "val_packs": 2, **options}
+        data = PackedDataModule(train=source, seed=5, **options)
         trainer = pl.Trainer(
             max_steps=max_steps,
             accelerator="cpu",
@@ -156,6 +158,53 @@ def test_changed_data_is_said_and_starts_an_epoch(build, tmp_path, packing, capl
     assert "its place in the data is void" in caplog.text
     assert module.log_[0][0] == 5
     assert data.state_dict()["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exif_orientation": "ignore"},
+        {"instruction_dropout": 0.37},
+        {"vae_dropout": 0.25},
+        {"vit_dropout": 0.25},
+        {"pixels": "fast"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_change_of_what_samples_become_is_logged_and_keeps_the_position(change, build, tmp_path, packing, caplog):
+    trainer, module, data = build(5)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    trainer, module, data = build(8)
+    data.packing = dataclasses.replace(packing, **change)
+    ((name, value),) = change.items()
+    trainer.fit(module, data, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    line = f"data.packing.{name}: was {getattr(packing, name)} in the checkpoint and is now {value};"
+    assert line in caplog.text
+    assert "void" not in caplog.text
+    assert [number for number, _, _ in module.log_] == [5, 6, 7]
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(PackingConfig)])
+def test_every_packing_setting_is_compared_on_resume(field, build, packing, caplog):
+    """Through the fingerprint or by itself: none can change unnoticed."""
+    _, module, data = build()
+    data.connect(module.sequence_format, module.tokenizer)
+    data.mixture("train")
+    state = data.state_dict()
+    before = getattr(packing, field)
+    others = {"vit_source": "vae_resized", "pixels": "fast", "exif_orientation": "ignore"}
+    smaller = ("vae_resize", "vit_resize")
+    if field in smaller:
+        value = dataclasses.replace(before, min_size=before.min_size // 2)
+    else:
+        value = others.get(field) or (before / 2 + 0.1 if isinstance(before, float) else 2 * before)
+    assert value != before
+    _, module, data = build(packing=dataclasses.replace(packing, **{field: value}))
+    data.connect(module.sequence_format, module.tokenizer)
+    data.load_state_dict(state)
+    data._check_resumed()
+    assert ("void" in caplog.text) != (f"data.packing.{field}: was" in caplog.text)
 
 
 def test_overfitting_repeats_each_rank_s_first_packs_and_goes_on_repeating(build, tmp_path):
