@@ -36,7 +36,6 @@ from scone_pl.files import write_json
 from scone_pl.model.attention import ATTENTION_BACKENDS, SplitPlan
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig, bagel_7b
 from scone_pl.model.flops import TRAINED, TokenCounts, count_tokens, step_flops
-from scone_pl.model.heap import trim_heap
 from scone_pl.model.initialize import random_model
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
@@ -45,6 +44,7 @@ from scone_pl.sampling.prompts import prompts_of
 from scone_pl.sampling.sampler import SamplingConfig, initial_noise
 from scone_pl.study.work import commit, versions
 from scone_pl.training import losses
+from scone_pl.training.heap import trim_heap, trim_heap_before
 from scone_pl.training.parts import set_trainable
 
 FULL_SIZE = 15080
@@ -106,6 +106,7 @@ def run_case(row: str, share: float, options: argparse.Namespace) -> dict[str, f
     config = network(options)
     model = random_model(config, seed=0).train()
     set_trainable(model, TRAINED)  # type: ignore[arg-type]
+    trim_heap_before(model.language_model.model.layers)
     pack, bridge = training_pack(options.tokens, pixels=True), bridge_of(row, share, options.layers)
     _train_step(model, training_pack(300, pixels=True), bridge)  # starts threads
     trim_heap(0)

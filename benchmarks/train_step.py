@@ -24,6 +24,7 @@ from scone_pl.model.initialize import random_model
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.training import losses
+from scone_pl.training.heap import trim_heap_before
 from scone_pl.training.parts import set_trainable
 
 
@@ -78,6 +79,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     model = random_model(config, seed=0).train()
     model.attention = options.attention
     model.language_model.model.activation_checkpointing = options.checkpointing
+    trim_heap_before(model.language_model.model.layers)
     set_trainable(model, TRAINED)  # type: ignore[arg-type]
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=2e-5, betas=(0.9, 0.95), eps=1e-15, weight_decay=0.0)

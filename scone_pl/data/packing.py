@@ -196,7 +196,7 @@ class PreparedSample:
             if reference.vit is None:
                 builder.skip_image()
             else:
-                builder.add_vit(reference.vit, reference=number, meant=reference.meant)
+                builder.add_vit(reference.vit, reference=number, labels=reference.meant)
         if self.ids is not None:
             builder.add_text(self.ids)
         if self.answer is not None:

@@ -27,7 +27,7 @@ class SequenceBuilder:
         self._text_ids: list[int] = []
         self._patches: list[Tensor] = []
         self._vit_positions: list[Tensor] = []
-        self._meant: list[Tensor] = []
+        self._vit_labels: list[Tensor] = []
         self._latent_positions: list[Tensor] = []
         self._timestep_logits: list[float] = []
         self._images: list[Tensor] = []
@@ -56,7 +56,7 @@ class SequenceBuilder:
         return split
 
     def add_text(self, ids: list[int], *, loss: bool = False) -> None:
-        """Adds `begin ids end`; with `loss` the language head must predict every id and the end token (spec. 4)."""
+        """Adds `begin ids end`; with `loss` the language head must predict every id and the end token."""
         framed = [self.sequence_format.special.begin_text, *ids, self.sequence_format.special.end_text]
         split = self._append(SplitKind.TEXT, len(framed), labelled=loss)
         self._text_ids += framed
@@ -65,13 +65,13 @@ class SequenceBuilder:
             self._label_ids += framed[1:]
         self._position += len(framed)
 
-    def add_vit(self, image: Tensor, *, reference: int, meant: Tensor | None = None) -> None:
+    def add_vit(self, image: Tensor, *, reference: int, labels: Tensor | None = None) -> None:
         """Adds the ViT split of reference image number `reference`.
 
         Args:
             image: (3, H, W) in [-1, 1], sides multiples of the patch size.
             reference: its number in the sample; ties it to the VAE split of the same number.
-            meant: (rows, columns) float, see `PackedSequence.vit_meant`.
+            labels: (rows, columns) float, see `PackedSequence.vit_labels`.
 
         Raises:
             ValueError: sides that are no multiples of the patch size, or a grid over the position table.
@@ -88,7 +88,9 @@ class SequenceBuilder:
         self._frame_image()
         self._patches.append(patchify_image(image, self.sequence_format.vit_patch_size))
         self._vit_positions.append(grid_positions(grid, self.sequence_format.vit_positions_per_side))
-        self._meant.append(torch.full((grid[0] * grid[1],), math.nan) if meant is None else meant.flatten().float())
+        self._vit_labels.append(
+            torch.full((grid[0] * grid[1],), math.nan) if labels is None else labels.flatten().float()
+        )
         self._position += 1
 
     def add_vae(self, image: Tensor, *, reference: int) -> None:
@@ -105,7 +107,7 @@ class SequenceBuilder:
         self._position += 1
 
     def skip_image(self) -> None:
-        """A dropped reference image: no tokens, but it still uses up its position (docs/specification.md 3)."""
+        """A dropped reference image: no tokens, but it still takes its position (docs/specification.md 3)."""
         self._position += 1
 
     def _add_latents(self, kind: SplitKind, image: Tensor, logit: float, pixels: int, reference: int | None) -> None:
@@ -146,7 +148,7 @@ class SequenceBuilder:
             images=tuple(self._images),
             label_index=torch.tensor(self._label_index, dtype=torch.int64),
             label_ids=torch.tensor(self._label_ids, dtype=torch.int64),
-            vit_meant=cat(self._meant, torch.zeros(0)),
+            vit_labels=cat(self._vit_labels, torch.zeros(0)),
             keys=tuple(self._keys),
         )
 

@@ -118,7 +118,7 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeConfig:
-    """The understanding bridge (paper Eq. 1-3, spec. 5): which reference tokens target queries may attend to."""
+    """The understanding bridge (paper Eq. 1-3, specification 5): which reference tokens target queries see."""
 
     source_layer: int = 8
     """Similarity is read from the output of this decoder layer, counted from 0 (paper: 8 of 28)."""
@@ -130,7 +130,7 @@ class BridgeConfig:
     """tau: a reference token is blocked if its similarity is below this (paper Table 6: 0.88 is best)."""
     quantile: float | None = None
     """Beyond the paper: tau is this quantile of the similarities of each reference image's ViT tokens, in (0, 1), in
-    place of `threshold`; null = the threshold as it is."""
+    place of `threshold`; null = use `threshold`."""
     threshold_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which s and tau are compared. bfloat16: both are rounded to it first, as the release does, so that 0.88 acts
     as 0.87695; needs mode hard and no `quantile`."""
@@ -146,7 +146,7 @@ class BridgeConfig:
     nothing of a distractor is copied before the mask exists. Needed by small models (experiments/mini)."""
     drop_blocked: bool = False
     """Beyond the paper: behind the source layer blocked tokens leave the network. No query of any kind sees them, no
-    later layer computes them, no cache holds them; `first_masked_layer` and `last_masked_layer` then mean nothing.
+    later layer computes them, no cache holds them; `first_masked_layer` and `last_masked_layer` then have no effect.
     Needs mode hard and `apply_mask`."""
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ class BridgeConfig:
             )
 
     def masks_layer(self, layer: int) -> bool:
-        """Whether target queries skip blocked tokens, or see them weaker (`mode`), in decoder layer `layer`."""
+        """Whether target queries skip blocked tokens, or weight them down (`mode`), in decoder layer `layer`."""
         return self.apply_mask and self.first_masked_layer <= layer <= self.last_masked_layer
 
     def hides_references_in(self, layer: int) -> bool:
@@ -195,7 +195,7 @@ class SconeConfig:
 
     @property
     def vit_positions_per_side(self) -> int:
-        """By which ViT positions are looked up."""
+        """Side by which ViT positions are looked up."""
         return self.connector_positions_per_side or self.vit.positions_per_side
 
     @property
@@ -209,7 +209,7 @@ class SconeConfig:
         return self.latent_patch_size * self.autoencoder.downsample
 
     def sequence_format(self, special: SpecialTokens) -> SequenceFormat:
-        """What a `SequenceBuilder` must know of this model."""
+        """What a `SequenceBuilder` needs of this model."""
         return SequenceFormat(
             special=special,
             latent_stride=self.latent_stride,
@@ -243,8 +243,8 @@ def bagel_7b_dense() -> SconeConfig:
 def mini(vocab_size: int = 64) -> SconeConfig:
     """A model for the mini-world: 16 x 16 canvas, 4 x 4 pixel tokens, trained in minutes on two cores.
 
-    Its autoencoder is a space-to-depth: latents are pixels, so decoding is exact. The ViT is wide, as SigLIP brings
-    features that tell shapes apart and random ones do so only if there are many.
+    Its autoencoder is a space-to-depth: latents are pixels, so decoding is exact. The ViT is wide: SigLIP's features
+    separate shapes, random ones do so only if there are many.
     """
     return SconeConfig(
         decoder=DecoderConfig(

@@ -1,6 +1,6 @@
 """The mixture-of-transformers decoder: every layer holds two experts that share attention.
 
-Module names are the published keys (spec. 8): `x` is the understanding expert's weight, `x_moe_gen` the generation
+Module names are the published keys (specification 8): `x` is the understanding expert's, `x_moe_gen` the generation
 expert's. A dense decoder has no `x_moe_gen`, and `x` serves all tokens.
 
 Shapes: L tokens = U understanding + N latent tokens, D hidden size, H heads, K key/value heads, E head dimension.

@@ -1,4 +1,4 @@
-"""Embeddings that are not looked up by a word: fixed position tables, timesteps, rotary positions.
+"""Embeddings other than the token table: fixed position tables, timesteps, rotary positions.
 
 Shapes: N tokens, D hidden size, H heads, E head dimension.
 """

@@ -1,8 +1,8 @@
 """Routing tokens to the understanding or the generation expert.
 
-Between attentions the two experts never mix, so the hidden states stay apart, each contiguous, and only queries, keys
-and values are brought into sequence order. A dense decoder (`DecoderConfig.separate_experts` false) walks the same way
-through one set of modules.
+Between attentions the two experts never mix, so their hidden states stay separate, each contiguous; only queries, keys
+and values are merged into sequence order. A dense decoder (`DecoderConfig.separate_experts` false) runs the same code
+with one set of modules.
 
 Shapes: L tokens = U understanding + N generation (latent) tokens.
 """
@@ -38,7 +38,7 @@ class ByExpert(NamedTuple):
 
 
 class Routing:
-    """Where each expert's tokens sit in the sequence."""
+    """Indices of each expert's tokens in the sequence."""
 
     def __init__(self, pack: PackedSequence) -> None:
         self.understanding_index = pack.understanding_index
@@ -47,15 +47,15 @@ class Routing:
 
     @classmethod
     def between(cls, understanding_index: Tensor, generation_index: Tensor, length: int) -> Routing:
-        """The same for any places (U,) and (N,) in a sequence of `length` tokens.
+        """Routing of tokens at any indices (U,) and (N,) of a sequence of `length` tokens.
 
-        A place of no token gets a copy of the first one's state by `merge`; nobody may look at it.
+        At an index without a token `merge` gives the first token's state, which no query may see.
         """
         routing = cls.__new__(cls)
         routing.understanding_index, routing.generation_index = understanding_index, generation_index
-        places = torch.cat([understanding_index, generation_index])
-        routing.merge_index = places.new_zeros(length)
-        routing.merge_index[places] = torch.arange(len(places), device=places.device)
+        index = torch.cat([understanding_index, generation_index])
+        routing.merge_index = index.new_zeros(length)
+        routing.merge_index[index] = torch.arange(len(index), device=index.device)
         return routing
 
     def merge(self, x: ByExpert) -> Tensor:
@@ -68,11 +68,11 @@ class Routing:
 
 
 GENERATION_MARK = "_moe_gen"
-"""In the published names of what the generation expert has for itself."""
+"""Suffix of the generation expert's modules in the published names."""
 
 
 def generation_module(owner: nn.Module, name: str) -> nn.Module:
-    """What latent tokens pass: the generation expert's `name` in `owner`, or without separate experts the only one."""
+    """The module of latent tokens: the generation expert's `name` in `owner`, or the only one in a dense decoder."""
     return getattr(owner, name + GENERATION_MARK, getattr(owner, name))
 
 
@@ -82,7 +82,7 @@ def is_generation_parameter(name: str) -> bool:
 
 
 def training_together(parts: Collection[str], config: DecoderConfig) -> frozenset[str]:
-    """Parts that train where `parts` are asked for: without separate experts, naming one expert names both."""
+    """The parts that train if `parts` are named: without separate experts, naming one expert names both."""
     experts = {"understanding", "generation"}
     shared = not config.separate_experts and not experts.isdisjoint(parts)
     return frozenset(parts) | (experts if shared else frozenset())

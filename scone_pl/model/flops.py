@@ -1,4 +1,4 @@
-"""Matrix-product FLOPs of one training step: what the network asks for, however it is computed.
+"""Matrix-product FLOPs of one training step, as the network defines them, however it is computed.
 
 A multiplication and an addition are 2 FLOPs. Attention counts attended pairs only, so masks, packing and blocked
 tokens show. Norms, rotary positions, lookups, activations, the autoencoder (frozen, convolutions) and the optimizer
@@ -28,7 +28,7 @@ TRAINED = ("understanding", "generation", "connector", "latent_projections", "ti
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """What the FLOPs of a pack depend on."""
+    """Counts that the FLOPs of a pack depend on."""
 
     understanding: int
     """Tokens of the understanding expert."""
@@ -75,8 +75,8 @@ def count_tokens(
                 pairs[layer] = late
         if bridge.drop_blocked:
             dropped_from = bridge.source_layer + 1
-            left = attended_pairs(shortened(pack, kept_lengths(pack, blocked)))
-            pairs[dropped_from:] = [left] * (num_layers - dropped_from)
+            remaining = attended_pairs(shortened(pack, kept_lengths(pack, blocked)))
+            pairs[dropped_from:] = [remaining] * (num_layers - dropped_from)
             latents = int(blocked[pack.latent_index].sum())
             dropped = int(blocked.sum()) - latents, latents
     generation = sum(len(split.content) for split in pack.latent_splits)
@@ -97,7 +97,7 @@ def count_tokens(
 def spared_pairs(pack: PackedSequence, blocked: Tensor, num_layers: int, bridge: BridgeConfig) -> Tensor:
     """Pairs of all layers that do not attend because the bridge hides them, as a scalar on the pack's device.
 
-    `count_tokens` without a bridge, less these, is `count_tokens` with it; but nobody waits for the device.
+    `count_tokens` without a bridge, less these, is `count_tokens` with it; without host-device synchronisation.
 
     Args:
         pack: the sequence.
@@ -116,7 +116,7 @@ def spared_pairs(pack: PackedSequence, blocked: Tensor, num_layers: int, bridge:
 
 
 def _spares(bridge: BridgeConfig, layer: int) -> bool:
-    """A soft mask only weakens tokens: their pairs are computed."""
+    """A soft mask weights tokens down, but their pairs are computed."""
     return bridge.masks_layer(layer) and bridge.mode == "hard"
 
 
@@ -162,7 +162,7 @@ def step_flops(config: SconeConfig, counts: TokenCounts, trained: Collection[str
             flops.linear("vit", counts.vit, sizes, grad_input=trains, grad_weight=trains)
         flops.attention("vit", counts.vit_pairs, vit.hidden_size, grad=trains)
 
-    # Into the decoder: connector, latents (which need no gradient), timesteps (neither do they).
+    # Into the decoder: connector, latents and timesteps; the latter two need no input gradient.
     connector, latents, times = (part in trained for part in ("connector", "latent_projections", "time_embedder"))
     flops.linear("ends", counts.vit, (vit.hidden_size, hidden), grad_input=trains, grad_weight=connector)
     flops.linear("ends", counts.vit, (hidden, hidden), grad_input=trains or connector, grad_weight=connector)
@@ -170,26 +170,26 @@ def step_flops(config: SconeConfig, counts: TokenCounts, trained: Collection[str
     flops.linear("ends", counts.latent_splits, (256, hidden), grad_input=False, grad_weight=times)
     flops.linear("ends", counts.latent_splits, (hidden, hidden), grad_input=times, grad_weight=times)
 
-    # Decoder. Each expert maps its own tokens; a dense decoder's weights, these and those. Where nothing before the
-    # first layer trains, its norm's input and so that of q, k and v needs no gradient; behind its attention all does.
-    moved = {
+    # Decoder. Each expert maps its own tokens, a dense decoder's weights all of them. Where nothing before the first
+    # layer trains, the input of its q, k and v needs no gradient; behind its attention everything does.
+    input_grad = {
         "understanding": trains or connector or "understanding" in trained,
         "generation": latents or times or "generation" in trained,
     }
     for layer in range(decoder.num_layers):
-        gone = counts.dropped if layer >= counts.dropped_from else (0, 0)
-        left = counts.understanding - gone[0], counts.generation - gone[1]
-        for part, tokens in zip(("understanding", "generation"), left, strict=True):
-            mine = part in trained
+        dropped = counts.dropped if layer >= counts.dropped_from else (0, 0)
+        remaining = counts.understanding - dropped[0], counts.generation - dropped[1]
+        for part, tokens in zip(("understanding", "generation"), remaining, strict=True):
+            own = part in trained
             for sizes in ((hidden, hidden), (hidden, kv), (hidden, kv)):  # q, k, v
-                flops.linear(part, tokens, sizes, grad_input=layer > 0 or moved[part], grad_weight=mine)
+                flops.linear(part, tokens, sizes, grad_input=layer > 0 or input_grad[part], grad_weight=own)
             for sizes in ((hidden, hidden), (hidden, inner), (hidden, inner), (inner, hidden)):  # o, gate, up, down
-                flops.linear(part, tokens, sizes, grad_input=True, grad_weight=mine)
+                flops.linear(part, tokens, sizes, grad_input=True, grad_weight=own)
         flops.attention("attention", counts.pairs[layer], hidden, grad=True)
     flops.recomputed = sum(flops.forward[part] for part in ("understanding", "generation", "attention"))
 
-    # Out of it: velocities of the targets, words of the labels.
+    # Out of it: velocities of the targets, logits of the labels.
     flops.linear("ends", counts.targets, (hidden, config.latent_token_size), grad_input=True, grad_weight=latents)
-    words = "understanding" in trained
-    flops.linear("ends", counts.labels, (hidden, decoder.vocab_size), grad_input=True, grad_weight=words)
+    head = "understanding" in trained
+    flops.linear("ends", counts.labels, (hidden, decoder.vocab_size), grad_input=True, grad_weight=head)
     return flops

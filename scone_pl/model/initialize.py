@@ -1,10 +1,10 @@
-"""Random weights, for models that start from nothing (BAGEL is never started so).
+"""Random weights, for models that are trained from scratch (mini models; BAGEL comes with weights).
 
-Beyond variance-preserving maps, three things of which training would otherwise spend its first hundreds of steps:
+Beyond variance-preserving maps, three priors that training would otherwise learn in its first hundreds of steps:
 features of t with a bend inside [0, 1], a velocity that starts as half the noisy latent, and a generation expert whose
-attention starts as "find your like and subtract it" (mimetic initialisation, arXiv 2305.09828): what a picture's tokens
-must do with the clean latents of a reference, since the velocity is the noisy latent minus the clean one. A dense
-decoder's only attention starts so.
+attention starts as "attend to similar tokens and subtract them" (mimetic initialisation, arXiv 2305.09828): what target
+tokens must do with the clean latents of a reference, since the velocity is the noisy latent minus the clean one. In a
+dense decoder the only attention is initialised so.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from scone_pl.model.scone import Scone
 _TIME_SLOPE = 16.0
 """How much steeper than variance-preserving the first map of the time embedder is: t only spans [0, 1]."""
 _VELOCITY = 0.5
-"""Share of the noisy latent that the first velocity is; the best constant is near 0.7."""
-_LIKENESS = 0.7
+"""The initial velocity is this fraction of the noisy latent; the best constant is near 0.7."""
+_SIMILARITY = 0.7
 """Correlation of the generation expert's query and key maps."""
 _SUBTRACTION = 0.4
-"""How much of what a head attends to it first takes away."""
+"""Fraction of the attended value that a head initially subtracts."""
 
 
 @torch.no_grad()
@@ -43,20 +43,20 @@ def random_model(config: SconeConfig, seed: int) -> Scone:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.5)
-        # Each residual branch adds little at first, so that the depth does not blow up the stream.
-        quiet = 1 / math.sqrt(2 * config.decoder.num_layers)
+        # Small residual branches at first, so that the stream does not grow with depth.
+        branch_scale = 1 / math.sqrt(2 * config.decoder.num_layers)
         for name, parameter in model.named_parameters():
             if ("o_proj" in name or "down_proj" in name) and name.endswith("weight"):
-                parameter.mul_(quiet)
-        # What a patch shows must not drown in where it is.
+                parameter.mul_(branch_scale)
+        # A patch's content must outweigh its position.
         model.vit_model.vision_model.embeddings.position_embedding.weight.mul_(0.2)
         _spread_times(model.time_embedder)
         nn.init.orthogonal_(model.vae2llm.weight)
         model.llm2vae.weight.copy_(_VELOCITY * model.vae2llm.weight.T)
         nn.init.zeros_(model.llm2vae.bias)
-        # Not in the first layer: what is copied there is copied before any bridge can have looked at it.
+        # Not in the first layer, where values would be copied before any bridge has masked them.
         for layer in list(model.language_model.model.layers)[1:]:
-            _find_and_subtract(layer.self_attn)
+            _attend_and_subtract(layer.self_attn)
     return model
 
 
@@ -71,12 +71,12 @@ def _spread_times(embedder: TimestepEmbedder) -> None:
     first.bias.copy_(-outputs[0].diagonal())  # feature i is 0 at the i-th time
 
 
-def _find_and_subtract(attention: JointAttention) -> None:
-    """Likens keys to queries, and outputs to the negative of values, in what latent tokens pass."""
+def _attend_and_subtract(attention: JointAttention) -> None:
+    """Correlates keys with queries, and outputs with negative values, in the modules of latent tokens."""
     q, k, v, o = (generation_module(attention, f"{name}_proj").weight for name in "qkvo")
     group = len(q) // len(k)  # query heads that share a key head
     first_of_group = q.view(-1, group, attention.head_dim, q.shape[1])[:, 0].flatten(0, 1)
-    k.copy_(_LIKENESS * first_of_group + math.sqrt(1 - _LIKENESS**2) * k)
+    k.copy_(_SIMILARITY * first_of_group + math.sqrt(1 - _SIMILARITY**2) * k)
     nn.init.orthogonal_(v)
     by_head = v.view(-1, 1, attention.head_dim, v.shape[1]).expand(-1, group, -1, -1).flatten(0, 2)
     o.copy_(0.5 * o - _SUBTRACTION / group * by_head.T)

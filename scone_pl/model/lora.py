@@ -1,7 +1,7 @@
 """LoRA (arXiv 2106.09685): a frozen linear map plus a trained one of low rank, W x + (alpha / rank) B A x.
 
 Names are peft's: `q_proj.lora_A.weight` of (rank, in) and `q_proj.lora_B.weight` of (out, rank) beside the published
-`q_proj.weight`. B starts at zero, so the network starts as it was.
+`q_proj.weight`. B starts at zero, so the network is unchanged at first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scone_pl.model.experts import GENERATION_MARK, is_generation_parameter
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MARK = ".lora_"
-"""In the names of all parameters that an adapter adds."""
+"""Part of the names of all adapter parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class LoRAConfig:
     """Low-rank adapters in place of training an expert's weights."""
 
     rank: int = 16
-    """Of each adapter."""
+    """LoRA rank."""
     alpha: float = 32.0
-    """Adapters are scaled by alpha / rank."""
+    """Adapter outputs are scaled by alpha / rank."""
     targets: tuple[Target, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Projections that get one, in every decoder layer."""
+    """Projections with an adapter, in every decoder layer."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.targets:
@@ -40,7 +40,7 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """What an adapter's output is multiplied by."""
+        """Factor of an adapter's output."""
         return self.alpha / self.rank
 
 
@@ -68,18 +68,18 @@ def add_lora(decoder_layers: nn.ModuleList, config: LoRAConfig, experts: Collect
     Without separate experts a projection belongs to both, and gets one adapter.
     """
     for layer in decoder_layers:
-        found = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
-        separate = any(is_generation_parameter(name) for name, _ in found)
-        for name, module in found:
+        linears = [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+        separate = any(is_generation_parameter(name) for name, _ in linears)
+        for name, module in linears:
             expert = "generation" if is_generation_parameter(name) else "understanding"
-            wanted = expert in experts or (not separate and "generation" in experts)
+            adapted = expert in experts or (not separate and "generation" in experts)
             path, _, own = name.rpartition(".")
-            if wanted and own.removesuffix(GENERATION_MARK) in config.targets:
+            if adapted and own.removesuffix(GENERATION_MARK) in config.targets:
                 setattr(layer.get_submodule(path), own, LoRALinear(module, config))
 
 
 def is_lora_parameter(name: str) -> bool:
-    """Whether an adapter added it."""
+    """Whether a parameter belongs to an adapter."""
     return MARK in name
 
 
@@ -100,5 +100,5 @@ def initial_weights(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor, 
 
 
 def merged(base: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """The weight that does what map and adapter do together, in float32: base + scale * b a."""
+    """The weight of map and adapter together, in float32: base + scale * b a."""
     return torch.addmm(base.float(), b.float(), a.float(), alpha=scale)

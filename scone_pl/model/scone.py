@@ -1,4 +1,4 @@
-"""The whole network: embeds a packed sequence, runs the decoder, reads velocities and words off it.
+"""The whole network: embeds a packed sequence, runs the decoder, reads velocities and text logits from its states.
 
 Shapes: L tokens = U understanding + N latent tokens, T text-like tokens, V ViT tokens, D hidden size, P values of a
 latent token.
@@ -25,7 +25,7 @@ from scone_pl.model.vit import SiglipModel
 
 @dataclass(frozen=True)
 class SconeOutput:
-    """What a forward pass gives."""
+    """Output of a forward pass."""
 
     hidden: ByExpert
     """Final-normed states, (U, D) and (N, D)."""
@@ -33,7 +33,7 @@ class SconeOutput:
     """(target tokens, P): predicted noise - x0, in sequence order."""
     bridge: BridgeState | None
     text_logits: Tensor
-    """(labels, vocabulary): only at the places of `PackedSequence.label_index`."""
+    """(labels, vocabulary): at the tokens of `PackedSequence.label_index` only."""
 
 
 class Connector(nn.Module):
@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
 class Scone(nn.Module):
     """BAGEL-7B-MoT with the understanding bridge. Module names are the published keys.
 
-    The autoencoder is frozen from the start: it is no part of what Scone trains, and lives in a file of its own.
+    The autoencoder is frozen: Scone does not train it, and it is stored in a file of its own.
     """
 
     def __init__(self, config: SconeConfig) -> None:
@@ -124,7 +124,7 @@ class Scone(nn.Module):
             latents: as in `embed`.
             timesteps: as in `embed`.
             bridge: hide reference tokens from target queries; None = the bridge is off.
-            plan: attend by other means than the pack alone tells (cached contexts).
+            plan: attention other than the backend's plan of the pack (cached contexts).
             similarity_grad: keep the graph of the bridge's similarity, for a loss on it.
         """
         routing = Routing(pack)

@@ -1,8 +1,8 @@
-"""The vocabulary that all rooms share: what a packed sequence is.
+"""What a packed sequence is: the data structure that all packages share.
 
 Samples are packed one after the other into one sequence of L tokens. A sample is a short list of *splits*: for each
-reference image a VAE split, then a ViT split; then the instruction; then the target (spec. 3). Every other room asks
-this object: data builds it, the model reads it, attention and bridge take its structure from it.
+reference image a VAE split, then a ViT split; then the instruction; then the target (docs/specification.md 3). `data`
+builds this object; the model, attention and bridge take tokens and structure from it.
 
 Attention inside a sample follows from the splits alone: a split sees every earlier split that is not a target, and
 itself (image splits fully, text causally). A target is seen by itself alone, so one sample may carry several
@@ -24,14 +24,14 @@ from torch import Tensor
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """`x` of the host on `device`; neither of them waits for the other."""
+    """A host tensor `x` on `device`, without synchronisation."""
     if device.type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 
 
 class SplitKind(IntEnum):
-    """What a split holds, which decides its expert and its attention."""
+    """Content of a split, which decides its expert and its attention."""
 
     TEXT = 0
     VIT = 1
@@ -43,7 +43,7 @@ class SplitKind(IntEnum):
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids that frame the splits."""
+    """Ids of the tokens that frame splits."""
 
     begin_text: int
     """`<|im_start|>`"""
@@ -57,7 +57,7 @@ class SpecialTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceFormat:
-    """The few facts of a model that decide how samples become tokens."""
+    """Properties of a model that decide how samples become tokens."""
 
     special: SpecialTokens
     latent_stride: int
@@ -73,7 +73,7 @@ class SequenceFormat:
 
     @property
     def vit_largest_side(self) -> int:
-        """Most patches a side of a square ViT image: both tables have rows for it."""
+        """Maximum patches a side of a square ViT image, for which both tables have rows."""
         side = self.vit_positions_per_side
         # Its last patch is looked up at (n - 1) * side + n - 1.
         return side if self.vit_positions is None else min(side, (self.vit_positions - 1) // (side + 1) + 1)
@@ -87,7 +87,7 @@ class Split:
     sample: int
     """Index of its sample in the pack."""
     start: int
-    """Place of its first token in the packed sequence."""
+    """Index of its first token in the packed sequence."""
     length: int
     """Tokens, frame included."""
     position: int
@@ -99,7 +99,7 @@ class Split:
     pixels: int | None = None
     """Index into `PackedSequence.images` (VAE and TARGET splits)."""
     labelled: bool = False
-    """A text that is predicted, not given: an answer, no instruction."""
+    """A text that is predicted, not given: an answer rather than an instruction."""
 
     @property
     def stop(self) -> int:
@@ -107,13 +107,13 @@ class Split:
 
     @property
     def content(self) -> range:
-        """Places of the tokens between the frame tokens."""
+        """Indices of the tokens between the frame tokens."""
         return range(self.start + 1, self.stop - 1)
 
 
 @dataclass(frozen=True)
 class PackedSequence:
-    """Samples packed into one sequence. Tensors only hold what the structure (`splits`) cannot tell."""
+    """Samples packed into one sequence. Tensors hold only what does not follow from the structure (`splits`)."""
 
     splits: tuple[Split, ...]
     special: SpecialTokens
@@ -130,11 +130,11 @@ class PackedSequence:
     images: tuple[Tensor, ...] = ()
     """(3, H, W) float in [-1, 1]: what the autoencoder encodes, see `Split.pixels`."""
     label_index: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    """(labels,) int64: places whose next token the language head must predict."""
+    """(labels,) int64: tokens whose next token the language head must predict."""
     label_ids: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """(labels,) int64: that next token."""
-    vit_meant: Tensor | None = None
-    """(V,) float: 1 = shows a subject that the instruction means, 0 = it does not, nan = unknown."""
+    vit_labels: Tensor | None = None
+    """(V,) float: 1 = shows a subject that the instruction refers to, 0 = does not, nan = unlabelled."""
     keys: tuple[str, ...] = ()
     """Keys of the samples, for messages."""
 
@@ -192,7 +192,7 @@ class PackedSequence:
 
     @cached_property
     def text_index(self) -> Tensor:
-        """(T,) int64: places of text tokens and image start/end tokens."""
+        """(T,) int64: indices of text tokens and image start/end tokens."""
         ranges = []
         for split in self.splits:
             if split.kind == SplitKind.TEXT:
@@ -203,22 +203,22 @@ class PackedSequence:
 
     @cached_property
     def instruction_index(self) -> Tensor:
-        """(tokens,) int64: places of instruction tokens, begin and end token included."""
+        """(tokens,) int64: indices of instruction tokens, begin and end token included."""
         return self._ranges([range(s.start, s.stop) for s in self.splits_of(SplitKind.TEXT) if not s.labelled])
 
     @cached_property
     def vit_index(self) -> Tensor:
-        """(V,) int64: places of ViT tokens."""
+        """(V,) int64: indices of ViT tokens."""
         return self._ranges([s.content for s in self.splits_of(SplitKind.VIT)])
 
     @cached_property
     def latent_index(self) -> Tensor:
-        """(N,) int64: places of latent tokens, clean or noisy. These are the generation expert's tokens."""
+        """(N,) int64: indices of latent tokens, clean or noisy. These are the generation expert's tokens."""
         return self._ranges([s.content for s in self.latent_splits])
 
     @cached_property
     def understanding_index(self) -> Tensor:
-        """(L - N,) int64: places of the understanding expert's tokens, in sequence order."""
+        """(L - N,) int64: indices of the understanding expert's tokens, in sequence order."""
         ranges = []
         for split in self.splits:
             if split.kind in (SplitKind.VAE, SplitKind.TARGET):
@@ -236,7 +236,7 @@ class PackedSequence:
 
     @cached_property
     def merge_index(self) -> Tensor:
-        """(L,) int64: for every place its row among understanding tokens followed by latent tokens."""
+        """(L,) int64: for every token its row among understanding tokens followed by latent tokens."""
         rows = self.understanding_row.clone()
         rows[self.latent_index] = len(self.understanding_index) + torch.arange(
             len(self.latent_index), device=self.device
@@ -252,7 +252,7 @@ class PackedSequence:
 
     @cached_property
     def target_index(self) -> Tensor:
-        """(targets,) int64: places of target latent tokens."""
+        """(targets,) int64: indices of target latent tokens."""
         return self._ranges([s.content for s in self.splits_of(SplitKind.TARGET)])
 
     @cached_property

@@ -75,7 +75,7 @@ def text_cross_entropy(output: SconeOutput, pack: PackedSequence) -> Tensor:
 
 
 def alignment(state: BridgeState, pack: PackedSequence, threshold: Tensor | float, temperature: float) -> Tensor:
-    """Beyond the paper: mean binary cross-entropy of sigmoid((s - threshold) / temperature) against `vit_meant`.
+    """Beyond the paper: mean binary cross-entropy of sigmoid((s - threshold) / temperature) against `vit_labels`.
 
     0 where the pack knows of no token whether it is meant.
 
@@ -85,12 +85,12 @@ def alignment(state: BridgeState, pack: PackedSequence, threshold: Tensor | floa
         threshold: a number, or with `BridgeConfig.quantile` (L,), see `Bridge.threshold`.
         temperature: see `AlignmentConfig`.
     """
-    if pack.vit_meant is None:
+    if pack.vit_labels is None:
         return state.similarity.new_zeros(())
-    known = ~torch.isnan(pack.vit_meant)
+    known = ~torch.isnan(pack.vit_labels)
     positions = pack.vit_index[known]
     of_token = threshold[positions] if isinstance(threshold, Tensor) else threshold
     logits = (state.similarity[positions] - of_token) / temperature
     if not len(logits):
         return state.similarity.sum() * 0
-    return F.binary_cross_entropy_with_logits(logits, pack.vit_meant[known])
+    return F.binary_cross_entropy_with_logits(logits, pack.vit_labels[known])

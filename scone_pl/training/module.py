@@ -31,6 +31,7 @@ from scone_pl.sampling.sampler import SamplingConfig, check_finite, decode_laten
 from scone_pl.training import losses
 from scone_pl.training.ema import EMA, EMAConfig
 from scone_pl.training.gradients import GradientGuard
+from scone_pl.training.heap import trim_heap_before
 from scone_pl.training.losses import AlignmentConfig
 from scone_pl.training.optimizer import OptimizerConfig
 from scone_pl.training.outcome import forget_stops
@@ -162,6 +163,8 @@ class SconeModule(pl.LightningModule):
             freeze_dtype(model, self.sharding)
             shard(model, mesh, self.sharding)
         model.to_empty(device=self.trainer.strategy.root_device)
+        if self.trainer.strategy.root_device.type == "cpu":
+            trim_heap_before(model.language_model.model.layers)
         read = load_weights(model, self.init_from)
         for _, parameter, value in initial_weights(model, seed_of("lora")):
             copy_part(value, parameter)

@@ -182,7 +182,7 @@ def test_meant_reaches_the_sequence(sequence_format, tokenizer, packing):
         add_sample(builder, make_sample(number, references=1), tokenizer, packing, generator(0))
     sequence = builder.build()
     first, second = sequence.splits_of(SplitKind.VIT)
-    known, unknown = sequence.vit_meant.split([len(first.content), len(second.content)])
+    known, unknown = sequence.vit_labels.split([len(first.content), len(second.content)])
     assert set(known.tolist()) == {0.0, 1.0}
     assert unknown.isnan().all()
 

@@ -45,7 +45,7 @@ def tiny_model(seed=0, **decoder):
     return model.eval()
 
 
-def picture(rows, columns, seed, stride=4):
+def random_image(rows, columns, seed, stride=4):
     """(3, H, W) in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(3, rows * stride, columns * stride, generator=generator) * 2 - 1
@@ -58,15 +58,15 @@ def add_sample(builder, *, references=(), text=None, targets=(), seed=0, key="")
         if vae is None:
             builder.skip_image()
         else:
-            builder.add_vae(picture(*vae, seed + 10 * number), reference=number)
+            builder.add_vae(random_image(*vae, seed + 10 * number), reference=number)
         if vit is None:
             builder.skip_image()
         else:
-            builder.add_vit(picture(*vit, seed + 10 * number + 1), reference=number)
+            builder.add_vit(random_image(*vit, seed + 10 * number + 1), reference=number)
     if text is not None:
         builder.add_text([5 + (seed + 3 * i) % 27 for i in range(text)])
     for number, grid in enumerate(targets):
-        builder.add_targets(picture(*grid, seed + 100 + number), [0.3 - 0.5 * number + 0.1 * seed])
+        builder.add_targets(random_image(*grid, seed + 100 + number), [0.3 - 0.5 * number + 0.1 * seed])
 
 
 def make_pack(*samples, sequence_format=SEQUENCE_FORMAT):
@@ -115,10 +115,10 @@ def random_pack(seed):
     return make_pack(*(sample for group in groups for sample in group))
 
 
-def random_blocked(pack, seed, share):
-    """(L,) bool: a random share of the reference tokens."""
+def random_blocked(pack, seed, fraction):
+    """(L,) bool: a random fraction of the reference tokens."""
     generator = torch.Generator().manual_seed(seed)
-    return pack.reference_tokens & (torch.rand(len(pack), generator=generator) < share)
+    return pack.reference_tokens & (torch.rand(len(pack), generator=generator) < fraction)
 
 
 def noisy_inputs(model, pack, seed=0):

@@ -100,11 +100,11 @@ def plan_of(kind, pack, blocked):
 
 
 @pytest.mark.parametrize(
-    ("pack", "share"),
+    ("pack", "fraction"),
     [(make_pack(*EVERYTHING), 0.0), (make_pack(*EVERYTHING), 0.5), (make_pack(SEVERAL_TARGETS, NO_TEXT), 1.0)],
 )
-def test_dense_mask_is_the_rule(pack, share):
-    blocked = random_blocked(pack, 3, share)
+def test_dense_mask_is_the_rule(pack, fraction):
+    blocked = random_blocked(pack, 3, fraction)
     assert torch.equal(dense_mask(pack, blocked), allowed_by_rule(pack, blocked))
     assert torch.equal(dense_mask(pack), allowed_by_rule(pack))
 
@@ -119,12 +119,12 @@ def test_split_equals_dense_with_gradients(pack, blocked):
     """Outputs and the gradients of q, k, v to 1e-10 in float64."""
     qkv = inputs(pack)
     weights = torch.randn(len(pack), 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    found = plan_of(SplitPlan, pack, blocked)(*qkv, layer=0)
+    output = plan_of(SplitPlan, pack, blocked)(*qkv, layer=0)
     expected = reference(pack, *qkv, blocked)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    gradients = torch.autograd.grad((found * weights).sum(), qkv)
-    for got, want in zip(gradients, torch.autograd.grad((expected * weights).sum(), qkv), strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+    gradients = torch.autograd.grad((output * weights).sum(), qkv)
+    for actual, exact in zip(gradients, torch.autograd.grad((expected * weights).sum(), qkv), strict=True):
+        torch.testing.assert_close(actual, exact, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
@@ -158,9 +158,9 @@ def test_flex_equals_dense(pack, blocked):
     """Forward only: FlexAttention has no backward on the CPU."""
     for heads, kv_heads in HEADS[:2]:
         qkv = inputs(pack, heads, kv_heads, size=16, dtype=torch.float32)
-        found = plan_of(FlexPlan, pack, blocked)(*qkv, layer=0)
-        assert found.shape == qkv[0].shape
-        torch.testing.assert_close(found.double(), reference(pack, *qkv, blocked), rtol=0, atol=2e-6)
+        output = plan_of(FlexPlan, pack, blocked)(*qkv, layer=0)
+        assert output.shape == qkv[0].shape
+        torch.testing.assert_close(output.double(), reference(pack, *qkv, blocked), rtol=0, atol=2e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention trains on CUDA only")
@@ -170,12 +170,12 @@ def test_on_cuda_with_gradients(kind):
     blocked = random_blocked(pack, 1, 0.5)
     qkv = inputs(pack, 4, 2, size=32, dtype=torch.float32)
     expected = reference(pack, *qkv, blocked)
-    wanted = torch.autograd.grad(expected.square().sum(), qkv)
+    expected_gradients = torch.autograd.grad(expected.square().sum(), qkv)
     moved = [x.detach().cuda().requires_grad_() for x in qkv]
-    found = plan_of(kind, pack.to("cuda"), blocked.cuda())(*moved, layer=0)
-    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-3, atol=1e-3)
-    for got, want in zip(torch.autograd.grad(found.square().sum(), moved), wanted, strict=True):
-        torch.testing.assert_close(got.cpu(), want, rtol=5e-3, atol=5e-3)
+    output = plan_of(kind, pack.to("cuda"), blocked.cuda())(*moved, layer=0)
+    torch.testing.assert_close(output.cpu().double(), expected, rtol=1e-3, atol=1e-3)
+    for actual, exact in zip(torch.autograd.grad(output.square().sum(), moved), expected_gradients, strict=True):
+        torch.testing.assert_close(actual.cpu(), exact, rtol=5e-3, atol=5e-3)
 
 
 def test_adjacent_samples_of_equal_layout_are_one_batch():

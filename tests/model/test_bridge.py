@@ -46,9 +46,9 @@ def similarity_by_loop(pack: PackedSequence, states: torch.Tensor) -> torch.Tens
             if not text:
                 continue
             words = states[text[0].start : text[0].stop]
-            for place in split.content:
-                cosines = [F.cosine_similarity(states[place], word, dim=0) for word in words]
-                result[place] = torch.stack(cosines).mean()
+            for i in split.content:
+                cosines = [F.cosine_similarity(states[i], word, dim=0) for word in words]
+                result[i] = torch.stack(cosines).mean()
             if split.image in vae:
                 other = vae[split.image]
                 grid = result[split.start + 1 : split.stop - 1].view(1, 1, *split.grid)
@@ -71,8 +71,8 @@ def similarity_by_loop(pack: PackedSequence, states: torch.Tensor) -> torch.Tens
 def test_similarity_equals_the_loop(samples: tuple[dict[str, object], ...]) -> None:
     pack = make_pack(*samples)
     states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(1))
-    found = Bridge(CONFIG, pack).similarity(states[pack.understanding_index])
-    torch.testing.assert_close(found, similarity_by_loop(pack, states), rtol=1e-5, atol=1e-6)
+    similarity = Bridge(CONFIG, pack).similarity(states[pack.understanding_index])
+    torch.testing.assert_close(similarity, similarity_by_loop(pack, states), rtol=1e-5, atol=1e-6)
 
 
 def test_the_threshold_is_strict_and_only_references_are_blocked() -> None:
@@ -161,7 +161,7 @@ def test_an_extremely_steep_soft_mask_is_the_hard_one() -> None:
         torch.testing.assert_close(steep, velocity(CONFIG), rtol=1e-4, atol=1e-5)
 
 
-def test_a_quantile_blocks_its_share_of_every_image() -> None:
+def test_a_quantile_blocks_its_fraction_of_every_image() -> None:
     pack = make_pack(TWO_REFERENCES, ONE_REFERENCE)
     states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(2))[pack.understanding_index]
     blocked = Bridge(dataclasses.replace(CONFIG, quantile=0.5, threshold=9.0), pack)(states).blocked
@@ -173,10 +173,10 @@ def test_a_quantile_blocks_its_share_of_every_image() -> None:
 def test_similarity_keeps_its_graph_only_on_request() -> None:
     pack, model = make_pack(ONE_REFERENCE), tiny_model()
     clean = model.encode_images(pack)
-    for wanted in (False, True):
-        result = flow_matching(model, pack, clean, clean, bridge=CONFIG, similarity_grad=wanted)
+    for requested in (False, True):
+        result = flow_matching(model, pack, clean, clean, bridge=CONFIG, similarity_grad=requested)
         assert result.output.bridge is not None
-        assert result.output.bridge.similarity.requires_grad == wanted
+        assert result.output.bridge.similarity.requires_grad == requested
 
 
 def test_layers_must_be_in_order_and_exist() -> None:

@@ -12,7 +12,7 @@ from model_helpers import (
     add_sample,
     make_pack,
     noisy_inputs,
-    picture,
+    random_image,
     tiny_model,
 )
 
@@ -47,13 +47,13 @@ def test_nothing_depends_on_a_target_but_itself(bridge: BridgeConfig | None) -> 
 @pytest.mark.parametrize("bridge", [None, BRIDGE, EARLY])
 @torch.no_grad()
 def test_each_of_several_targets_is_as_if_alone(bridge: BridgeConfig | None) -> None:
-    """Noise levels of one picture share a context and a position."""
+    """Noise levels of one image share a context and a position."""
     model, logits = tiny_model(), [0.3, -0.4, 1.0]
 
     def pack_of(logits: list[float]) -> PackedSequence:
         builder = SequenceBuilder(SEQUENCE_FORMAT)
         add_sample(builder, **{**TWO_REFERENCES, "targets": []})
-        builder.add_targets(picture(3, 4, 5), logits)
+        builder.add_targets(random_image(3, 4, 5), logits)
         return builder.build()
 
     pack = pack_of(logits)
@@ -62,8 +62,8 @@ def test_each_of_several_targets_is_as_if_alone(bridge: BridgeConfig | None) -> 
     per_split = latents.split(sizes)
     together = model(pack, latents, times, bridge).velocity.split(sizes[2:])
     for number, logit in enumerate(logits):
-        mine = torch.cat([*per_split[:2], per_split[2 + number]])
-        velocity = model(pack_of([logit]), mine, times[[0, 1, 2 + number]], bridge).velocity
+        own = torch.cat([*per_split[:2], per_split[2 + number]])
+        velocity = model(pack_of([logit]), own, times[[0, 1, 2 + number]], bridge).velocity
         torch.testing.assert_close(together[number], velocity, rtol=1e-4, atol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_a_blocked_reference_still_reaches_text_but_no_target() -> None:
     first, second = (model(pack, x, times, all_blocked) for x in (latents, other))
     words = pack.understanding_row[pack.instruction_index]
     assert (first.hidden.understanding[words] - second.hidden.understanding[words]).abs().max() > 1e-3
-    # What is left reaches the target through text and frame tokens, which are no reference tokens.
+    # What remains reaches the target through text and frame tokens, which are no reference tokens.
     through_text = (first.velocity - second.velocity).abs().max()
     seen = (model(pack, latents, times).velocity - model(pack, other, times).velocity).abs().max()
     assert through_text < seen

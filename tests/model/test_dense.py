@@ -37,8 +37,8 @@ def generation_name(name: str) -> str:
         return "language_model.model.norm_moe_gen.weight"
     stem, layer, rest = name.partition(".layers.")
     number, *path = rest.split(".")
-    place = 0 if path[0] != "self_attn" else 1
-    path[place] += "_moe_gen"
+    depth = 0 if path[0] != "self_attn" else 1
+    path[depth] += "_moe_gen"
     return f"{stem}{layer}{number}.{'.'.join(path)}"
 
 
@@ -103,13 +103,13 @@ def test_random_weights_start_latents_as_the_generation_expert_starts() -> None:
 
 def test_either_name_trains_the_one_decoder() -> None:
     model = tiny_model(separate_experts=False)
-    found = []
+    results = []
     for parts in (["understanding"], ["generation"], ["understanding", "generation"]):
         set_trainable(model, parts)  # type: ignore[arg-type]
-        found.append(count_trainable(model))
+        results.append(count_trainable(model))
         parameters = [p for p in model.parameters() if p.requires_grad]
         assert len(torch.optim.AdamW(parameters).param_groups[0]["params"]) == len({id(p) for p in parameters})
-    assert found[0] == found[1] == found[2] == {"understanding": count_parameters(model)["understanding"]}
+    assert results[0] == results[1] == results[2] == {"understanding": count_parameters(model)["understanding"]}
     set_trainable(model, ["connector"])
     assert set(count_trainable(model)) == {"connector"}
 
@@ -145,9 +145,9 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "dense/llm_config.json").read_text())["separate_experts"] is False
     assert "separate_experts" not in json.loads((tmp_path / "experts/llm_config.json").read_text()), "as published"
     assert read_config(tmp_path / "dense") == dense.config
-    found = from_pretrained(tmp_path / "dense").state_dict()
-    assert found.keys() == dense.state_dict().keys() == load_file(tmp_path / "dense/model.safetensors").keys()
-    assert all(found[name].equal(tensor) for name, tensor in dense.state_dict().items() if "pos_embed" not in name)
+    results = from_pretrained(tmp_path / "dense").state_dict()
+    assert results.keys() == dense.state_dict().keys() == load_file(tmp_path / "dense/model.safetensors").keys()
+    assert all(results[name].equal(tensor) for name, tensor in dense.state_dict().items() if "pos_embed" not in name)
 
 
 def _declare(folder: Path, value: object) -> None:

@@ -18,7 +18,7 @@ from model_helpers import (
     add_sample,
     make_pack,
     noisy_inputs,
-    picture,
+    random_image,
     tiny_model,
 )
 
@@ -37,7 +37,7 @@ def answered() -> PackedSequence:
     for seed in (0, 5):
         add_sample(builder, references=TWO_REFERENCES["references"], text=3, seed=seed)
         builder.add_text([7 + seed, 8, 9], loss=True)
-        builder.add_targets(picture(2, 3, seed), [0.1, -0.4])
+        builder.add_targets(random_image(2, 3, seed), [0.1, -0.4])
     return builder.build()
 
 
@@ -93,10 +93,10 @@ def test_equals_masks_in_every_later_layer(pack: PackedSequence, attention: str,
     ours_hidden, hidden = (torch.cat(output.hidden)[pack.merge_index] for output in (ours, reference))
     assert not ours_hidden[blocked].any()
     torch.testing.assert_close(ours_hidden[~blocked], hidden[~blocked], rtol=1e-6, atol=1e-6)
-    found, expected = gradients(model, ours), gradients(model, reference)
-    assert found.keys() == expected.keys()
+    results, expected = gradients(model, ours), gradients(model, reference)
+    assert results.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(results[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_it_is_more_than_a_mask() -> None:
@@ -139,21 +139,21 @@ def test_an_image_may_lose_all_its_tokens_but_its_frame() -> None:
 def test_flex_attention_drops_alike() -> None:
     model, pack = tiny_model(), PACKS["all kinds"]
     inputs = noisy_inputs(model, pack)
-    found = {}
+    results = {}
     for name in ("flex", "split"):
         model.attention = name
-        found[name] = model(pack, *inputs, DROP).velocity
-    torch.testing.assert_close(found["flex"], found["split"], rtol=1e-4, atol=1e-5)
+        results[name] = model(pack, *inputs, DROP).velocity
+    torch.testing.assert_close(results["flex"], results["split"], rtol=1e-4, atol=1e-5)
 
 
 def test_recomputation_changes_no_gradient() -> None:
-    found = []
+    results = []
     for checkpointing in (False, True):
         model, pack = tiny_model().train(), PACKS["equal layouts"]
         model.language_model.model.activation_checkpointing = checkpointing
-        found.append(gradients(model, model(pack, *noisy_inputs(model, pack), DROP)))
-    for name, gradient in found[0].items():
-        assert gradient.equal(found[1][name]), name
+        results.append(gradients(model, model(pack, *noisy_inputs(model, pack), DROP)))
+    for name, gradient in results[0].items():
+        assert gradient.equal(results[1][name]), name
 
 
 @pytest.mark.parametrize("settings", [{"mode": "soft"}, {"apply_mask": False}])

@@ -7,7 +7,15 @@ from collections.abc import Collection
 
 import pytest
 import torch
-from model_helpers import EVERYTHING, SEQUENCE_FORMAT, TWO_REFERENCES, make_pack, picture, random_blocked, tiny_model
+from model_helpers import (
+    EVERYTHING,
+    SEQUENCE_FORMAT,
+    TWO_REFERENCES,
+    make_pack,
+    random_blocked,
+    random_image,
+    tiny_model,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from scone_pl.model.attention import dense_mask
@@ -24,12 +32,12 @@ def labelled_pack() -> PackedSequence:
     """Everything that a pack may hold, words to predict included."""
     builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
-    builder.add_vae(picture(3, 4, 0), reference=0)
-    builder.add_vit(picture(4, 3, 1), reference=0)
-    builder.add_vit(picture(2, 5, 2), reference=1)
+    builder.add_vae(random_image(3, 4, 0), reference=0)
+    builder.add_vit(random_image(4, 3, 1), reference=0)
+    builder.add_vit(random_image(2, 5, 2), reference=1)
     builder.add_text([5, 6, 7])
     builder.add_text([8, 9, 10], loss=True)
-    builder.add_targets(picture(3, 3, 3), [0.2, -0.3])
+    builder.add_targets(random_image(3, 3, 3), [0.2, -0.3])
     return builder.build()
 
 
@@ -109,8 +117,8 @@ def test_dropped_tokens_cost_nothing_behind_the_source_layer() -> None:
     assert 0 < blocked[pack.latent_index].sum() < blocked.sum() < pack.reference_tokens.sum()
     counts = count_tokens(pack, 4, bridge, blocked)
     mask = dense_mask(pack)
-    left = int((mask & ~blocked & ~blocked[:, None]).sum())
-    assert counts.pairs == (int(dense_mask(pack, pack.reference_tokens).sum()), left, left, left)
+    remaining = int((mask & ~blocked & ~blocked[:, None]).sum())
+    assert counts.pairs == (int(dense_mask(pack, pack.reference_tokens).sum()), remaining, remaining, remaining)
     without_attention = dataclasses.replace(counts, pairs=(0,) * 4, vit_pairs=0)
     assert sum(step_flops(model.config, without_attention).forward.values()) == counter.get_total_flops()
 

@@ -34,8 +34,8 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_merges() -> None:
         layer.lora_B.weight.normal_()
     whole = plain.weight + 3.0 * layer.lora_B.weight @ layer.lora_A.weight
     torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, whole, plain.bias))
-    found = merged(layer.weight, layer.lora_A.weight, layer.lora_B.weight, layer.scale)
-    torch.testing.assert_close(found, whole.float())
+    result = merged(layer.weight, layer.lora_A.weight, layer.lora_B.weight, layer.scale)
+    torch.testing.assert_close(result, whole.float())
 
 
 @pytest.mark.parametrize("expert", ["understanding", "generation"])

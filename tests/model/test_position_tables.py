@@ -30,13 +30,13 @@ def image(rows: int, columns: int, stride: int, seed: int = 0) -> Tensor:
     return torch.rand(3, rows * stride, columns * stride, generator=generator) * 2 - 1
 
 
-def reference_features(model: Scone, picture: Tensor, side: int) -> Tensor:
+def reference_features(model: Scone, pixels: Tensor, side: int) -> Tensor:
     """(rows * columns, D) connector output with positions, patch by patch and head by head in float64."""
     weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
     config = model.config.vit
     p, own = config.patch_size, "vit_model.vision_model."
-    rows, columns = picture.shape[1] // p, picture.shape[2] // p
-    places = [(r, c) for r in range(rows) for c in range(columns)]
+    rows, columns = pixels.shape[1] // p, pixels.shape[2] // p
+    cells = [(r, c) for r in range(rows) for c in range(columns)]
 
     def linear(name: str, x: Tensor) -> Tensor:
         return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
@@ -46,10 +46,10 @@ def reference_features(model: Scone, picture: Tensor, side: int) -> Tensor:
         scaled = centred / (centred.square().mean(-1, keepdim=True) + config.layer_norm_eps).sqrt()
         return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
-    patches = [picture[:, r * p : (r + 1) * p, c * p : (c + 1) * p].permute(1, 2, 0).flatten() for r, c in places]
+    patches = [pixels[:, r * p : (r + 1) * p, c * p : (c + 1) * p].permute(1, 2, 0).flatten() for r, c in cells]
     table = weights[f"{own}embeddings.position_embedding.weight"]
     x = linear(f"{own}embeddings.patch_embedding", torch.stack(patches).double())
-    x = x + torch.stack([table[r * side + c] for r, c in places])
+    x = x + torch.stack([table[r * side + c] for r, c in cells])
     for number in range(config.num_layers):
         layer = f"{own}encoder.layers.{number}."
         normed = norm(f"{layer}layer_norm1", x)
@@ -67,7 +67,7 @@ def reference_features(model: Scone, picture: Tensor, side: int) -> Tensor:
     quarter = x.shape[1] // 4
     rates = [10000 ** (-i / quarter) for i in range(quarter)]
     positions = []
-    for r, c in places:
+    for r, c in cells:
         of_axes = [[f(axis * rate) for rate in rates] for axis in (c, r) for f in (math.sin, math.cos)]
         positions.append([value for half in of_axes for value in half])
     return x + torch.tensor(positions, dtype=torch.float64)
@@ -83,15 +83,15 @@ def test_both_tables_are_looked_up_by_the_connectors_side(tmp_path: Path, vit_si
     assert sequence_format.vit_positions_per_side == connector_side
     largest = sequence_format.vit_largest_side
     for grid in ((2, 3), (largest, largest), (1, connector_side)):
-        picture = image(*grid, 14)
+        pixels = image(*grid, 14)
         builder = SequenceBuilder(sequence_format)
         builder.begin_sample()
-        builder.add_vit(picture, reference=0)
+        builder.add_vit(pixels, reference=0)
         pack = builder.build()
         embedded = model.embed(pack, torch.zeros(0, config.latent_token_size), torch.zeros(0)).understanding
-        found = embedded[pack.understanding_row[pack.vit_index]].double()
-        expected = reference_features(model, picture, connector_side)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        result = embedded[pack.understanding_row[pack.vit_index]].double()
+        expected = reference_features(model, pixels, connector_side)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize(("vit_side", "connector_side", "largest"), [(10, 9, 9), (9, 10, 8), (4, 12, 2), (70, 70, 70)])

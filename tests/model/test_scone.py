@@ -16,7 +16,7 @@ from scone_pl.training.parts import set_trainable
 
 
 def run(model: Scone, pack: PackedSequence, seed: int = 0) -> torch.Tensor:
-    """Velocities per target split, with noise that belongs to the place of the split within its sample."""
+    """Velocities per target split, with noise by the index of the split within its sample."""
     clean = model.encode_images(pack)
     noise = torch.cat(
         [
@@ -40,9 +40,9 @@ def test_samples_of_a_pack_do_not_see_each_other() -> None:
 def test_several_targets_on_one_context_equal_separate_samples() -> None:
     model = tiny_model()
     both = make_pack({**TWO_REFERENCES, "seed": 1, "targets": [(3, 4), (2, 2)]})
-    found = run(model, both).split([12, 4])
+    result = run(model, both).split([12, 4])
     one = make_pack({**TWO_REFERENCES, "seed": 1, "targets": [(3, 4)]})
-    torch.testing.assert_close(found[0], run(model, one), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result[0], run(model, one), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

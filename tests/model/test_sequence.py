@@ -13,7 +13,7 @@ from model_helpers import (
     TEXT_TO_IMAGE,
     TWO_REFERENCES,
     make_pack,
-    picture,
+    random_image,
 )
 
 from scone_pl.model.builder import SequenceBuilder, grid_positions, patchify_image
@@ -71,10 +71,10 @@ def test_samples_follow_each_other_and_positions_start_again():
 
 def test_every_token_has_one_expert_and_merge_undoes_the_division():
     pack = make_pack(*EVERYTHING)
-    places = torch.cat([pack.understanding_index, pack.latent_index])
-    assert torch.equal(places.sort().values, torch.arange(len(pack)))
+    index = torch.cat([pack.understanding_index, pack.latent_index])
+    assert torch.equal(index.sort().values, torch.arange(len(pack)))
     tokens = torch.arange(len(pack))
-    assert torch.equal(places[pack.merge_index], tokens)
+    assert torch.equal(index[pack.merge_index], tokens)
     assert torch.equal(
         pack.understanding_index[pack.understanding_row[pack.understanding_index]], tokens[pack.understanding_index]
     )
@@ -112,7 +112,7 @@ def test_several_targets_share_a_position():
     assert len({s.pixels for s in targets}) == 3
     builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
-    builder.add_targets(picture(2, 2, 0), [0.1, -0.2, 0.7])
+    builder.add_targets(random_image(2, 2, 0), [0.1, -0.2, 0.7])
     same_image = builder.build()
     assert {s.position for s in same_image.splits} == {0}
     assert [s.pixels for s in same_image.splits] == [0, 0, 0]
@@ -124,11 +124,11 @@ def test_several_targets_share_a_position():
 def test_targets_come_last():
     builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
-    builder.add_targets(picture(1, 1, 0), [0.0])
+    builder.add_targets(random_image(1, 1, 0), [0.0])
     for add in (
         lambda: builder.add_text([5]),
-        lambda: builder.add_vit(picture(1, 1, 0), reference=0),
-        lambda: builder.add_vae(picture(1, 1, 0), reference=0),
+        lambda: builder.add_vit(random_image(1, 1, 0), reference=0),
+        lambda: builder.add_vae(random_image(1, 1, 0), reference=0),
     ):
         with pytest.raises(ValueError, match="targets come last"):
             add()
@@ -157,7 +157,7 @@ def test_image_over_the_position_table(add, message):
     builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     with pytest.raises(ValueError, match=message) as error:
-        add(builder, picture(9, 2, 0))
+        add(builder, random_image(9, 2, 0))
     assert "\n" not in str(error.value)
 
 
@@ -171,7 +171,7 @@ def test_sides_must_fit_the_stride():
 def test_labels_are_the_next_tokens():
     builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
-    builder.add_vit(picture(1, 2, 0), reference=0)
+    builder.add_vit(random_image(1, 2, 0), reference=0)
     builder.add_text([7, 8])
     builder.add_text([9, 10], loss=True)
     pack = builder.build()
@@ -192,7 +192,7 @@ def test_patches_are_row_major_with_channels_fastest():
 def test_start_position_of_a_cached_context():
     builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample(position=17)
-    builder.add_targets(picture(1, 2, 0), [0.0])
+    builder.add_targets(random_image(1, 2, 0), [0.0])
     assert builder.build().position_ids.tolist() == [17] * 4
 
 
@@ -202,7 +202,7 @@ def assert_equal_packs(a, b):
     for name in ("text_ids", "vit_patches", "vit_positions", "latent_positions", "label_index", "label_ids"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
     assert torch.equal(a.timestep_logits, b.timestep_logits)
-    assert torch.equal(a.vit_meant.nan_to_num(-1), b.vit_meant.nan_to_num(-1))
+    assert torch.equal(a.vit_labels.nan_to_num(-1), b.vit_labels.nan_to_num(-1))
     assert all(torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True))
     for name in ("position_ids", "merge_index", "reference_tokens", "target_in_latents", "sample_of_token"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
@@ -215,7 +215,7 @@ def test_pickle_and_to():
     assert_equal_packs(pickle.loads(pickle.dumps(pack)), pack)  # noqa: S301
     assert_equal_packs(pack.to("cpu"), pack)
     moved = pack.to("meta")
-    tensors = [moved.text_ids, moved.vit_patches, moved.timestep_logits, moved.vit_meant, *moved.images]
+    tensors = [moved.text_ids, moved.vit_patches, moved.timestep_logits, moved.vit_labels, *moved.images]
     assert all(t.is_meta for t in tensors)
     assert moved.position_ids.is_meta
     assert not pack.text_ids.is_meta

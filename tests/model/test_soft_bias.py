@@ -47,13 +47,13 @@ def inputs(pack: PackedSequence, heads: int, kv_heads: int, size: int, dtype: to
     ]
 
 
-def bias_of(pack: PackedSequence, share: float, dtype: torch.dtype) -> Tensor:
-    """Log sigmoids for `share` of the reference tokens, one of them -1e5: exp gives exactly 0."""
+def bias_of(pack: PackedSequence, fraction: float, dtype: torch.dtype) -> Tensor:
+    """Log sigmoids for `fraction` of the reference tokens, one of them -1e5: exp gives exactly 0."""
     generator = torch.Generator().manual_seed(1)
-    chosen = random_blocked(pack, 2, share) if share < 1 else pack.reference_tokens
+    chosen = random_blocked(pack, 2, fraction) if fraction < 1 else pack.reference_tokens
     value = torch.nn.functional.logsigmoid(3 * torch.randn(len(pack), generator=generator, dtype=torch.float64))
     bias = torch.where(chosen, value, 0.0)
-    if share:
+    if fraction:
         bias[chosen.nonzero()[0]] = -1e5
     return bias.to(dtype).requires_grad_()
 
@@ -68,22 +68,27 @@ def by_definition(pack: PackedSequence, q: Tensor, k: Tensor, v: Tensor, bias: T
 
 
 def compare(
-    kind: type[AttentionPlan], pack: PackedSequence, heads: tuple[int, int], size: int, share: float, dtype: torch.dtype
+    kind: type[AttentionPlan],
+    pack: PackedSequence,
+    heads: tuple[int, int],
+    size: int,
+    fraction: float,
+    dtype: torch.dtype,
 ) -> None:
     """Output and all gradients, the bias's of context keys included."""
-    qkv, bias = inputs(pack, *heads, size, dtype), bias_of(pack, share, dtype)
+    qkv, bias = inputs(pack, *heads, size, dtype), bias_of(pack, fraction, dtype)
     exact = [x.detach().double().requires_grad_() for x in (*qkv, bias)]
     weights = torch.randn(len(pack), heads[0], size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    wanted = by_definition(pack, *exact)
-    found = kind(pack).biased(bias)(*qkv, layer=0)  # type: ignore[call-arg]
+    expected = by_definition(pack, *exact)
+    output = kind(pack).biased(bias)(*qkv, layer=0)  # type: ignore[call-arg]
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance)
-    gradients = torch.autograd.grad((found * weights).sum(), [*qkv, bias])
-    expected = torch.autograd.grad((wanted * weights).sum(), exact)
-    for got, want in zip(gradients[:3], expected[:3], strict=True):
-        torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=10 * tolerance)
-    of_references = [g[pack.reference_tokens].double() for g in (gradients[3], expected[3])]
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)
+    gradients = torch.autograd.grad((output * weights).sum(), [*qkv, bias])
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), exact)
+    for actual, exact_gradient in zip(gradients[:3], expected_gradients[:3], strict=True):
+        torch.testing.assert_close(actual.double(), exact_gradient, rtol=tolerance, atol=10 * tolerance)
+    of_references = [g[pack.reference_tokens].double() for g in (gradients[3], expected_gradients[3])]
     assert of_references[1].abs().max() > 0.1, "there is a gradient to compare"
     torch.testing.assert_close(*of_references, rtol=10 * tolerance, atol=10 * tolerance)
 
@@ -97,11 +102,11 @@ def test_every_head_dimension(kind: type[AttentionPlan], size: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", PACKS)
 @pytest.mark.parametrize("kind", [SplitPlan, FlexPlan, DensePlan])
-def test_every_structure(kind: type[AttentionPlan], name: str, share: float) -> None:
-    compare(kind, PACKS[name], (4, 2), 16, share, torch.float64)
+def test_every_structure(kind: type[AttentionPlan], name: str, fraction: float) -> None:
+    compare(kind, PACKS[name], (4, 2), 16, fraction, torch.float64)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -115,12 +120,12 @@ def test_seven_query_heads_a_key(kind: type[AttentionPlan]) -> None:
 @pytest.mark.parametrize("size", [*HEAD_DIMS, 7, 8, 33])
 def test_the_channel_fills_up_to_whole_vectors(size: int) -> None:
     x = torch.randn(2, 3, size)
-    found = append_channel(x, torch.tensor([5.0]))
-    assert found.shape[-1] % 8 == 0
-    assert size < found.shape[-1] <= size + 8
-    assert found[..., :size].equal(x)
-    assert found[..., size].eq(5).all()
-    assert not found[..., size + 1 :].any()
+    output = append_channel(x, torch.tensor([5.0]))
+    assert output.shape[-1] % 8 == 0
+    assert size < output.shape[-1] <= size + 8
+    assert output[..., :size].equal(x)
+    assert output[..., size].eq(5).all()
+    assert not output[..., size + 1 :].any()
 
 
 def largest_of_step(kind: type[AttentionPlan], tokens: int, mode: str) -> int:

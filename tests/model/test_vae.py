@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from model_helpers import picture
+from model_helpers import random_image
 
 from scone_pl.model.config import AutoencoderConfig, bagel_7b
 from scone_pl.model.scone import Scone
@@ -25,7 +25,7 @@ def small_flux() -> Autoencoder:
 
 def test_space_to_depth_is_exact() -> None:
     autoencoder = build_autoencoder(BLOCKS)
-    images = torch.stack([picture(2, 3, seed) for seed in range(2)])
+    images = torch.stack([random_image(2, 3, seed) for seed in range(2)])
     latents = autoencoder.encode(images)
     assert latents.shape == (2, BLOCKS.channels, 2, 3)
     assert autoencoder.decode(latents).equal(images)
@@ -51,9 +51,9 @@ def test_tokens_and_latents_are_inverse(patch_size: int) -> None:
 def test_mixed_sizes_are_encoded_as_if_alone(config: AutoencoderConfig) -> None:
     torch.manual_seed(0)
     autoencoder = build_autoencoder(config).eval()
-    images = [picture(*grid, seed) for seed, grid in enumerate([(4, 4), (2, 6), (4, 4), (6, 2), (2, 6)])]
-    found = autoencoder.encode_each(images)
-    for image, latent in zip(images, found, strict=True):
+    images = [random_image(*grid, seed) for seed, grid in enumerate([(4, 4), (2, 6), (4, 4), (6, 2), (2, 6)])]
+    result = autoencoder.encode_each(images)
+    for image, latent in zip(images, result, strict=True):
         torch.testing.assert_close(latent, autoencoder.encode(image[None])[0], rtol=1e-4, atol=1e-5)
     assert autoencoder.encode_each([]) == []
 
@@ -73,7 +73,7 @@ def test_large_images_are_not_batched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 def test_flux_scales_shifts_and_samples() -> None:
-    autoencoder, image = small_flux(), picture(4, 4, 0)[None]
+    autoencoder, image = small_flux(), random_image(4, 4, 0)[None]
     mean, log_variance = autoencoder.encoder(image).chunk(2, dim=1)
     torch.testing.assert_close(autoencoder.encode(image), SMALL_FLUX.scale_factor * (mean - SMALL_FLUX.shift_factor))
     draws = [autoencoder.encode(image, torch.Generator().manual_seed(seed), sample=True) for seed in (1, 1, 2)]
@@ -109,11 +109,11 @@ def test_published_parameter_counts() -> None:
         "time_embedder": linear(256, hidden) + linear(hidden, hidden),
         "autoencoder": autoencoder_parameters(),
     }
-    found = dict.fromkeys(expected, 0)
+    result = dict.fromkeys(expected, 0)
     for name, parameter in model.named_parameters():
-        found[name.split(".")[0]] += parameter.numel()
-    assert found == expected
-    assert sum(found.values()) == 14_658_838_147, "14.6 B without the autoencoder (docs/specification.md 2)"
+        result[name.split(".")[0]] += parameter.numel()
+    assert result == expected
+    assert sum(result.values()) == 14_658_838_147, "14.6 B without the autoencoder (docs/specification.md 2)"
 
 
 def autoencoder_parameters(base: int = 128, latent: int = 16) -> int:

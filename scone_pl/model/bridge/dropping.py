@@ -50,7 +50,7 @@ class Remaining:
         return ByExpert(*(states.index_select(0, rows) for states, rows in zip(x, self._rows, strict=True)))
 
     def restore(self, x: ByExpert) -> ByExpert:
-        """(U', D), (N', D) -> (U, D), (N, D), zero where tokens have left."""
+        """(U', D), (N', D) -> (U, D), (N, D), zero for dropped tokens."""
         parts = zip(x, self._rows, self._sizes, strict=True)
         return ByExpert(
             *(states.new_zeros(size, states.shape[1]).index_copy(0, rows, states) for states, rows, size in parts)

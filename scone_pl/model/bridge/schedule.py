@@ -21,7 +21,7 @@ Rotary = tuple[Tensor, Tensor]
 
 
 class LayerTokens(NamedTuple):
-    """What a decoder layer must know of its tokens besides their states."""
+    """What a decoder layer needs of its tokens besides their states."""
 
     routing: Routing
     rotary: Rotary
@@ -46,7 +46,7 @@ class LayerSchedule:
         return x
 
     def restore(self, x: ByExpert) -> ByExpert:
-        """The final states -> those of all tokens, 0 for tokens that have left the network."""
+        """The final states -> those of all tokens, 0 for dropped tokens."""
         return x
 
 
@@ -56,7 +56,7 @@ class BridgeSchedule(LayerSchedule):
     def __init__(
         self, bridge: Bridge, tokens: LayerTokens, num_layers: int, rotary_of: Callable[[Tensor], Rotary]
     ) -> None:
-        """`rotary_of` gives the tables of position ids, for what is left after dropping.
+        """`rotary_of` gives the tables of position ids, for the tokens that remain after dropping.
 
         Raises:
             ValueError: the bridge names a layer that the decoder does not have.

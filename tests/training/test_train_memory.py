@@ -9,8 +9,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
 
-from scone_pl.model.heap import _glibc, trim_heap
+from scone_pl.training.heap import _glibc, trim_heap, trim_heap_before
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,10 +28,10 @@ def test_a_step_takes_memory_linear_in_its_tokens(bridge: str) -> None:
     mode = f"--bridge={bridge}"
     command = [sys.executable, "benchmarks/train_step.py", "--json", mode, f"--tokens={tokens}", *sizes]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert found["tokens"] == pytest.approx(tokens, rel=0.01)
-    assert found["blocked"] == pytest.approx(0.5, abs=0.02)
-    assert found["growth"] < tokens**2 * 4
+    result = json.loads(done.stdout)
+    assert result["tokens"] == pytest.approx(tokens, rel=0.01)
+    assert result["blocked"] == pytest.approx(0.5, abs=0.02)
+    assert result["growth"] < tokens**2 * 4
 
 
 HOLES = """
@@ -37,11 +39,11 @@ HOLES = """
     sys.path.insert(0, "benchmarks")
     import torch
     from workload import memory
-    from scone_pl.model.heap import trim_heap
+    from scone_pl.training.heap import trim_heap
 
     torch.ones(5_000_000)  # freed, so that glibc takes blocks up to this size from the heap from now on
     blocks = [torch.ones(100_000) for _ in range(600)]
-    blocks = blocks[::50] + blocks[-1:]  # what is left pins the heap
+    blocks = blocks[::50] + blocks[-1:]  # the remaining blocks pin the heap
     before = memory("VmRSS")
     small = trim_heap(10**9)
     after_small = memory("VmRSS")
@@ -61,6 +63,19 @@ def test_freed_memory_is_given_back_over_the_limit() -> None:
     assert float(freed_large) > 150, "600 blocks of 0.4 MB, 13 of them still used"
 
 
-def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scone_pl.model.heap._glibc", lambda: None)
+def test_without_glibc_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scone_pl.training.heap._glibc", lambda: None)
     assert trim_heap(0) is False
+
+
+def test_layers_are_preceded_by_a_trim_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr("scone_pl.training.heap.trim_heap", lambda: trims.append(len(trims)))
+    layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+    trim_heap_before(layers)
+    x = torch.ones(1, 2, requires_grad=True)
+    with torch.no_grad():
+        layers[0](x)
+    assert not trims
+    checkpoint(layers[0], layers[1](x), use_reentrant=False).sum().backward()
+    assert len(trims) == 3, "two layers, one of them recomputed"
