@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from scone_pl.data.packing import PackingConfig, sample_length
-from scone_pl.data.planning import first_come_packs, plan_packs
+from scone_pl.data.planning import next_fit_packs, plan_packs
 from scone_pl.data.sample import Sample
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
@@ -47,7 +47,7 @@ def measure_packing(shards: Path, sequence_format: SequenceFormat) -> None:
     sample = np.random.default_rng(0).permutation(sample)
     print(f"\npacking to {BUDGET} tokens: share of the tokens used (seconds to plan an epoch)")
     for name, lengths in (("the sample", sample), ("simulated 57K", simulated_lengths())):
-        greedy = first_come_packs(lengths, BUDGET)
+        greedy = next_fit_packs(lengths, BUDGET)
         row = [f"first come {greedy.efficiency(lengths, BUDGET):.1%} in {len(greedy.packs)} packs"]
         for lookahead in (16, 64, 256):
             began = time.perf_counter()

@@ -73,7 +73,7 @@ def subjects_of(sample: Sample, image: int) -> tuple[Candidate, ...]:
     if sample.candidates is None:
         return ()
     group = tuple(c for c in sample.candidates[image] if c.name != BACKGROUND)
-    return group if {c.meant for c in group} == {True, False} else ()
+    return group if {c.is_target for c in group} == {True, False} else ()
 
 
 def measure(pairs: Iterable[tuple[ImageMaps, ImageMaps | None]], samples: Sequence[Sample]) -> dict[str, list[Reading]]:
@@ -97,7 +97,7 @@ def measure(pairs: Iterable[tuple[ImageMaps, ImageMaps | None]], samples: Sequen
 
 def _separation(maps: np.ndarray, subjects: Sequence[Candidate]) -> Separation | None:
     """`maps` (layers, rows, columns). Tokens in boxes of both kinds count as neither."""
-    inside = [tokens_in([s for s in subjects if s.meant == m], *maps.shape[1:]).numpy() for m in (True, False)]
+    inside = [tokens_in([s for s in subjects if s.is_target == m], *maps.shape[1:]).numpy() for m in (True, False)]
     meant, others = (maps[:, own & ~other] for own, other in (inside, inside[::-1]))  # (layers, tokens)
     if not meant.size or not others.size:
         return None

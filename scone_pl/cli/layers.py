@@ -160,7 +160,7 @@ def _row(sample: Sample, maps: ImageMaps, exif_orientation: ExifOrientation) -> 
         label="\n".join(lines),
         picture=np.asarray(picture),
         maps={expert: getattr(maps, expert) for expert in EXPERTS},
-        meant=[s.box for s in subjects_of(sample, maps.image) if s.meant],
+        meant=[s.box for s in subjects_of(sample, maps.image) if s.is_target],
     )
 
 

@@ -17,7 +17,7 @@ from scone_pl.data.inputs import Format, open_input
 from scone_pl.data.jobs import check_workers
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.sample import Kind
-from scone_pl.data.selection import BY_REQUEST, ConvertConfig
+from scone_pl.data.selection import FILTER_REASONS, ConvertConfig
 from scone_pl.data.statistics import contact_sheet as draw_contact_sheet
 from scone_pl.data.statistics import shard_statistics
 from scone_pl.data.token_counts import TokenCounter
@@ -106,7 +106,7 @@ def convert(
         image_root=image_root,
         require_target=require_target,
         require_references=require_references,
-        can_be_named=True,
+        has_field_options=True,
     )
     _say(f"{source}: {len(opened)} items; read: {opened.describe()}")
     words = tokenizer and Tokenizer.from_folder(tokenizer)
@@ -197,9 +197,9 @@ def _say_faults(faults: Faults, what: str, show: int) -> None:
     if not faults.total:
         return
     _say(f"{what}: {faults}")
-    examples = faults.listed(show, without=BY_REQUEST)
+    examples = faults.listed(show, exclude=FILTER_REASONS)
     for example in examples:
         _say(f"  {example}")
-    unlisted = faults.total - sum(faults.counts[reason] for reason in BY_REQUEST) - len(examples)
+    unlisted = faults.total - sum(faults.counts[reason] for reason in FILTER_REASONS) - len(examples)
     if unlisted > 0:
         _say(f"  ... and {unlisted} more")

@@ -1,1 +1,1 @@
-"""Samples -> shards -> stream -> packed sequences."""
+"""Data pipeline: samples, shards, stream, packed sequences."""

@@ -1,8 +1,8 @@
-"""What ranks tell each other about their data, so that none goes on alone.
+"""Collectives about data errors, so that all ranks stop or continue together.
 
-A rank that raised by itself would leave the others waiting in the next collective. So whether a batch can be used,
-and how many samples were skipped, is known to all ranks before any of them begins the step; a run that has to stop
-stops on every rank at the same step with the same message. A few bytes over CPU sockets; no device is synchronised.
+A rank that raised by itself would leave the others waiting in the next collective. So all ranks know whether a batch is
+usable, and how many samples were skipped, before any of them begins the step; a run that must stop stops on every rank
+at the same step with the same message. The messages are a few bytes over gloo; no device is synchronised.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 
 class Agreement:
-    """Sums and lists over all ranks; with one process, what was put in."""
+    """Sums and lists over all ranks; the identity in a single process."""
 
     def __init__(self) -> None:
         self._group: dist.ProcessGroup | None = None
@@ -27,7 +27,7 @@ class Agreement:
         return True
 
     def sums(self, *numbers: int) -> list[int]:
-        """Each number summed over ranks; every rank must call it."""
+        """Each number summed over ranks. Collective: every rank must call it."""
         if not self._connected():
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.int64)
@@ -35,7 +35,7 @@ class Agreement:
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every rank, by rank; every rank must call it."""
+        """The value of every rank, by rank. Collective: every rank must call it."""
         if not self._connected():
             return [value]
         values: list[Any] = [None] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""Which tokens of an image lie in which boxes."""
+"""Bounding boxes as masks over image tokens."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def tokens_in(candidates: Iterable[Candidate], rows: int, columns: int) -> Tenso
     return grid
 
 
-def meant_grid(candidates: Iterable[Candidate], rows: int, columns: int) -> Tensor:
-    """(rows, columns) float: 1 where a token's centre lies in the box of a candidate that is meant, else 0."""
-    return tokens_in((c for c in candidates if c.meant), rows, columns).float()
+def candidate_labels(candidates: Iterable[Candidate], rows: int, columns: int) -> Tensor:
+    """(rows, columns) float: 1 where a token's centre lies in the box of a target candidate, else 0."""
+    return tokens_in((c for c in candidates if c.is_target), rows, columns).float()

@@ -1,9 +1,9 @@
-"""From any source to shards: in parallel, going on where it was stopped, a sample at a time.
+"""Resumable, parallel conversion of any source to shards.
 
-The items of a source are cut into ranges of `samples_per_shard`; each range becomes one tar, made by one process.
-Until all are done the output folder holds a folder `.convert` with the settings, and per finished range its index
-lines and counts with their checksums; at the end these become `index.jsonl` and `manifest.json`. The same source and
-settings give the same bytes, whatever the number of workers and however often it was stopped.
+The items of a source are divided into ranges of `samples_per_shard`; one process writes each range to one tar. Until
+all are written, the output folder holds a folder `.convert` with the settings and, per finished range, its index lines,
+counts and checksums; these become `index.jsonl` and `manifest.json`. The same source and settings give the same bytes,
+whatever the number of workers and interruptions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scone_pl.data.progress import progress_bar
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import seed_of
 from scone_pl.data.selection import ConvertConfig, as_stored
-from scone_pl.data.shard_writer import describe, write_manifest, write_tar
+from scone_pl.data.shard_writer import shard_info, write_manifest, write_tar
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import sha256_of
 from scone_pl.data.token_counts import TokenCounter
@@ -41,8 +41,8 @@ from scone_pl.files import clear_leftovers, read_json, writing
 from scone_pl.outputs import check_output_folder
 
 WORK = ".convert"
-NOTE = ".converted.json"
-"""What a finished conversion was asked for, and what it left out."""
+RECORD = ".converted.json"
+"""Source, settings and skipped samples of a finished conversion."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class _Shared:
     source: Input
     config: ConvertConfig
     output: Path
-    doubled: frozenset[int]
-    """Items whose key an earlier one has."""
+    duplicates: frozenset[int]
+    """Items whose key an earlier item has."""
     counter: TokenCounter
 
 
@@ -60,8 +60,8 @@ class _Range:
     number: int
     start: int
     stop: int
-    most: int | None = None
-    """Stop after so many good samples."""
+    max_samples: int | None = None
+    """Stop after this many valid samples."""
 
     def files(self, output: Path) -> tuple[Path, Path, Path]:
         """The tar, its index lines, its counts."""
@@ -70,10 +70,10 @@ class _Range:
 
 
 @dataclass(frozen=True)
-class _Done:
+class _RangeResult:
     range: _Range
     shard: ShardInfo | None
-    """None = no sample of the range is good."""
+    """None = the range has no valid sample."""
     kinds: dict[str, int]
     faults: Faults
 
@@ -91,19 +91,19 @@ def convert(
     workers: int = 1,
     progress: bool = True,
 ) -> tuple[Manifest, Faults]:
-    """Writes the good samples of `source` to a data set in `output`; a stopped conversion goes on.
+    """Writes the valid samples of `source` to a data set in `output`; resumes an interrupted conversion.
 
     Args:
         source: see `inputs.open_input`.
-        output: folder of the data set; if it holds one that the same call made, that is returned.
-        config: what to take and how to store it.
+        output: folder of the data set; one that the same call has already written is returned as it is.
+        config: which samples to keep and how to store them.
         tokenizer: for the token counts in index and manifest, see `TokenCounter.published`.
-        workers: processes.
+        workers: number of processes.
         progress: whether to show a progress bar.
 
     Raises:
-        UserError: nothing good in the source, or `output` cannot be written, is or lies in the source, holds another
-            data set or another unfinished conversion, or another process is converting into it.
+        UserError: the source has no valid sample, or `output` cannot be written, is or lies in the source, holds
+            another data set or another unfinished conversion, or is in use by another process.
     """
     config, output = config or ConvertConfig(), Path(output)
     check_workers(workers)
@@ -111,46 +111,46 @@ def convert(
     if folder is not None and folder in (output.resolve(), *output.resolve().parents):
         raise UserError(f"{output} is or lies in the source {folder}; choose another output folder")
     check_output_folder(output)
-    if done := finished(source, output, config, tokenizer=tokenizer):
-        return done
+    if result := finished(source, output, config, tokenizer=tokenizer):
+        return result
     counter = TokenCounter.published(tokenizer)
     try:
-        with _claimed(output):
-            _begin(output, _facts(source, config, counter))
-            shared = _Shared(source, config, output, _doubled(source), counter)
+        with _lock(output):
+            _start_or_resume(output, _plan(source, config, counter))
+            shared = _Shared(source, config, output, _duplicate_items(source), counter)
             return _convert_all(shared, workers, progress)
     except OSError as error:
         raise UserError(
-            f"{error.filename or output}: {error.strerror or error}; put that right, and the same command goes on"
+            f"{error.filename or output}: {error.strerror or error}; fix this and run the same command to resume"
         ) from error
 
 
 def finished(
     source: Input, output: str | Path, config: ConvertConfig | None = None, *, tokenizer: Tokenizer | None = None
 ) -> tuple[Manifest, Faults] | None:
-    """What `convert` with these arguments has made in `output`; None if there is no data set yet.
+    """The result of an earlier `convert` with these arguments; None if `output` holds no data set yet.
 
     Raises:
-        UserError: there is another data set, or it is damaged.
+        UserError: `output` holds another data set, or a damaged one.
     """
     output = Path(output)
     try:
         if not (output / MANIFEST).exists():
             return None
-        note = read_json(output / NOTE, dict) if (output / NOTE).exists() else {}
+        record = read_json(output / RECORD, dict) if (output / RECORD).exists() else {}
     except OSError as error:
         raise UserError(f"{output}: cannot be read ({error.strerror or error})") from None
-    if note.get("plan") != _facts(source, config or ConvertConfig(), TokenCounter.published(tokenizer)):
+    if record.get("plan") != _plan(source, config or ConvertConfig(), TokenCounter.published(tokenizer)):
         raise UserError(
             f"{output} already holds a data set, of another source or with other settings; choose another folder"
         )
-    manifest, faults = ShardSet.open(output).manifest, note.get("faults") or {"counts": {}, "examples": []}
-    shutil.rmtree(output / WORK, ignore_errors=True)  # its process may have ended just before that
+    manifest, faults = ShardSet.open(output).manifest, record.get("faults") or {"counts": {}, "examples": []}
+    shutil.rmtree(output / WORK, ignore_errors=True)  # the conversion may have been killed just before this
     return manifest, Faults.from_json(faults)
 
 
-def _facts(source: Input, config: ConvertConfig, counter: TokenCounter) -> dict[str, Any]:
-    """All that the result depends on, as it is in JSON."""
+def _plan(source: Input, config: ConvertConfig, counter: TokenCounter) -> dict[str, Any]:
+    """Everything that the result depends on, as parsed from JSON."""
     return json.loads(json.dumps({"source": source.identity(), "config": asdict(config), "tokens": counter.settings}))
 
 
@@ -159,25 +159,27 @@ def _convert_all(shared: _Shared, workers: int, progress: bool) -> tuple[Manifes
     size = config.samples_per_shard
     ranges = [_Range(n, start, min(start + size, len(source))) for n, start in enumerate(range(0, len(source), size))]
     total = 0
-    accepted: list[_Done] = []
+    accepted: list[_RangeResult] = []
     with progress_bar(total=len(source), desc=output.name, unit="item", show=progress, smoothing=0.05) as bar:
-        for done in run_jobs(_convert_range, shared, ranges, workers=min(workers, len(ranges)), bar=bar):
-            if config.limit is not None and total + done.samples > config.limit:
-                _remove(done.range, output)
-                done = _convert_range(shared, dataclasses.replace(done.range, most=config.limit - total), lambda: None)
-            accepted.append(done)
-            total += done.samples
+        for result in run_jobs(_convert_range, shared, ranges, workers=min(workers, len(ranges)), bar=bar):
+            if config.limit is not None and total + result.samples > config.limit:
+                _remove_files(result.range, output)
+                result = _convert_range(
+                    shared, dataclasses.replace(result.range, max_samples=config.limit - total), lambda: None
+                )
+            accepted.append(result)
+            total += result.samples
             if total == config.limit:
                 break
     return _finish(shared, accepted, ranges)
 
 
 @contextmanager
-def _claimed(output: Path) -> Iterator[None]:
-    """Keeps other conversions out of `output`.
+def _lock(output: Path) -> Iterator[None]:
+    """Locks `output` against other conversions.
 
     Raises:
-        UserError: another process is at work in it, or has just made a data set in it.
+        UserError: another process holds the lock, or has just written a data set there.
     """
     busy = f"{output}: another process is converting into it; wait, or choose another folder"
     (output / WORK).mkdir(parents=True, exist_ok=True)
@@ -189,61 +191,65 @@ def _claimed(output: Path) -> Iterator[None]:
             raise UserError(busy) from None
         except OSError:
             pass  # a file system without locks
-        # Between the look for a manifest and the lock another process may have finished, and removed the lock.
+        # Between the check for a manifest and the lock, another process may have finished and removed the lock file.
         if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
             raise UserError(busy)
         if (output / MANIFEST).exists():
             shutil.rmtree(output / WORK)
-            raise UserError(f"{output} already holds a data set; give the same command to see whether it is this one")
+            raise UserError(
+                f"{output} already holds a data set; run the same command again to check whether it is this one"
+            )
         yield
 
 
-def _begin(output: Path, facts: dict[str, Any]) -> None:
-    plan = output / WORK / "plan.json"
-    if plan.exists():
+def _start_or_resume(output: Path, plan: dict[str, Any]) -> None:
+    plan_file = output / WORK / "plan.json"
+    if plan_file.exists():
         try:
-            found = read_json(plan, dict)
-        except UserError:  # a power cut; nothing that this plan was for can be told from other work
+            stored = read_json(plan_file, dict)
+        except UserError:  # damaged by a power failure; finished ranges cannot be attributed to a plan any more
             for record in (output / WORK).glob("[0-9]*.json"):
                 record.unlink()
         else:
-            if found != facts:
+            if stored != plan:
                 raise UserError(
-                    f"{output} holds an unfinished conversion of another source or with other settings; give the "
-                    "same ones to go on, or choose another folder"
+                    f"{output} holds an unfinished conversion of another source or with other settings; use the same "
+                    "source and settings to resume, or choose another folder"
                 )
             return
-    elif foreign := sorted(path.name for path in output.glob("*.tar")) or [INDEX] * (output / INDEX).exists():
-        raise UserError(f"{output} holds {foreign[0]}, which no conversion here has made; choose another folder")
-    with writing(plan) as file:
-        file.write(json.dumps(facts, indent=1).encode())
+    elif unexpected := sorted(path.name for path in output.glob("*.tar")) or [INDEX] * (output / INDEX).exists():
+        raise UserError(f"{output} holds {unexpected[0]}, which no conversion has written; choose another folder")
+    with writing(plan_file) as file:
+        file.write(json.dumps(plan, indent=1).encode())
 
 
-def _doubled(source: Input) -> frozenset[int]:
+def _duplicate_items(source: Input) -> frozenset[int]:
     hashes = np.fromiter((seed_of(key) for key in source.keys()), dtype=np.int64, count=len(source))  # noqa: SIM118
     _, first = np.unique(hashes, return_index=True)
-    again = np.ones(len(hashes), dtype=bool)
-    again[first] = False
-    return frozenset(np.flatnonzero(again).tolist())
+    duplicate = np.ones(len(hashes), dtype=bool)
+    duplicate[first] = False
+    return frozenset(np.flatnonzero(duplicate).tolist())
 
 
-def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _Done:
-    """Makes one tar, unless an earlier process has."""
-    if done := _made_before(range_, shared.output):
+def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _RangeResult:
+    """Writes one tar, unless an earlier process has."""
+    if result := _finished_range(range_, shared.output):
         for _ in range(range_.start, range_.stop):
             tick()
-        return done
+        return result
     tar, index, counts = range_.files(shared.output)
     counts.unlink(missing_ok=True)
     faults = Faults()
-    entries = write_tar(_good_samples(shared, range_, faults, tick), tar, range_.number, shared.config.exif_orientation)
+    entries = write_tar(
+        _valid_samples(shared, range_, faults, tick), tar, range_.number, shared.config.exif_orientation
+    )
     with writing(index) as file:
         for entry in entries:
             file.write(dataclasses.replace(entry, tokens=shared.counter(entry)).to_json().encode() + b"\n")
-    shard = describe(tar, len(entries)) if entries else None
+    shard = shard_info(tar, len(entries)) if entries else None
     kinds = dict(Counter(entry.kind for entry in entries))
     record = {
-        "most": range_.most,
+        "most": range_.max_samples,
         "shard": shard and asdict(shard),
         "index_sha256": sha256_of(index),
         "kinds": kinds,
@@ -251,79 +257,81 @@ def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _Done:
     }
     with writing(counts) as file:
         file.write(json.dumps(record).encode())
-    return _Done(range_, shard, kinds, faults)
+    return _RangeResult(range_, shard, kinds, faults)
 
 
-def _made_before(range_: _Range, output: Path) -> _Done | None:
-    """What an earlier process made of a range, if all its files are still what it noted; a power cut may empty some."""
+def _finished_range(range_: _Range, output: Path) -> _RangeResult | None:
+    """An earlier process's result for a range if its files match their checksums (a power failure may truncate
+    some).
+    """
     tar, index, counts = range_.files(output)
     if not counts.exists():
         return None
     try:
         record = read_json(counts, dict)
         shard = ShardInfo(**record["shard"]) if record["shard"] else None
-        same = record["most"] == range_.most and record["index_sha256"] == sha256_of(index)
+        same = record["most"] == range_.max_samples and record["index_sha256"] == sha256_of(index)
         if same and (shard is None or (tar.name, sha256_of(tar)) == (shard.file, shard.sha256)):
-            return _Done(range_, shard, dict(record["kinds"]), Faults.from_json(record["faults"]))
+            return _RangeResult(range_, shard, dict(record["kinds"]), Faults.from_json(record["faults"]))
     except (KeyError, TypeError, ValueError, OSError):
         pass
     return None
 
 
-def _good_samples(shared: _Shared, range_: _Range, faults: Faults, tick: Tick) -> Iterator[Sample]:
-    good = 0
-    for number, (key, found) in enumerate(shared.source.read(range_.start, range_.stop), range_.start):
-        if good == range_.most:
+def _valid_samples(shared: _Shared, range_: _Range, faults: Faults, tick: Tick) -> Iterator[Sample]:
+    valid = 0
+    for number, (key, item) in enumerate(shared.source.read(range_.start, range_.stop), range_.start):
+        if valid == range_.max_samples:
             return
         tick()
         try:
-            if number in shared.doubled:
+            if number in shared.duplicates:
                 raise BrokenSampleError("duplicate key", "an earlier sample has this key")
-            if isinstance(found, BrokenSampleError):
-                raise found
-            sample = as_stored(found, shared.config)
+            if isinstance(item, BrokenSampleError):
+                raise item
+            sample = as_stored(item, shared.config)
         except BrokenSampleError as error:
             faults.add(key, error)
             continue
-        good += 1
+        valid += 1
         yield sample
 
 
-def _remove(range_: _Range, output: Path) -> None:
+def _remove_files(range_: _Range, output: Path) -> None:
     for file in reversed(range_.files(output)):
         file.unlink(missing_ok=True)
 
 
-def _finish(shared: _Shared, accepted: list[_Done], ranges: list[_Range]) -> tuple[Manifest, Faults]:
+def _finish(shared: _Shared, accepted: list[_RangeResult], ranges: list[_Range]) -> tuple[Manifest, Faults]:
     output = shared.output
     faults, kinds, shards, tokens = Faults(), Counter[str](), [], 0
     for range_ in ranges[len(accepted) :]:
-        _remove(range_, output)
+        _remove_files(range_, output)
     clear_leftovers(output)
     with writing(output / INDEX) as index:
-        for done in accepted:
-            faults.merge(done.faults)
-            kinds.update(done.kinds)
-            if done.shard is None:
+        for result in accepted:
+            faults.merge(result.faults)
+            kinds.update(result.kinds)
+            if result.shard is None:
                 continue
             lines = 0
-            work = done.range.files(output)[1]
-            with work.open("rb") as stream:
+            index_lines = result.range.files(output)[1]
+            with index_lines.open("rb") as stream:
                 for lines, line in enumerate(stream, 1):
-                    entry = IndexEntry.from_json(line, f"{work}: line {lines}")
+                    entry = IndexEntry.from_json(line, f"{index_lines}: line {lines}")
                     index.write(dataclasses.replace(entry, shard=len(shards)).to_json().encode() + b"\n")
                     tokens += entry.tokens or 0
-            if lines != done.samples:
-                raise UserError(f"{work} has changed; the same command makes it again")
-            shards.append(done.shard)
+            if lines != result.samples:
+                raise UserError(f"{index_lines} has changed; run the same command to write it again")
+            shards.append(result.shard)
     if not shards:
         shutil.rmtree(output / WORK)
         (output / INDEX).unlink()
         first = f", first {faults.examples[0]}" if faults.examples else ""
-        raise UserError(f"{output}: no sample of the source is good ({faults}{first}); check the source and options")
-    facts = _facts(shared.source, shared.config, shared.counter)
-    with writing(output / NOTE) as note:
-        note.write(json.dumps({"plan": facts, "faults": faults.to_json()}, indent=1).encode())
+        raise UserError(f"{output}: the source has no valid sample ({faults}{first}); check the source and options")
+    plan = _plan(shared.source, shared.config, shared.counter)
+    with writing(output / RECORD) as record:
+        record.write(json.dumps({"plan": plan, "faults": faults.to_json()}, indent=1).encode())
     manifest = write_manifest(
         output, kinds, shards, TokenCounts(tokens, shared.counter.settings), shared.config.exif_orientation
     )

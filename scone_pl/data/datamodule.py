@@ -1,4 +1,4 @@
-"""The Lightning side of the data: loaders for every stage of a run, and the place in the checkpoint."""
+"""The LightningDataModule: loaders for every stage of a run, and the stream position in checkpoints."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.model.sequence import SequenceFormat
 
-_FAIR_SAMPLES = 1000
+_MIN_SAMPLES = 1000
 _MAX_SKIP_MESSAGES = 20
 
 
 class PackedDataModule(pl.LightningDataModule):
-    """Packed sequences from shards; resumes exactly.
+    """Packed sequences from shards, with exact resumption.
 
-    The callback `DataProgress` calls `consumed(batch)` after each training batch; checkpoints then hold the place
-    (see `Cursor`), a fingerprint of the data, and the samples seen and skipped by all ranks.
+    The callback `DataProgress` calls `consumed(batch)` after each training batch; checkpoints then hold the stream
+    position (see `Cursor`), a fingerprint of the data, and the numbers of samples seen and skipped by all ranks.
     """
 
     def __init__(
@@ -51,21 +51,21 @@ class PackedDataModule(pl.LightningDataModule):
         shuffle_window: int | None = None,
         storage: StorageConfig = StorageConfig(),  # noqa: B008 (immutable)
     ) -> None:
-        """What to read and how.
+        """Data sets and how to read them.
 
         Args:
-            train: data sets to train on, mixed in one shuffled order an epoch.
+            train: data sets to train on, mixed and shuffled once per epoch.
             val: data sets to validate on.
             test: data sets to test on.
-            predict: data sets to generate from, one sample a batch; or JSON files of prompts (`data/prompts.py`).
+            predict: data sets to generate from, one sample per batch; or JSON files of prompts (`data/prompts.py`).
             packing: how samples become sequences; the defaults are the release's.
-            num_workers: processes a rank that decode and pack ahead; 0 = in the training process.
-            seed: decides order, dropouts and noise levels.
-            val_packs: packs a rank of a validation (fewer if the data set has fewer).
-            max_skipped_share: training stops when more than this share of the samples could not be used; until 1000
-                samples are seen, when more than this share of 1000 could not (0.01: the eleventh stops a young run).
-            shuffle_window: shards among which samples are shuffled; null = the whole set. For remote sets that should
-                not be cached whole.
+            num_workers: worker processes per rank that decode and pack; 0 = in the training process.
+            seed: determines order, dropouts and noise levels.
+            val_packs: packs per rank in a validation run (fewer if the data set has fewer).
+            max_skipped_share: fraction of unusable samples above which training stops. Until 1000 samples are seen it
+                is a fraction of 1000 (at 0.01 the eleventh skipped sample stops a new run).
+            shuffle_window: number of shards among which samples are shuffled; null = the whole set. For remote sets
+                that do not fit into the cache.
             storage: how data sets behind a URL are fetched and cached.
         """
         super().__init__()
@@ -78,11 +78,11 @@ class PackedDataModule(pl.LightningDataModule):
         self.skipped: Counter[str] = Counter()
         """Training samples skipped by all ranks so far, per reason."""
         self.seen = 0
-        """Training samples met by all ranks so far, skipped ones included."""
+        """Training samples read by all ranks so far, skipped ones included."""
         self.shuffle_window = shuffle_window
         self.storage = storage
         self.overfit_packs = 0
-        """`trainer.overfit_batches`: training repeats the first packs, so many a rank; 0 = it does not."""
+        """`trainer.overfit_batches`: training repeats the first this many packs of each rank; 0 = disabled."""
         self._agreement = Agreement()
         self._num_skip_messages = 0
         self._cursor = Cursor()
@@ -93,18 +93,18 @@ class PackedDataModule(pl.LightningDataModule):
         self._mixtures: dict[str, Mixture] = {}
         self._requests: list[Request] = []
         if not 0 <= max_skipped_share <= 1:
-            raise UserError(f"data.max_skipped_share is {max_skipped_share}; it is a share, from 0 to 1")
+            raise UserError(f"data.max_skipped_share is {max_skipped_share}; it is a fraction, from 0 to 1")
         if val_packs < 1 or num_workers < 0:
             raise UserError("data: val_packs must be at least 1 and num_workers at least 0")
 
     # ------------------------------------------------------------------ set-up
     def connect(self, sequence_format: SequenceFormat, tokenizer: Tokenizer) -> None:
-        """Says which model the sequences are for; otherwise the trainer's module is asked."""
+        """Sets the model's sequence format and tokenizer; without this call the trainer's module provides them."""
         self._sequence_format, self._tokenizer = sequence_format, tokenizer
         self._mixtures.clear()
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the data sets that `stage` needs and checks them.
+        """Opens and checks the data sets that `stage` needs.
 
         Raises:
             UserError: see `Mixture`.
@@ -137,7 +137,7 @@ class PackedDataModule(pl.LightningDataModule):
             if self._sequence_format is None or self._tokenizer is None:
                 raise RuntimeError("call setup() or connect(sequence_format, tokenizer) first")
             packing = self.packing if split == "train" else self.packing.without_dropout()
-            if split == "predict":  # a sample by itself: there is no pack to fit into
+            if split == "predict":  # one sample per batch: no budget applies
                 packing = replace(packing, token_budget=sys.maxsize)
             window = self.shuffle_window if split == "train" else None
             mixture = Mixture(
@@ -203,10 +203,10 @@ class PackedDataModule(pl.LightningDataModule):
 
     # ------------------------------------------------------------------ progress
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Tells the other ranks about a batch, and puts the sums over ranks into it.
+        """Exchanges the batch's counts with the other ranks; returns it with the sums over ranks.
 
         Raises:
-            UserError: on every rank, if any of them got a batch that a worker could not make.
+            UserError: on every rank, if the data worker of any rank failed.
         """
         if not isinstance(batch, Batch):
             return batch
@@ -227,11 +227,11 @@ class PackedDataModule(pl.LightningDataModule):
         )
         if not skipped:
             return batch
-        told = self._agreement.gather((batch.skipped, batch.skip_messages))
+        gathered = self._agreement.gather((batch.skipped, batch.skip_messages))
         total: Counter[str] = Counter()
-        for counts, _ in told:
+        for counts, _ in gathered:
             total.update(counts)
-        self._complain([line for _, lines in told for line in lines])
+        self._log_skipped([line for _, lines in gathered for line in lines])
         total = Counter({reason: self._per_replica(count) for reason, count in total.items()})
         if self.trainer is not None and self.trainer.predicting:
             self.skipped.update(total)
@@ -242,7 +242,7 @@ class PackedDataModule(pl.LightningDataModule):
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         return count * self._consumer()[1] // ranks
 
-    def _complain(self, lines: list[str]) -> None:
+    def _log_skipped(self, lines: list[str]) -> None:
         for line in lines[: _MAX_SKIP_MESSAGES - self._num_skip_messages]:
             self._num_skip_messages += 1
             warn(f"data: left out: {line}")
@@ -250,7 +250,7 @@ class PackedDataModule(pl.LightningDataModule):
                 warn("data: further samples that are left out are only counted (data/skipped in TensorBoard)")
 
     def consumed(self, batch: Batch) -> None:
-        """Notes that a training batch has been used; call it once a batch, before any checkpoint is written.
+        """Records that a training batch was consumed; call it once per batch, before any checkpoint is written.
 
         Raises:
             UserError: more samples were skipped than `max_skipped_share` allows; on every rank at the same step.
@@ -264,13 +264,13 @@ class PackedDataModule(pl.LightningDataModule):
         self._check_skipped()
 
     def _check_skipped(self) -> None:
-        # One broken sample among the first ten is no reason to stop: the share is of 1000 samples at least.
-        if self.skipped.total() > self.max_skipped_share * max(self.seen, _FAIR_SAMPLES):
+        # One broken sample among the first ten is no reason to stop: the fraction is of at least 1000 samples.
+        if self.skipped.total() > self.max_skipped_share * max(self.seen, _MIN_SAMPLES):
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
             raise UserError(
                 f"{self.skipped.total()} of {self.seen} training samples could not be used ({reasons}), more than "
-                f"data.max_skipped_share {self.max_skipped_share} of {max(self.seen, _FAIR_SAMPLES)}; run `shards "
-                "verify` on the data or raise the share"
+                f"data.max_skipped_share {self.max_skipped_share} of {max(self.seen, _MIN_SAMPLES)}; run `shards "
+                "verify` on the data or raise the limit"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -293,14 +293,14 @@ class PackedDataModule(pl.LightningDataModule):
         self.skipped = Counter(state_dict["skipped"])
 
     def _fingerprint(self) -> str:
-        """Of all that decides which training pack comes when."""
+        """Hash of everything that determines the sequence of training packs."""
         first = f" first {self.overfit_packs}" if self.overfit_packs else ""
         return self.mixture("train").fingerprint(self.seed) + first
 
     def _check_resumed(self) -> None:
-        """After a change of data or packing the old position is void: a new epoch begins, which is logged.
+        """Starts a new epoch, with a warning, if data, token budget or seed differ from those of the checkpoint.
 
-        A setting that only changes what samples become, such as a dropout, keeps the position and is logged.
+        Other changes of `packing`, such as a dropout, keep the position and are logged.
         """
         loaded, self._loaded_fingerprint = self._loaded_fingerprint, None
         if loaded is None:
@@ -312,11 +312,11 @@ class PackedDataModule(pl.LightningDataModule):
                     f"data.packing.{name}: was {self._loaded_packing[name]} in the checkpoint and is now "
                     f"{packing.get(name)}; samples are prepared differently from here on"
                 )
-            rank_zero_info(f"data.train goes on at pack {self._cursor.consumed} (epoch {self._cursor.epoch})")
+            rank_zero_info(f"data.train: resuming at pack {self._cursor.consumed} (epoch {self._cursor.epoch})")
             return
         self._cursor.epoch += 1
         self._cursor.epoch_start = self._cursor.consumed
         warn(
-            "data.train: data sets, packing or seed differ from those of the checkpoint, so its place in the data "
-            f"is void; epoch {self._cursor.epoch} of the new data begins"
+            "data.train: data sets, packing or seed differ from those of the checkpoint, so its stream position is "
+            f"discarded; starting epoch {self._cursor.epoch} of the new data"
         )

@@ -1,4 +1,4 @@
-"""Encoded images of unknown origin to RGB: one decoder for training, sampling and evaluation (specification 3)."""
+"""Decodes user-supplied images to RGB; used by training, sampling and evaluation (docs/specification.md 3)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from scone_pl.data.transforms import ImageResize
 
 ExifOrientation = Literal["apply", "ignore"]
-"""`apply`: images are turned as their EXIF orientation says, as viewers show them. `ignore`: pixels stay as they are
-stored, as in the release. (Pillow turns TIFF images itself, so they are turned either way, there and here.)"""
+"""`apply`: images are rotated according to their EXIF orientation, as viewers show them. `ignore`: pixels stay as
+stored, as in the release. (Pillow itself rotates TIFF images, so they are rotated under both settings, as in the
+release.)"""
 
 MAX_DECODED_PIXELS = 89_478_485
 """Larger images are refused before they are decoded (Pillow's own warning limit, 256 MB of RGB)."""
@@ -34,11 +35,11 @@ FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"),
     *(("AVIF",) if "avif" in features.modules and features.check("avif") else ()),
 )
-"""What is read; MPO, the JPEG of phones with several images, counts as JPEG. Of several images the first is taken.
-Pillow knows more, whose decoders are rarely tried or run other programs."""
+"""Formats that are read; MPO, the multi-image JPEG of phones, counts as JPEG. Of several images or frames the first is
+used. Pillow's other decoders are little tested or run external programs."""
 
-# What Pillow's decoders raise on damaged files, by experience with fuzzed ones.
-_DAMAGE = (
+# What Pillow's decoders raise on damaged files, as observed by fuzzing.
+_DECODER_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -56,8 +57,8 @@ _DAMAGE = (
 
 _ORIENTATION = 0x0112
 _METADATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-"""Where Pillow keeps what may hold an orientation."""
-_TURNS = {
+"""Keys of `Image.info` under which Pillow keeps data that may hold an orientation."""
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -66,7 +67,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings a stored image upright, by its EXIF orientation."""
+"""EXIF orientation -> the transposition that brings the stored image upright."""
 
 _SIGNATURES = (
     (b"%PDF", "PDF"),
@@ -93,22 +94,22 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Pillow warns of what is refused, or does not matter, here."""
+    """Suppresses Pillow's warnings, which are about images that are refused here or do not matter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def read_encoded(file: Path) -> bytes:
-    """Content of an image file that a person named, not yet decoded.
+    """Encoded content of a user-supplied image file.
 
     Raises:
-        UserError: it cannot be read, is no regular file, or has more than `MAX_ENCODED_BYTES`.
+        UserError: it cannot be read, is not a regular file, or has more than `MAX_ENCODED_BYTES`.
     """
     try:
         size = file.stat().st_size
     except (OSError, ValueError):
-        size = 0  # `read_bytes` says what is wrong
+        size = 0  # `read_bytes` reports the error
     if size > MAX_ENCODED_BYTES:
         raise UserError(f"{file}: {size} bytes are too many for an image (at most {MAX_ENCODED_BYTES})")
     return read_bytes(file)
@@ -119,8 +120,7 @@ def open_image(data: bytes) -> Image.Image:
     """Reads the header of an encoded image; `.size` is (width, height) as stored, `.format` its type.
 
     Raises:
-        BrokenSampleError: no bytes, not an image, a format that is not in `FORMATS`, or more pixels than
-            `MAX_DECODED_PIXELS`.
+        BrokenSampleError: empty, not an image, a format that is not in `FORMATS`, or more than `MAX_DECODED_PIXELS`.
     """
     return _open(data)
 
@@ -132,14 +132,14 @@ def _open(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BrokenSampleError("image too large", str(error)) from None
-    except _DAMAGE as error:
-        if name := _name_of_format(data):
+    except _DECODER_ERRORS as error:
+        if name := _unsupported_format(data):
             advice = "; convert it to one of them first (HEIC: with pillow-heif, for one)" if name == "HEIC" else ""
             raise BrokenSampleError(
                 "unsupported format", f"a {name} file; images can be {', '.join(FORMATS)}{advice}"
             ) from None
-        why = "of no known kind" if isinstance(error, UnidentifiedImageError) else _one_line(error)
-        raise BrokenSampleError("unreadable image", f"{len(data)} bytes that are no image ({why})") from None
+        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else _one_line(error)
+        raise BrokenSampleError("unreadable image", f"{len(data)} bytes that are no image ({reason})") from None
     if image.width * image.height > MAX_DECODED_PIXELS:
         message = f"an image of {image.width} x {image.height} pixels exceeds {MAX_DECODED_PIXELS} pixels"
         raise BrokenSampleError("image too large", message)
@@ -156,15 +156,15 @@ def decode_rgb(
 
     Args:
         data: an encoded image.
-        exif_orientation: see `ExifOrientation`. Orientation data that cannot be understood count as none.
-        draft_for: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (much faster, other pixels) where these
-            resizes then still make it smaller, and to the same sizes as before.
+        exif_orientation: see `ExifOrientation`. Damaged orientation data count as none.
+        draft_for: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (much faster, slightly different pixels) if
+            these resizes then still shrink it, and to the same sizes.
 
     Raises:
         BrokenSampleError: see `open_image` and `rgb.to_rgb`; also truncated or damaged data.
     """
     image = _open(data)
-    with _damage_explained(image, data):
+    with _decoding_errors(image, data):
         if draft_for and image.format == "JPEG":
             image = _draft(image, data, draft_for)
         return _upright_rgb(image, exif_orientation)
@@ -184,7 +184,7 @@ def load_file(path: Path, exif_orientation: ExifOrientation = "apply") -> Image.
 
 @_without_warnings()
 def upright_rgb(image: Image.Image, exif_orientation: ExifOrientation) -> Image.Image:
-    """An opened image in RGB, turned if wanted.
+    """An opened image in RGB, with its EXIF orientation applied or ignored.
 
     Raises:
         BrokenSampleError: see `rgb.to_rgb`.
@@ -195,17 +195,17 @@ def upright_rgb(image: Image.Image, exif_orientation: ExifOrientation) -> Image.
 
 def _upright_rgb(image: Image.Image, exif_orientation: ExifOrientation) -> Image.Image:
     image.load()
-    turn = _TURNS.get(_orientation(image))
+    transpose = _TRANSPOSES.get(_orientation(image))
     image = to_rgb(image)
-    if turn is not None:
-        image = image.transpose(turn) if exif_orientation == "apply" else image.copy()
-        image.info = {}  # or whoever gets it would turn it once more
+    if transpose is not None:
+        image = image.transpose(transpose) if exif_orientation == "apply" else image.copy()
+        image.info = {}  # else a later reader would apply the orientation again
     return image
 
 
 @_without_warnings()
 def image_size(data: bytes, exif_orientation: ExifOrientation = "apply") -> tuple[int, int]:
-    """(width, height) in pixels of what `decode_rgb` makes of an encoded image; decodes it only where it must.
+    """(width, height) in pixels of `decode_rgb(data)`, without decoding where the header is enough.
 
     Raises:
         BrokenSampleError: see `open_image`.
@@ -214,21 +214,21 @@ def image_size(data: bytes, exif_orientation: ExifOrientation = "apply") -> tupl
     if exif_orientation == "ignore":
         return image.size
     if image.format == "PNG":
-        # Pillow would decode every PNG to learn whether orientation data stand behind the pixels.
+        # Pillow would decode every PNG to learn whether orientation data follow the pixels.
         if not any(name in data for name in (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")):
             return image.size
-        with _damage_explained(image, data):
+        with _decoding_errors(image, data):
             image.load()
-    turned = _orientation(image) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else image.size
+    swapped = _orientation(image) in (5, 6, 7, 8)
+    return (image.height, image.width) if swapped else image.size
 
 
 @_without_warnings()
 def orientation_of(data: bytes) -> int:
-    """EXIF orientation of an encoded image, 1 to 8; 1 = `apply` and `ignore` make the same of it, or it is damaged."""
+    """EXIF orientation of an encoded image, 1 to 8; 1 if it has none, or is damaged."""
     try:
         image = _open(data)
-        with _damage_explained(image, data):
+        with _decoding_errors(image, data):
             image.load()
             return _orientation(image)
     except BrokenSampleError:
@@ -236,7 +236,7 @@ def orientation_of(data: bytes) -> int:
 
 
 def orientation_exif(orientation: int) -> bytes:
-    """EXIF data that hold nothing but an orientation, as Pillow's `save` takes them."""
+    """EXIF data with an orientation only, in the format of Pillow's `save`."""
     exif = Image.Exif()
     exif[_ORIENTATION] = orientation
     return exif.tobytes()
@@ -244,34 +244,34 @@ def orientation_exif(orientation: int) -> bytes:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 if there is none or it is damaged."""
-    if image.format == "TIFF":  # turned by Pillow, its size from the start
+    if image.format == "TIFF":  # already applied by Pillow
         return 1
     if image.format is not None and not any(key in image.info for key in _METADATA):
         return 1
     try:
         value = image.getexif().get(_ORIENTATION)
-    except _DAMAGE:
+    except _DECODER_ERRORS:
         return 1
-    return value if isinstance(value, int) and value in _TURNS else 1
+    return value if isinstance(value, int) and value in _TRANSPOSES else 1
 
 
 def _draft(image: Image.Image, data: bytes, resizes: Sequence[ImageResize]) -> Image.Image:
     stored = image.size
-    wanted = [resize.size(*stored) for resize in resizes]
-    image.draft("RGB", (max(width for width, _ in wanted), max(height for _, height in wanted)))
-    same = all(resize.size(*image.size) == size for resize, size in zip(resizes, wanted, strict=True))
-    return image if same else _open(data)
+    sizes = [resize.size(*stored) for resize in resizes]
+    image.draft("RGB", (max(width for width, _ in sizes), max(height for _, height in sizes)))
+    unchanged = all(resize.size(*image.size) == size for resize, size in zip(resizes, sizes, strict=True))
+    return image if unchanged else _open(data)
 
 
 @contextmanager
-def _damage_explained(image: Image.Image, data: bytes) -> Iterator[None]:
+def _decoding_errors(image: Image.Image, data: bytes) -> Iterator[None]:
     try:
         yield
     except BrokenSampleError:
         raise
     except Image.DecompressionBombError as error:
         raise BrokenSampleError("image too large", str(error)) from None
-    except _DAMAGE as error:
+    except _DECODER_ERRORS as error:
         reason = "truncated image" if "truncated" in str(error).lower() else "damaged image"
         raise BrokenSampleError(reason, f"{image.format} of {len(data)} bytes: {_one_line(error)}") from None
 
@@ -280,8 +280,8 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _name_of_format(data: bytes) -> str | None:
-    """The name of a well-known format that is not read."""
+def _unsupported_format(data: bytes) -> str | None:
+    """The name of a well-known format that is not supported."""
     start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
     if data[4:8] == b"ftyp":
         if data[8:12] in _HEIF_BRANDS:

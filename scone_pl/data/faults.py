@@ -9,7 +9,7 @@ from typing import Any
 
 from scone_pl.data.sample import BrokenSampleError
 
-_EXAMPLES_KEPT = 10_000
+_MAX_EXAMPLES = 10_000
 
 
 @dataclass
@@ -19,46 +19,46 @@ class Faults:
     counts: Counter[str] = field(default_factory=Counter)
     """Per reason."""
     examples: list[str] = field(default_factory=list)
-    """Each (the first 10,000) with key, reason and details, on one line."""
+    """The first 10,000, one line each: key, reason, details."""
 
     def add(self, key: str, error: BrokenSampleError) -> None:
-        """Counts one."""
+        """Counts one error."""
         self.counts[error.reason] += 1
-        if len(self.examples) < _EXAMPLES_KEPT:
+        if len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(" ".join(f"{key}: {error.reason}: {error}".split()))
 
     def merge(self, other: Faults) -> None:
-        """Adds those of `other`."""
+        """Adds the counts and examples of `other`."""
         self.counts.update(other.counts)
-        self.examples += other.examples[: _EXAMPLES_KEPT - len(self.examples)]
+        self.examples += other.examples[: _MAX_EXAMPLES - len(self.examples)]
 
-    def listed(self, most: int, without: Collection[str] = ()) -> list[str]:
-        """Some examples in order, the first of each reason among them.
+    def listed(self, limit: int, exclude: Collection[str] = ()) -> list[str]:
+        """A selection of examples in order, including the first of each reason.
 
         Args:
-            most: how many, or one a reason where that is more.
-            without: reasons that are not listed.
+            limit: maximum number; at least one per reason is returned.
+            exclude: reasons to leave out.
         """
         first: dict[str, int] = {}
         shown = []
         for number, line in enumerate(self.examples):
             reason = next((reason for reason in self.counts if f": {reason}: " in line), "")
-            if reason not in without:
+            if reason not in exclude:
                 shown.append(number)
                 first.setdefault(reason, number)
-        chosen = [*first.values(), *(number for number in shown if number not in first.values())]
-        return [self.examples[number] for number in sorted(chosen[: max(most, len(first))])]
+        numbers = [*first.values(), *(number for number in shown if number not in first.values())]
+        return [self.examples[number] for number in sorted(numbers[: max(limit, len(first))])]
 
     def to_json(self) -> dict[str, Any]:
-        """As it is written into a file."""
+        """JSON representation."""
         return {"counts": dict(self.counts), "examples": self.examples}
 
     @classmethod
     def from_json(cls, stored: Any) -> Faults:
-        """Those that were written.
+        """The inverse of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: they are not what `to_json` gives.
+            KeyError, TypeError, ValueError: `stored` has another structure.
         """
         return cls(Counter(dict(stored["counts"])), list(stored["examples"]))
 

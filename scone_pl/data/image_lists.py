@@ -1,4 +1,4 @@
-"""JSON rows + image files: a row names the reference images, the target and the instruction of a sample."""
+"""JSON rows and image files: each row holds the instruction and the image paths of a sample."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from scone_pl.data.json_rows import SUFFIXES, JsonRows
 from scone_pl.data.members import plain_key
 from scone_pl.data.rows import RowRules, check_rows, describe, read_row, remaining
-from scone_pl.data.sample import BrokenSampleError, Sample, usable
+from scone_pl.data.sample import BrokenSampleError, Sample, sample_or_error
 from scone_pl.errors import UserError
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A row that may turn out to be no sample."""
+class _ParsedRow:
+    """A row, or the reason why it cannot be read."""
 
     key: str
     file: Path
@@ -25,7 +25,7 @@ class _Found:
 
 
 class ImageLists:
-    """Rows of one or more JSON files. All other fields of a row become metadata."""
+    """Rows of one or more JSON files. Unread fields of a row become metadata."""
 
     def __init__(self, files: list[JsonRows], rules: RowRules, root: Path | None) -> None:
         self.files = files
@@ -34,23 +34,23 @@ class ImageLists:
 
     @classmethod
     def open(cls, source: str, rules: RowRules, image_root: str | None) -> ImageLists:
-        """Finds the rows.
+        """Opens the files and checks the rows.
 
         Args:
-            source: a JSON file (lines or one list), or a folder of them.
+            source: a JSON file (one object per line, or one list), or a folder of them.
             rules: how rows are read.
-            image_root: what image paths are relative to; None = the JSON file's folder.
+            image_root: base of image paths; None = the JSON file's folder.
 
         Raises:
-            UserError: no such file, or one that is no JSON; see also `check_rows`.
+            UserError: no such file, or not JSON; see also `check_rows`.
         """
         files = [JsonRows.open(file) for file in find_json(source)]
         if not sum(map(len, files)):
-            raise UserError(f"{source}: holds no row; there is nothing to convert")
+            raise UserError(f"{source}: has no rows; there is nothing to convert")
         if image_root is not None and not Path(image_root).is_dir():
-            raise UserError(f"{image_root}: no such folder; --image_root is what image paths are relative to")
+            raise UserError(f"{image_root}: no such folder; --image_root is the base of relative image paths")
         lists = cls(files, rules, Path(image_root) if image_root else None)
-        lists.rules = check_rows(lists._good_rows(), rules, source)
+        lists.rules = check_rows(lists._valid_rows(), rules, source)
         return lists
 
     def __len__(self) -> int:
@@ -62,8 +62,8 @@ class ImageLists:
         return ["jsonl", *files, asdict(self.rules), str(self.root)]
 
     def describe(self) -> str:
-        """What is read of the first row that can be parsed."""
-        return next((describe(row, self.rules.names) for row in self._good_rows()), "nothing")
+        """Which fields of the first valid row are read as what."""
+        return next((describe(row, self.rules.names) for row in self._valid_rows()), "nothing")
 
     def keys(self) -> Iterator[str]:
         if self.rules.names.key is None:
@@ -71,43 +71,43 @@ class ImageLists:
         return (row.key for row in self._rows(0, len(self)))
 
     def read(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BrokenSampleError]]:
-        return ((row.key, usable(self._sample, row)) for row in self._rows(start, stop))
+        return ((row.key, sample_or_error(self._sample, row)) for row in self._rows(start, stop))
 
-    def _good_rows(self) -> Iterator[dict[str, Any]]:
+    def _valid_rows(self) -> Iterator[dict[str, Any]]:
         return (row for rows in self.files for _, row in rows.read() if isinstance(row, dict))
 
-    def _rows(self, start: int, stop: int) -> Iterator[_Found]:
+    def _rows(self, start: int, stop: int) -> Iterator[_ParsedRow]:
         before = 0
         for rows in self.files:
             first, last = max(start - before, 0), min(stop - before, len(rows))
             if first < last:
                 for number, content in rows.read(first, last):
-                    yield self._found(rows, number, content)
+                    yield self._parsed_row(rows, number, content)
             before += len(rows)
 
-    def _found(self, rows: JsonRows, number: int, content: dict[str, Any] | UserError) -> _Found:
+    def _parsed_row(self, rows: JsonRows, number: int, content: dict[str, Any] | UserError) -> _ParsedRow:
         where, key = rows.where(number), _key(rows.file, int(rows.numbers[number]))
         if isinstance(content, UserError):
-            return _Found(key, rows.file, where, BrokenSampleError("wrong JSON", str(content)))
+            return _ParsedRow(key, rows.file, where, BrokenSampleError("wrong JSON", str(content)))
         if self.rules.names.key is not None:
             _, name = self.rules.names.find(content, "key")
             if not isinstance(name, str | int) or isinstance(name, bool) or not str(name).strip():
-                message = f"{where}: no {self.rules.names.key!r} with a text or a number"
-                return _Found(key, rows.file, where, BrokenSampleError("missing key", message))
+                message = f"{where}: {self.rules.names.key!r} is not a string or a number"
+                return _ParsedRow(key, rows.file, where, BrokenSampleError("missing key", message))
             key = plain_key(str(name))
-        return _Found(key, rows.file, where, content)
+        return _ParsedRow(key, rows.file, where, content)
 
-    def _sample(self, found: _Found) -> Sample:
-        if isinstance(found.content, BrokenSampleError):
-            raise found.content
-        row = read_row(found.content, self.rules, found.where, self.root or found.file.parent)
-        metadata = remaining(found.content, self.rules.names)
-        metadata.setdefault("source", {"file": found.file.name})
-        return row.load(found.key, found.where, metadata)
+    def _sample(self, parsed: _ParsedRow) -> Sample:
+        if isinstance(parsed.content, BrokenSampleError):
+            raise parsed.content
+        row = read_row(parsed.content, self.rules, parsed.where, self.root or parsed.file.parent)
+        metadata = remaining(parsed.content, self.rules.names)
+        metadata.setdefault("source", {"file": parsed.file.name})
+        return row.load(parsed.key, parsed.where, metadata)
 
 
 def find_json(source: str | Path) -> list[Path]:
-    """A JSON file, or those of a folder in order: `*.jsonl` if there are any, else `*.json`.
+    """A JSON file, or the sorted JSON files of a folder: `*.jsonl` if there are any, else `*.json`.
 
     Raises:
         UserError: there is none.
@@ -119,7 +119,7 @@ def find_json(source: str | Path) -> list[Path]:
         files = sorted(file for file in path.glob(f"*{suffix}") if not file.name.startswith("."))
         if files:
             return files
-    raise UserError(f"{source}: no JSON file in it; give a file with one sample a line, or a folder of such")
+    raise UserError(f"{source}: no JSON file in it; give a file with one sample per line, or a folder of such files")
 
 
 def _key(file: Path, number: int) -> str:

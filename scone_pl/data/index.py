@@ -1,4 +1,4 @@
-"""The index of a data set: where each sample lies, and all that planning needs (see docs/shards.md)."""
+"""The index of a data set: location and sizes of every sample (see docs/shards.md)."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """What is known of a sample without opening it: a line of `index.jsonl`."""
+    """A line of `index.jsonl`: location and sizes of a sample."""
 
     key: str
     shard: int
-    """Number of its tar in the manifest."""
+    """Index of its tar in the manifest."""
     offset: int
     """First byte of its tar members."""
     length: int
-    """Bytes of its tar members."""
+    """Size of its tar members in bytes."""
     kind: Kind
     instruction: str
     references: tuple[Size, ...]
-    """Sizes of the reference images; turned or as stored, see `Manifest.exif_orientation`."""
+    """Sizes of the reference images, with or without EXIF orientation applied, see `Manifest.exif_orientation`."""
     target: Size | None
     """Size of the target image; None = the sample has none (understanding only, or a prompt)."""
     answer: str = ""
     """See `Sample.answer`."""
     crc32: int | None = None
-    """Checksum of its members, see `members.checksum`; None = a set of format 1, which has none."""
+    """Checksum of its members, see `members.checksum`; None in sets of format 1."""
     tokens: int | None = None
-    """Its tokens at the settings that the manifest names; None = not counted when the set was made."""
+    """Token count at the settings in the manifest; None = not counted at conversion."""
 
     def to_json(self) -> str:
-        """A line of the index, without its end."""
+        """A line of the index, without the newline."""
         content = asdict(self)
         if not self.answer:
-            del content["answer"]  # a set without answers reads and hashes as ever
+            del content["answer"]  # indices of sets without answers keep their checksum
         for name in ("tokens", "crc32"):
             if content[name] is None:
                 del content[name]
@@ -60,21 +60,21 @@ class IndexEntry:
 
     @classmethod
     def from_json(cls, line: str | bytes, source: str = "an index line") -> IndexEntry:
-        """The entry in a line.
+        """Parses a line.
 
         Args:
             line: JSON.
-            source: what a message calls it: a file and a line.
+            source: file and line, for messages.
 
         Raises:
-            UserError: it is damaged, or holds a value that no index has.
+            UserError: it is damaged or has an invalid value.
         """
         content = parse_json(decode(line, source) if isinstance(line, bytes) else line, source, dict)
         if missing := _REQUIRED - content.keys():
             raise UserError(f"{source} is damaged: it has no {', '.join(sorted(missing))}")
         if unknown := content.keys() - _NAMES:
             raise UserError(f"{source} is damaged: the key {min(unknown)!r} is unknown")
-        for name, (test, expected) in _TESTS.items():
+        for name, (test, expected) in _CHECKS.items():
             if name in content and not test(content[name]):
                 raise UserError(f"{source} is damaged: {name} must be {expected}, not {_shortened(content[name])}")
         content["references"] = tuple(map(tuple, content["references"]))
@@ -87,8 +87,8 @@ _NAMES = {field.name for field in fields(IndexEntry)}
 _REQUIRED = _NAMES - {"answer", "tokens", "crc32"}
 
 
-def _is_number(value: Any, least: int, most: int = 2**63 - 1) -> bool:
-    return type(value) is int and least <= value <= most
+def _is_number(value: Any, minimum: int, maximum: int = 2**63 - 1) -> bool:
+    return type(value) is int and minimum <= value <= maximum
 
 
 def _is_size(value: Any) -> bool:
@@ -101,7 +101,7 @@ def _is_size(value: Any) -> bool:
 
 
 _SIZE = f"[width, height] of at most {MAX_DECODED_PIXELS} pixels"
-_TESTS = {
+_CHECKS = {
     "key": (is_key, "1 to 80 letters, digits, _ or -"),
     "shard": (lambda value: _is_number(value, 0), "a whole number, at least 0"),
     "offset": (lambda value: _is_number(value, 0), "a whole number, at least 0"),
@@ -114,7 +114,7 @@ _TESTS = {
     "tokens": (lambda value: value is None or _is_number(value, 1), "a whole number, at least 1"),
     "crc32": (lambda value: value is None or _is_number(value, 0, 2**32 - 1), "a whole number below 2 ** 32"),
 }
-"""Per key whether a value can be, and what it must be."""
+"""Key -> (validator, description of valid values)."""
 
 
 def _shortened(value: Any) -> str:
@@ -123,10 +123,10 @@ def _shortened(value: Any) -> str:
 
 
 class Index(Sequence[IndexEntry]):
-    """The lines of `index.jsonl`, parsed when asked for: memory does not grow with the number of samples."""
+    """The lines of `index.jsonl`, memory-mapped and parsed on access."""
 
     def __init__(self, file: Path, name: str | None = None) -> None:
-        """Opens `file`, which messages call `name`: the URL of a copy.
+        """Opens `file`; messages call it `name`, such as the URL of a cached copy.
 
         Raises:
             UserError: it cannot be read.
@@ -161,16 +161,16 @@ class Index(Sequence[IndexEntry]):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last line has its end."""
+        """Whether the last line ends with a newline."""
         return int(self._bounds[-1]) == len(self._lines)
 
     def first_repeated(self, hashes: np.ndarray) -> str | None:
         """The key of a sample that an earlier one has too, given a hash of every key; 8 bytes a sample are enough."""
         order = np.argsort(hashes, kind="stable")
-        for place in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]).tolist():
-            one, two = self[int(order[place])].key, self[int(order[place + 1])].key
-            if one == two:
-                return one
+        for i in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]).tolist():
+            first, second = self[int(order[i])].key, self[int(order[i + 1])].key
+            if first == second:
+                return first
         return None
 
     def __reduce__(self) -> tuple[type[Index], tuple[Path, str]]:

@@ -1,4 +1,4 @@
-"""What a conversion reads: a source of numbered items, any range of which can be read by any process."""
+"""Sources of a conversion: numbered items, any range of which can be read by any process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scone_pl.data.json_rows import SUFFIXES
 from scone_pl.data.manifest import MANIFEST
 from scone_pl.data.parquet import ParquetInput, find_parquet
 from scone_pl.data.rows import RowRules
-from scone_pl.data.sample import BrokenSampleError, Sample, usable
+from scone_pl.data.sample import BrokenSampleError, Sample, sample_or_error
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import LocalFolder, StorageConfig, sha256_of
 from scone_pl.errors import UserError
@@ -22,10 +22,10 @@ Format = Literal["auto", "parquet", "jsonl", "shards"]
 
 
 class Input(Protocol):
-    """A source; sent to every worker process once."""
+    """A source; pickled once per worker process."""
 
     def __len__(self) -> int:
-        """Items, good or not."""
+        """Number of items, valid or not."""
         ...
 
     def keys(self) -> Iterator[str]:
@@ -33,15 +33,15 @@ class Input(Protocol):
         ...
 
     def read(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BrokenSampleError]]:
-        """Key of each item in a range, with its sample or what is wrong with it."""
+        """Key of each item in a range, with its sample or the error."""
         ...
 
     def identity(self) -> list[Any]:
-        """Changes when the source does; JSON."""
+        """JSON that changes whenever the source does."""
         ...
 
     def describe(self) -> str:
-        """Which fields are read as what."""
+        """Which fields are read as what, for the log."""
         ...
 
 
@@ -50,8 +50,8 @@ class ShardInput:
 
     def __init__(self, path: str, storage: StorageConfig | None = None) -> None:
         self.shards = ShardSet(path, storage)
-        self._sound: dict[int, bool] = {}
-        """Whether a shard has its checksum, per number."""
+        self._intact: dict[int, bool] = {}
+        """Shard index -> whether the file matches its checksum."""
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -60,7 +60,7 @@ class ShardInput:
         return (entry.key for entry in self.shards.entries())
 
     def read(self, start: int, stop: int) -> Iterator[tuple[str, Sample | BrokenSampleError]]:
-        return ((self.shards.index[i].key, usable(self._checked, i)) for i in range(start, stop))
+        return ((self.shards.index[i].key, sample_or_error(self._checked, i)) for i in range(start, stop))
 
     def identity(self) -> list[Any]:
         sums = [shard.sha256 for shard in self.shards.manifest.shards]
@@ -68,27 +68,27 @@ class ShardInput:
 
     @property
     def folder(self) -> Path | None:
-        """Absolute path, if it is local."""
+        """Absolute path; None if it is remote."""
         storage = self.shards.storage
         return storage.path.resolve() if isinstance(storage, LocalFolder) else None
 
     def _checked(self, i: int) -> Sample:
-        """A sample whose bytes are those that were written: what is damaged must not get new checksums."""
+        """A sample whose checksum was verified: damaged data must not get new checksums."""
         sample, shard = self.shards.read(i), self.shards.shard_of(i)
-        if self.shards.index[i].crc32 is None and not self._is_sound(shard):
+        if self.shards.index[i].crc32 is None and not self._is_intact(shard):
             file = f"{self.shards.storage.name}/{self.shards.manifest.shards[shard].file}"
             raise BrokenSampleError(
-                "wrong checksum", f"{file} differs from its checksum; in format 1 that leaves all its samples in doubt"
+                "wrong checksum", f"{file} differs from its checksum; format 1 has no checksums per sample"
             )
         return sample
 
-    def _is_sound(self, shard: int) -> bool:
-        if shard not in self._sound:
+    def _is_intact(self, shard: int) -> bool:
+        if shard not in self._intact:
             try:
-                self._sound[shard] = sha256_of(self.shards.fetch(shard)) == self.shards.manifest.shards[shard].sha256
+                self._intact[shard] = sha256_of(self.shards.fetch(shard)) == self.shards.manifest.shards[shard].sha256
             except OSError as error:
                 raise BrokenSampleError("unreadable shard", str(error)) from None
-        return self._sound[shard]
+        return self._intact[shard]
 
     def describe(self) -> str:
         return "shards"
@@ -103,34 +103,34 @@ def open_input(
     image_root: str | None = None,
     require_target: bool = True,
     require_references: bool = True,
-    can_be_named: bool = False,
+    has_field_options: bool = False,
     storage: StorageConfig | None = None,
 ) -> Input:
     """Opens a source of any format.
 
     Args:
         source: file, folder or URL.
-        format: auto = told by what is there.
-        subset: of parquet, a folder's name.
+        format: auto = detected from name and content.
+        subset: folder name of a parquet subset.
         fields: names of fields or columns.
-        image_root: what image paths are relative to.
-        require_target: whether a row without target and answer is a fault.
-        require_references: whether a row without references is a fault in a source that has some, and whether a
-            source without any may have unused fields that look like images.
-        can_be_named: whether the command has options that name fields, for messages.
+        image_root: base of relative image paths.
+        require_target: whether a row without target and answer is an error.
+        require_references: whether a row without references is an error in a source that has some, and whether a
+            source without any must not have unread fields that look like images.
+        has_field_options: whether the command has options that name fields, for messages.
         storage: for shards behind a URL.
 
     Raises:
-        UserError: nothing there, or options that its format does not have.
+        UserError: the source does not exist, or an option does not apply to its format.
     """
     format = _format_of(source) if format == "auto" else format
     fields = fields or FieldNames()
     root, named = image_root, next(iter(fields.requested()), None)
-    refused = [("subset", subset, ("parquet",)), ("image_root", root, ("jsonl", "parquet"))]
-    refused.append((f"fields.{named}", named, ("jsonl", "parquet")))
-    for name, value, wanted in refused:
-        if value is not None and format not in wanted:
-            formats = " and ".join(wanted)
+    options = [("subset", subset, ("parquet",)), ("image_root", root, ("jsonl", "parquet"))]
+    options.append((f"fields.{named}", named, ("jsonl", "parquet")))
+    for name, value, formats in options:
+        if value is not None and format not in formats:
+            formats = " and ".join(formats)
             raise UserError(f"--{name} is for {formats} sources, but {source} is read as {format}; leave it out")
     if format == "shards":
         return ShardInput(source, storage)
@@ -139,7 +139,7 @@ def open_input(
         require_target=require_target,
         require_references=require_references,
         allow_unused_images=not require_references,
-        can_be_named=can_be_named,
+        has_field_options=has_field_options,
     )
     if format == "jsonl":
         return ImageLists.open(source, rules, image_root)

@@ -1,4 +1,4 @@
-"""Jobs over worker processes: results in the order of the jobs, few of them waiting, and nobody left behind."""
+"""A process pool that yields results in order, bounds pending jobs, and leaves no worker behind."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from scone_pl.errors import UserError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Tick = Callable[[], None]
-"""Called by a job after each of its items; moves the progress bar."""
+"""Called by a job after each of its items; advances the progress bar."""
 
-_MOST_WORKERS = 64
-"""On a machine of few cores; each process takes seconds to start and some hundred MB."""
+_MAX_WORKERS = 64
+"""Or 4 per core if that is more; each process takes seconds to start and a few hundred MB."""
 
 _task: Any = None
 _shared: Any = None
-_done: Any = None
+_ticks: Any = None
 
 
 def check_workers(workers: int) -> None:
-    """Raises a `UserError` for a number of processes that no machine starts."""
-    most = max(_MOST_WORKERS, 4 * len(os.sched_getaffinity(0)))
-    if not 1 <= workers <= most:
-        raise UserError(f"--workers is {workers}; it must be 1 to {most}")
+    """Raises a `UserError` for an unreasonable number of processes."""
+    limit = max(_MAX_WORKERS, 4 * len(os.sched_getaffinity(0)))
+    if not 1 <= workers <= limit:
+        raise UserError(f"--workers is {workers}; it must be 1 to {limit}")
 
 
 def run_jobs(
@@ -42,61 +42,61 @@ def run_jobs(
     """Yields `task(shared, job, tick)` for every job, in order.
 
     Args:
-        task: a module's function.
-        shared: what all jobs need; sent to each worker once.
-        jobs: taken as workers get free, so they may be many.
-        workers: processes; 1 = this one.
-        bar: counts ticks.
+        task: a module-level function.
+        shared: argument of all jobs, sent to each worker once.
+        jobs: consumed lazily.
+        workers: number of processes; 1 = the calling process.
+        bar: advanced by ticks.
 
     Raises:
-        UserError: a worker died.
+        UserError: a worker process died.
     """
     if workers <= 1:
         for job in jobs:
             yield task(shared, job, lambda: bar.update() and None)
         return
-    context = multiprocessing.get_context("spawn")  # threads of pyarrow and torch do not survive a fork
-    done = context.Value("q", 0)
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, context, _begin, (task, shared, done))
+    context = multiprocessing.get_context("spawn")  # pyarrow's and torch's threads do not survive a fork
+    ticks = context.Value("q", 0)
+    existing = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, _init_worker, (task, shared, ticks))
     waiting: deque[Future[Result]] = deque()
     try:
         for job in jobs:
             waiting.append(pool.submit(_run, job))
             if len(waiting) > 2 * workers:
-                yield _wait(waiting.popleft(), done, bar)
+                yield _wait(waiting.popleft(), ticks, bar)
         while waiting:
-            yield _wait(waiting.popleft(), done, bar)
+            yield _wait(waiting.popleft(), ticks, bar)
     except BrokenProcessPool:
         raise UserError(
             "a worker process died (out of memory?); run the same command again, with fewer --workers"
         ) from None
     finally:
-        for process in set(multiprocessing.active_children()) - others:
+        for process in set(multiprocessing.active_children()) - existing:
             process.terminate()
-        # The pool's own thread joins them: joined by two threads, an ended process can seem to run.
+        # The pool's own thread joins them; a process joined by two threads can appear alive after it ended.
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait(future: Future[Result], done: Any, bar: tqdm) -> Result:
+def _wait(future: Future[Result], ticks: Any, bar: tqdm) -> Result:
     while True:
         wait([future], timeout=0.5)
-        with done.get_lock():
-            ticks, done.value = done.value, 0
-        bar.update(ticks)
+        with ticks.get_lock():
+            count, ticks.value = ticks.value, 0
+        bar.update(count)
         if future.done():
             return future.result()
 
 
-def _begin(task: Callable[..., Any], shared: Any, done: Any) -> None:
-    global _task, _shared, _done
-    _task, _shared, _done = task, shared, done
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _init_worker(task: Callable[..., Any], shared: Any, ticks: Any) -> None:
+    global _task, _shared, _ticks
+    _task, _shared, _ticks = task, shared, ticks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent terminates its workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """Without this a killed conversion would leave its workers waiting for ever."""
+def _exit_with_parent() -> None:
+    """Exits when the parent process is gone, so that a killed conversion leaves no idle workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -108,5 +108,5 @@ def _run(job: Any) -> Any:
 
 
 def _tick() -> None:
-    with _done.get_lock():
-        _done.value += 1
+    with _ticks.get_lock():
+        _ticks.value += 1

@@ -1,7 +1,7 @@
-"""Rows of a JSON file: one object a line, or one list of objects. Every reader of people's JSON records uses this.
+"""Rows of a JSON file: one object per line, or one list of objects. The only reader of users' JSON records.
 
-A byte order mark, blank lines, CRLF and blanks around a line have no meaning. Rows are located in one pass and parsed
-when asked for, so memory does not grow with the file but by 24 bytes a row.
+A byte order mark, blank lines, CRLF and white space around a line are ignored. Rows are located in one pass and parsed
+on access, so memory grows by 24 bytes per row only.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from scone_pl.errors import UserError
 from scone_pl.files import decode, parse_json, readable
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
-LONGEST_ROW = 1 << 26
-"""Bytes of a row; a file without line ends would otherwise be read into memory whole."""
-DEEPEST_ROW = 64
-"""Most objects and lists around a value."""
+MAX_ROW_BYTES = 1 << 26
+"""Else a file without newlines would be read into memory whole."""
+MAX_ROW_DEPTH = 64
+"""Maximum nesting of objects and lists."""
 _OTHER_CONTENT = (
     (codecs.BOM_UTF16_LE, "UTF-16; save it as UTF-8"),
     (codecs.BOM_UTF16_BE, "UTF-16; save it as UTF-8"),
@@ -34,29 +34,29 @@ _OTHER_CONTENT = (
     (b"PK\x03\x04", "a zip archive, not JSON; unpack it"),
 )
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
-_SPREAD = re.compile(rb'\{\s*("[^"]*"\s*:\s*[\[{]?\s*)?')
+_OBJECT_START = re.compile(rb'\{\s*("[^"]*"\s*:\s*[\[{]?\s*)?')
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{\]}]', re.DOTALL)
 
 
 @dataclass(frozen=True)
 class JsonRows:
-    """Where the rows of one file are."""
+    """Locations of the rows in one file."""
 
     file: Path
     spans: np.ndarray
-    """(rows, 2) int64: first byte, and the byte behind the last."""
+    """(rows, 2) int64: byte offsets of begin and end (exclusive)."""
     numbers: np.ndarray
-    """(rows,) int64: from 0, the line or the item of the list that a row is."""
+    """(rows,) int64: line number or list index of each row, from 0."""
     is_list: bool
     """Whether the file is one JSON list."""
 
     @classmethod
     def open(cls, file: Path) -> JsonRows:
-        """Finds the rows of a file, whatever it is called.
+        """Locates the rows of a file, whatever its name.
 
         Raises:
-            UserError: it cannot be read, is no regular file, is visibly something else, is an object over several
-                lines, or is a list that does not end.
+            UserError: it cannot be read, is not a regular file or of another type, or holds an object spread over
+                several lines or an unterminated list.
         """
         with readable(file) as size, file.open("rb") as stream:
             head = stream.read(4096)
@@ -69,7 +69,7 @@ class JsonRows:
                 spans, numbers = _items(file, stream, size, begin + head[begin:].index(b"["))
             else:
                 first, _, more = text.partition(b"\n")
-                if more.strip() and _SPREAD.fullmatch(first.rstrip()):
+                if more.strip() and _OBJECT_START.fullmatch(first.rstrip()):
                     raise UserError(
                         f"{file}: an object over several lines; write one object a line, or one list of objects"
                     )
@@ -86,7 +86,7 @@ class JsonRows:
         return f"{self.file}: item {number}" if self.is_list else f"{self.file}:{number}"
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, Any] | UserError]]:
-        """Each row of a range by its place among the rows, with its content or what is wrong with it.
+        """Index of each row in a range, with its content or the error.
 
         Raises:
             UserError: the file cannot be read any more.
@@ -94,8 +94,8 @@ class JsonRows:
         with readable(self.file), self.file.open("rb") as stream:
             for row in range(start, len(self) if stop is None else stop):
                 first, last = map(int, self.spans[row])
-                if last - first > LONGEST_ROW:
-                    yield row, UserError(f"{self.where(row)}: longer than {LONGEST_ROW} bytes")
+                if last - first > MAX_ROW_BYTES:
+                    yield row, UserError(f"{self.where(row)}: longer than {MAX_ROW_BYTES} bytes")
                     continue
                 stream.seek(first)
                 yield row, _parse(stream.read(last - first), self.where(row))
@@ -104,8 +104,8 @@ class JsonRows:
 def _parse(content: bytes, where: str) -> dict[str, Any] | UserError:
     try:
         text = decode(content, where)
-        # As deep as the parser goes, what is read could not be written again.
-        if content.count(b"{") + content.count(b"[") > DEEPEST_ROW and _depth(text) > DEEPEST_ROW:
+        # At the parser's own recursion limit, what was read could not be written again.
+        if content.count(b"{") + content.count(b"[") > MAX_ROW_DEPTH and _depth(text) > MAX_ROW_DEPTH:
             raise UserError(f"{where}: JSON is nested too deeply")
         row = parse_json(text, where, dict)
         json.dumps(row, allow_nan=False)
@@ -117,7 +117,7 @@ def _parse(content: bytes, where: str) -> dict[str, Any] | UserError:
 
 
 def _depth(text: str) -> int:
-    """Most brackets open at a time, those in strings not counted."""
+    """Maximum nesting of brackets outside strings."""
     depth = deepest = 0
     for match in _STRING_OR_BRACKET.finditer(text):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
@@ -128,9 +128,9 @@ def _depth(text: str) -> int:
 def _lines(file: Path, stream: BinaryIO, position: int) -> tuple[array[int], array[int]]:
     spans, numbers, number = array("q"), array("q"), 0
     stream.seek(position)
-    while line := stream.readline(LONGEST_ROW + 1):
-        if len(line) > LONGEST_ROW:
-            raise UserError(f"{file}:{number + 1}: longer than {LONGEST_ROW} bytes; write one object a line")
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        if len(line) > MAX_ROW_BYTES:
+            raise UserError(f"{file}:{number + 1}: longer than {MAX_ROW_BYTES} bytes; write one object a line")
         if not line.isspace():
             spans.extend((position, position + len(line)))
             numbers.append(number)
@@ -140,7 +140,7 @@ def _lines(file: Path, stream: BinaryIO, position: int) -> tuple[array[int], arr
 
 
 def _items(file: Path, stream: BinaryIO, size: int, start: int) -> tuple[array[int], array[int]]:
-    """The items of the list that begins at byte `start`."""
+    """Locates the items of the list that begins at byte `start`."""
     spans, numbers = array("q"), array("q")
     depth, begin, end = 0, start + 1, None
     with mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) as content:
@@ -152,7 +152,7 @@ def _items(file: Path, stream: BinaryIO, size: int, start: int) -> tuple[array[i
                 depth += 1
                 continue
             if depth == 1 and token in (b",", b"]"):
-                blank = not content[begin : min(position, begin + LONGEST_ROW)].strip()
+                blank = not content[begin : min(position, begin + MAX_ROW_BYTES)].strip()
                 if not (blank and token == b"]" and not numbers):
                     spans.extend((begin, position))
                     numbers.append(len(numbers))
@@ -164,7 +164,7 @@ def _items(file: Path, stream: BinaryIO, size: int, start: int) -> tuple[array[i
                         break
                     end = match.end()
         if end is None:
-            raise UserError(f"{file}: the JSON list does not end behind item {len(numbers)}; is the file whole?")
-        if content[end : end + LONGEST_ROW].strip():
-            raise UserError(f"{file}: the JSON list ends at byte {end}, but the file goes on; write one object a line")
+            raise UserError(f"{file}: the JSON list is not terminated after item {len(numbers)}; is the file complete?")
+        if content[end : end + MAX_ROW_BYTES].strip():
+            raise UserError(f"{file}: there is data after the JSON list's end at byte {end}; write one object per line")
     return spans, numbers

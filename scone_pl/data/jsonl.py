@@ -1,4 +1,4 @@
-"""Prompts of a JSON file as batches of one; see `data/prompts.py`."""
+"""Prompts of a JSON file as a dataset of batches of one; see `data/prompts.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scone_pl.model.sequence import SequenceFormat
 
 
 class JsonlPrompts(IterableDataset):
-    """The requests as batches of one prompt, every `world_size`-th to a rank."""
+    """Batches of one request; each rank gets every `world_size`-th."""
 
     def __init__(
         self,
@@ -30,8 +30,8 @@ class JsonlPrompts(IterableDataset):
         world_size: int = 1,
         exif_orientation: ExifOrientation = "apply",
     ) -> None:
-        """`rank` of `world_size` consumers; where the requests do not divide evenly some are seen twice, so that all
-        ranks make equally many passes (a sharded model needs that).
+        """`rank` of `world_size` consumers. Requests are repeated if they do not divide evenly, since all ranks of a
+        sharded model must run the same number of forward passes.
         """
         self.requests = requests
         self.sequence_format, self.tokenizer = sequence_format, tokenizer
@@ -48,28 +48,28 @@ class JsonlPrompts(IterableDataset):
             yield self._batch((self.world_size * step + self.rank) % len(self.requests))
 
     def _batch(self, number: int) -> Batch:
-        """The batch of request `number`, or if it cannot be used the next one that can, with the reason.
+        """The batch of request `number`, or of the next usable one, with the reason.
 
-        A rank must not leave a pass out: with a sharded model all ranks make it together. An image that is there
-        already is not generated again, so the substitute costs little.
+        A rank must not skip a forward pass of a sharded model. Images that exist are not generated again, so the
+        substitute costs little.
         """
-        unusable: list[str] = []
+        messages: list[str] = []
         count = len(self.requests)
         for substitute in range(number, number + count):
             request = self.requests[substitute % count]
             try:
-                return self._prepared(request, number, unusable)
+                return self._prepare(request, number, messages)
             except BrokenSampleError as error:
                 images = " ".join(map(str, request.images))
-                unusable.append(f"{request.where}: {error.reason} among {images}: {error}")
-            except UserError as error:  # would be buried in a traceback by a worker process
-                unusable.append(str(error))
-        failure = f"none of {count} prompts can be used; the first: {unusable[0]}"
+                messages.append(f"{request.where}: {error.reason} among {images}: {error}")
+            except UserError as error:  # a DataLoader worker would wrap it in a traceback
+                messages.append(str(error))
+        failure = f"none of {count} prompts can be used; the first: {messages[0]}"
         return Batch(
             SequenceBuilder(self.sequence_format).build(), StreamPosition(0, number, number), 0, failure=failure
         )
 
-    def _prepared(self, request: Request, number: int, unusable: Sequence[str]) -> Batch:
+    def _prepare(self, request: Request, number: int, messages: Sequence[str]) -> Batch:
         position, builder = StreamPosition(0, number, number), SequenceBuilder(self.sequence_format)
         seed = seed_of("predict", request.task_type, request.key)
         sample = request.read()
@@ -77,6 +77,6 @@ class JsonlPrompts(IterableDataset):
             sample, self.sequence_format, self.tokenizer, self.packing, generator("predict", seed)
         )
         prepared.append_to(builder)
-        reported = unusable[:1]  # the others are reported in their own turn
+        reported = messages[:1]  # the others are reported with their own batch
         skipped = {"unusable prompt": 1} if reported else {}
         return Batch(builder.build(), position, seed, samples=(sample,), skipped=skipped, skip_messages=tuple(reported))

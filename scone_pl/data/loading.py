@@ -1,4 +1,4 @@
-"""The loader between the stream and the trainer: a data worker that dies ends the run on every rank, none hangs."""
+"""The loader between the stream and the trainer: the death of a data worker stops the run on every rank."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ from scone_pl.data.stream import Batch, StreamPosition
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat
 
-_GRACE = 60
-"""Seconds that a worker lives on after SIGTERM."""
+_GRACE_SECONDS = 60
+"""How long a worker survives SIGTERM."""
 
 
-def _outlive_signals(worker: int) -> None:
-    """Signals to the whole process group are the main process's to answer: it finishes its step and saves first."""
+def _ignore_signals(worker: int) -> None:
+    """Leaves signals to the main process, which finishes its step and saves first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_SECONDS))
 
 
 class PackLoader:
-    """A DataLoader of batches that are made by the dataset."""
+    """A DataLoader for datasets that yield whole batches."""
 
     def __init__(self, dataset: IterableDataset, sequence_format: SequenceFormat, num_workers: int) -> None:
         """`sequence_format`: for the empty batch that carries a failure."""
         self.dataset = dataset
         self.num_workers = num_workers
         self._sequence_format = sequence_format
-        # Not persistent: a new pass must start from the cursor as it is then.
+        # Workers are not persistent: every pass must start from the current cursor.
         self._loader = DataLoader(
             dataset,
             batch_size=None,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=2 if num_workers else None,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_ignore_signals,
         )
 
     def __iter__(self) -> Iterator[Batch]:
         try:
             yield from self._batches()
-        except Exception as error:  # whatever it is, the other ranks would wait for this one
-            failure = self._failure(error)
+        except Exception as error:  # of any type: the other ranks would wait for this one
+            failure = self._failure_message(error)
             if failure is None:
                 raise
             yield Batch(
                 SequenceBuilder(self._sequence_format).build(), StreamPosition(0, 0, 0), seed=0, failure=failure
             )
 
-    def _failure(self, error: Exception) -> str | None:
-        """What to tell all ranks; None = there are no others and it is no dead worker, so it may be raised."""
+    def _failure_message(self, error: Exception) -> str | None:
+        """Message for all ranks; None = raise instead (a single process, and no worker died)."""
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raised_there = "in DataLoader worker process" in text
-        if self.num_workers and isinstance(error, (RuntimeError, OSError, EOFError)) and not raised_there:
-            # A dead worker shows as PyTorch's RuntimeError, or as a connection that ends while a batch is received.
+        raised_in_worker = "in DataLoader worker process" in text
+        if self.num_workers and isinstance(error, (RuntimeError, OSError, EOFError)) and not raised_in_worker:
+            # A dead worker shows as PyTorch's RuntimeError, or as a connection closed while a batch is received.
             return (
                 f"a data worker process ended ({text}): out of memory or shared memory? Use fewer data.num_workers; "
-                "the same command goes on from the last checkpoint"
+                "run the same command to resume from the last checkpoint"
             )
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             traceback.print_exception(error)
@@ -76,13 +76,13 @@ class PackLoader:
         if not self.num_workers or threading.current_thread() is not threading.main_thread():
             yield from self._loader
             return
-        before, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+        before, existing = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
         iterator = iter(self._loader)
-        workers = [process for process in multiprocessing.active_children() if process not in others]
-        # PyTorch's handler would raise in mid-step, on this rank alone, while the others wait in a collective.
+        workers = [process for process in multiprocessing.active_children() if process not in existing]
+        # PyTorch's handler would raise in the middle of a step on this rank, while the others wait in a collective.
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
         while True:
-            with _alive(workers):
+            with _watched(workers):
                 batch = next(iterator, None)
             if batch is None:
                 return
@@ -90,11 +90,11 @@ class PackLoader:
 
 
 @contextlib.contextmanager
-def _alive(workers: list[BaseProcess]) -> Iterator[None]:
-    """Waits for workers only while all live: one killed as it sends leaves half a batch in a pipe that stays open.
+def _watched(workers: list[BaseProcess]) -> Iterator[None]:
+    """Raises while a batch is awaited if a worker dies: one killed while sending leaves half a batch in an open pipe.
 
     Raises:
-        RuntimeError: a worker has died before, or dies meanwhile.
+        RuntimeError: a worker has died.
     """
 
     def check(*_: object) -> None:

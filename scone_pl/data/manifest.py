@@ -1,4 +1,4 @@
-"""`manifest.json`: what a data set holds (documented in docs/shards.md)."""
+"""`manifest.json`: contents of a data set (documented in docs/shards.md)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scone_pl.errors import UserError
 from scone_pl.files import parse_json, read_text
 
 FORMAT_VERSION = 2
-"""2: every line of the index has a checksum. What this version writes."""
-READABLE = (1, FORMAT_VERSION)
+"""The version that is written. 2: every line of the index has a checksum."""
+READABLE_FORMATS = (1, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")
@@ -26,13 +26,13 @@ class ShardInfo:
     """One tar in the manifest."""
 
     file: str
-    """In the folder itself."""
+    """File name, without a folder."""
     samples: int
     bytes: int
     sha256: str
 
     def __post_init__(self) -> None:
-        # Names of files in the cache are made of these, and a set behind a URL is somebody else's.
+        # Cache file names are derived from these, and a remote manifest is untrusted.
         if not isinstance(self.file, str) or not _FILE.fullmatch(self.file):
             raise ValueError(f"a shard named {self.file!r}")
         if not _is_sha256(self.sha256):
@@ -43,20 +43,20 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """What the samples' `tokens` in the index are."""
+    """Token counts stored in the index."""
 
     total: int
     settings: dict[str, Any]
-    """What they hold for, see `TokenCounter.settings`."""
+    """Settings for which they are valid, see `TokenCounter.settings`."""
 
     def __post_init__(self) -> None:
         if not _is_count(self.total) or not isinstance(self.settings, dict):
-            raise ValueError(f"tokens: {self.total!r} in all, or their settings")
+            raise ValueError(f"tokens: total {self.total!r} or settings of a wrong type")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`manifest.json`: what the folder holds. Written last, so a folder with a manifest is complete."""
+    """`manifest.json`. Written last, so a folder with a manifest is complete."""
 
     format: int = FORMAT_VERSION
     samples: int
@@ -66,10 +66,10 @@ class Manifest:
     index_sha256: str
     shards: tuple[ShardInfo, ...]
     tokens: TokenCounts | None = None
-    """None = not counted when the set was made; everything works without."""
+    """None = not counted at conversion; they are optional."""
     exif_orientation: ExifOrientation = "ignore"
-    """Whether sizes in the index are those of images turned as their EXIF orientation says. Older sets do not say, and
-    have the sizes as stored; packs are the same either way."""
+    """Whether image sizes in the index have the EXIF orientation applied. Older sets lack the key and have the sizes as
+    stored; packs are the same either way."""
 
     def __post_init__(self) -> None:
         if not _is_sha256(self.index_sha256):
@@ -87,9 +87,9 @@ class Manifest:
             ("bytes", sum(shard.bytes for shard in self.shards)),
         ):
             if not _is_count(getattr(self, name)) or getattr(self, name) != total:
-                raise ValueError(f"shards of {total} {name} in all, but {name} is {getattr(self, name)!r}")
+                raise ValueError(f"the shards have {total} {name} in total, but {name} is {getattr(self, name)!r}")
         if sum(kinds.values()) != self.samples:
-            raise ValueError(f"kinds of {sum(kinds.values())} samples in all, but samples is {self.samples}")
+            raise ValueError(f"kinds has {sum(kinds.values())} samples in total, but samples is {self.samples}")
 
     def to_json(self) -> str:
         fields = asdict(self)
@@ -104,7 +104,7 @@ class Manifest:
         """Reads the manifest of `folder`.
 
         Raises:
-            UserError: no such folder, no manifest, or one that cannot be read.
+            UserError: no such folder, no manifest, or an invalid one.
         """
         file = folder / MANIFEST
         try:
@@ -119,23 +119,25 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str, source: str) -> Manifest:
-        """The manifest in a text; `source` is what a message calls it.
+        """Parses a manifest; `source` names it in messages.
 
         Raises:
-            UserError: it is none.
+            UserError: it is invalid.
         """
         content = parse_json(text, source, dict)
         version = content.get("format")
-        if version not in READABLE or type(version) is not int:
-            readable = " and ".join(map(str, READABLE))
+        if version not in READABLE_FORMATS or type(version) is not int:
+            readable = " and ".join(map(str, READABLE_FORMATS))
             raise UserError(
                 f"{source}: format {version!r:.40}, but this version reads {readable}; convert the data set again"
             )
         try:
-            content["shards"] = tuple(ShardInfo(**_only(shard, ShardInfo)) for shard in _listed(content, "shards"))
+            content["shards"] = tuple(
+                ShardInfo(**_with_keys_of(shard, ShardInfo)) for shard in _list_of(content, "shards")
+            )
             if content.get("tokens") is not None:
-                content["tokens"] = TokenCounts(**_only(content["tokens"], TokenCounts))
-            return cls(**_only(content, cls))
+                content["tokens"] = TokenCounts(**_with_keys_of(content["tokens"], TokenCounts))
+            return cls(**_with_keys_of(content, cls))
         except ValueError as error:
             raise UserError(
                 f"{source}: not a readable manifest ({str(error)[:200]}); copy or convert the data set again"
@@ -150,17 +152,17 @@ def _is_sha256(value: Any) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
-def _listed(content: dict[str, Any], name: str) -> list[Any]:
+def _list_of(content: dict[str, Any], name: str) -> list[Any]:
     value = content.get(name)
     if not isinstance(value, list):
-        raise ValueError(f"{name} is no list")
+        raise ValueError(f"{name} is not a list")
     return value
 
 
-def _only(content: Any, owner: type) -> dict[str, Any]:
-    """`content` if it has the keys of a dataclass and no others."""
+def _with_keys_of(content: Any, owner: type) -> dict[str, Any]:
+    """`content`, checked to have the fields of a dataclass and no others."""
     if not isinstance(content, dict):
-        raise ValueError(f"{content!r:.60} is no object")
+        raise ValueError(f"{content!r:.60} is not an object")
     known = {field.name for field in fields(owner)}
     if unknown := content.keys() - known:
         raise ValueError(f"the key {min(unknown)!r} is unknown")

@@ -1,4 +1,4 @@
-"""The tar members of one sample: what they are called, what they hold."""
+"""The tar members of a sample: names and contents."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from typing import Any, get_args
 
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample, parse_candidates
 from scone_pl.errors import UserError
 from scone_pl.files import decode, parse_json
 
-LONGEST_KEY = 80
-"""Letters; a tar name holds 100."""
-MOST_BYTES = 1 << 30
-"""Of a sample's members; more is held to be damage, and would not fit in memory."""
+MAX_KEY_LENGTH = 80
+"""Characters; a tar name holds 100."""
+MAX_SAMPLE_BYTES = 1 << 30
+"""Maximum size of a sample's members; larger ones are treated as damage and would not fit in memory."""
 
 _BLOCK = 512
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
-_UNUSABLE = re.compile(r"[^A-Za-z0-9_-]")
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_-]")
 _PART = re.compile(r"json|target\.\w+|ref(0|[1-9]\d{0,8})\.\w+", re.ASCII)
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
 _REGULAR = (b"0", b"\0")
@@ -41,26 +40,26 @@ _OTHER_TYPES = {
 
 
 def parse_members(data: bytes, key: str, origin: str) -> tuple[Sample, int]:
-    """The sample in a run of tar members, and its checksum.
+    """The sample in a sequence of tar members, and its checksum.
 
     Args:
         data: the bytes of all members of one sample, and nothing else.
-        key: the key that the members must have.
-        origin: where the bytes came from, for messages.
+        key: the expected key of the members.
+        origin: file that the bytes were read from, for messages.
 
     Raises:
-        BrokenSampleError: damaged headers, links and other members that are no regular files, another sample's
-            members, members that are missing, unknown or there twice, wrong JSON.
+        BrokenSampleError: damaged headers, links and other members that are not regular files, members of another
+            sample, missing, unknown or duplicate members, invalid JSON.
     """
     parts: dict[str, bytes] = {}
     members = list(_regular_files(data, f"{origin}: sample {key}"))
     for name, content in members:
         stem, _, part = name.partition(".")
         if stem != key:
-            raise BrokenSampleError("torn shard", f"{origin}: found {name} where {key} should be")
+            raise BrokenSampleError("torn shard", f"{origin}: found {name} instead of {key}")
         match = _PART.fullmatch(part)
         if match is None:
-            raise BrokenSampleError("unknown member", f"{origin}: {name} is no part of a sample")
+            raise BrokenSampleError("unknown member", f"{origin}: {name} is not part of a sample")
         part = part if part == "json" else part.partition(".")[0]
         if part in parts:
             raise BrokenSampleError("duplicate member", f"{origin}: {key} has {part} twice")
@@ -78,22 +77,21 @@ def parse_members(data: bytes, key: str, origin: str) -> tuple[Sample, int]:
 
 
 def checksum(members: Iterable[tuple[str, bytes]]) -> int:
-    """CRC-32 of members in the order of their names: of each the name, a zero byte, its size, a zero byte, its content.
+    """CRC-32 over the members in the order of their names: name, zero byte, size, zero byte, content of each.
 
-    Neither the order in the tar nor the dialect of its headers changes it.
+    It depends neither on the order in the tar nor on the dialect of its headers.
     """
-    sum_ = 0
+    crc = 0
     for name, content in sorted(members):
-        sum_ = zlib.crc32(content, zlib.crc32(f"{name}\0{len(content)}\0".encode(), sum_))
-    return sum_
+        crc = zlib.crc32(content, zlib.crc32(f"{name}\0{len(content)}\0".encode(), crc))
+    return crc
 
 
 def _regular_files(data: bytes, source: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of each member.
 
-    Python's `tarfile` stops at the first header that it cannot read, as if the archive ended there, follows links, and
-    reads sparse files at the size that they claim. So a header is read here, and anything else than a whole, plain
-    file up to the last byte is refused.
+    Python's `tarfile` treats the first unreadable header as the end of the archive, follows links, and reads sparse
+    files at the size that they claim. So headers are parsed here, and anything but complete regular files is refused.
 
     Raises:
         BrokenSampleError: see `parse_members`.
@@ -103,13 +101,13 @@ def _regular_files(data: bytes, source: str) -> Iterator[tuple[str, bytes]]:
         header = data[position : position + _BLOCK]
         if len(header) < _BLOCK:
             raise BrokenSampleError("torn shard", f"{source}: ends within the header of a member")
-        # The sum is of the header with its own field as blanks.
+        # The checksum is computed with its own field as blanks.
         if _octal(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
             raise BrokenSampleError("torn shard", f"{source}: the header of a member is damaged at byte {position}")
         type_ = header[156:157]
         if type_ not in _REGULAR:
-            what = _OTHER_TYPES.get(type_, f"of the type {type_!r}")
-            raise BrokenSampleError("unsupported member", f"{source}: a member is {what}, not a regular file")
+            description = _OTHER_TYPES.get(type_, f"of the type {type_!r}")
+            raise BrokenSampleError("unsupported member", f"{source}: a member is {description}, not a regular file")
         name, _, rest = header[:100].partition(b"\0")
         if rest.strip(b"\0") or (header[257:263] == b"ustar\0" and header[345]) or not name.isascii():
             raise BrokenSampleError("unsupported member", f"{source}: a member has an unusable name")
@@ -120,7 +118,7 @@ def _regular_files(data: bytes, source: str) -> Iterator[tuple[str, bytes]]:
         if size is None or position > len(data):
             raise BrokenSampleError("torn shard", f"{source}: a member has a wrong size, or is cut off")
         if data[end:position].strip(b"\0"):
-            raise BrokenSampleError("torn shard", f"{source}: a member goes on behind its end at byte {end}")
+            raise BrokenSampleError("torn shard", f"{source}: a member has data after its end at byte {end}")
         yield name.decode(), data[begin:end]
 
 
@@ -130,26 +128,26 @@ def _octal(field: bytes) -> int | None:
 
 
 def is_key(value: Any) -> bool:
-    """Whether a value can be the key of a sample."""
+    """Whether a value is a valid sample key."""
     return isinstance(value, str) and _KEY.fullmatch(value) is not None
 
 
-def plain_key(name: str, longest: int = LONGEST_KEY) -> str:
-    """`name` as a key of at most `longest` letters; what has to be changed gets a hash, so that names stay apart."""
-    plain = _UNUSABLE.sub("_", name)
-    if plain == name and len(name) <= longest:
+def plain_key(name: str, max_length: int = MAX_KEY_LENGTH) -> str:
+    """`name` as a key of at most `max_length` characters; changed names get a hash appended to stay distinct."""
+    plain = _NOT_IN_KEYS.sub("_", name)
+    if plain == name and len(name) <= max_length:
         return name
-    return f"{plain[: longest - 9]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+    return f"{plain[: max_length - 9]}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def sample_json(sample: Sample) -> bytes:
-    """What the member `{key}.json` holds."""
+    """Content of the member `{key}.json`."""
     info = {
         "instruction": sample.instruction,
         "kind": sample.kind,
         "candidates": None
         if sample.candidates is None
-        else [[asdict(candidate) for candidate in group] for group in sample.candidates],
+        else [[candidate.to_json() for candidate in group] for group in sample.candidates],
         "metadata": sample.metadata,
         **({"answer": sample.answer} if sample.answer else {}),
     }

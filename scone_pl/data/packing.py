@@ -1,4 +1,4 @@
-"""From samples to the splits of a packed sequence (spec. 3), and how long they will be before anything is decoded."""
+"""Samples to the splits of a packed sequence (docs/specification.md 3), and split lengths before decoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from scone_pl.data.boxes import meant_grid
+from scone_pl.data.boxes import candidate_labels
 from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.index import IndexEntry
 from scone_pl.data.sample import BrokenSampleError, Candidate, Sample
@@ -26,29 +26,30 @@ class PackingConfig:
     """How samples become sequences."""
 
     token_budget: int = 26496
-    """Most tokens of a packed sequence (release: max_num_tokens of the training scripts)."""
+    """Maximum tokens per packed sequence (release: max_num_tokens of the training scripts)."""
     targets_per_sample: int = 1
-    """Noise levels per sample and context; exact, since a target is seen by itself alone (release: 1)."""
+    """Noise levels per sample that share its context; exact, since a target attends to the context and itself only
+    (release: 1)."""
     instruction_dropout: float = 0.1
-    """Probability to leave out a sample's instruction (paper and release: 0.1)."""
+    """Probability of dropping a sample's instruction (paper and release: 0.1)."""
     vae_dropout: float = 0.0
-    """Probability to leave out a reference's VAE split (release: 0 in all Scone stages)."""
+    """Probability of dropping a reference's VAE split (release: 0 in all Scone stages)."""
     vit_dropout: float = 0.0
-    """Probability to leave out a reference's ViT split (release: 0 in all Scone stages)."""
+    """Probability of dropping a reference's ViT split (release: 0 in all Scone stages)."""
     vae_resize: ResizeLimits = field(default_factory=lambda: ResizeLimits(max_size=1024, min_size=512))
     """Sizes of VAE images and targets (release: data configs, 512..1024)."""
     vit_resize: ResizeLimits = field(default_factory=lambda: ResizeLimits(max_size=518, min_size=224))
     """Sizes of ViT images (release: 224..518 in training, up to 980 in inference)."""
     vit_source: Literal["original", "vae_resized"] = "original"
-    """What the ViT image is made from (release: original in training, vae_resized in inference)."""
+    """Image that the ViT image is resized from (release: original in training, vae_resized in inference)."""
     pixels: Literal["exact", "fast"] = "exact"
-    """`exact`: the release's pixels. `fast`: quicker; JPEGs of more than twice the wanted size are decoded
-    at a fraction of it, and torch resizes (errors: see `benchmarks/data.py`). Same sizes and token counts."""
+    """`exact`: the release's pixels. `fast`: JPEGs of more than twice the target size are decoded at a fraction of
+    their size, and torch resizes (errors: see `benchmarks/data.py`). Sizes and token counts are the same."""
     exif_orientation: ExifOrientation = "apply"
-    """`apply`: images are turned as their EXIF orientation says, as viewers show them. `ignore`: they stay as they are
-    stored (release). Token counts and packs are the same, since a turn only exchanges the sides."""
+    """`apply`: images are rotated according to their EXIF orientation, as viewers show them. `ignore`: they stay as
+    stored (release). Token counts and packs are the same, since a rotation only exchanges the sides."""
     lookahead: int = 64
-    """Samples of the shuffled order among which those that fill a pack best are chosen; larger fills better."""
+    """Window of the shuffled order from which the samples that fill a pack best are chosen; larger packs better."""
 
     def __post_init__(self) -> None:
         if self.token_budget < 1 or self.targets_per_sample < 1 or self.lookahead < 1:
@@ -58,15 +59,15 @@ class PackingConfig:
                 raise UserError(f"packing.{name} is {getattr(self, name)}; it is a probability, from 0 to 1")
 
     def without_dropout(self) -> PackingConfig:
-        """The same for validation and prediction."""
+        """The same settings without dropout, for validation and prediction."""
         return dataclasses.replace(self, instruction_dropout=0.0, vae_dropout=0.0, vit_dropout=0.0)
 
     @classmethod
     def for_inference(
         cls, sequence_format: SequenceFormat, exif_orientation: ExifOrientation = "apply"
     ) -> PackingConfig:
-        """The release's sizes in inference (VAE 512..1024, ViT 224..980 from the resized VAE image), or the largest
-        that the model's position tables hold where those are smaller.
+        """The release's inference sizes (VAE 512..1024, ViT 224..980 from the resized VAE image), clamped to the
+        model's position tables.
         """
         vae = min(1024, sequence_format.latent_positions_per_side * sequence_format.latent_stride)
         vit = min(980, sequence_format.vit_largest_side * sequence_format.vit_patch_size)
@@ -79,7 +80,7 @@ class PackingConfig:
         )
 
     def resizes(self, sequence_format: SequenceFormat) -> tuple[ImageResize, ImageResize]:
-        """The resize of VAE images and of ViT images for a model."""
+        """The resizes of VAE images and of ViT images for a model."""
         fast = self.pixels == "fast"
         return (
             self.vae_resize.with_stride(sequence_format.latent_stride, fast=fast),
@@ -87,7 +88,7 @@ class PackingConfig:
         )
 
     def decode(self, data: bytes, sequence_format: SequenceFormat) -> Image.Image:
-        """An encoded image in RGB, as large as the resizes need it."""
+        """Decodes an image to RGB, at least as large as the resizes need it."""
         draft_for = self.resizes(sequence_format) if self.pixels == "fast" else ()
         return decode_rgb(data, exif_orientation=self.exif_orientation, draft_for=draft_for)
 
@@ -95,7 +96,7 @@ class PackingConfig:
         """Checks that the largest images fit the model's position tables.
 
         Raises:
-            UserError: naming the setting and the largest possible value.
+            UserError: a limit is too large; names the setting and its maximum.
         """
         vae, vit = self.resizes(sequence_format)
         for name, resize, table in (
@@ -150,13 +151,13 @@ class PreparedReference:
     """(3, H, W) in [-1, 1]."""
     vit: Tensor | None
     """(3, H, W) in [-1, 1]."""
-    meant: Tensor | None
-    """(rows, columns) of the ViT grid, see `meant_grid`."""
+    labels: Tensor | None
+    """(rows, columns) of the ViT grid, see `candidate_labels`."""
 
 
 @dataclass(frozen=True)
 class PreparedSample:
-    """A sample decoded, transformed and with its random decisions made."""
+    """A sample that is decoded, transformed and has its random choices drawn."""
 
     key: str
     references: tuple[PreparedReference, ...]
@@ -165,13 +166,13 @@ class PreparedSample:
     target: Tensor | None
     """(3, H, W) in [-1, 1]."""
     timestep_logits: list[float]
-    """One a target split."""
+    """One per target split."""
     answer: list[int] | None = None
-    """Ids of the labelled text behind the instruction; None = none."""
+    """Ids of the target text after the instruction; None = none."""
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """Sizes that decide the lengths of its splits, in order: samples with equal layouts attend alike."""
+        """Sizes that determine the split lengths, in order: samples of equal layout are batched in attention."""
         sizes: list[int] = []
         for reference in self.references:
             for image in (reference.vae, reference.vit):
@@ -181,9 +182,9 @@ class PreparedSample:
         return tuple(sizes)
 
     def append_to(self, builder: SequenceBuilder) -> None:
-        """Appends its splits in the order of docs/specification.md 3, an answer between instruction and target.
+        """Appends its splits in the order of docs/specification.md 3, the answer between instruction and target.
 
-        A sample that only asks for an answer shows its references to the ViT alone, as BAGEL's understanding data does.
+        References of a sample without a target image have no VAE split, as in BAGEL's understanding data.
         """
         builder.begin_sample(self.key)
         for number, reference in enumerate(self.references):
@@ -196,7 +197,7 @@ class PreparedSample:
             if reference.vit is None:
                 builder.skip_image()
             else:
-                builder.add_vit(reference.vit, reference=number, labels=reference.meant)
+                builder.add_vit(reference.vit, reference=number, labels=reference.labels)
         if self.ids is not None:
             builder.add_text(self.ids)
         if self.answer is not None:
@@ -215,16 +216,16 @@ def prepare_sample(
     """Decodes and transforms `sample`, and draws its dropouts and timestep logits n ~ N(0, 1) from `rng`.
 
     Raises:
-        BrokenSampleError: an image cannot be decoded, or candidates do not fit the references.
-        UserError: a word that the tokenizer does not know.
+        BrokenSampleError: an image cannot be decoded, or the candidates do not match the references.
+        UserError: a word is not in the tokenizer's vocabulary.
     """
     if sample.candidates is not None and len(sample.candidates) != len(sample.references):
-        raise BrokenSampleError("wrong candidates", f"{sample.key}: candidates are not one list a reference")
-    # All draws come first and their number does not depend on settings, so that changing one changes only its own.
+        raise BrokenSampleError("wrong candidates", f"{sample.key}: candidates are not one list per reference")
+    # All draws come first and their number does not depend on settings, so changing one setting changes only its draw.
     drop_text = rng.random() < config.instruction_dropout
     drop_images = rng.random((len(sample.references), 2)) < (config.vae_dropout, config.vit_dropout)
     logits = rng.standard_normal(config.targets_per_sample).tolist()
-    drop_images[:, 0] |= bool(sample.answer and not sample.target)  # the ViT alone sees them, see `append_to`
+    drop_images[:, 0] |= bool(sample.answer and not sample.target)  # see `PreparedSample.append_to`
     references = tuple(
         prepare_reference(
             config.decode(data, sequence_format),
@@ -271,19 +272,19 @@ def prepare_reference(
 
     Args:
         original: in RGB.
-        sequence_format: of the model.
+        sequence_format: the model's.
         config: limits of the sizes.
-        drop: leave out the VAE version, the ViT version.
-        candidates: the subjects in it, where known.
+        drop: whether to drop the VAE split and the ViT split.
+        candidates: the subjects in the image, if annotated.
     """
     vae, vit = config.resizes(sequence_format)
     drop_vae, drop_vit = drop
     resized = vae.resize(original) if config.vit_source == "vae_resized" else None
-    vit_tensor = meant = vae_tensor = None
+    vit_tensor = vae_tensor = labels = None
     if not drop_vae:
         vae_tensor = vae(original) if resized is None else to_tensor(resized)
     if not drop_vit:
         vit_tensor = vit(original if resized is None else resized, interleaved=True)
         rows, columns = (side // vit.stride for side in vit_tensor.shape[-2:])
-        meant = None if candidates is None else meant_grid(candidates, rows, columns)
-    return PreparedReference(vae_tensor, vit_tensor, meant)
+        labels = None if candidates is None else candidate_labels(candidates, rows, columns)
+    return PreparedReference(vae_tensor, vit_tensor, labels)

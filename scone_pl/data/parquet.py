@@ -1,4 +1,4 @@
-"""Reading parquet, a few rows at a time: the published Scone-S2I layout (spec. 9) or columns named like JSON fields."""
+"""Parquet sources, read a few rows at a time: the published Scone-S2I layout, or columns named like JSON fields."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pyarrow
 import pyarrow.parquet
 
 from scone_pl.data.members import plain_key
-from scone_pl.data.parquet_columns import JOINED, Columns, columns_of
+from scone_pl.data.parquet_columns import IMAGE_COLUMN, Columns, columns_of
 from scone_pl.data.rows import RowRules, describe, read_row
-from scone_pl.data.sample import BrokenSampleError, Kind, Sample, usable
+from scone_pl.data.sample import BrokenSampleError, Kind, Sample, sample_or_error
 from scone_pl.errors import UserError
 from scone_pl.files import readable
 
@@ -32,7 +32,7 @@ class ParquetFile:
 
     @property
     def kind(self) -> Kind:
-        """Kind of its samples, told by the subset's name, where no column tells."""
+        """Kind of its samples by the subset's name, for rows without a column for it."""
         return "multi" if "multi" in self.subset else "single"
 
 
@@ -40,12 +40,12 @@ def find_parquet(source: str | Path, subset: str | None = None, rules: RowRules 
     """The parquet files under `source`: the data set's root, its `parquet_data`, one subset's folder, or one file.
 
     Args:
-        source: where to look; names that begin with a dot are left alone.
-        subset: only this subset (a folder's name).
+        source: where to look; hidden files and folders are ignored.
+        subset: only this subset (a folder name).
         rules: how rows are read.
 
     Raises:
-        UserError: nothing found, an unreadable file, or columns that cannot be read (see `columns_of`).
+        UserError: no file, an unreadable file, or invalid columns (see `columns_of`).
     """
     source = Path(source)
     if not source.exists():
@@ -62,20 +62,20 @@ def find_parquet(source: str | Path, subset: str | None = None, rules: RowRules 
         paths = [path for path in paths if path.parent.name == subset]
         if not paths:
             raise UserError(f"{source}: no subset named {subset!r}; there are: {', '.join(names)}")
-    return [_check(path, rules or RowRules()) for path in paths]
+    return [_open_file(path, rules or RowRules()) for path in paths]
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _check(path: Path, rules: RowRules) -> ParquetFile:
+def _open_file(path: Path, rules: RowRules) -> ParquetFile:
     first: dict[str, Any] = {}
     try:
         with readable(path), pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
             for batch in file.iter_batches(1, use_threads=False):
-                with suppress(UnicodeDecodeError):  # told when that row is read
+                with suppress(UnicodeDecodeError):  # reported when that row is read
                     first = _values(batch) if batch.num_rows else {}
                 break
             columns = columns_of(schema, rules, str(path), first)
@@ -87,15 +87,15 @@ def _check(path: Path, rules: RowRules) -> ParquetFile:
 
 
 class ParquetInput:
-    """Files one after the other; see `inputs.Input`."""
+    """Parquet files in sequence; see `inputs.Input`."""
 
     def __init__(self, files: list[ParquetFile], rules: RowRules | None = None, root: str | None = None) -> None:
-        """`root`: what image paths are relative to; None = the file's folder."""
+        """`root`: base of relative image paths; None = the file's folder."""
         self.files = files
         self.rules = rules or RowRules()
         self.root = root and Path(root)
         if root is not None and not Path(root).is_dir():
-            raise UserError(f"{root}: no such folder; --image_root is what image paths are relative to")
+            raise UserError(f"{root}: no such folder; --image_root is the base of relative image paths")
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
@@ -108,8 +108,8 @@ class ParquetInput:
     def describe(self) -> str:
         """Which columns of the first file are read as what."""
         columns = self.files[0].columns
-        told = describe({name: "?" for name in columns.names if name != JOINED}, self.rules.names)
-        return f"{columns.image_words}, {told}" if columns.joined else told
+        description = describe({name: "?" for name in columns.names if name != IMAGE_COLUMN}, self.rules.names)
+        return f"{columns.image_description}, {description}" if columns.has_image_column else description
 
     def keys(self) -> Iterator[str]:
         if self.rules.names.key is None:
@@ -121,7 +121,7 @@ class ParquetInput:
         for file in self.files:
             first, last = max(start - before, 0), min(stop - before, file.rows)
             for number, (key, row) in enumerate(self._rows(file, first, last), first):
-                yield key, usable(self._sample, row, file, number, key)
+                yield key, sample_or_error(self._sample, row, file, number, key)
             before += file.rows
 
     def _rows(
@@ -151,35 +151,35 @@ class ParquetInput:
 def iter_rows(
     file: ParquetFile, start: int = 0, stop: int | None = None, columns: tuple[str, ...] | None = None
 ) -> Iterator[dict[str, Any] | BrokenSampleError]:
-    """Rows as {column: value}, or what is wrong with one; memory is bounded by a few rows, not by a row group.
+    """Rows as {column: value}, or the error of a row; memory is bounded by a few rows, not by a row group.
 
     Args:
-        file: where from.
+        file: the opened file.
         start: first row.
-        stop: row behind the last; None = all.
-        columns: which to read; None = those of `file`.
+        stop: end of the range, exclusive; None = all rows.
+        columns: columns to read; None = those of `file`.
 
     Raises:
-        UserError: the file is damaged within.
+        UserError: the file is damaged.
     """
     stop = file.rows if stop is None else stop
     if start >= stop:
         return
-    wanted = list(columns or file.columns.names)
+    names = list(columns or file.columns.names)
     number = start
     try:
-        # Without a pre-buffer pages are read as needed instead of a whole row group at once.
+        # Without pre-buffering pages are read on demand instead of a whole row group at once.
         with (
             readable(file.path),
             pyarrow.parquet.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False) as reader,
         ):
             groups, before = _groups(reader, start, stop)
-            for batch in reader.iter_batches(_ROWS_AT_A_TIME, row_groups=groups, columns=wanted, use_threads=False):
+            for batch in reader.iter_batches(_ROWS_AT_A_TIME, row_groups=groups, columns=names, use_threads=False):
                 for row in range(max(start - before, 0), min(stop - before, len(batch))):
                     try:
                         values: dict[str, Any] | BrokenSampleError = _values(batch.slice(row, 1))
                     except UnicodeDecodeError as error:
-                        text = f"{file.path}: row {number}: a text is not UTF-8 ({error.reason})"
+                        text = f"{file.path}: row {number}: a string is not UTF-8 ({error.reason})"
                         values = BrokenSampleError("wrong text", text)
                     yield values
                     number += 1
@@ -188,16 +188,16 @@ def iter_rows(
                     return
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file.path}: damaged ({_one_line(error)}); fetch it again") from None
-    raise UserError(f"{file.path}: ends behind row {number}, but claims {file.rows} rows; fetch it again")
+    raise UserError(f"{file.path}: ends after row {number}, but claims {file.rows} rows; fetch it again")
 
 
 def _values(batch: pyarrow.RecordBatch) -> dict[str, Any]:
-    """The first row of a batch."""
+    """The first row of a batch as {column: value}."""
     return {name: column[0].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def _groups(reader: pyarrow.parquet.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
-    """Row groups that hold the rows from `start` to `stop`, and the number of the first row in them."""
+    """Row groups that hold the rows from `start` to `stop`, and the index of their first row."""
     groups, first, row = [], start, 0
     for group in range(reader.num_row_groups):
         rows = reader.metadata.row_group(group).num_rows
@@ -209,7 +209,7 @@ def _groups(reader: pyarrow.parquet.ParquetFile, start: int, stop: int) -> tuple
 
 
 def key_of(file: ParquetFile, row: int) -> str:
-    """`<subset>-<file>-<row>`, in the letters that a key may hold."""
+    """`<subset>-<file>-<row>` as a valid key."""
     return plain_key(f"{file.subset}-{file.path.stem}-{row:06d}")
 
 

@@ -1,4 +1,4 @@
-"""Which samples go into which pack, from their lengths alone."""
+"""Bin packing: assigns samples to packs by their lengths."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """Packs of samples, samples named by their place in the order that was planned."""
+    """Packs of samples, as indices into the planned order."""
 
     packs: list[list[int]]
     over_budget: list[int]
-    """Samples that are longer than a pack may be, and so in none."""
+    """Samples that are longer than the budget and therefore in no pack."""
 
     def efficiency(self, lengths: Sequence[int], budget: int) -> float:
-        """Share of the packs' tokens that are used, in (0, 1]."""
+        """Packing efficiency: used fraction of the packs' token budgets, in (0, 1]."""
         used = sum(int(lengths[i]) for pack in self.packs for i in pack)
         return used / (budget * len(self.packs)) if self.packs else 1.0
 
@@ -23,13 +23,13 @@ class Plan:
 def plan_packs(lengths: Sequence[int], budget: int, lookahead: int = 64) -> Plan:
     """Packs samples into sequences of at most `budget` tokens.
 
-    A pack takes the oldest waiting sample, so that none starves, and of the `lookahead` - 1 waiting behind it those
-    that together fill the rest best (exactly: reachable sums, one bit each).
+    A pack takes the first waiting sample, so that none starves, and of the next `lookahead` - 1 the subset that fills
+    the remaining budget best (exact subset sum, one bit per reachable sum).
 
     Args:
-        lengths: tokens of every sample, in the order in which they are to be seen.
-        budget: most tokens of a pack.
-        lookahead: samples among which to choose; 1 = a pack for every sample.
+        lengths: tokens of every sample, in the order in which they are seen.
+        budget: maximum tokens per pack.
+        lookahead: window size; 1 = one sample per pack.
     """
     over_budget = [i for i, length in enumerate(lengths) if length > budget]
     queue = (i for i, length in enumerate(lengths) if length <= budget)
@@ -49,8 +49,8 @@ def plan_packs(lengths: Sequence[int], budget: int, lookahead: int = 64) -> Plan
         window = [i for i in others if i not in taken]
 
 
-def first_come_packs(lengths: Sequence[int], budget: int) -> Plan:
-    """The plain way, to compare with: a pack is closed as soon as the next sample does not fit."""
+def next_fit_packs(lengths: Sequence[int], budget: int) -> Plan:
+    """Next-fit packing, as a baseline: a pack is closed as soon as the next sample does not fit."""
     packs: list[list[int]] = []
     used = budget
     for i, length in enumerate(lengths):
@@ -64,14 +64,14 @@ def first_come_packs(lengths: Sequence[int], budget: int) -> Plan:
     return Plan(packs, [i for i, length in enumerate(lengths) if length > budget])
 
 
-def _fill(lengths: list[int], room: int) -> list[int]:
-    """Which of `lengths` add up to the most that is at most `room`; earlier ones first where there is a choice."""
-    room = min(room, sum(lengths))  # a budget without bounds must not become a number of so many bits
-    mask = (1 << (room + 1)) - 1
+def _fill(lengths: list[int], capacity: int) -> list[int]:
+    """Indices of the subset with the largest sum of at most `capacity`; earlier items are preferred."""
+    capacity = min(capacity, sum(lengths))  # bounds the bit mask for unlimited budgets
+    mask = (1 << (capacity + 1)) - 1
     reachable = [1]  # after the first k lengths: bit s is set if s is the sum of some of them
     for length in lengths:
         reachable.append((reachable[-1] | reachable[-1] << length) & mask)
-        if reachable[-1] >> room:
+        if reachable[-1] >> capacity:
             break
     total = reachable[-1].bit_length() - 1
     chosen = []

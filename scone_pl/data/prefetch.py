@@ -1,4 +1,4 @@
-"""Fetches the shards of the packs to come while the present one is made."""
+"""Prefetches the remote shards of upcoming packs."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ Item = TypeVar("Item")
 
 
 class Prefetcher:
-    """Two background threads (one waits, one receives); without remote sources none."""
+    """Two background threads if there are remote sources, none otherwise."""
 
     def __init__(self, mixture: Mixture) -> None:
         self._mixture = mixture
-        self._wanted: queue.Queue[tuple[int, int]] = queue.Queue()
-        self._asked: dict[tuple[int, int], None] = {}
+        self._queue: queue.Queue[tuple[int, int]] = queue.Queue()
+        self._requested: dict[tuple[int, int], None] = {}
         if mixture.has_remote:
             for _ in range(2):
-                # A daemon: neither the end of a run nor a killed worker waits for a slow server.
+                # Daemon threads, so that the end of a run does not wait for a slow server.
                 threading.Thread(target=self._work, daemon=True).start()
 
-    def want(self, draws: Iterable[Draw]) -> None:
-        """Asks for the shards of a pack; returns at once."""
+    def request(self, draws: Iterable[Draw]) -> None:
+        """Queues the shards of a pack; does not block."""
         for draw in draws:
             shard = (draw.source, self._mixture.shard_of(draw))
-            if self._mixture.sets[draw.source].storage.remote and shard not in self._asked:
-                self._asked[shard] = None
-                self._wanted.put(shard)
-                if len(self._asked) > 1024:  # old ones may have left the cache and may be asked for again
-                    del self._asked[next(iter(self._asked))]
+            if self._mixture.sets[draw.source].storage.remote and shard not in self._requested:
+                self._requested[shard] = None
+                self._queue.put(shard)
+                if len(self._requested) > 1024:  # older ones may have been evicted and may be requested again
+                    del self._requested[next(iter(self._requested))]
 
     def _work(self) -> None:
         while True:
-            source, shard = self._wanted.get()
-            with contextlib.suppress(FetchError):  # whoever reads a sample of it says so
+            source, shard = self._queue.get()
+            with contextlib.suppress(FetchError):  # reported when a sample of the shard is read
                 self._mixture.sets[source].fetch(shard)
 
 
-def ahead(items: Iterator[Item], count: int) -> Iterator[tuple[Item, list[Item]]]:
-    """Each item with those that have come into sight: the next `count` at first, then one more each time."""
+def with_lookahead(items: Iterator[Item], count: int) -> Iterator[tuple[Item, list[Item]]]:
+    """Each item with those that newly entered the lookahead window of `count` items."""
     waiting: list[Item] = []
     for item in items:
         waiting.append(item)

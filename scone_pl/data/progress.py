@@ -1,4 +1,4 @@
-"""Progress bars: moving on a terminal, a line now and then in a log."""
+"""Progress bars on a terminal, periodic lines in a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECONDS_A_LINE = 30.0
 
 
 class _Lines:
-    """A stream to which each state of a bar is a line of its own."""
+    """Writes each state of a progress bar as a separate line."""
 
     def write(self, text: str) -> None:
         if text := text.strip():
@@ -22,12 +22,12 @@ class _Lines:
 
 
 def progress_bar(*args: Any, show: bool, **kwargs: Any) -> tqdm:
-    """A tqdm bar on standard error; where that is no terminal, a line every 30 seconds and one at the end.
+    """A tqdm bar on standard error; if that is not a terminal, a line every 30 seconds and one at the end.
 
     Args:
-        args: tqdm's.
-        show: false = none.
-        kwargs: tqdm's.
+        args: passed to tqdm.
+        show: whether to show it.
+        kwargs: passed to tqdm.
     """
     if show and not sys.stderr.isatty():
         kwargs.update(file=_Lines(), mininterval=_SECONDS_A_LINE, maxinterval=_SECONDS_A_LINE, ascii=True)

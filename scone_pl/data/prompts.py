@@ -1,9 +1,9 @@
-"""Prompts to generate from as JSON rows, in the form of SconeEval and OmniContext (docs/benchmarks.md 1).
+"""Prompts as JSON rows, in the format of SconeEval and OmniContext (docs/benchmarks.md 1).
 
-A row has `key` (names the picture), an instruction and reference images (paths relative to the file, in order; may be
-empty) under any name that `shards convert` knows (`data/fields.py`); optionally `task_type` (names a folder). Other
-fields are left alone. Images are prepared as the release does in inference, except that they are turned as their EXIF
-orientation says unless `data.packing.exif_orientation` is `ignore`.
+A row has `key` (file name of the generated image), an instruction and reference images (paths relative to the file, in
+order; may be empty) under any of the names in `data/fields.py`; optionally `task_type` (folder of the generated image).
+Other fields are ignored. Images are preprocessed as in the release's inference, except that their EXIF orientation is
+applied unless `data.packing.exif_orientation` is `ignore`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from scone_pl.data.rows import Row, RowRules, read_row
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.errors import UserError
 
-LONGEST_NAME = 200
-"""Bytes of a key or task type in UTF-8: file systems take 255, and the name gets a suffix."""
+MAX_NAME_BYTES = 200
+"""Of a key or task type in UTF-8: file systems allow 255, and the name gets a suffix."""
 _FORBIDDEN = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f\ud800-\udfff]')
 _RULES = RowRules(names=FieldNames(key="key"), require_target=False, require_references=False, prompts=True)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One row."""
+    """One prompt."""
 
     key: str
     task_type: str
-    """Empty if the record has none."""
+    """Empty if the row has none."""
     row: Row
     where: str
     """File and line, for messages."""
@@ -48,7 +48,7 @@ class Request:
         return tuple(image for image in self.row.references if isinstance(image, Path))
 
     def read(self) -> Sample:
-        """The images' bytes and the rest as a sample without target.
+        """Reads the images; the result is a sample without target.
 
         Raises:
             BrokenSampleError: an image cannot be read.
@@ -57,22 +57,22 @@ class Request:
 
 
 def is_prompt_file(path: str) -> bool:
-    """Whether a prediction source is a file of prompts; else it is a folder or URL of shards."""
+    """Whether a prediction source is a file of prompts rather than a folder or URL of shards."""
     return "://" not in path and not Path(path).is_dir() and (path.endswith(SUFFIXES) or Path(path).exists())
 
 
 def read_requests(files: Sequence[str | Path]) -> list[Request]:
-    """All rows of some files, checked.
+    """Reads and checks all rows of the files.
 
     Raises:
-        UserError: naming file and line: not JSON, a field that is missing or wrong, an image that is not there, a key
-            that can not name a file or comes twice in its task type.
+        UserError: names file and line: invalid JSON, a missing or invalid field, a missing image file, a key that is
+            not a valid file name or not unique within its task type.
     """
     return [request for request, _ in requests_and_records(files)]
 
 
 def requests_and_records(files: Sequence[str | Path]) -> Iterator[tuple[Request, dict[str, Any]]]:
-    """As `read_requests`, each with all fields of its row."""
+    """Like `read_requests`, each request with its complete row."""
     seen: dict[tuple[str, str], str] = {}
     for file in map(Path, files):
         rows = JsonRows.open(file)
@@ -80,16 +80,16 @@ def requests_and_records(files: Sequence[str | Path]) -> Iterator[tuple[Request,
             if isinstance(record, UserError):
                 raise record
             request = _request(record, rows.where(number), file.parent)
-            place = (_folded(request.task_type), _folded(request.key))
-            if place in seen:
+            identity = (_folded(request.task_type), _folded(request.key))
+            if identity in seen:
                 raise UserError(
-                    f"{request.where}: the key {request.key!r} was used at {seen[place]} already (capitals do not "
-                    "count: some file systems do not tell them apart)"
+                    f"{request.where}: the key {request.key!r} is already used at {seen[identity]} (compared without "
+                    "case, since some file systems are case-insensitive)"
                 )
-            seen[place] = request.where
+            seen[identity] = request.where
             yield request, record
     if not seen:
-        raise UserError(f"{' '.join(map(str, files))}: holds no row to generate from")
+        raise UserError(f"{' '.join(map(str, files))}: has no prompts")
 
 
 def _request(record: dict[str, Any], where: str, folder: Path) -> Request:
@@ -111,7 +111,7 @@ def _request(record: dict[str, Any], where: str, folder: Path) -> Request:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or has a null byte
+    except (OSError, ValueError):  # too long, or with a null byte
         return False
 
 
@@ -120,11 +120,11 @@ def _folded(name: str) -> str:
 
 
 def _plain_name(value: Any, field: str, where: str) -> str:
-    """A text that names one file on any system and nothing above it."""
+    """`value` as a portable file name without a path."""
     name = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    if not name.strip() or name.startswith(".") or _FORBIDDEN.search(name) or len(name.encode()) > LONGEST_NAME:
+    if not name.strip() or name.startswith(".") or _FORBIDDEN.search(name) or len(name.encode()) > MAX_NAME_BYTES:
         raise UserError(
-            f"{where}: `{field}` {value!r:.300} can not name a picture; use up to {LONGEST_NAME} bytes of UTF-8 "
+            f"{where}: `{field}` {value!r:.300} is not a valid file name; use up to {MAX_NAME_BYTES} bytes of UTF-8 "
             "without path separators, not starting with a dot"
         )
     return name

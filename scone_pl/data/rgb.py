@@ -1,4 +1,4 @@
-"""Decoded images of any mode as 8-bit RGB: scaled where it is clear what a value means, else refused by name."""
+"""Converts decoded images of any mode to 8-bit RGB; refuses values whose scale is ambiguous."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from scone_pl.data.sample import BrokenSampleError
 
 _WHITE = (255, 255, 255)
 _DECLARED_16_BIT = ("PNG", "PPM")
-"""Formats whose wide integers are 16-bit by definition, however small the values."""
+"""Formats whose 32-bit integer mode holds 16-bit values by definition, whatever their range."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB; transparency goes onto white, as in the release (docs/specification.md 3).
+    """An image of any mode as RGB; transparency is composited onto white, as in the release (docs/specification.md 3).
 
-    16-bit grey is divided by 257. 32-bit integers and floats say nowhere what white is: integers of at most 255 are
-    taken as 8-bit, of at most 65535 as 16-bit; floats of at most 1 as fractions of white, of at most 255 as 8-bit.
+    16-bit grey is divided by 257. The scale of 32-bit integers and floats is inferred: integers of at most 255 count as
+    8-bit, of at most 65535 as 16-bit; floats of at most 1 as fractions of white, of at most 255 as 8-bit.
 
     Raises:
-        BrokenSampleError: values outside of these ranges, or a mode that has no conversion to RGB.
+        BrokenSampleError: values outside these ranges, or a mode without a conversion to RGB.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
-        return _grey(image)
+        return _grey_to_rgb(image)
     if image.mode == "LAB":
-        return _of_lab(image)
+        return _lab_to_rgb(image)
     try:
         if image.has_transparency_data:
             image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -40,7 +40,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise _unsupported(image, f"cannot be converted ({error})") from None
 
 
-def _grey(image: Image.Image) -> Image.Image:
+def _grey_to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -61,7 +61,7 @@ def _grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _of_lab(image: Image.Image) -> Image.Image:
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
     try:
         return ImageCms.applyTransform(image, _lab_transform()) or image
     except (ImageCms.PyCMSError, ImportError) as error:

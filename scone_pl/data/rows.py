@@ -1,4 +1,4 @@
-"""From a row (a JSON object, or the columns of a parquet row) to a sample's parts, each checked."""
+"""Validates a row (a JSON object, or a parquet row) and converts it to the parts of a sample."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from scone_pl.data.decoding import read_encoded
-from scone_pl.data.fields import FieldNames, advice, known_names, look_up, short_list, unused_images
+from scone_pl.data.fields import FieldNames, advice, known_names, look_up, shortened_list, unused_images
 from scone_pl.data.sample import BrokenSampleError, Candidate, Kind, Sample, parse_candidates
 from scone_pl.errors import UserError, printable_line
 
 Image = Path | bytes
-"""An encoded image, or the file that holds it."""
-_TYPES = {bool: "true or false", str: "a text", dict: "an object", list: "a list", bytes: "bytes", type(None): "null"}
+"""An encoded image, or the path of its file."""
+_TYPES = {bool: "a boolean", str: "a string", dict: "an object", list: "a list", bytes: "bytes", type(None): "null"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +22,17 @@ class RowRules:
     """How rows are read."""
 
     names: FieldNames = field(default_factory=FieldNames)
-    """What the fields are called."""
+    """Names of the fields."""
     require_target: bool = True
     """Whether a row needs a target or an answer."""
     require_references: bool = True
     """Whether a row needs reference images or an empty list of them."""
     allow_unused_images: bool = False
-    """Whether a row without references may have fields that look like images and that nothing reads."""
-    can_be_named: bool = False
+    """Whether a row without references may have unread fields that look like images."""
+    has_field_options: bool = False
     """Whether the command has options that name fields, for messages."""
     prompts: bool = False
-    """Whether only instruction, which may be empty, and references are read, to generate from."""
+    """Whether rows are prompts: only references and the instruction, which may be empty, are read."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Row:
     target: Image | None
     answer: str
     kind: Kind | None
-    """None = the row does not tell."""
+    """None = not stated by the row."""
     candidates: tuple[tuple[Candidate, ...], ...] | None
 
     def load(self, key: str, where: str, metadata: dict[str, Any], kind: Kind = "single") -> Sample:
-        """The sample, images read; `kind` where the row does not tell.
+        """Reads the images; the result is a sample, of the kind `kind` if the row does not state one.
 
         Raises:
             BrokenSampleError: an image file cannot be read.
@@ -66,16 +66,16 @@ class Row:
 
 
 def read_row(row: Mapping[str, Any], rules: RowRules, where: str, folder: Path) -> Row:
-    """Checks a row.
+    """Validates a row.
 
     Args:
-        row: name -> value.
+        row: field name -> value.
         rules: how to read it.
         where: its file and line, for messages.
-        folder: what image paths are relative to.
+        folder: base of relative image paths.
 
     Raises:
-        BrokenSampleError: a part is missing or of a wrong type. Whether image files exist is not looked at.
+        BrokenSampleError: a field is missing or of a wrong type. Whether image files exist is not checked.
     """
     names = rules.names
     instruction = _text(row, names, "instruction", where)
@@ -106,76 +106,76 @@ def read_row(row: Mapping[str, Any], rules: RowRules, where: str, folder: Path) 
 
 
 def check_rows(rows: Iterable[Mapping[str, Any]], rules: RowRules, source: str) -> RowRules:
-    """Looks for what all rows lack, before any image is read.
+    """Checks a source for fields that all rows lack, before any image is read.
 
     Args:
-        rows: those of a source that can be parsed; no more are taken than it needs.
-        rules: as asked for.
+        rows: the valid rows of the source, consumed as far as needed.
+        rules: how rows are read.
         source: its file or folder, for messages.
 
     Returns:
-        The rules for each row: where no row has references nor anything like them, none needs them.
+        The rules to apply: references are not required if no row has any, nor any field that looks like images.
 
     Raises:
-        UserError: no row has a field that was asked for; or none has references, but a field that looks like images
-            is unused.
+        UserError: no row has a field named in `rules`; or none has references, but a field that looks like images is
+            unread.
     """
     names, requested = rules.names, rules.names.requested()
-    missing, first, suspect = dict(requested), None, None
+    missing, first, row_with_images = dict(requested), None, None
     no_references = True
     for row in rows:
         first = row if first is None else first
         missing = {role: name for role, name in missing.items() if look_up(row, name) is None}
         if names.find(row, "references")[0] is not None:
             no_references = False
-        elif suspect is None and unused_images(row, names):
-            suspect = row
+        elif row_with_images is None and unused_images(row, names):
+            row_with_images = row
         if not missing and not no_references:
             return rules
     if first is None:
         return rules
     if missing:
         role, name = next(iter(missing.items()))
-        told = suspect or first
-        raise UserError(f"{source}: no row has the field {name!r} (--fields.{role}); {_rest(told, rules, role)}")
+        hint = _hint(row_with_images or first, rules, role)
+        raise UserError(f"{source}: no row has the field {name!r} (--fields.{role}); {hint}")
     if no_references and rules.require_references:
-        if suspect is not None and not rules.allow_unused_images:
-            told = advice(suspect, names, "references", can_be_named=rules.can_be_named)
-            without = "; --require_references false reads rows without" if rules.can_be_named else ""
-            raise UserError(f"{source}: no row has reference images; {told}{without}")
+        if row_with_images is not None and not rules.allow_unused_images:
+            hint = advice(row_with_images, names, "references", has_field_options=rules.has_field_options)
+            option = "; --require_references false reads rows without them" if rules.has_field_options else ""
+            raise UserError(f"{source}: no row has reference images; {hint}{option}")
         return replace(rules, require_references=False)
     return rules
 
 
 def describe(row: Mapping[str, Any], names: FieldNames) -> str:
-    """Which fields of a row are read as what, and which are not."""
+    """Which fields of a row are read as what, and which are unread, for the log."""
     roles = ("references", "target", "instruction", "answer", "kind", "candidates", "key")
     read = {role: name for role in roles if (name := names.find(row, role)[0]) is not None}
     unused = sorted(row.keys() - known_names(names) - {name.split(".")[0] for name in read.values()})
-    told = ", ".join(role if role == name else f"{role} from {name}" for role, name in read.items()) or "nothing"
-    return printable_line(told + (f"; not used: {short_list(unused)}" if unused else ""))
+    text = ", ".join(role if role == name else f"{role} from {name}" for role, name in read.items()) or "nothing"
+    return printable_line(text + (f"; not used: {shortened_list(unused)}" if unused else ""))
 
 
 def remaining(row: Mapping[str, Any], names: FieldNames) -> dict[str, Any]:
-    """What is left of a row when the fields that were read are taken out."""
+    """The unread fields of a row."""
     roles = ("references", "target", "instruction", "answer", "kind", "candidates", "key")
     read = {names.find(row, role)[0] for role in roles}
     known = known_names(names)
     return {name: v for name, v in row.items() if name not in read and not (v is None and name in known)}
 
 
-def _rest(row: Mapping[str, Any], rules: RowRules, role: str) -> str:
+def _hint(row: Mapping[str, Any], rules: RowRules, role: str) -> str:
     if role == "key":
-        return f"fields: {short_list(sorted(row))}"
-    without = replace(rules.names, **{role: None})
-    if (name := without.find(row, role)[0]) is not None:
+        return f"fields: {shortened_list(sorted(row))}"
+    other_names = replace(rules.names, **{role: None})
+    if (name := other_names.find(row, role)[0]) is not None:
         return f"the rows have {name!r}, which is read without that option"
-    return advice(row, rules.names, role, can_be_named=rules.can_be_named)
+    return advice(row, rules.names, role, has_field_options=rules.has_field_options)
 
 
 def _missing(row: Mapping[str, Any], rules: RowRules, role: str, where: str) -> BrokenSampleError:
-    told = advice(row, rules.names, role, can_be_named=rules.can_be_named)
-    return BrokenSampleError(f"missing {role}", f"{where}: no {role}; {told}")
+    hint = advice(row, rules.names, role, has_field_options=rules.has_field_options)
+    return BrokenSampleError(f"missing {role}", f"{where}: no {role}; {hint}")
 
 
 def _text(row: Mapping[str, Any], names: FieldNames, role: str, where: str) -> str:
@@ -183,7 +183,7 @@ def _text(row: Mapping[str, Any], names: FieldNames, role: str, where: str) -> s
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise BrokenSampleError("wrong field", f"{where}: `{name}` must be a text, not {_type_of(value)}")
+        raise BrokenSampleError("wrong field", f"{where}: `{name}` must be a string, not {_type_of(value)}")
     return value
 
 
@@ -191,20 +191,20 @@ def _images(value: Any, name: str | None, where: str, folder: Path) -> tuple[Ima
     if value is None:
         return ()
     values = value if isinstance(value, list) else [value]
-    return tuple(_image(one, name, where, folder) for one in values)
+    return tuple(_image(item, name, where, folder) for item in values)
 
 
 def _image(value: Any, name: str | None, where: str, folder: Path) -> Image:
-    if isinstance(value, Mapping):  # as `datasets` writes an image
+    if isinstance(value, Mapping):  # Hugging Face `datasets`' representation of an image
         content, path = value.get("bytes"), value.get("path")
         if not isinstance(content, bytes | None):
-            raise BrokenSampleError("wrong field", f"{where}: `{name}`: bytes of an image as {_type_of(content)}")
+            raise BrokenSampleError("wrong field", f"{where}: `{name}.bytes` must be bytes, not {_type_of(content)}")
         value = path if content is None else content
     if value is None:
-        raise BrokenSampleError("missing image", f"{where}: `{name}` holds a null for an image")
+        raise BrokenSampleError("missing image", f"{where}: `{name}` holds null instead of an image")
     if isinstance(value, bytes):
         if not value:
-            raise BrokenSampleError("missing image", f"{where}: `{name}` holds an image of no bytes")
+            raise BrokenSampleError("missing image", f"{where}: `{name}` holds an empty image")
         return value
     if not isinstance(value, str):
         raise BrokenSampleError("wrong field", f"{where}: `{name}` must hold paths of images, not {_type_of(value)}")
@@ -220,12 +220,12 @@ def _kind(
 ) -> Kind | None:
     name, value = names.find(row, "kind")
     groups: Any = candidates if candidates is not None else row.get("subject_list")
-    several = isinstance(groups, list | tuple) and any(isinstance(g, list | tuple) and len(g) > 1 for g in groups)
+    is_multi = isinstance(groups, list | tuple) and any(isinstance(g, list | tuple) and len(g) > 1 for g in groups)
     if value is None:
-        return "multi" if several else None
+        return "multi" if is_multi else None
     if value not in get_args(Kind):
         raise BrokenSampleError("wrong field", f"{where}: `{name}` must be one of {get_args(Kind)}, not {value!r:.80}")
-    if value == "single" and several:
+    if value == "single" and is_multi:
         raise BrokenSampleError("wrong field", f"{where}: `{name}` is 'single', but a reference has several candidates")
     return value
 
@@ -239,7 +239,7 @@ def _candidates(
     except (KeyError, TypeError, ValueError) as error:
         raise BrokenSampleError("wrong candidates", f"{where}: `{name}`: {error!r}") from None
     if groups is not None and len(groups) != references:
-        message = f"{where}: `{name}` has {len(groups)} lists for {references} references; give one a reference"
+        message = f"{where}: `{name}` has {len(groups)} lists for {references} references; give one per reference"
         raise BrokenSampleError("wrong candidates", message)
     return groups
 

@@ -1,4 +1,4 @@
-"""What a training sample is, before any model size or tokenizer is known."""
+"""A training sample, independent of model size and tokenizer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ class Candidate:
 
     box: tuple[float, float, float, float]
     """Left, top, right, bottom as fractions of the image's width and height."""
-    meant: bool
-    """Whether the instruction means this subject (the others are distractors)."""
+    is_target: bool
+    """Whether the instruction refers to this subject; the others are distractors. Stored in JSON as `meant`."""
     name: str = ""
-    """Free description, for people."""
+    """Optional human-readable description."""
 
     def __post_init__(self) -> None:
         left, top, right, bottom = self.box
-        # A comparison with NaN is false, with a text a TypeError.
-        if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1) or not isinstance(self.meant, bool):
-            raise ValueError(f"the box {self.box} must be left, top, right, bottom from 0 to 1, `meant` true or false")
+        # Comparing with NaN is false; comparing with a string is a TypeError.
+        if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1) or not isinstance(self.is_target, bool):
+            raise ValueError(
+                f"the box {self.box} must be left, top, right, bottom from 0 to 1, and is_target "
+                "(`meant` in JSON) true or false"
+            )
         if not isinstance(self.name, str):
-            raise TypeError(f"the name {self.name!r} must be a text")
+            raise TypeError(f"the name {self.name!r} must be a string")
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in the JSON member of a shard; the key `meant` is part of the format (docs/shards.md)."""
+        return {"box": self.box, "meant": self.is_target, "name": self.name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,29 +52,38 @@ class Sample:
     kind: Kind = "single"
     """`single`: every reference shows one subject. `multi`: a reference shows several candidates."""
     candidates: tuple[tuple[Candidate, ...], ...] | None = None
-    """Per reference image the subjects in it, where known."""
+    """Per reference image the subjects in it; None = not annotated."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Anything JSON: category, source, licence."""
+    """Any JSON object: category, source, licence."""
     answer: str = ""
-    """Text that must be said after the instruction; empty = none. It is trained by cross-entropy (specification 4)."""
+    """Target text after the instruction, trained by cross-entropy (docs/specification.md 4); empty = none."""
 
 
 def parse_candidates(groups: Any) -> tuple[tuple[Candidate, ...], ...] | None:
-    """Candidates out of JSON: null, or per reference a list of `{"box": [...], "meant": bool, "name": str}`.
+    """Candidates from JSON: null, or per reference a list of `{"box": [...], "meant": bool, "name": str}`.
+
+    `is_target` is accepted in place of `meant`.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not that.
+        KeyError, TypeError, ValueError: any other content.
     """
     if groups is None:
         return None
-    return tuple(tuple(Candidate(**{**one, "box": tuple(one["box"])}) for one in group) for group in groups)
+    return tuple(tuple(map(_parse_candidate, group)) for group in groups)
+
+
+def _parse_candidate(item: Any) -> Candidate:
+    if not isinstance(item, dict) or len(item.keys() & {"meant", "is_target"}) != 1:
+        raise TypeError(f"{item!r:.80} must be an object with `box` and `meant`")
+    values = {"is_target" if name == "meant" else name: value for name, value in item.items()}
+    return Candidate(**{**values, "box": tuple(item["box"])})
 
 
 class BrokenSampleError(ValueError):
-    """One sample cannot be used. It is skipped and counted under `reason`; the message says which and why."""
+    """A sample cannot be used. It is skipped and counted under `reason`; the message names it and the fault."""
 
     def __init__(self, reason: str, message: str) -> None:
-        """`reason`: a few fixed words, the name of a counter. `message`: the details."""
+        """`reason`: a fixed phrase, the name of the counter. `message`: the details."""
         super().__init__(printable_line(message))
         self.reason = reason
 
@@ -75,8 +91,8 @@ class BrokenSampleError(ValueError):
         return type(self), (self.reason, str(self))
 
 
-def usable(read: Callable[..., Sample], *args: Any) -> Sample | BrokenSampleError:
-    """What `read(*args)` returns, or why it cannot."""
+def sample_or_error(read: Callable[..., Sample], *args: Any) -> Sample | BrokenSampleError:
+    """`read(*args)`, or the error that it raised."""
     try:
         return read(*args)
     except BrokenSampleError as error:

@@ -1,7 +1,6 @@
-"""Random numbers that depend on what they are for, not on when or where they are drawn.
+"""Stateless random numbers: every generator is seeded by a hash of its purpose, such as (seed, epoch, sample key).
 
-Every draw of the data room comes from a generator seeded by a hash of (seed, epoch, sample, ...). Workers, ranks,
-shards and interruptions therefore cannot change it, and no random state has to be saved.
+Workers, ranks, shards and interruptions therefore cannot change a draw, and no random state needs to be saved.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed that depends on all `parts`, the same on every machine and in every process."""
+    """A 63-bit hash of all `parts`, the same on every machine and in every process."""
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

@@ -1,4 +1,4 @@
-"""What is taken from a source, and how it is stored."""
+"""Filters and re-encoding of samples in a conversion."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from typing import Literal
 from PIL import Image
 
 from scone_pl.data.decoding import ExifOrientation, decode_rgb, open_image, orientation_exif, orientation_of
-from scone_pl.data.members import MOST_BYTES, sample_json
+from scone_pl.data.members import MAX_SAMPLE_BYTES, sample_json
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample
 from scone_pl.errors import UserError
 
-BY_REQUEST = ("other kind", "small image")
-"""Reasons that the user asked for: counted, not listed."""
+FILTER_REASONS = ("other kind", "small image")
+"""Reasons of samples that the user filtered out: counted, not listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """What to take from a source and how to store it."""
+    """Which samples of a source to keep and how to store them."""
 
     samples_per_shard: int = 1000
-    """Items of the source that make one tar; it holds fewer samples where some are left out."""
+    """Items of the source per tar; a tar holds fewer samples if some are skipped."""
     limit: int | None = None
-    """Stop after so many good samples."""
+    """Stop after this many valid samples."""
     kind: Kind | None = None
-    """Kind of all samples; null = what the source says (parquet: "multi" where the subset's name says so)."""
+    """Kind of all samples; null = from the source (parquet: "multi" if the subset's name contains it)."""
     only: Kind | None = None
     """Keep samples of this kind only."""
     min_side: int = 0
-    """Leave out samples with an image whose shorter side has fewer pixels."""
+    """Minimum length in pixels of the shorter side of every image; other samples are skipped."""
     shrink: int | None = None
-    """Re-encode images so that the long side has at most so many pixels."""
+    """Maximum length in pixels of the longer side; images are re-encoded."""
     reencode: Literal["jpeg", "png", "webp"] | None = None
     """Re-encode images in this format; null = keep their bytes (with `shrink`: jpeg)."""
     quality: int = 85
-    """Of re-encoded JPEG and WebP images."""
+    """Quality of re-encoded JPEG and WebP images."""
     exif_orientation: ExifOrientation = "apply"
-    """`apply`: sizes in the index are those of images turned as their EXIF orientation says, and re-encoded images are
-    turned. `ignore`: neither is. Images keep their orientation data unless they were turned."""
+    """`apply`: the EXIF orientation is applied to sizes in the index and to re-encoded images. `ignore`: to neither.
+    Images keep their orientation data unless it was applied."""
     decode: bool = True
-    """Decode every image now to find damaged ones; otherwise only headers are read."""
+    """Decode every image to find damaged ones; otherwise only headers are read."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_shard", "limit", "shrink", "quality"):
@@ -57,10 +57,10 @@ class ConvertConfig:
 
 
 def as_stored(sample: Sample, config: ConvertConfig) -> Sample:
-    """The sample as it is written.
+    """The sample as it is stored.
 
     Raises:
-        BrokenSampleError: it is not wanted, or an image is damaged.
+        BrokenSampleError: it is filtered out, or an image is damaged.
     """
     if config.kind is not None:
         sample = dataclasses.replace(sample, kind=config.kind)
@@ -75,8 +75,8 @@ def as_stored(sample: Sample, config: ConvertConfig) -> Sample:
     try:
         sample_json(sample)
     except (ValueError, RecursionError) as error:  # ValueError: half a surrogate pair
-        raise BrokenSampleError("wrong JSON", f"its words or metadata cannot be written ({error})") from None
-    if sum(map(len, images)) > MOST_BYTES // 2:
+        raise BrokenSampleError("wrong JSON", f"its texts or metadata cannot be written as JSON ({error})") from None
+    if sum(map(len, images)) > MAX_SAMPLE_BYTES // 2:
         raise BrokenSampleError("sample too large", f"its images have {sum(map(len, images))} bytes")
     if config.shrink is None and config.reencode is None:
         if config.decode:

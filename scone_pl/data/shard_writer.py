@@ -1,4 +1,4 @@
-"""Writing a data set in the shard format that `shards` reads."""
+"""Writes data sets in the shard format (documented in docs/shards.md)."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def write_shards(
 ) -> Manifest:
     """Writes `samples` as a data set; the same samples give the same bytes.
 
-    Each file appears under its name only when it is complete, the manifest last of all.
+    Files are renamed into place when they are complete, the manifest last.
 
     Args:
-        samples: any number; only one is held at a time.
-        folder: created if need be.
-        samples_per_shard: samples of a tar; the last may have fewer.
+        samples: consumed one by one.
+        folder: created if it does not exist.
+        samples_per_shard: samples per tar; the last may have fewer.
         total: their number if known, for the progress bar.
         progress: whether to show a progress bar.
-        exif_orientation: whether sizes in the index are those of turned images.
+        exif_orientation: whether the EXIF orientation is applied to sizes in the index.
 
     Raises:
-        UserError: the folder already holds a data set, a key is unusable or used twice, or there is no sample.
-        BrokenSampleError: an image whose header cannot be read.
+        UserError: the folder already holds a data set, a key is invalid or not unique, or there is no sample.
+        BrokenSampleError: the header of an image cannot be read.
     """
     folder = Path(folder)
     if samples_per_shard < 1:
@@ -63,7 +63,7 @@ def write_shards(
         for first in stream:
             number = len(shards)
             entries = write_tar(
-                (_unique(sample, keys) for sample in _first_then(first, stream, samples_per_shard)),
+                (_checked_unique(sample, keys) for sample in _take(first, stream, samples_per_shard)),
                 folder / f"{number:05d}.tar",
                 number,
                 exif_orientation,
@@ -71,26 +71,26 @@ def write_shards(
             for entry in entries:
                 index.write(entry.to_json().encode() + b"\n")
                 kinds[entry.kind] += 1
-            shards.append(describe(folder / f"{number:05d}.tar", len(entries)))
+            shards.append(shard_info(folder / f"{number:05d}.tar", len(entries)))
         if not shards:
-            raise UserError(f"{folder}: there is no sample to write; check the source")
+            raise UserError(f"{folder}: there are no samples to write; check the source")
     return write_manifest(folder, kinds, shards, exif_orientation=exif_orientation)
 
 
 def write_tar(
     samples: Iterable[Sample], path: Path, shard: int, exif_orientation: ExifOrientation = "apply"
 ) -> list[IndexEntry]:
-    """Writes one shard; its index entries. Without any sample there will be no file.
+    """Writes one shard and returns its index entries; without samples no file is written.
 
     Args:
-        samples: read one by one; only one is held at a time.
-        path: of the tar; it appears when it is complete.
+        samples: consumed one by one.
+        path: path of the tar, renamed into place when complete.
         shard: its number for the index.
-        exif_orientation: whether sizes in the index are those of turned images.
+        exif_orientation: whether the EXIF orientation is applied to sizes in the index.
 
     Raises:
-        UserError: an unusable key.
-        BrokenSampleError: an image whose header cannot be read.
+        UserError: an invalid key.
+        BrokenSampleError: the header of an image cannot be read.
     """
     stream = iter(samples)
     first = next(stream, None)
@@ -98,13 +98,13 @@ def write_tar(
         return []
     with (
         writing(path) as file,
-        # A fixed time and no owner: the same samples give the same bytes.
+        # Fixed time and owner make the bytes reproducible.
         webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as writer,
     ):
         return [_write_sample(writer, sample, shard, exif_orientation) for sample in itertools.chain([first], stream)]
 
 
-def describe(path: Path, samples: int) -> ShardInfo:
+def shard_info(path: Path, samples: int) -> ShardInfo:
     """The manifest's entry for a tar."""
     return ShardInfo(path.name, samples, path.stat().st_size, sha256_of(path))
 
@@ -116,7 +116,7 @@ def write_manifest(
     tokens: TokenCounts | None = None,
     exif_orientation: ExifOrientation = "apply",
 ) -> Manifest:
-    """The last file of a data set."""
+    """Writes the manifest, which marks the data set as complete."""
     manifest = Manifest(
         samples=sum(shard.samples for shard in shards),
         bytes=sum(shard.bytes for shard in shards),
@@ -131,7 +131,7 @@ def write_manifest(
     return manifest
 
 
-def _first_then(first: Sample, rest: Iterator[Sample], count: int) -> Iterator[Sample]:
+def _take(first: Sample, rest: Iterator[Sample], count: int) -> Iterator[Sample]:
     yield first
     for _ in range(count - 1):
         sample = next(rest, None)
@@ -140,7 +140,7 @@ def _first_then(first: Sample, rest: Iterator[Sample], count: int) -> Iterator[S
         yield sample
 
 
-def _unique(sample: Sample, keys: set[str]) -> Sample:
+def _checked_unique(sample: Sample, keys: set[str]) -> Sample:
     if sample.key in keys:
         raise UserError(f"two samples have the key {sample.key!r}; keys must be unique within a data set")
     keys.add(sample.key)

@@ -1,7 +1,7 @@
-"""Reading a data set: WebDataset tars, a manifest, and an index (documented in docs/shards.md).
+"""Reads data sets: WebDataset tars, a manifest and an index (documented in docs/shards.md).
 
-The index says where in which tar every sample lies and all that planning needs (image sizes, instruction), so packs
-are planned without opening an image, and any sample is one read away. Writing is in `shard_writer`.
+The index holds the location of every sample and everything that planning needs (image sizes, instruction), so packs are
+planned without opening an image, and any sample is read with one `pread`. `shard_writer` writes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from scone_pl.data.decoding import ExifOrientation, image_size
 from scone_pl.data.index import INDEX, Index, IndexEntry
 from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo
-from scone_pl.data.members import MOST_BYTES, parse_members
+from scone_pl.data.members import MAX_SAMPLE_BYTES, parse_members
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.storage import FetchError, LocalFolder, RemoteFolder, StorageConfig, open_storage, sha256_of
 from scone_pl.errors import UserError
@@ -24,19 +24,19 @@ from scone_pl.files import decode, read_bytes
 
 
 class ShardSet:
-    """A data set: random access to its samples. Cheap to pickle and safe to use after a fork."""
+    """A data set with random access to its samples. Cheap to pickle and fork-safe."""
 
     def __init__(self, path: str | Path, storage: StorageConfig | None = None, *, check_files: bool = True) -> None:
-        """Opens a folder or URL, checking that every shard is there with its full size, and the index's checksum.
+        """Opens a folder or URL; checks the sizes of all shards and the checksum of the index.
 
         Args:
-            path: local folder, or a URL that fsspec knows.
+            path: local folder, or a URL supported by fsspec.
             storage: how a URL is fetched.
-            check_files: off = missing and torn shards show when their samples are read (remote shards always do), and
-                an index that differs from its checksum is read as it is.
+            check_files: false = missing or truncated shards are reported when their samples are read (as remote shards
+                always are), and the checksum of the index is not verified.
 
         Raises:
-            UserError: anything missing or other than the manifest says.
+            UserError: a file is missing or contradicts the manifest.
         """
         self.storage = open_storage(path, storage)
         self.manifest = self._read_manifest()
@@ -52,7 +52,7 @@ class ShardSet:
             )
         self._ends = list(itertools.accumulate(shard.samples for shard in self.manifest.shards))
         if check_files and not self.storage.remote and sha256_of(file) != self.manifest.index_sha256:
-            list(self.entries())  # names a line where one cannot be
+            list(self.entries())  # raises an error that names the line, if one is invalid
             raise UserError(
                 f"{file}: its checksum differs from the one in {MANIFEST}; copy the data set again or convert it again"
             )
@@ -79,22 +79,22 @@ class ShardSet:
                 INDEX, self.manifest.index_sha256
             ):
                 file = self.storage.local(INDEX, sha256=self.manifest.index_sha256)
-            found = file.is_file()
+            exists = file.is_file()
         except FetchError as error:
             raise UserError(f"{error}; copy the data set there again") from None
         except OSError as error:
             raise UserError(f"{self.storage.name}/{INDEX}: cannot be read ({error.strerror or error})") from None
-        if not found:
+        if not exists:
             raise UserError(f"{file} is missing; copy the data set again or convert it again")
         return file
 
     def _check_shard(self, shard: ShardInfo) -> None:
         path = self.storage.local(shard.file)
         try:
-            found, size = path.is_file(), path.stat().st_size if path.exists() else 0
+            exists, size = path.is_file(), path.stat().st_size if path.exists() else 0
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-        if not found:
+        if not exists:
             raise UserError(f"{path} is missing; copy the data set again or convert it again")
         if size != shard.bytes:
             raise UserError(
@@ -106,18 +106,18 @@ class ShardSet:
         return len(self.index)
 
     def shard_of(self, i: int) -> int:
-        """Number of the shard that holds the i-th sample, by the manifest."""
+        """Index of the shard that holds the i-th sample, according to the manifest."""
         return bisect.bisect_right(self._ends, i)
 
     def first_of(self, shard: int) -> int:
-        """Number of the first sample of a shard."""
+        """Index of the first sample of a shard."""
         return self._ends[shard] - self.manifest.shards[shard].samples
 
     def entries(self) -> Iterator[IndexEntry]:
         """All lines of the index, in order, checked against the manifest.
 
         Raises:
-            UserError: one is damaged, does not lie in the shard whose turn it is, or overlaps the one before it.
+            UserError: one is damaged, does not lie in the expected shard, or overlaps its predecessor.
         """
         start = 0
         for number, info in enumerate(self.manifest.shards):
@@ -127,7 +127,7 @@ class ShardSet:
                 where = f"{self.index.name}: line {i + 1} ({entry.key})"
                 if entry.shard != number or not end <= entry.offset <= info.bytes - entry.length:
                     raise UserError(
-                        f"{where} does not lie in {info.file} behind the line before it, where {MANIFEST} has it; "
+                        f"{where} does not lie in {info.file} after the previous line, as {MANIFEST} says; "
                         "copy the data set again or convert it again"
                     )
                 if entry.crc32 is None and self.manifest.format > 1:
@@ -149,7 +149,7 @@ class ShardSet:
         return self.storage.local(info.file, sha256=info.sha256, size=info.bytes)
 
     def read(self, i: int) -> Sample:
-        """The i-th sample, images still encoded; it is exactly what the index says.
+        """The i-th sample, images still encoded, checked against the index.
 
         Raises:
             BrokenSampleError: its shard cannot be read, its members are damaged, or they differ from the index.
@@ -174,7 +174,7 @@ class ShardSet:
         if len(data) != entry.length:
             raise BrokenSampleError("torn shard", f"{origin}: ends within sample {entry.key}")
         sample, checksum = parse_members(data, entry.key, origin)
-        _compare(sample, entry, origin, self.manifest.exif_orientation)
+        _check_against_index(sample, entry, origin, self.manifest.exif_orientation)
         if entry.crc32 is not None and checksum != entry.crc32:
             raise BrokenSampleError("wrong checksum", f"{origin}: {entry.key} differs from its crc32 in the index")
         return sample
@@ -184,17 +184,17 @@ class ShardSet:
         while True:
             tries -= 1
             try:
-                # A pipe in a shard's place would otherwise wait for a writer.
+                # Non-blocking, or opening a pipe would wait for a writer.
                 descriptor = os.open(self.fetch(entry.shard), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 break
-            except FileNotFoundError:  # a cached copy may be removed before it is opened
+            except FileNotFoundError:  # a cached copy may be evicted before it is opened
                 if not tries:
                     raise
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BrokenSampleError("unreadable shard", f"{origin}: not a regular file")
-            if entry.length > MOST_BYTES:
+            if entry.length > MAX_SAMPLE_BYTES:
                 raise BrokenSampleError("sample too large", f"{origin}: {entry.key} has {entry.length} bytes")
             if entry.offset + entry.length > status.st_size:
                 raise BrokenSampleError("torn shard", f"{origin}: ends within sample {entry.key}")
@@ -203,15 +203,15 @@ class ShardSet:
             os.close(descriptor)
 
 
-def _compare(sample: Sample, entry: IndexEntry, origin: str, rule: ExifOrientation) -> None:
-    """Raises a `BrokenSampleError` if a sample is not what its index entry, by which packs are planned, says."""
+def _check_against_index(sample: Sample, entry: IndexEntry, origin: str, rule: ExifOrientation) -> None:
+    """Raises `BrokenSampleError` if a sample differs from its index entry, from which packs are planned."""
     where = f"{origin}: {entry.key}"
     if entry.target is not None and not sample.target:
-        raise BrokenSampleError("missing target", f"{where} has no target image, but the index says one")
+        raise BrokenSampleError("missing target", f"{where} has no target image, but the index lists one")
     if len(sample.references) != len(entry.references) or (entry.target is None) == bool(sample.target):
         raise BrokenSampleError("index differs", f"{where} has other images than the index says")
     if entry.instruction.strip() and not sample.instruction.strip():
-        raise BrokenSampleError("missing instruction", f"{where} has an empty instruction, but the index says one")
+        raise BrokenSampleError("missing instruction", f"{where} has an empty instruction, but the index has one")
     if (sample.instruction, sample.answer, sample.kind) != (entry.instruction, entry.answer, entry.kind):
         raise BrokenSampleError("index differs", f"{where} has another instruction, answer or kind than the index says")
     sizes = tuple(image_size(data, rule) for data in sample.references)

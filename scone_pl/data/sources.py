@@ -1,4 +1,4 @@
-"""Several data sets as one: how often each sample is seen in an epoch, in which order, packed how."""
+"""A weighted mixture of data sets, and the order and packs of its epochs."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
 
-_MOST_DRAWS = 100_000_000
-"""Samples of a source in an epoch; its order is planned in memory."""
+_MAX_DRAWS = 100_000_000
+"""Maximum samples of a source per epoch; the order is planned in memory."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set and how much of it an epoch holds."""
+    """A data set and its weight in an epoch."""
 
     path: str
     """Folder of a shard set, or its URL (http, https, s3, hf, ...; see `StorageConfig`)."""
     weight: float = 1.0
-    """Times that each sample is seen in an epoch; 0.5 = a random half, another one every epoch."""
+    """Number of times each sample is seen per epoch; 0.5 = a random half, drawn anew every epoch."""
     samples: int | None = None
-    """In place of a weight: how many of its samples an epoch holds; more than there are = some come again."""
+    """Number of samples per epoch, instead of a weight; samples are repeated if it exceeds the size of the set."""
     name: str = ""
-    """What the log calls it; empty = the last part of the path."""
+    """Name in the log; empty = the last component of the path."""
 
     @property
     def title(self) -> str:
         return self.name or self.path.rstrip("/").rpartition("/")[2]
 
     def draws(self, usable: int) -> tuple[int, int]:
-        """(times that all its `usable` samples come in an epoch, how many random ones come once more)."""
+        """(number of times all `usable` samples are seen per epoch, number of random samples seen once more)."""
         if self.samples is not None:
             return divmod(self.samples, usable)
         whole = int(self.weight)
@@ -51,7 +51,7 @@ class Source:
         return whole, part if whole else max(part, 1)
 
     def check(self) -> None:
-        """Raises a `UserError` if an epoch would hold nothing of it, or it is not clear how much."""
+        """Raises `UserError` if the weight is invalid or ambiguous."""
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise UserError(f"{self.path}: the weight is {self.weight}; it must be more than 0")
         if self.samples is not None and self.weight != 1:
@@ -60,12 +60,12 @@ class Source:
             raise UserError(f"{self.path}: samples is {self.samples}; it must be at least 1")
 
     def check_epoch(self, usable: int) -> None:
-        """Raises a `UserError` if an epoch would hold more of its samples than memory does."""
+        """Raises `UserError` if an epoch would have more samples than can be planned in memory."""
         whole, part = self.draws(usable)
-        if whole * usable + part > _MOST_DRAWS:
+        if whole * usable + part > _MAX_DRAWS:
             raise UserError(
                 f"{self.path}: an epoch would hold {whole * usable + part} of its samples; lower weight or samples to "
-                f"at most {_MOST_DRAWS} in all"
+                f"at most {_MAX_DRAWS} in all"
             )
 
 
@@ -75,13 +75,13 @@ class Draw:
 
     source: int
     index: int
-    """Its number in the source."""
+    """Index of the sample in the source."""
     copy: int
-    """0, 1, ... where a source's weight exceeds 1."""
+    """0, 1, ... if a source's weight exceeds 1."""
 
 
 class Mixture:
-    """The union of sources: lengths of all samples, and the packs of every epoch."""
+    """A mixture of sources: the lengths of all samples and the packs of every epoch."""
 
     def __init__(
         self,
@@ -92,19 +92,19 @@ class Mixture:
         storage: StorageConfig | None = None,
         shuffle_window: int | None = None,
     ) -> None:
-        """Opens the sources and measures every sample, from the indices alone.
+        """Opens the sources and computes the length of every sample from the indices.
 
         Args:
-            sources: what to mix.
-            sequence_format: what the model expects.
+            sources: the data sets.
+            sequence_format: the model's.
             tokenizer: counts the tokens of instructions.
-            packing: how long samples become and how they are packed.
+            packing: determines sample lengths and packs.
             storage: how sources behind a URL are fetched.
             shuffle_window: see `order`.
 
         Raises:
-            UserError: no sources, one that is missing, broken or empty, a key that comes twice, a wrong weight, sizes
-                over the model's position tables, or no sample within the token budget.
+            UserError: no sources; a source that is missing, damaged or empty; a duplicate key; an invalid weight; sizes
+                that exceed the model's position tables; or no sample within the token budget.
         """
         if shuffle_window is not None and shuffle_window < 1:
             raise UserError(f"data.shuffle_window is {shuffle_window}; it must be at least 1 shard, or null for all")
@@ -125,7 +125,7 @@ class Mixture:
         self.usable = [np.flatnonzero(lengths <= budget) for lengths in self.lengths]
         for source, lengths, usable in zip(self.sources, self.lengths, self.usable, strict=True):
             if not len(lengths):
-                raise UserError(f"{source.path}: holds no sample; convert it again or leave it out")
+                raise UserError(f"{source.path}: has no samples; convert it again or leave it out")
             if not len(usable):
                 raise UserError(
                     f"{source.path}: all {len(lengths)} samples are longer than packing.token_budget {budget} "
@@ -144,23 +144,23 @@ class Mixture:
 
     @property
     def over_budget(self) -> int:
-        """Samples that are too long for any pack."""
+        """Number of samples that exceed the token budget."""
         return self.num_samples - sum(map(len, self.usable))
 
     def over_budget_message(self) -> str | None:
-        """One line about the samples that are left out for their length, None if there are none."""
+        """One line about the samples that exceed the token budget; None if there are none."""
         if not self.over_budget:
             return None
         longest = max(range(len(self.sets)), key=lambda s: self.lengths[s].max())
         key = self.sets[longest].index[int(self.lengths[longest].argmax())].key
         return (
             f"{self.over_budget} of {self.num_samples} samples are longer than packing.token_budget "
-            f"{self.packing.token_budget} and are left out (longest: {key} in {self.sources[longest].path}, "
+            f"{self.packing.token_budget} and are skipped (longest: {key} in {self.sources[longest].path}, "
             f"{self.lengths[longest].max()} tokens); raise token_budget or lower packing.vae_resize"
         )
 
     def summary(self) -> str:
-        """One line: how much of which source is in an epoch."""
+        """One line: the number of samples per source in an epoch."""
         counts = []
         for source, usable in zip(self.sources, self.usable, strict=True):
             whole, part = source.draws(len(usable))
@@ -172,13 +172,13 @@ class Mixture:
         return f"samples an epoch: {', '.join(parts)}"
 
     def check_cache(self, consumers: int) -> None:
-        """Checks that the cache holds what is in use at a time, else every sample would fetch its shard again.
+        """Checks that the cache holds the working set; otherwise every sample would fetch its shard again.
 
         Args:
-            consumers: processes that share the cache, all reading and fetching ahead.
+            consumers: number of processes that share the cache, all of which read and prefetch.
 
         Raises:
-            UserError: naming the smallest cache that does.
+            UserError: the cache is too small; names the minimum.
         """
         limit = self.storage.cache_gigabytes
         if limit is None or not self.has_remote:
@@ -186,7 +186,7 @@ class Mixture:
         infos = [info for shards in self.sets if shards.storage.remote for info in shards.manifest.shards]
         sizes = sorted((info.bytes for info in infos), reverse=True)
         if self.shuffle_window is not None:
-            # The window that is read, and all that fetching ahead (and the loader's two packs) reaches into.
+            # The current window and all that prefetching (and the loader's two packs) reaches into.
             per_pack = self.packing.token_budget / np.concatenate(self.lengths).mean()
             ahead = consumers * (self.storage.prefetch_packs + 3) * per_pack + self.packing.lookahead
             window = self.shuffle_window * self.num_samples / sum(map(len, self._shard_ends))
@@ -200,8 +200,8 @@ class Mixture:
             )
 
     def fingerprint(self, seed: int) -> str:
-        """Changes when anything changes that decides which samples are in which pack."""
-        facts = [
+        """Hash of everything that determines which samples are in which pack."""
+        contents = [
             seed,
             self.packing.token_budget,
             self.packing.lookahead,
@@ -211,10 +211,10 @@ class Mixture:
             ],
         ]
         if self.shuffle_window is not None:
-            facts.append(self.shuffle_window)
+            contents.append(self.shuffle_window)
         if any(source.samples is not None for source in self.sources):
-            facts.append([source.samples for source in self.sources])
-        digest = hashlib.sha256(json.dumps(facts).encode())
+            contents.append([source.samples for source in self.sources])
+        digest = hashlib.sha256(json.dumps(contents).encode())
         for lengths in self.lengths:
             digest.update(lengths.tobytes())
         return digest.hexdigest()[:16]
@@ -224,22 +224,22 @@ class Mixture:
         return any(shards.storage.remote for shards in self.sets)
 
     def shard_of(self, draw: Draw) -> int:
-        """Number of the shard that holds the sample."""
+        """Index of the shard that holds the sample."""
         return int(np.searchsorted(self._shard_ends[draw.source], draw.index, side="right"))
 
     def order(self, seed: int, epoch: int) -> list[Draw]:
         """All samples of an epoch, shuffled.
 
-        With a `shuffle_window` of n, shards are shuffled, and samples within each n shards that follow one another:
-        remote data then comes shard by shard, and a cache of two windows is enough.
+        With a `shuffle_window` of n, the order of shards is shuffled, and samples within windows of n consecutive
+        shards: remote shards are then read in sequence, and a cache of two windows suffices.
         """
         draws = []
         for number, (source, usable) in enumerate(zip(self.sources, self.usable, strict=True)):
             whole, part = source.draws(len(usable))
             draws += [Draw(number, int(i), copy) for copy in range(whole) for i in usable]
             if part:
-                some = generator("subset", seed, epoch, number).permutation(usable)[:part]
-                draws += [Draw(number, int(i), whole) for i in np.sort(some)]
+                subset = generator("subset", seed, epoch, number).permutation(usable)[:part]
+                draws += [Draw(number, int(i), whole) for i in np.sort(subset)]
         shuffled = generator("order", seed, epoch).permutation(len(draws))
         if self.shuffle_window is not None:
             windows = self._windows(draws, self.shuffle_window, generator("shards", seed, epoch))
@@ -247,13 +247,13 @@ class Mixture:
         return [draws[i] for i in shuffled]
 
     def _windows(self, draws: list[Draw], size: int, rng: np.random.Generator) -> np.ndarray:
-        """(draws,) int64: in which window of shards each is. Copies of a sample are as good as other shards."""
+        """(draws,) int64: index of each draw's window. The copies of a shard are distributed like distinct shards."""
         units = np.array([(draw.source, self.shard_of(draw), draw.copy) for draw in draws])
         distinct, unit = np.unique(units, axis=0, return_inverse=True)
         return rng.permutation(len(distinct))[unit.reshape(-1)] // size
 
     def _plan(self, seed: int, epoch: int) -> tuple[tuple[Draw, ...], ...]:
-        """The packs of an epoch, the same in every process. Never empty."""
+        """The packs of an epoch, the same in every process; there is at least one."""
         order = self.order(seed, epoch)
         lengths = [int(self.lengths[draw.source][draw.index]) for draw in order]
         plan = plan_packs(lengths, self.packing.token_budget, self.packing.lookahead)
@@ -285,9 +285,9 @@ def _lengths(
     for i, entry in enumerate(shards.entries()):
         lengths[i] = sample_length(entry, sequence_format, tokenizer, packing)
         keys[i] = hash(entry.key)
-    if (again := shards.index.first_repeated(keys)) is not None:
+    if (duplicate := shards.index.first_repeated(keys)) is not None:
         raise UserError(
-            f"{shards.storage.name}: two samples have the key {again!r}; run `shards convert` from this set to "
-            "another folder, which leaves the second out"
+            f"{shards.storage.name}: two samples have the key {duplicate!r}; run `shards convert` from this set to "
+            "another folder, which skips the second"
         )
     return lengths

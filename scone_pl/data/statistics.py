@@ -1,4 +1,4 @@
-"""What training will see of a data set, from its index alone; and a picture of a few samples."""
+"""Statistics of a data set from its index, and a contact sheet of samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.index import Size
-from scone_pl.data.planning import first_come_packs, plan_packs
+from scone_pl.data.planning import next_fit_packs, plan_packs
 from scone_pl.data.sample import BrokenSampleError, Candidate
 from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet
@@ -21,46 +21,46 @@ from scone_pl.data.token_counts import TokenCounter
 from scone_pl.errors import UserError
 
 _BAR = 40
-_MOST_REFERENCES = 12
-"""Shown of a sample."""
+_MAX_REFERENCES = 12
+"""Maximum reference images per row of the contact sheet."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What training will see of a data set."""
+    """Statistics of a data set at given packing settings."""
 
     samples: int
     bytes: int
     shards: int
     kinds: dict[str, int]
     references: dict[int, int]
-    """Samples per number of reference images."""
+    """Number of reference images -> number of samples."""
     sizes: list[tuple[Size, int]]
-    """The most frequent image sizes (width, height), and how many images have them."""
+    """The most frequent image sizes (width, height), with the number of images."""
     lengths: np.ndarray
     """(samples,) int64: tokens of every sample."""
     stored: bool
-    """Whether they are stored with the data set, too."""
+    """Whether they equal the counts stored with the data set."""
     token_budget: int
     over_budget: int
     packs: int
     efficiency: float
-    """Share of a pack's tokens that are used."""
-    first_come: float
-    """The same if a pack were closed as soon as the next sample does not fit."""
+    """Used fraction of the packs' token budgets."""
+    next_fit_efficiency: float
+    """The same for next-fit packing."""
 
     def report(self, ranks: int) -> str:
-        """Tables for people; `ranks`: GPUs that share an epoch."""
+        """A text report; `ranks`: number of GPUs that share an epoch."""
         per_step = self.samples - self.over_budget
         lines = [
             f"samples           {self.samples} ({_counts(self.kinds)})",
             f"size              {self.bytes / 1e6:.1f} MB in {self.shards} shards, "
-            f"{self.bytes / self.samples / 1e3:.0f} kB a sample",
+            f"{self.bytes / self.samples / 1e3:.0f} kB per sample",
             "image sizes       " + ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.sizes),
-            "reference images  a sample",
+            "reference images  per sample",
             *(_row(f"{number}", count, self.references) for number, count in self.references.items()),
             f"tokens            {self.lengths.sum()} ({'as stored with the set' if self.stored else 'counted now'})",
-            f"tokens a sample   min {self.lengths.min()}, mean {self.lengths.mean():.0f}, "
+            f"tokens per sample min {self.lengths.min()}, mean {self.lengths.mean():.0f}, "
             f"median {np.median(self.lengths):.0f}, max {self.lengths.max()}",
         ]
         counts, edges = np.histogram(self.lengths, bins=min(10, len(np.unique(self.lengths))))
@@ -68,23 +68,23 @@ class Statistics:
         lines += [_row(name, count, table) for name, count in table.items()]
         steps = -(-self.packs // ranks)
         lines += [
-            f"token budget      {self.token_budget}; longer, and left out: {self.over_budget} samples",
-            f"packs an epoch    {self.packs}, filled to {self.efficiency:.1%} (first come, first packed: "
-            f"{self.first_come:.1%})",
-            f"steps an epoch    {steps} on {ranks} ranks, {per_step / max(steps, 1):.1f} samples a step",
+            f"token budget      {self.token_budget}; longer, and skipped: {self.over_budget} samples",
+            f"packs per epoch   {self.packs}, packing efficiency {self.efficiency:.1%} (next fit: "
+            f"{self.next_fit_efficiency:.1%})",
+            f"steps per epoch   {steps} on {ranks} ranks, {per_step / max(steps, 1):.1f} samples per step",
         ]
         return "\n".join(lines)
 
 
 def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageConfig | None = None) -> Statistics:
-    """Statistics of a data set, from its index alone; stored token counts are used where they hold.
+    """Statistics of a data set, computed from its index.
 
     Raises:
-        UserError: it is no complete shard set.
+        UserError: it is not a complete shard set, or is empty.
     """
     shards = ShardSet(path, storage)
     if not len(shards):
-        raise UserError(f"{path}: holds no sample; convert it again")
+        raise UserError(f"{path}: has no samples; convert it again")
     kinds: Counter[str] = Counter()
     lengths = counter.count_all(shards)
     references: Counter[int] = Counter()
@@ -95,7 +95,7 @@ def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageCo
         sizes.update((*entry.references, entry.target) if entry.target else entry.references)
     shuffled = generator("statistics").permutation(lengths)
     budget = counter.packing.token_budget
-    plan, greedy = plan_packs(shuffled, budget, counter.packing.lookahead), first_come_packs(shuffled, budget)
+    plan, greedy = plan_packs(shuffled, budget, counter.packing.lookahead), next_fit_packs(shuffled, budget)
     return Statistics(
         samples=len(shards),
         bytes=shards.manifest.bytes,
@@ -109,7 +109,7 @@ def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageCo
         over_budget=len(plan.over_budget),
         packs=len(plan.packs),
         efficiency=plan.efficiency(shuffled, budget),
-        first_come=greedy.efficiency(shuffled, budget),
+        next_fit_efficiency=greedy.efficiency(shuffled, budget),
     )
 
 
@@ -120,14 +120,14 @@ def contact_sheet(
     storage: StorageConfig | None = None,
     exif_orientation: ExifOrientation = "apply",
 ) -> Image.Image:
-    """A row a sample, taken evenly from the whole set: references, target (framed), key and instruction.
+    """An image with one row per sample, evenly spaced over the set: references, target (framed), key and instruction.
 
-    Candidates of a reference, where known, are framed: green those that are meant, red the others. Broken samples
-    show as a row that says why.
+    Annotated candidates of a reference are framed: targets green, distractors red. The row of a broken sample shows the
+    error instead.
     """
     shards = ShardSet(path, storage, check_files=False)
     chosen = np.unique(np.linspace(0, len(shards) - 1, min(rows, len(shards))).astype(int)).tolist()
-    columns = min(max(len(shards.index[i].references) for i in chosen), _MOST_REFERENCES) + 1
+    columns = min(max(len(shards.index[i].references) for i in chosen), _MAX_REFERENCES) + 1
     sheet = Image.new("RGB", (columns * side + 3 * side, len(chosen) * side), "white")
     draw = ImageDraw.Draw(sheet)
     for row, i in enumerate(chosen):
@@ -135,20 +135,20 @@ def contact_sheet(
         text = entry.instruction
         try:
             sample = shards.read(i)
-            pictures = [
+            images = [
                 decode_rgb(data, exif_orientation=exif_orientation) if data else None
-                for data in (*sample.references[:_MOST_REFERENCES], sample.target)
+                for data in (*sample.references[:_MAX_REFERENCES], sample.target)
             ]
         except BrokenSampleError as error:
-            pictures, text = [], f"{error.reason}: {error}"
-        for column, picture in enumerate(pictures, columns - len(pictures)):
-            if picture is not None:
-                picture.thumbnail((side - 8, side - 8))
-                place = (column * side + (side - picture.width) // 2, top + (side - picture.height) // 2)
-                sheet.paste(picture, place)
-                number = column - columns + len(pictures)
+            images, text = [], f"{error.reason}: {error}"
+        for column, image in enumerate(images, columns - len(images)):
+            if image is not None:
+                image.thumbnail((side - 8, side - 8))
+                corner = (column * side + (side - image.width) // 2, top + (side - image.height) // 2)
+                sheet.paste(image, corner)
+                number = column - columns + len(images)
                 if sample.candidates is not None and number < len(sample.candidates):
-                    _draw_candidates(draw, sample.candidates[number], place, picture.size)
+                    _draw_candidates(draw, sample.candidates[number], corner, image.size)
         draw.rectangle((columns * side - side + 1, top + 1, columns * side - 2, top + side - 2), outline="darkorange")
         facts = f"{entry.kind}, references: {len(entry.references)}"
         answer = textwrap.wrap(f"answer: {entry.answer}", side // 2 - 6) if entry.answer else []
@@ -158,11 +158,11 @@ def contact_sheet(
 
 
 def _draw_candidates(
-    draw: ImageDraw.ImageDraw, candidates: tuple[Candidate, ...], place: tuple[int, int], size: Size
+    draw: ImageDraw.ImageDraw, candidates: tuple[Candidate, ...], corner: tuple[int, int], size: Size
 ) -> None:
     for candidate in candidates:
-        corners = [round(place[i % 2] + share * (size[i % 2] - 1)) for i, share in enumerate(candidate.box)]
-        draw.rectangle(corners, outline="limegreen" if candidate.meant else "red", width=2)
+        corners = [round(corner[i % 2] + fraction * (size[i % 2] - 1)) for i, fraction in enumerate(candidate.box)]
+        draw.rectangle(corners, outline="limegreen" if candidate.is_target else "red", width=2)
 
 
 def _row(name: str, count: int, table: dict) -> str:

@@ -1,7 +1,7 @@
-"""Where the files of a data set lie: a local folder, or a URL whose files are copied to a cache when needed.
+"""Storage of data sets: a local folder, or a URL whose files are cached on demand.
 
-A cached file appears under its name only when it is complete and its checksum is right, so any number of ranks and
-workers may share a cache; a lock file keeps two of them from fetching the same shard.
+A cached file is renamed into place only when it is complete and its checksum matches, so any number of ranks and
+workers may share a cache; lock files prevent them from fetching the same shard twice.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import Any, Protocol
 
 from scone_pl.errors import UserError
 
-_LONGEST_WAIT = 30.0
-_GIVEN_UP_SECONDS = 60.0
-_COPIES = "/".join(("[0-9a-f]" * 16, "[0-9a-f]" * 16 + "-*.tar"))
-"""Whatever else lies in the folder is not ours to remove."""
+_MAX_BACKOFF_SECONDS = 30.0
+_RETRY_AFTER_SECONDS = 60.0
+_CACHED_SHARDS = "/".join(("[0-9a-f]" * 16, "[0-9a-f]" * 16 + "-*.tar"))
+"""Only these files are ever evicted."""
 _PERMANENT = (401, 403, 404, 410)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_MOST_BYTES_UNKNOWN = 1 << 32
-"""Of a manifest or index, whose size nobody has told: a server's answer may never end."""
-_ERRORS = {  # base classes that are no OSError; a library that is not imported has raised nothing
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_MAX_UNKNOWN_BYTES = 1 << 32
+"""Limit for a manifest or index, whose size is not known in advance: a server's response may be endless."""
+_LIBRARY_ERRORS = {  # base classes that are not OSErrors; libraries that are not imported cannot have raised any
     "aiohttp": "ClientError",
     "httpx": "HTTPError",
     "httpx2": "HTTPError",
@@ -41,20 +41,20 @@ _ERRORS = {  # base classes that are no OSError; a library that is not imported 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """How data sets behind a URL are fetched; local folders are read where they are."""
+    """How data sets behind a URL are fetched and cached; local folders are read directly."""
 
     cache_dir: str | None = None
-    """Folder for copies; null = $SCONE_CACHE, else ~/.cache/scone_pl."""
+    """Cache folder; null = $SCONE_CACHE, else ~/.cache/scone_pl."""
     cache_gigabytes: float | None = None
-    """Most that the cache may hold: shards not used for longest are removed. Null = no limit."""
+    """Cache size; the least recently used shards are evicted. Null = unlimited."""
     attempts: int = 6
-    """Times that a file is asked for before its samples count as skipped."""
+    """Number of attempts to fetch a file before its samples are skipped."""
     backoff_seconds: float = 0.5
-    """Pause after the first failure; doubles each time, up to 30 s."""
+    """Delay after the first failed attempt; doubles each time, up to 30 s."""
     timeout_seconds: float = 60.0
-    """Longest silence of an http(s) or s3 server before an attempt counts as failed."""
+    """Connect and read timeout for http(s) and s3."""
     prefetch_packs: int = 8
-    """Packs ahead of the one in hand whose shards each worker fetches in the background."""
+    """Number of upcoming packs whose shards each worker prefetches in the background."""
 
     def __post_init__(self) -> None:
         if not (
@@ -66,23 +66,23 @@ class StorageConfig:
 
     @property
     def cache(self) -> Path:
-        """The folder for copies."""
+        """The cache folder."""
         return Path(self.cache_dir or os.environ.get("SCONE_CACHE") or Path.home() / ".cache" / "scone_pl")
 
 
 class FetchError(OSError):
-    """A file that cannot be had, after all attempts; one line."""
+    """A file cannot be fetched, after all attempts; the message is one line."""
 
 
 class Storage(Protocol):
-    """A folder of files that are read locally."""
+    """A folder of files with local copies."""
 
     name: str
-    """As the user wrote it, without a password."""
+    """As given by the user, without a password."""
     remote: bool
 
     def local(self, file: str, *, sha256: str | None = None, size: int | None = None) -> Path:
-        """Path of a complete local copy of `file`; with `sha256` an earlier copy of `size` bytes will do.
+        """Path of a complete local copy of `file`; with `sha256`, a cached copy of `size` bytes is reused.
 
         Raises:
             FetchError: it cannot be fetched.
@@ -92,7 +92,7 @@ class Storage(Protocol):
 
 
 def open_storage(path: str | os.PathLike[str], config: StorageConfig | None = None) -> Storage:
-    """The folder at `path`: a local one, or a URL that fsspec knows (http, https, s3, hf, ...)."""
+    """The storage at `path`: a local folder, or a URL supported by fsspec (http, https, s3, hf, ...)."""
     text = os.fspath(path)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
@@ -100,7 +100,7 @@ def open_storage(path: str | os.PathLike[str], config: StorageConfig | None = No
 
 
 class LocalFolder:
-    """Files where they are."""
+    """A local folder."""
 
     remote = False
 
@@ -113,7 +113,7 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """Files behind a URL, copied to the cache."""
+    """A folder behind a URL, copied to the cache on demand."""
 
     remote = True
 
@@ -122,41 +122,41 @@ class RemoteFolder:
         self.name = _without_password(self._url)
         self.config = config
         self.cache = config.cache / hashlib.sha256(self._url.encode()).hexdigest()[:16]
-        self._given_up: dict[str, tuple[float, str]] = {}
-        self._sound: set[Path] = set()
-        """Copies that were found to be what was fetched."""
+        self._failed: dict[str, tuple[float, str]] = {}
+        self._intact: set[Path] = set()
+        """Copies whose checksum was verified."""
 
     def local(self, file: str, *, sha256: str | None = None, size: int | None = None) -> Path:
         copy = self._copy_of(file, sha256)
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
-            if sha256 and _used(copy, size):
+            if sha256 and _mark_used(copy, size):
                 return copy
-            until, message = self._given_up.get(file, (0.0, ""))
+            until, message = self._failed.get(file, (0.0, ""))
             if time.monotonic() < until:
                 raise FetchError(message)
             with _locked(copy):
-                if not (sha256 and _used(copy, size)):
+                if not (sha256 and _mark_used(copy, size)):
                     self._fetch(file, copy, sha256, size)
-                    self._make_room(copy)
+                    self._evict(copy)
         except FetchError:
             raise
         except OSError as error:
             raise UserError(
-                f"{self.cache}: the cache cannot be written ({error.strerror or error}); make room, or set "
+                f"{self.cache}: the cache cannot be written ({error.strerror or error}); free some space, or set "
                 "data.storage.cache_dir (or SCONE_CACHE) to another folder"
             ) from error
         return copy
 
     def discard_damaged(self, file: str, sha256: str) -> bool:
-        """Removes the copy of `file` if it has changed since it was fetched; whether it had."""
+        """Removes the cached copy of `file` if it no longer matches its checksum; returns whether it did."""
         copy = self._copy_of(file, sha256)
-        if copy in self._sound:
+        if copy in self._intact:
             return False
         try:
             with _locked(copy):
                 if sha256_of(copy) == sha256:
-                    self._sound.add(copy)
+                    self._intact.add(copy)
                     return False
                 copy.unlink()
                 return True
@@ -173,31 +173,31 @@ class RemoteFolder:
             for attempt in range(self.config.attempts):
                 if attempt:
                     time.sleep(wait)
-                    wait = min(2 * wait, _LONGEST_WAIT)
+                    wait = min(2 * wait, _MAX_BACKOFF_SECONDS)
                 try:
-                    _copy(f"{self._url}/{file}", part, self.config.timeout_seconds, size or _MOST_BYTES_UNKNOWN)
+                    _copy(f"{self._url}/{file}", part, self.config.timeout_seconds, size or _MAX_UNKNOWN_BYTES)
                     if sha256 is None or sha256_of(part) == sha256:
-                        _publish(part, copy)
+                        _rename_complete(part, copy)
                         return
-                    error = f"its checksum differs from the manifest's; {part.stat().st_size} bytes came"
+                    error = f"its checksum differs from the manifest's; received {part.stat().st_size} bytes"
                 except _transient_errors() as failure:
-                    if getattr(failure, "errno", None) in _NO_ROOM:
+                    if getattr(failure, "errno", None) in _DISK_ERRORS:
                         raise
                     error = _without_password(" ".join(f"{type(failure).__name__}: {failure}".split()))[:200]
                     if isinstance(failure, FileNotFoundError) or getattr(failure, "status", None) in _PERMANENT:
                         break
             message = f"{self.name}/{file}: cannot be fetched ({error})"
-            self._given_up[file] = (time.monotonic() + _GIVEN_UP_SECONDS, message)
+            self._failed[file] = (time.monotonic() + _RETRY_AFTER_SECONDS, message)
             raise FetchError(message)
         finally:
             part.unlink(missing_ok=True)
 
-    def _make_room(self, newest: Path) -> None:
+    def _evict(self, newest: Path) -> None:
         if self.config.cache_gigabytes is None:
             return
         copies = []
-        for path in self.config.cache.glob(_COPIES):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+        for path in self.config.cache.glob(_CACHED_SHARDS):
+            with contextlib.suppress(FileNotFoundError):  # evicted by another process
                 status = path.stat()
                 copies.append((status.st_mtime, status.st_size, path))
         excess = sum(size for _, size, _ in copies) - self.config.cache_gigabytes * 1e9
@@ -213,12 +213,12 @@ class RemoteFolder:
 
 
 def _without_password(text: str) -> str:
-    """A URL, or a text with URLs, as it may stand in a log."""
+    """A URL, or a text with URLs, with credentials removed."""
     return re.sub(r"://[^/@\s]+@", "://", text)
 
 
-def _used(copy: Path, size: int | None) -> bool:
-    """Whether there is a copy, of `size` bytes if that is known; notes that it was needed now."""
+def _mark_used(copy: Path, size: int | None) -> bool:
+    """Whether there is a copy, of `size` bytes if known; updates its time of last use."""
     try:
         status = copy.stat()
         if size is not None and status.st_size != size:
@@ -232,32 +232,32 @@ def _used(copy: Path, size: int | None) -> bool:
 
 @contextlib.contextmanager
 def _locked(copy: Path) -> Iterator[None]:
-    """One thread of one process at a time; a process that dies lets go."""
+    """Locks a copy between threads and processes; the lock is released if the process dies."""
     with copy.with_name(f".{copy.name}.lock").open("w") as file:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _publish(part: Path, copy: Path) -> None:
-    """Gives a complete file its name; after a power cut it is complete, or not there."""
+def _rename_complete(part: Path, copy: Path) -> None:
+    """Renames a complete file into place, durably."""
     with part.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(part, copy)
 
 
-def _copy(url: str, part: Path, timeout: float, most: int) -> None:
-    """Copies a file of at most `most` bytes; a longer answer is an `OSError`."""
+def _copy(url: str, part: Path, timeout: float, max_bytes: int) -> None:
+    """Downloads a file of at most `max_bytes` bytes; a larger one is an `OSError`."""
     import fsspec
 
     class Limit(fsspec.Callback):
         def relative_update(self, inc: int = 1) -> None:
             super().relative_update(inc)
-            if self.value > most:
-                raise OSError(errno.EFBIG, f"more than {most} bytes came")
+            if self.value > max_bytes:
+                raise OSError(errno.EFBIG, f"received more than {max_bytes} bytes")
 
     try:
-        # Opened anew each time: an asynchronous file system does not survive the fork into a data worker.
+        # A new instance each time: an asynchronous file system does not survive the fork into a data worker.
         system, path = fsspec.core.url_to_fs(url, **_options(url, timeout))
     except (ImportError, ValueError) as error:
         text = " ".join(_without_password(f"{url}: {error}").split())
@@ -269,28 +269,28 @@ def _options(url: str, timeout: float) -> dict[str, Any]:
     if url.startswith(("http://", "https://")):
         import aiohttp
 
-        # No limit on the whole: a large shard over a slow line is no fault, silence is.
+        # No limit on the total time: a large shard over a slow connection is not an error.
         limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
         return {"client_kwargs": {"timeout": limits}}
     if url.startswith("s3://"):
-        # Without attempts of its own: `attempts` says how often a file is asked for.
+        # No retries of its own: `attempts` counts them.
         retries = {"total_max_attempts": 1}
         return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout, "retries": retries}}
     return {}
 
 
 def _transient_errors() -> tuple[type[Exception], ...]:
-    """What file systems raise when a server or the network fails."""
-    libraries = {module: sys.modules[module] for module in _ERRORS if module in sys.modules}
-    of_libraries = [getattr(library, _ERRORS[module]) for module, library in libraries.items()]
+    """Exceptions that file systems raise for server and network failures."""
+    libraries = {module: sys.modules[module] for module in _LIBRARY_ERRORS if module in sys.modules}
+    of_libraries = [getattr(library, _LIBRARY_ERRORS[module]) for module, library in libraries.items()]
     return (OSError, EOFError, asyncio.TimeoutError, *of_libraries)
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a regular file, read in pieces.
+    """Hex digest of a regular file.
 
     Raises:
-        OSError: it cannot be read, or is a pipe or device, which might never end.
+        OSError: it cannot be read, or is a pipe or device.
     """
     digest = hashlib.sha256()
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:

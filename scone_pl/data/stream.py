@@ -1,11 +1,11 @@
-"""The stream of packed sequences: endless for training, fixed for validation, with a place that can be resumed.
+"""The stream of packed sequences: infinite for training, fixed for validation, resumable at any position.
 
 Data flow:
-    1. `Mixture.plan(seed, epoch)`: the packs of an epoch, from the index alone, the same in every process.
-    2. All packs of all epochs have one running number g. Rank r of R takes g = start + R * k + r at its step k;
-       worker w of W makes the steps k = w, w + W, ..., which is the order in which a DataLoader asks its workers.
-       So neither the number of ranks nor of workers changes which pack comes when, and a place is a number.
-    3. `PackMaker`: reads, decodes and packs the samples of one pack; broken ones are left out and counted.
+    1. `Mixture.plan(seed, epoch)`: the packs of an epoch, computed from the index, the same in every process.
+    2. Packs are numbered consecutively over all epochs. Rank r of R takes pack g = start + R * k + r at its step k;
+       worker w of W prepares the steps k = w, w + W, ..., the order in which a DataLoader polls its workers. So the
+       sequence of packs depends neither on the number of ranks nor of workers, and a stream position is one number.
+    3. `PackMaker` reads, decodes and packs the samples of one pack; broken samples are skipped and counted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scone_pl.data.packing import PackingConfig, prepare_sample
-from scone_pl.data.prefetch import Prefetcher, ahead
+from scone_pl.data.prefetch import Prefetcher, with_lookahead
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import generator, seed_of
 from scone_pl.data.sources import Draw, Mixture
@@ -28,43 +28,43 @@ from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import PackedSequence, SequenceFormat
 
-_MOST_EMPTY_PACKS = 16
+_MAX_EMPTY_PACKS = 16
 
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """Where in the stream a batch comes from."""
+    """Position of a batch in the stream."""
 
     epoch: int
     pack: int
-    """Number within the epoch."""
+    """Index within the epoch."""
     number: int
-    """Running number over all epochs and ranks."""
+    """Index over all epochs and ranks."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step gets: one packed sequence and where it comes from."""
+    """Input of a step: one packed sequence and its stream position."""
 
     sequence: PackedSequence
     position: StreamPosition
     seed: int
-    """For everything random that the step does with it (noise): depends on seed and place only."""
+    """Seed of the step's random draws (noise); a function of the stream's seed and position."""
     seen: int = 0
-    """Samples met for it, skipped ones included; over all ranks once the data module has passed it on."""
+    """Samples read for it, skipped ones included; after the data module's transfer hook, over all ranks."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Samples left out of it, per reason; over all ranks once the data module has passed it on."""
+    """Reason -> number of skipped samples; after the data module's transfer hook, over all ranks."""
     skip_messages: tuple[str, ...] = ()
-    """Key and details of some of those."""
+    """Key and details of the first skipped samples."""
     samples: tuple[Sample, ...] = ()
     """The samples as read, in the order of the sequence (validation, test and prediction only)."""
     step_targets: int = 0
-    """Target tokens of all batches in the same optimizer step (training only); over all ranks once the data module has
-    passed it on."""
+    """Target tokens of all batches in the same optimizer step (training only); after the data module's transfer hook,
+    over all ranks."""
     step_labels: int = 0
-    """Labels of text, likewise."""
+    """Text labels of all batches in the same optimizer step; otherwise like `step_targets`."""
     failure: str | None = None
-    """A message for the user if there is no way on; the data module raises it in the main process."""
+    """Message of a fatal error; the data module raises it in the main process."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """A copy with its tensors on `device`."""
@@ -77,7 +77,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class PackMaker:
-    """Makes batches out of planned packs."""
+    """Builds batches from planned packs."""
 
     mixture: Mixture
     sequence_format: SequenceFormat
@@ -85,23 +85,23 @@ class PackMaker:
     packing: PackingConfig
     seed: int
     purpose: str = "train"
-    """Goes into every random draw, so that training and validation differ."""
+    """Part of the seed of every random draw, so that training and validation differ."""
     keep_samples: bool = False
-    """Whether to put the samples as read into the batch."""
+    """Whether the batch keeps the samples as read."""
 
     def make(self, packs: tuple[tuple[Draw, ...], ...], position: StreamPosition) -> Batch:
-        """The batch of pack `position.pack`; if none of its samples is readable, of the next one that has any.
+        """The batch of pack `position.pack`, or of the next one that has a readable sample.
 
         Args:
             packs: all packs of the epoch.
-            position: which to make.
+            position: the batch's position.
 
         Raises:
-            UserError: too many packs in a row without a readable sample.
+            UserError: too many consecutive packs without a readable sample.
         """
         skipped: Counter[str] = Counter()
         skip_messages: list[str] = []
-        tries = min(len(packs), _MOST_EMPTY_PACKS)
+        tries = min(len(packs), _MAX_EMPTY_PACKS)
         for step in range(tries):
             batch = self._make_one(packs[(position.pack + step) % len(packs)], position, repeated=step)
             skipped.update(batch.skipped)
@@ -113,14 +113,16 @@ class PackMaker:
                 )
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common())
         paths = " ".join(sorted({source.path for source in self.mixture.sources}))
-        raise UserError(f"{tries} packs in a row hold no readable sample ({reasons}); run `shards verify` on {paths}")
+        raise UserError(
+            f"{tries} consecutive packs have no readable sample ({reasons}); run `shards verify` on {paths}"
+        )
 
     def _make_one(self, draws: tuple[Draw, ...], position: StreamPosition, repeated: int) -> Batch:
         prepared, skipped, skip_messages = [], Counter[str](), []
         for draw in draws:
             try:
                 sample = self.mixture.read(draw)
-                # `repeated` > 0: a stand-in for an unreadable pack, seen twice in the epoch with other noise.
+                # `repeated` > 0: a substitute for an unreadable pack, seen twice in the epoch with different draws.
                 rng = generator(self.purpose, self.seed, position.epoch, draw.source, sample.key, draw.copy, repeated)
                 ready = prepare_sample(sample, self.sequence_format, self.tokenizer, self.packing, rng)
                 if ready.target is None and ready.answer is None and self.purpose != "predict":
@@ -132,7 +134,7 @@ class PackMaker:
                 skip_messages.append(f"{self.mixture.name_of(draw)}: {error.reason}: {error}")
                 continue
             prepared.append((ready, sample))
-        # Equal layouts side by side: attention takes such neighbours in one call.
+        # Samples of equal layout are adjacent: attention batches such neighbours.
         prepared.sort(key=lambda pair: pair[0].layout)
         builder = SequenceBuilder(self.sequence_format)
         for ready, _ in prepared:
@@ -147,7 +149,7 @@ class PackMaker:
         )
 
     def make_or_fail(self, packs: tuple[tuple[Draw, ...], ...], position: StreamPosition) -> Batch:
-        """Like `make`, but errors for the user travel in the batch: a DataLoader would bury them in a traceback."""
+        """Like `make`, but returns a `UserError` as `Batch.failure`; a DataLoader would wrap it in a traceback."""
         try:
             return self.make(packs, position)
         except UserError as error:
@@ -156,28 +158,28 @@ class PackMaker:
 
 @dataclass
 class Cursor:
-    """How far training has come: what a checkpoint holds, changed as batches are consumed."""
+    """The stream position in a checkpoint, updated as batches are consumed."""
 
     consumed: int = 0
-    """Packs consumed by all ranks together."""
+    """Number of packs consumed by all ranks together."""
     epoch: int = 0
-    """An epoch that began at or before `consumed`..."""
+    """An epoch that began at or before `consumed`."""
     epoch_start: int = 0
-    """... and the running number of its first pack."""
+    """`StreamPosition.number` of that epoch's first pack."""
 
 
 class PackStream(IterableDataset):
-    """The endless training stream of one rank; starts where `cursor` stands when iteration begins."""
+    """The infinite training stream of one rank; iteration starts at `cursor`."""
 
     def __init__(self, maker: PackMaker, cursor: Cursor, rank: int = 0, world_size: int = 1, repeated: int = 0) -> None:
-        """How one rank reads.
+        """Creates the stream of one rank.
 
         Args:
-            maker: makes the batches.
+            maker: builds the batches.
             cursor: shared with the data module.
-            rank: of `world_size` consumers in different processes.
+            rank: index among the consumers.
             world_size: number of consumers.
-            repeated: packs of each rank, the first of epoch 0, to repeat over and over; 0 = all of all epochs.
+            repeated: number of packs per rank, from the start of epoch 0, to repeat forever; 0 = disabled.
         """
         self.maker = maker
         self.cursor = cursor
@@ -189,9 +191,9 @@ class PackStream(IterableDataset):
         worker, workers = _worker()
         number = self.cursor.consumed + self.world_size * worker + self.rank
         positions, prefetcher = self._positions(number, self.world_size * workers), Prefetcher(self.maker.mixture)
-        for (position, packs), new in ahead(positions, self.maker.mixture.storage.prefetch_packs):
-            for coming, its_packs in new:
-                prefetcher.want(its_packs[coming.pack])
+        for (position, packs), new in with_lookahead(positions, self.maker.mixture.storage.prefetch_packs):
+            for upcoming, epoch_packs in new:
+                prefetcher.request(epoch_packs[upcoming.pack])
             yield self.maker.make_or_fail(packs, position)
 
     def _positions(self, number: int, step: int) -> Iterator[tuple[StreamPosition, tuple[tuple[Draw, ...], ...]]]:
@@ -211,16 +213,16 @@ class PackStream(IterableDataset):
 
 
 class FixedPacks(IterableDataset):
-    """The same packs at every pass, equally many on every rank (those of the epoch 0, repeated if too few)."""
+    """The packs of epoch 0 in every pass, the same number on every rank (repeated if they do not divide evenly)."""
 
     def __init__(self, maker: PackMaker, packs_per_rank: int | None = None, rank: int = 0, world_size: int = 1) -> None:
-        """`packs_per_rank`: at most so many; None = all."""
+        """`packs_per_rank`: maximum number; None = all."""
         self.maker = maker
         self.rank = rank
         self.world_size = world_size
         self.packs = self._plan()
-        most = -(-len(self.packs) // world_size)
-        self.packs_per_rank = most if packs_per_rank is None else min(packs_per_rank, most)
+        limit = -(-len(self.packs) // world_size)
+        self.packs_per_rank = limit if packs_per_rank is None else min(packs_per_rank, limit)
 
     def _plan(self) -> tuple[tuple[Draw, ...], ...]:
         return self.maker.mixture.plan(self.maker.seed, 0)
@@ -233,7 +235,7 @@ class FixedPacks(IterableDataset):
 
 
 class SingleSamples(FixedPacks):
-    """Every sample by itself, in the order of the sources (prediction)."""
+    """One sample per batch, in the order of the sources (prediction)."""
 
     def _plan(self) -> tuple[tuple[Draw, ...], ...]:
         usable = self.maker.mixture.usable

@@ -1,4 +1,4 @@
-"""How many tokens a sample has, and all that this depends on: counted once when a data set is made."""
+"""Token counts of samples, and the settings that they depend on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TokenCounter:
 
     @classmethod
     def published(cls, tokenizer: Tokenizer | None = None) -> TokenCounter:
-        """As the published 7B model is trained (specification 2 and 3); without a tokenizer a byte is a token."""
+        """At the training settings of the published 7B model; without a tokenizer every byte counts as a token."""
         tokenizer = tokenizer or byte_tokenizer()
         sequence_format = SequenceFormat(
             special=tokenizer.special,
@@ -37,12 +37,12 @@ class TokenCounter:
         return cls(sequence_format, tokenizer, PackingConfig())
 
     def __call__(self, entry: IndexEntry) -> int:
-        """Tokens of one sample."""
+        """Number of tokens of one sample."""
         return sample_length(entry, self.sequence_format, self.tokenizer, self.packing)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that a count depends on besides the sample; JSON, equal where counts are equal."""
+        """Everything that a count depends on besides the sample, as JSON."""
         plain = self.tokenizer.fingerprint == byte_tokenizer().fingerprint
         return {
             "vae_resize": {**asdict(self.packing.vae_resize), "stride": self.sequence_format.latent_stride},
@@ -53,14 +53,14 @@ class TokenCounter:
         }
 
     def agrees_with(self, shards: ShardSet) -> bool:
-        """Whether the counts stored in a data set, if any, hold for these settings."""
+        """Whether a data set has stored counts, for these settings."""
         return shards.manifest.tokens is not None and shards.manifest.tokens.settings == self.settings
 
     def count_all(self, shards: ShardSet) -> np.ndarray:
         """(samples,) int64: tokens of every sample.
 
         Raises:
-            UserError: a count that was stored for these settings is wrong; or see `ShardSet.entries`.
+            UserError: a count stored for these settings is wrong; see also `ShardSet.entries`.
         """
         stored, counts = self.agrees_with(shards), np.zeros(len(shards), dtype=np.int64)
         for i, entry in enumerate(shards.entries()):

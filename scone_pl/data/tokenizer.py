@@ -1,7 +1,7 @@
-"""Text to token ids: the published Qwen2 tokenizer, and two small ones for mini models.
+"""Tokenizers: the published Qwen2 tokenizer, and two small ones for mini models.
 
-All three are a `tokenizer.json` in a folder. Text is data: whatever it says, it becomes ordinary tokens, never one of
-the special tokens that frame splits.
+All three are stored as `tokenizer.json`. Special tokens in text are never recognised: user text cannot produce the
+tokens that frame splits.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _UNKNOWN = "<unk>"
 
 
 class Tokenizer:
-    """Instruction text to ids and back."""
+    """Text to token ids and back."""
 
     special: SpecialTokens
     vocab_size: int
-    """One more than the largest id; the model's embedding needs at least so many rows."""
+    """Largest id + 1; the minimum number of rows of the model's embedding."""
 
     def __init__(self, backend: tokenizers.Tokenizer, origin: str = "the tokenizer") -> None:
         """Wraps a `tokenizers` tokenizer.
 
         Args:
-            backend: must know the four tokens of `SPECIAL_TOKENS`.
-            origin: where it came from, for messages.
+            backend: must have the four tokens of `SPECIAL_TOKENS`.
+            origin: its folder, for messages.
 
         Raises:
             UserError: a special token is missing or shares its id with another token, or the tokenizer drops bytes or
-                answers at random.
+                is stochastic.
         """
         ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
         missing = [token for token, id_ in zip(SPECIAL_TOKENS, ids, strict=True) if id_ is None]
@@ -48,7 +48,7 @@ class Tokenizer:
                 "checkpoint (Qwen2.5's have all four)"
             )
         _check_vocabulary(backend, dict(zip(SPECIAL_TOKENS, ids, strict=True)), origin)
-        # Files may ask for it; an instruction is never cut or filled up.
+        # `tokenizer.json` may enable them; instructions are neither truncated nor padded.
         backend.no_truncation()
         backend.no_padding()
         # A token listed without "special": true would be recognised inside instructions.
@@ -62,10 +62,10 @@ class Tokenizer:
         self._unknown_id = backend.token_to_id(unknown) if unknown is not None else None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without begin and end tokens.
+        """Ids of `text`, without special tokens.
 
         Raises:
-            UserError: a word that a word tokenizer does not know.
+            UserError: a word is not in a word tokenizer's vocabulary.
         """
         encoding = self._backend.encode(text, add_special_tokens=False)
         if self._unknown_id is not None and self._unknown_id in encoding.ids:
@@ -78,11 +78,11 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for two tokenizers that give the same ids."""
+        """Hash of the tokenizer's definition."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
 
     def check_embedding(self, rows: int) -> None:
-        """Raises `UserError` if some id has none of the embedding's `rows`."""
+        """Raises `UserError` if the embedding has too few `rows`."""
         if self.vocab_size > rows:
             raise UserError(
                 f"{self.origin}: the tokenizer has {self.vocab_size} ids but the model embeds {rows}; use the "
@@ -90,11 +90,11 @@ class Tokenizer:
             )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
+        """Text of `ids`, without special tokens."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer.json` into `folder`, which is created if need be."""
+        """Writes `tokenizer.json` into `folder`, which is created if it does not exist."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._backend.save(str(Path(folder) / "tokenizer.json"))
 
@@ -103,7 +103,7 @@ class Tokenizer:
         """Reads `tokenizer.json`, or Qwen2's `vocab.json` + `merges.txt`, from `folder`.
 
         Raises:
-            UserError: no tokenizer files, unreadable ones, or special tokens missing.
+            UserError: no or unreadable tokenizer files, or missing special tokens.
         """
         folder = Path(folder)
         file = folder / "tokenizer.json"
@@ -116,7 +116,7 @@ class Tokenizer:
         raise UserError(f"{folder}: no tokenizer.json (nor vocab.json and merges.txt) here; give the checkpoint folder")
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The backend's own pickling forgets that special tokens are off in text.
+        # The backend's own pickling loses `encode_special_tokens`.
         return _restore, (self._backend.to_str(), self.origin)
 
 
@@ -144,12 +144,12 @@ def _slow_files(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _readable(file: Path, read: Callable[[], tokenizers.Tokenizer]) -> tokenizers.Tokenizer:
-    """What `read` returns if it works as a tokenizer, else a `UserError` that names `file`."""
+    """`read()`, checked to be a working tokenizer; otherwise a `UserError` that names `file`."""
     try:
         backend = read()
         backend.encode("a", add_special_tokens=False)
     except BaseException as error:
-        # The library raises bare `Exception`, and where it panics something that is not even one.
+        # The library raises bare `Exception`, and on a Rust panic a `BaseException`.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{file}: not a readable tokenizer ({_one_line(error)}); fetch it again") from None
@@ -182,7 +182,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def word_tokenizer(words: Iterable[str]) -> Tokenizer:
-    """One id a word, words separated by white space; a word not in `words` is a `UserError` when encoded."""
+    """One id per word, words separated by white space; encoding a word not in `words` is a `UserError`."""
     vocabulary = {word: id_ for id_, word in enumerate(dict.fromkeys((_UNKNOWN, *words)))}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -191,7 +191,7 @@ def word_tokenizer(words: Iterable[str]) -> Tokenizer:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """One id a UTF-8 byte (256 ids and the four special ones): any text, nothing to learn or fetch."""
+    """One id per UTF-8 byte (256 ids and the four special tokens): any text, without a vocabulary."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(models.BPE({symbol: id_ for id_, symbol in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

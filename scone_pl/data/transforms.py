@@ -1,4 +1,4 @@
-"""RGB images to tensors: the release's resize rule, normalisation to [-1, 1] (spec. 3). Decoding is in `decoding`."""
+"""RGB images to tensors: the release's resize rule and normalisation to [-1, 1] (docs/specification.md 3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_tensor(image: Image.Image, *, interleaved: bool = False) -> Tensor:
 
     Args:
         image: in RGB.
-        interleaved: channel fastest in memory, which is what cutting patches wants; otherwise contiguous.
+        interleaved: channels-last memory, as patchification needs it; otherwise contiguous.
     """
     if interleaved:
         return torch.from_numpy(_normalise(np.asarray(image))).permute(2, 0, 1)
@@ -26,9 +26,9 @@ def to_tensor(image: Image.Image, *, interleaved: bool = False) -> Tensor:
 
 
 def _normalise(*parts: np.ndarray) -> np.ndarray:
-    """Float32 in [-1, 1] of uint8 arrays, stacked if there are several; bit by bit ((x / 255) - 0.5) / 0.5.
+    """Float32 in [-1, 1] of uint8 arrays, stacked if there are several; bit-identical to ((x / 255) - 0.5) / 0.5.
 
-    Halving and doubling are exact in floating point, so x / 127.5 - 1 is the same number in half the passes.
+    Halving and doubling are exact in floating point, so x / 127.5 - 1 gives the same result in half the passes.
     """
     result = np.empty((len(parts), *parts[0].shape), dtype=np.float32)
     for part, out in zip(parts, result, strict=True):
@@ -39,14 +39,14 @@ def _normalise(*parts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeLimits:
-    """Between which sizes an image is brought, before it is known what a token's side is."""
+    """Limits of a resize, independent of the model's stride."""
 
     max_size: int
-    """Longest side in pixels."""
+    """Maximum length of the longer side in pixels."""
     min_size: int
-    """The shorter side is brought to at least so many pixels, as far as `max_size` permits."""
+    """Minimum length of the shorter side in pixels, as far as `max_size` permits."""
     max_pixels: int = 14 * 14 * 9 * 1024
-    """Most pixels of an image (release: data/transforms.py)."""
+    """Maximum pixels of an image (release: data/transforms.py)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min_size <= self.max_size:
@@ -65,7 +65,7 @@ class ImageResize:
     """The release's resize: both sides multiples of `stride`, aspect ratio kept as far as that permits."""
 
     stride: int
-    """Pixels a side for one token."""
+    """Side of one token in pixels."""
     max_size: int
     """See `ResizeLimits`."""
     min_size: int
@@ -73,7 +73,7 @@ class ImageResize:
     max_pixels: int = 14 * 14 * 9 * 1024
     """See `ResizeLimits`."""
     fast: bool = False
-    """Torch's vectorised bicubic, whose results differ from Pillow's by 1 or 2 of 255 in few pixels."""
+    """Torch's vectorised bicubic resize, which differs from Pillow's by 1 or 2 of 255 in few pixels."""
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) in pixels after the resize."""
@@ -81,19 +81,19 @@ class ImageResize:
         scale = max(scale, self.min_size / min(width, height))
         size = self._scaled(width, height, scale)
         if size[0] * size[1] > self.max_pixels:
-            # The release scales the sides by the ratio of areas (not its root); kept, to be the same.
+            # The release scales the sides by the ratio of areas (not its square root); kept for parity.
             size = self._scaled(*size, self.max_pixels / (size[0] * size[1]))
         if max(size) > self.max_size:
             size = self._scaled(*size, self.max_size / max(size))
         return size
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """(rows, columns) of tokens that an image of `width` x `height` pixels becomes."""
+        """(rows, columns) of tokens of an image of `width` x `height` pixels."""
         width, height = self.size(width, height)
         return height // self.stride, width // self.stride
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """`image` in the new size (bicubic; see `fast`)."""
+        """The resized image (bicubic; see `fast`)."""
         size = self.size(*image.size)
         if size == image.size:
             return image
@@ -103,7 +103,7 @@ class ImageResize:
 
     def _torch_resize(self, image: Image.Image) -> Tensor:
         """(3, H, W) uint8."""
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W), channel fastest
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W), channels-last memory
         size = self.size(*image.size)[::-1]
         return F.interpolate(pixels, size=size, mode="bicubic", antialias=True)[0]
 

@@ -1,4 +1,4 @@
-"""Is a data set sound: every checksum, every image, every sample against its index entry."""
+"""Verifies a data set: checksums, images, and every sample against its index entry."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from scone_pl.data.storage import StorageConfig, sha256_of
 from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.tokenizer import Tokenizer
 
-_SAMPLES_A_JOB = 256
+_SAMPLES_PER_JOB = 256
 
 
 @dataclass
-class Verdict:
-    """What was looked at and what is wrong."""
+class VerifyResult:
+    """Result of a verification."""
 
     samples: int = 0
     faults: Faults = field(default_factory=Faults)
     by_shard: dict[str, int] = field(default_factory=dict)
-    """Problems per shard that has any."""
+    """File -> number of errors, for files with errors."""
 
     def add(self, shard: str, faults: Faults) -> None:
-        """Counts those of one shard."""
+        """Adds the errors of one file."""
         if faults.total:
             self.faults.merge(faults)
             self.by_shard[shard] = self.by_shard.get(shard, 0) + faults.total
@@ -48,33 +48,33 @@ def verify_shards(
     workers: int = 1,
     progress: bool = True,
     storage: StorageConfig | None = None,
-) -> Verdict:
+) -> VerifyResult:
     """Checks every checksum, decodes every image and compares every sample with its index entry.
 
     Args:
         path: folder or URL of the data set.
-        tokenizer: the one of the conversion; stored token counts that it or a setting made otherwise are not checked.
-        workers: processes.
+        tokenizer: the tokenizer of the conversion; token counts stored with another one are not checked.
+        workers: number of processes.
         progress: whether to show a progress bar.
         storage: how a URL is fetched.
 
     Raises:
-        UserError: no manifest, or an index that cannot be read.
+        UserError: no manifest, or an unreadable index.
     """
     check_workers(workers)
     shards = ShardSet(path, storage, check_files=False)
-    verdict, keys = Verdict(len(shards)), Faults()
-    workers = min(workers, -(-len(shards) // _SAMPLES_A_JOB))  # a process takes seconds to start
+    result, keys = VerifyResult(len(shards)), Faults()
+    workers = min(workers, -(-len(shards) // _SAMPLES_PER_JOB))  # starting a process takes seconds
     if sha256_of(shards.index.file) != shards.manifest.index_sha256:
         keys.add(INDEX, BrokenSampleError("wrong checksum", "differs from the manifest"))
-    _find_doubled(shards, keys)
+    _find_duplicates(shards, keys)
     _check_totals(shards, keys)
-    verdict.add(INDEX, keys)
+    result.add(INDEX, keys)
     with progress_bar(total=len(shards), desc=shards.storage.name, unit="sample", show=progress) as bar:
         shared = _Shared(shards, TokenCounter.published(tokenizer))
         for number, faults in run_jobs(_verify, shared, _jobs(shards), workers=workers, bar=bar):
-            verdict.add(shards.manifest.shards[number].file, faults)
-    return verdict
+            result.add(shards.manifest.shards[number].file, faults)
+    return result
 
 
 @dataclass(frozen=True)
@@ -87,23 +87,23 @@ class _Shared:
 class _Job:
     shard: int
     samples: range
-    whole: bool
-    """Whether to check the shard's checksum too."""
+    check_tar: bool
+    """Whether to check the tar's checksum and gaps instead of samples."""
 
 
 def _jobs(shards: ShardSet) -> Iterator[_Job]:
     start = 0
     for number, info in enumerate(shards.manifest.shards):
-        yield _Job(number, range(0), whole=True)
-        for first in range(start, start + info.samples, _SAMPLES_A_JOB):
-            yield _Job(number, range(first, min(first + _SAMPLES_A_JOB, start + info.samples)), whole=False)
+        yield _Job(number, range(0), check_tar=True)
+        for first in range(start, start + info.samples, _SAMPLES_PER_JOB):
+            yield _Job(number, range(first, min(first + _SAMPLES_PER_JOB, start + info.samples)), check_tar=False)
         start += info.samples
 
 
 def _verify(shared: _Shared, job: _Job, tick: Tick) -> tuple[int, Faults]:
     shards, counter = shared.shards, shared.counter if shared.counter.agrees_with(shared.shards) else None
     faults, file = Faults(), shards.manifest.shards[job.shard].file
-    if job.whole:
+    if job.check_tar:
         try:
             if sha256_of(shards.fetch(job.shard)) != shards.manifest.shards[job.shard].sha256:
                 faults.add(file, BrokenSampleError("wrong checksum", "differs from the manifest"))
@@ -112,7 +112,7 @@ def _verify(shared: _Shared, job: _Job, tick: Tick) -> tuple[int, Faults]:
         except OSError as error:
             faults.add(file, BrokenSampleError("unreadable shard", error.strerror or str(error)))
         else:
-            _check_rest(shards, job.shard, faults)
+            _check_gaps(shards, job.shard, faults)
     for i in job.samples:
         entry = shards.index[i]
         try:
@@ -127,8 +127,8 @@ def _verify(shared: _Shared, job: _Job, tick: Tick) -> tuple[int, Faults]:
     return job.shard, faults
 
 
-def _find_doubled(shards: ShardSet, faults: Faults) -> None:
-    """Keys that come twice; 8 bytes a sample are held."""
+def _find_duplicates(shards: ShardSet, faults: Faults) -> None:
+    """Adds duplicate keys to `faults`."""
     hashes = np.fromiter((seed_of(entry.key) for entry in shards.index), dtype=np.int64, count=len(shards))
     _, first = np.unique(hashes, return_index=True)
     for i in np.setdiff1d(np.arange(len(hashes)), first).tolist():
@@ -147,8 +147,8 @@ def _check_totals(shards: ShardSet, faults: Faults) -> None:
         faults.add(INDEX, BrokenSampleError("wrong token count", f"{total} in all, but {MANIFEST} says {stored.total}"))
 
 
-def _check_rest(shards: ShardSet, number: int, faults: Faults) -> None:
-    """Looks for anything in a tar that the index does not list."""
+def _check_gaps(shards: ShardSet, number: int, faults: Faults) -> None:
+    """Finds data in a tar that the index does not list."""
     info = shards.manifest.shards[number]
     first = shards.first_of(number)
     pieces = [(entry.offset, entry.length) for entry in (shards.index[i] for i in range(first, first + info.samples))]
@@ -158,7 +158,8 @@ def _check_rest(shards: ShardSet, number: int, faults: Faults) -> None:
             stream.seek(position)
             while position < begin and (piece := stream.read(min(begin - position, 1 << 20))):
                 if piece.strip(b"\0"):
-                    faults.add(info.file, BrokenSampleError("index differs", f"bytes from {position} are in no sample"))
+                    message = f"bytes from {position} belong to no sample"
+                    faults.add(info.file, BrokenSampleError("index differs", message))
                     return
                 position += len(piece)
             position = max(position, min(begin + length, info.bytes))

@@ -1,8 +1,8 @@
-"""Gradient accumulation: how many tokens the packs of one optimizer step have together.
+"""Token counts over the packs of an optimizer step, for gradient accumulation.
 
-The loss is a mean over the target tokens of all packs of a step (spec. 4). Each pack's share of it must be known
-before the first backward pass, so the packs of a step are fetched together: `accumulate_grad_batches` of them wait in
-host memory.
+The loss is a mean over the target tokens of all packs in a step (docs/specification.md 4). Each pack's weight must be
+known before the first backward pass, so all `accumulate_grad_batches` packs of a step are fetched into host memory
+first.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from scone_pl.data.stream import Batch
 
 
 class WindowedLoader:
-    """Puts into each batch the counts of the batches that it makes a step with."""
+    """Adds to each batch the token counts of its optimizer step."""
 
     def __init__(self, batches: Iterable[Batch], size: int) -> None:
-        """`size`: packs of a rank in an optimizer step."""
+        """`size`: packs per rank in an optimizer step."""
         self.batches = batches
         self.size = size
 

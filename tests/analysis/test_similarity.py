@@ -62,7 +62,7 @@ def looped_report(maps, changed, groups):
     """One expert's measures from lists, an image each: (layers, rows, columns), the same exchanged, subjects."""
     layers, labelled, pooled = len(maps[0]), [], [[] for _ in maps[0]]
     for values, group in zip(maps, groups, strict=True):
-        if len({c.meant for c in group}) < 2:
+        if len({c.is_target for c in group}) < 2:
             continue
         rows, columns = values.shape[1:]
         inside = {True: [], False: []}
@@ -70,7 +70,7 @@ def looped_report(maps, changed, groups):
             for c in group:
                 left, top, right, bottom = c.box
                 if left <= (column + 0.5) / columns < right and top <= (row + 0.5) / rows < bottom:
-                    inside[c.meant].append((row, column))
+                    inside[c.is_target].append((row, column))
         meant, others = ([[float(values[i][p]) for p in inside[m]] for i in range(layers)] for m in (True, False))
         labelled.append(
             {
@@ -109,7 +109,7 @@ def test_everything_against_loops(opened):
             np.testing.assert_allclose(getattr(maps, expert), one[expert], atol=1e-5)
             np.testing.assert_allclose(getattr(other, expert), two[expert], atol=1e-5)
     report = report_of(measure(pairs, samples))
-    assert report["labelled_images"] == sum(len({c.meant for c in group}) == 2 for group in groups) > 6
+    assert report["labelled_images"] == sum(len({c.is_target for c in group}) == 2 for group in groups) > 6
     assert report["images"] == len(groups)
     for expert in EXPERTS:
         expected = looped_report([m[expert] for m in own], [m[expert] for m in changed], groups)

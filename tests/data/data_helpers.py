@@ -17,7 +17,7 @@ from PIL import Image
 
 from scone_pl.data.members import checksum, sample_json
 from scone_pl.data.sample import Candidate, Sample
-from scone_pl.data.shard_writer import describe, write_manifest, write_shards
+from scone_pl.data.shard_writer import shard_info, write_manifest, write_shards
 from scone_pl.data.shards import ShardSet
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def encode(width, height, seed=0, format="PNG"):
 def make_sample(number, references=None):
     """Sizes and instruction lengths vary with `number`."""
     references = number % 3 if references is None else references
-    half = (Candidate(box=(0.0, 0.0, 0.5, 1.0), meant=True), Candidate(box=(0.5, 0.0, 1.0, 1.0), meant=False))
+    half = (Candidate(box=(0.0, 0.0, 0.5, 1.0), is_target=True), Candidate(box=(0.5, 0.0, 1.0, 1.0), is_target=False))
     return Sample(
         key=f"s{number:04d}",
         references=tuple(encode(16 + 8 * (number % 4), 16 + 8 * i, number) for i in range(references)),
@@ -76,7 +76,7 @@ def write_raw(folder, samples, spoil, samples_per_shard=1000):
             lines.append(dataclasses.replace(entry, offset=start, length=end, crc32=checksum(members)))
         tar.write(bytes(1024))
         (folder / info.file).write_bytes(tar.getvalue())
-        infos.append(describe(folder / info.file, info.samples))
+        infos.append(shard_info(folder / info.file, info.samples))
     (folder / "index.jsonl").write_text("".join(entry.to_json() + "\n" for entry in lines))
     write_manifest(folder, shards.manifest.kinds, infos)
     return folder

@@ -86,7 +86,7 @@ def test_subset_kind_limit_and_shrink(source, tmp_path):
         (lambda root: {"samples_per_shard": 0}, "samples_per_shard is 0"),
         (
             lambda root: {"min_side": 999},
-            r"no sample .* is good \(.*first x_multi-00000-0{6}: small image: an image has",
+            r"the source has no valid sample \(.*first x_multi-00000-0{6}: small image: an image has",
         ),
     ],
 )
@@ -129,7 +129,7 @@ def test_statistics(shard_folder, sequence_format, tokenizer, packing):
     assert statistics.references == {0: 20, 1: 20, 2: 20}
     assert 0.5 < statistics.efficiency <= 1
     assert statistics.packs * packing.token_budget * statistics.efficiency == pytest.approx(statistics.lengths.sum())
-    assert "steps an epoch" in statistics.report(ranks=2)
+    assert "steps per epoch" in statistics.report(ranks=2)
 
 
 def test_contact_sheet_keeps_references_and_targets_apart(tmp_path):
@@ -164,7 +164,7 @@ def test_command_line(source, tmp_path, capsys, monkeypatch):
     assert main(["stats", str(TINY / "multi"), "--packing.token_budget", "8000", "--ranks", "1"]) == 0
     text = capsys.readouterr().out
     assert "8 (multi: 8)" in text
-    assert "first come, first packed" in text
+    assert "next fit" in text
     with Image.open(tmp_path / "runs/contact_sheets/multi.png") as sheet:
         assert sheet.height == 8 * 160
     tar = out / "00000.tar"

@@ -122,7 +122,7 @@ def test_a_finished_conversion_is_said_and_left_alone(source, tmp_path, capsys):
 
 def test_a_folder_of_something_else_is_not_written_to(source, tmp_path):
     (tmp_path / "00000.tar").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"holds 00000\.tar, which no conversion here has made"):
+    with pytest.raises(UserError, match=r"holds 00000\.tar, which no conversion has written"):
         make(source, tmp_path)
     assert (tmp_path / "00000.tar").read_bytes() == b"mine"
 
@@ -183,7 +183,7 @@ def test_absurd_numbers_of_workers(workers, source, tmp_path):
 
 def test_a_conversion_that_another_has_just_finished(source, tmp_path, monkeypatch):
     """Between the look for a manifest and the lock."""
-    claimed, raced = module._claimed, []
+    claimed, raced = module._lock, []
 
     def meanwhile(output):
         if not raced:
@@ -191,7 +191,7 @@ def test_a_conversion_that_another_has_just_finished(source, tmp_path, monkeypat
             make(source, output)
         return claimed(output)
 
-    monkeypatch.setattr(module, "_claimed", meanwhile)
+    monkeypatch.setattr(module, "_lock", meanwhile)
     with pytest.raises(UserError, match="already holds a data set"):
         make(source, tmp_path / "out")
     monkeypatch.undo()

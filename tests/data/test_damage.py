@@ -16,8 +16,8 @@ from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.inputs import open_input
 from scone_pl.data.manifest import Manifest
 from scone_pl.data.members import checksum, parse_members
-from scone_pl.data.sample import BrokenSampleError, usable
-from scone_pl.data.shard_writer import describe, write_manifest, write_shards
+from scone_pl.data.sample import BrokenSampleError, sample_or_error
+from scone_pl.data.shard_writer import shard_info, write_manifest, write_shards
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.sources import Mixture, Source
 from scone_pl.data.stream import Cursor, PackMaker, PackStream
@@ -48,7 +48,7 @@ def copy_of(folder, target):
 def sign(folder):
     """Gives every file its right sum again, as a tool would that does not look into them."""
     manifest = ShardSet(folder, check_files=False).manifest
-    write_manifest(folder, manifest.kinds, [describe(folder / shard.file, shard.samples) for shard in manifest.shards])
+    write_manifest(folder, manifest.kinds, [shard_info(folder / s.file, s.samples) for s in manifest.shards])
 
 
 def plain_header(name, size=0, type_=tarfile.REGTYPE, **fields):
@@ -153,7 +153,7 @@ def read_all(folder):
     """How many samples are read, each of which must be the one that was written; why the others are not."""
     shards = ShardSet(folder)
     list(shards.entries())
-    found = [usable(shards.read, i) for i in range(len(shards))]
+    found = [sample_or_error(shards.read, i) for i in range(len(shards))]
     errors = [sample for sample in found if isinstance(sample, BrokenSampleError)]
     assert all(s in errors or s == written for s, written in zip(found, SAMPLES, strict=True))
     assert not [error for error in errors if "\n" in str(error)]
@@ -302,7 +302,7 @@ def test_what_no_index_line_lists_is_found(pristine, tmp_path):
     folder = copy_of(pristine, tmp_path / "set")
     lines = (folder / "index.jsonl").read_text().splitlines(keepends=True)
     (folder / "index.jsonl").write_text("".join(lines[:2] + lines[3:]))
-    shards = [describe(folder / f"0000{number}.tar", samples) for number, samples in ((0, 2), (1, 3))]
+    shards = [shard_info(folder / f"0000{number}.tar", samples) for number, samples in ((0, 2), (1, 3))]
     write_manifest(folder, {"single": 2, "multi": 3}, shards)
     faults = verify_shards(folder, progress=False).faults
     assert any("00000.tar: index differs: bytes from" in line for line in faults.examples)

@@ -155,7 +155,7 @@ def test_changed_data_is_said_and_starts_an_epoch(build, tmp_path, packing, capl
     trainer, module, data = build(8)
     data.packing = dataclasses.replace(packing, token_budget=140)
     trainer.fit(module, data, ckpt_path=tmp_path / "a.ckpt", weights_only=False)
-    assert "its place in the data is void" in caplog.text
+    assert "its stream position is discarded" in caplog.text
     assert module.log_[0][0] == 5
     assert data.state_dict()["epoch"] == 1
 
@@ -204,7 +204,7 @@ def test_every_packing_setting_is_compared_on_resume(field, build, packing, capl
     data.connect(module.sequence_format, module.tokenizer)
     data.load_state_dict(state)
     data._check_resumed()
-    assert ("void" in caplog.text) != (f"data.packing.{field}: was" in caplog.text)
+    assert ("discarded" in caplog.text) != (f"data.packing.{field}: was" in caplog.text)
 
 
 def test_overfitting_repeats_each_rank_s_first_packs_and_goes_on_repeating(build, tmp_path):

@@ -140,7 +140,7 @@ def test_duplicate_keys_and_empty_sources_end_before_the_first_step(sequence_for
     with pytest.raises(UserError, match="two samples have the key 's0002'"):
         Mixture([Source(str(tmp_path / "twice"))], sequence_format, tokenizer, packing)
     empty_set(tmp_path / "empty")
-    with pytest.raises(UserError, match="holds no sample"):
+    with pytest.raises(UserError, match="has no samples"):
         Mixture([Source(str(tmp_path / "empty"))], sequence_format, tokenizer, packing)
 
 
@@ -216,7 +216,7 @@ def test_two_ranks_agree_on_every_fault(tmp_path):
     assert set(found["kinds"][0]["skipped"]) == reasons
     assert [len(rank["steps"]) for rank in found["few"]] == [16, 16]  # one shard, two packs, four consumers
     assert {key for rank in found["few"] for step in rank["steps"] for key in step[2:]} == {"s0000", "s0001", "s0002"}
-    for name, said in (("twice", "key 's0002'"), ("torn", "00001.tar has 3000 bytes"), ("empty", "holds no sample")):
+    for name, said in (("twice", "key 's0002'"), ("torn", "00001.tar has 3000 bytes"), ("empty", "has no samples")):
         assert said in found[name][0]["error"]
         assert not found[name][0]["steps"]
     assert "more than data.max_skipped_share 0.01 of 1000" in found["half_bad"][0]["error"]

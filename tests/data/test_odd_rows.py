@@ -208,12 +208,12 @@ def test_what_is_no_file_of_rows(folder, kind):
         (b"PK\x03\x04", "a zip archive"),
         (b'{\n "instruction": "x"\n}', "an object over several lines"),
         (b'{"data": [\n{"instruction": "x"}]}', "an object over several lines"),
-        (b'[{"a": 1}] trailing', "the file goes on"),
-        (b'[{"a": "open', "does not end behind item 0"),
-        (b'[{"a": 1}, {"a": 2}', "does not end behind item 1"),
-        (b"[", "does not end"),
-        (b"[]", "holds no row"),
-        (b"\xef\xbb\xbf", "holds no row"),
+        (b'[{"a": 1}] trailing', "data after the JSON list"),
+        (b'[{"a": "open', "is not terminated after item 0"),
+        (b'[{"a": 1}, {"a": 2}', "is not terminated after item 1"),
+        (b"[", "is not terminated"),
+        (b"[]", "has no (rows|prompts)"),
+        (b"\xef\xbb\xbf", "has no (rows|prompts)"),
     ],
 )
 def test_files_of_another_form_are_refused_when_opened(folder, content, words):

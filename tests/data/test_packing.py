@@ -7,7 +7,7 @@ import torch
 from data_helpers import GOLDEN, encode, make_sample
 from safetensors.torch import load_file
 
-from scone_pl.data.boxes import meant_grid
+from scone_pl.data.boxes import candidate_labels
 from scone_pl.data.packing import (
     PackingConfig,
     add_sample,
@@ -15,7 +15,7 @@ from scone_pl.data.packing import (
     sample_layout,
     sample_length,
 )
-from scone_pl.data.sample import BrokenSampleError, Candidate, Sample
+from scone_pl.data.sample import BrokenSampleError, Candidate, Sample, parse_candidates
 from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.transforms import ResizeLimits
@@ -167,16 +167,26 @@ def test_vit_image_from_the_resized_vae_image(sequence_format, tokenizer, packin
     )
 
 
-def test_meant_grid():
-    left = Candidate(box=(0.0, 0.0, 0.5, 1.0), meant=True)
-    other = Candidate(box=(0.5, 0.0, 1.0, 1.0), meant=False)
-    assert meant_grid((left, other), 2, 4).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
-    assert meant_grid((other,), 2, 2).sum() == 0
-    small = Candidate(box=(0.3, 0.3, 0.4, 0.4), meant=True)  # holds the centre (0.375, 0.375) of token (1, 1)
-    assert meant_grid((small,), 4, 4).nonzero().tolist() == [[1, 1]]
+def test_candidate_labels():
+    left = Candidate(box=(0.0, 0.0, 0.5, 1.0), is_target=True)
+    other = Candidate(box=(0.5, 0.0, 1.0, 1.0), is_target=False)
+    assert candidate_labels((left, other), 2, 4).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+    assert candidate_labels((other,), 2, 2).sum() == 0
+    small = Candidate(box=(0.3, 0.3, 0.4, 0.4), is_target=True)  # holds the centre (0.375, 0.375) of token (1, 1)
+    assert candidate_labels((small,), 4, 4).nonzero().tolist() == [[1, 1]]
 
 
-def test_meant_reaches_the_sequence(sequence_format, tokenizer, packing):
+def test_candidates_are_stored_under_the_key_of_the_format_and_read_under_both():
+    candidate = Candidate(box=(0.0, 0.0, 0.5, 1.0), is_target=True, name="cat")
+    stored = {"box": (0.0, 0.0, 0.5, 1.0), "meant": True, "name": "cat"}
+    renamed = {"box": stored["box"], "is_target": True, "name": "cat"}
+    assert candidate.to_json() == stored
+    assert parse_candidates([[stored, renamed]]) == ((candidate, candidate),)
+    with pytest.raises(TypeError, match="must be an object with `box` and `meant`"):
+        parse_candidates([[{**stored, "is_target": True}]])
+
+
+def test_candidate_labels_reach_the_sequence(sequence_format, tokenizer, packing):
     builder = SequenceBuilder(sequence_format)
     for number in (1, 4):  # with and without candidates
         add_sample(builder, make_sample(number, references=1), tokenizer, packing, generator(0))

@@ -108,7 +108,7 @@ def test_few_rows_without_references_are_counted(folder):
         (
             {"image": [[A, B]] * 2, "instruction": [1, 2]},
             {},
-            r"column instruction .* has the type int64; it must hold texts",
+            r"column instruction .* has the type int64; it must hold strings",
         ),
         ({"input_images": [[A]] * 2, "target": [1.5, 2]}, {}, r"column target \(target\) has the type double"),
         ({"reference_images": [[A]] * 2, "target": [B] * 2}, {}, "no row has reference images; .*reference_images"),
@@ -127,7 +127,7 @@ def test_few_rows_without_references_are_counted(folder):
 )
 def test_columns_that_cannot_be_read_are_one_line(folder, columns, names, message):
     with pytest.raises(UserError, match=message) as error:
-        open_input(write(folder, **columns), fields=FieldNames(**names), can_be_named=True)
+        open_input(write(folder, **columns), fields=FieldNames(**names), has_field_options=True)
     assert str(error.value).startswith(str(folder / "x.parquet"))
 
 
@@ -136,7 +136,7 @@ def test_a_column_that_is_there_twice(folder):
         [pyarrow.array([[A]]), pyarrow.array(["x"]), pyarrow.array(["y"])], ["image", "text", "text"]
     )
     pyarrow.parquet.write_table(table, folder / "x.parquet")
-    with pytest.raises(UserError, match="column text is there 2 times"):
+    with pytest.raises(UserError, match="column text occurs 2 times"):
         open_input(str(folder / "x.parquet"))
 
 

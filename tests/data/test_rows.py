@@ -8,7 +8,7 @@ from data_helpers import encode
 from scone_pl.cli.shards import main
 from scone_pl.data.convert import convert
 from scone_pl.data.faults import Faults
-from scone_pl.data.fields import KNOWN, FieldNames, unused_images
+from scone_pl.data.fields import USUAL_NAMES, FieldNames, unused_images
 from scone_pl.data.inputs import open_input
 from scone_pl.data.prompts import read_requests
 from scone_pl.data.sample import BrokenSampleError, Sample
@@ -38,9 +38,9 @@ def outcomes(source, **options):
     return [f.reason if isinstance(f, BrokenSampleError) else len(f.references) for f in found]
 
 
-@pytest.mark.parametrize("name", KNOWN["references"])
+@pytest.mark.parametrize("name", USUAL_NAMES["references"])
 def test_every_command_knows_the_same_names(folder, name):
-    for instruction in KNOWN["instruction"]:
+    for instruction in USUAL_NAMES["instruction"]:
         row = {name: ["a.png"], instruction: "draw", "key": "k"}
         file = write(folder, row, row | {"key": "l", name: "a.png"}, row | {"key": "m", name: [{"path": "a.png"}]})
         assert outcomes(file, require_target=False) == [1, 1, 1]
@@ -53,7 +53,7 @@ def test_references_under_an_unknown_name_do_not_vanish(folder, name):
     with pytest.raises(
         UserError, match=f"no row has reference images; unused fields: [a-z_, ]*{name}.*--fields.references"
     ):
-        open_input(file, can_be_named=True)
+        open_input(file, has_field_options=True)
     with pytest.raises(UserError, match=f"x.jsonl:1: no references; .*{name}"):
         read_requests([file])
     assert outcomes(file, fields=FieldNames(references=name)) == [1, 1, 1]
@@ -70,7 +70,7 @@ def test_a_field_that_no_row_has_is_refused_before_images_are_read(folder):
         ("kind", "--fields.kind"),
     ):
         with pytest.raises(UserError, match=words):
-            open_input(file, fields=FieldNames(**{role: "refs"}), can_be_named=True)
+            open_input(file, fields=FieldNames(**{role: "refs"}), has_field_options=True)
 
 
 def test_few_rows_without_references_are_counted(folder):
@@ -94,11 +94,11 @@ def test_the_first_name_that_is_not_empty_is_read(folder):
 
 def test_missing_texts_and_targets_say_what_there_is(folder):
     rows = [{"input_images": ["a.png"], "promt": "x", "edited_image": "t.png"}, {"input_images": [], "prompt": "x"}]
-    opened = open_input(write(folder, *rows), can_be_named=True)
+    opened = open_input(write(folder, *rows), has_field_options=True)
     first, second = (str(error) for _, error in opened.read(0, 2))
     assert "no instruction; unused fields: edited_image, promt; is it promt? Then give --fields.instruction" in first
     assert "no target; no field is unused; usual names: target" in second
-    named = open_input(write(folder, {**rows[0], "prompt": "x"}), can_be_named=True)
+    named = open_input(write(folder, {**rows[0], "prompt": "x"}), has_field_options=True)
     assert "is it edited_image?" in str(next(named.read(0, 1))[1])
 
 
@@ -195,7 +195,7 @@ def test_every_reason_has_an_example_whatever_comes_first():
         faults.add(f"k{number}", BrokenSampleError("missing image", f"x:{number}"))
     faults.add("asked", BrokenSampleError("small image", "x:31"))
     faults.add("last", BrokenSampleError("wrong JSON", "x:32"))
-    listed = faults.listed(3, without=("small image",))
+    listed = faults.listed(3, exclude=("small image",))
     assert listed == ["k0: missing image: x:0", "k1: missing image: x:1", "last: wrong JSON: x:32"]
     assert len(faults.listed(1)) == 3
 

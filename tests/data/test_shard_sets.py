@@ -135,7 +135,7 @@ def test_an_index_that_does_not_fit_is_told_before_training(shard_folder, tmp_pa
         ({"file": "../00000.tar"}, r"a shard named '\.\./00000\.tar'"),
         ({"file": "/etc/x.tar"}, "a shard named"),
         ({"sha256": "../../x"}, "checksum"),
-        ({"samples": 1}, "samples in all"),
+        ({"samples": 1}, "samples in total"),
         ({"bytes": None}, "not a readable manifest"),
     ],
 )

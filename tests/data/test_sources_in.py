@@ -70,7 +70,7 @@ def test_json_lines_of_several_styles(lists, tmp_path):
     assert (uno.key, uno.instruction, uno.target) == ("list-000000000", "uno", encode(32, 32))
     assert uno.references == (encode(16, 16), encode(24, 24))
     assert x2i.metadata == {"task_type": "edit", "source": {"file": "list.jsonl"}}
-    assert own.candidates == ((Candidate(box=(0, 0, 0.5, 1), meant=True, name="cat"),),)
+    assert own.candidates == ((Candidate(box=(0, 0, 0.5, 1), is_target=True, name="cat"),),)
     assert own.metadata["licence"] == "CC0"
 
 
@@ -94,7 +94,7 @@ def test_fields_keys_and_root_can_be_named(lists, tmp_path):
 def test_two_conversions_into_one_folder_are_refused(lists, tmp_path, monkeypatch):
     import scone_pl.data.convert as module
 
-    refused, begin = [], module._begin
+    refused, begin = [], module._start_or_resume
 
     def meanwhile(*arguments):
         with pytest.raises(UserError, match="another process is converting into it") as error:
@@ -102,7 +102,7 @@ def test_two_conversions_into_one_folder_are_refused(lists, tmp_path, monkeypatc
         refused.append(error)
         begin(*arguments)
 
-    monkeypatch.setattr(module, "_begin", meanwhile)
+    monkeypatch.setattr(module, "_start_or_resume", meanwhile)
     manifest, _ = convert(open_input(str(lists)), tmp_path / "out", progress=False)
     assert (manifest.samples, len(refused)) == (3, 1)
 
@@ -128,13 +128,13 @@ def test_names_that_no_key_can_have_stay_apart(lists, tmp_path):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("", {}, "holds no row"),
-        ("[{}]", {}, "no sample of the source is good"),
-        ("[{}", {}, "the JSON list does not end"),
+        ("", {}, "has no rows"),
+        ("[{}]", {}, "the source has no valid sample"),
+        ("[{}", {}, "the JSON list is not terminated"),
         (None, {}, "x.jsonl: no such file"),
         ("{}", {"image_root": "/nowhere"}, "/nowhere: no such folder"),
         ("{}", {"subset": "x"}, "--subset is for parquet sources"),
-        ("{}\n{}", {}, "no sample of the source is good"),
+        ("{}\n{}", {}, "the source has no valid sample"),
     ],
 )
 def test_wrong_lists_are_one_line(tmp_path, content, options, message):
@@ -157,7 +157,7 @@ def test_from_another_shard_set(shard_folder, tmp_path):
     assert set(faults.counts) == {"other kind"}
     assert max(side for sample in ShardSet.open(tmp_path / "some").index for side in sample.target) <= 20
     assert b"webp" in (tmp_path / "some/00000.tar").read_bytes()
-    with pytest.raises(UserError, match=r"no sample of the source is good \(60 small image, first s0000"):
+    with pytest.raises(UserError, match=r"the source has no valid sample \(60 small image, first s0000"):
         convert(source, tmp_path / "none", ConvertConfig(min_side=17), progress=False)
 
 

@@ -105,7 +105,7 @@ def test_wrong_answers_name_the_url_and_are_not_kept(file, wrong, folder, storag
 
 def test_an_answer_without_end_is_cut_off(folder, storage):
     with Answers(folder, {"/00000.tar": endless}) as server:
-        with pytest.raises(BrokenSampleError, match=r"00000\.tar: cannot be fetched .*more than \d+ bytes came"):
+        with pytest.raises(BrokenSampleError, match=r"00000\.tar: cannot be fetched .*received more than \d+ bytes"):
             ShardSet.open(server.url, storage).read(0)
         assert max((path.stat().st_size for path in storage.cache.rglob("*00000*")), default=0) < 1 << 20
 

@@ -64,11 +64,11 @@ def test_selection(data, omni_items):
         ({"subject_list": [["a", "b"], ["c"]], "subject_label": [[0, 1], [1]]}, "2 lists in `subject_list` for 1"),
         ({"subject_list": [["a", " "]]}, "no description"),
         ({"case_type": 2}, "`case_type` must be a text"),
-        ({"key": "0001", "task_type": "composition_single"}, "was used at"),
+        ({"key": "0001", "task_type": "composition_single"}, "is already used at"),
         ({"input_images": ["no.png"]}, "no such image file"),
-        ({"key": "\u732b" * 70}, "can not name a picture; use up to 200 bytes"),
+        ({"key": "\u732b" * 70}, "is not a valid file name; use up to 200 bytes"),
         ({"key": "\ud800"}, "half a surrogate pair"),
-        ({"task_type": "../x"}, "`task_type` '../x' can not name a picture"),
+        ({"task_type": "../x"}, "`task_type` '../x' is not a valid file name"),
     ],
 )
 def test_bad_lines_are_named(copy, change, message):

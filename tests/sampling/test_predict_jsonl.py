@@ -190,7 +190,7 @@ BAD_LINES = {
     "no instruction": {"key": "k", "input_images": []},
     "no such image file": {**GOOD, "input_images": ["no.png"]},
     "must hold paths of images": {**GOOD, "input_images": [3]},
-    "can not name a picture": {**GOOD, "key": "../k"},
+    "is not a valid file name": {**GOOD, "key": "../k"},
     "`key` None": {"instruction": "x"},
     "`key` '.'": {**GOOD, "key": "."},
     "`task_type` 'a/b'": {**GOOD, "task_type": "a/b"},
@@ -210,11 +210,11 @@ def test_bad_lines_are_named(message, tmp_path):
 
 def test_duplicates_empty_and_unreadable_files(tmp_path):
     same = write_jsonl(tmp_path / "same.jsonl", [GOOD, GOOD | {"task_type": "t"}, GOOD])
-    with pytest.raises(UserError, match=r"same\.jsonl:3: the key 'k' was used at .*same\.jsonl:1"):
+    with pytest.raises(UserError, match=r"same\.jsonl:3: the key 'k' is already used at .*same\.jsonl:1"):
         read_requests([same])
     for content in ("", "\n\n"):
         (tmp_path / "empty.jsonl").write_text(content)
-        with pytest.raises(UserError, match="holds no row"):
+        with pytest.raises(UserError, match="has no prompts"):
             read_requests([tmp_path / "empty.jsonl"])
     with pytest.raises(UserError, match=r"no\.jsonl: no such file"):
         read_requests([tmp_path / "no.jsonl"])

@@ -107,7 +107,7 @@ def test_resumes_on_another_number_of_ranks(ranks: int, place: Path, one_rank: P
     args += ["--trainer.devices", str(ranks), "--trainer.accumulate_grad_batches", "2" if ranks == 1 else "1"]
     found = run_scone(*args, "--output_dir", str(out), cwd=place)
     assert found.returncode == 0, found.stderr
-    assert f"data.train goes on at pack {2 * SAVED} " in found.stderr
+    assert f"data.train: resuming at pack {2 * SAVED} " in found.stderr
     events = EventAccumulator(str(out / "composition/tensorboard"))
     events.Reload()
     losses = {event.step: event.value for event in events.Scalars("train/loss")}

@@ -47,7 +47,7 @@ def test_killed_twice_equals_straight(workers: str, mini_world: Path, tmp_path: 
         assert not (killed / "weights").exists()
     last = run_scone(*common, str(killed), cwd=mini_world)
     assert last.returncode == 0, last.stderr
-    assert "data.train goes on at pack" in last.stderr
+    assert "data.train: resuming at pack" in last.stderr
     expected, found = (scalars(run, "train/loss") for run in (tmp_path / "straight", killed))
     assert len(expected) == STEPS
     assert found == expected

@@ -239,7 +239,7 @@ def test_samples_carry_pictures_boxes_and_task():
     assert World(1).sample("composition_multi", 7).to_sample().kind == "single"
     assert sample.metadata["task"] == "distinction_single_intra"
     assert [c.box for c in sample.candidates[0]] == [(0.0, 0.25, 0.5, 0.75), (0.5, 0.25, 1.0, 0.75)]
-    assert [c.meant for c in sample.candidates[0]] == [bool(label) for label in episode.labels[0]]
+    assert [c.is_target for c in sample.candidates[0]] == [bool(label) for label in episode.labels[0]]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 16)])

@@ -174,7 +174,7 @@ class Episode:
                 tuple(
                     Candidate(
                         box=tuple(side / self.canvas for side in subject.box),
-                        meant=subject.meant,
+                        is_target=subject.meant,
                         name=f"{subject.slot} {subject.shape}",
                     )
                     for subject in group

@@ -74,7 +74,7 @@ def _background(group: Sequence[Candidate]) -> list[Candidate]:
     else:
         top, bottom = min(c.box[1] for c in group), max(c.box[3] for c in group)
         boxes = [(0.0, 0.0, 1.0, top), (0.0, bottom, 1.0, 1.0)]
-    return [Candidate(box=box, meant=True, name="background") for box in boxes if box[1] < box[3]]
+    return [Candidate(box=box, is_target=True, name="background") for box in boxes if box[1] < box[3]]
 
 
 _WIDE: tuple[tuple[str, dict[str, Any]], ...] = (
