@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 SCONE := $(BIN)/python -m scone_pl
 
 # make table5 SEEDS=2 QUICK=1 JOBS=2: number of seeds, a first look instead of a result, runs in parallel
-SEEDS ?= 5
+SEEDS ?=
 QUICK ?= 0
 JOBS ?= 2
 TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts
-EVIDENCE = OMP_NUM_THREADS=1 $(SCONE) mini evidence --seeds $(SEEDS) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick true) --table
+STUDY = OMP_NUM_THREADS=1 $(SCONE) study run $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test-slow table2 table3 test lint format docs parity photos bench tensorboard clean
@@ -104,10 +104,9 @@ mini-base: mini-data ## train the base weights that ship in experiments/mini/bas
 	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/mini/base.yaml
 
 $(TABLES): mini-data
-	$(EVIDENCE) $@
+	$(STUDY) experiments/studies/$@.yaml
 rates: ## learning rate of each arm of Table 5, on validation episodes (SEEDS=2)
 rates_long: ## the same for table5_long
-rates rates_long: SEEDS := 2
 table4: ## base, Stage I step 1, step 2
 table5: ## Stage II: direct, in two steps, with the bridge
 table5_long: ## the same arms with three times the steps
@@ -122,7 +121,7 @@ no_experts: ## the bridge in a dense decoder, without separate experts
 no-experts: no_experts
 tokens: mini-data ## time, memory and scores with blocked tokens masked or dropped
 	$(if $(filter 1,$(QUICK)),,$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json)
-	$(EVIDENCE) tokens
+	$(STUDY) experiments/studies/tokens.yaml
 evidence: $(TABLES) tokens ## all studies, about 4 hours on 2 cores; finished runs are kept
 
 ##@ GPU

@@ -42,7 +42,7 @@ from scone_pl.model.sequence import PackedSequence
 from scone_pl.sampling.context import prefill
 from scone_pl.sampling.prompts import prompts_of
 from scone_pl.sampling.sampler import SamplingConfig, initial_noise
-from scone_pl.study.work import commit, versions
+from scone_pl.study.training import commit, versions
 from scone_pl.training import losses
 from scone_pl.training.heap import trim_heap, trim_heap_before
 from scone_pl.training.parts import set_trainable

@@ -24,6 +24,7 @@ VERBS = {
     "shards": ("scone_pl.cli.shards", "convert, verify and describe data sets"),
     "layers": ("scone_pl.cli.layers", "which decoder layer the bridge should read, with and without labels"),
     "parity": ("scone_pl.cli.parity", "compare with numbers that the published implementation computed"),
+    "study": ("scone_pl.cli.study", "a question as a YAML file: arms, seeds, evaluations, intervals, page"),
     "mini": ("scone_pl.cli.mini", "the mini-world: shards, base weights, exact evaluation, pictures"),
 }
 SHARED = ("fit", "validate", "test", "predict", "evaluate", "judge", "tables")

@@ -17,7 +17,6 @@ ORDER = (
 UPWARDS = {
     ("evaluation/generate.py", "cli"),
     ("estimate/settings.py", "cli"),
-    ("study/work.py", "cli"),
     ("vlm/client.py", "evaluation"),
 }
 """(file, package) that still import from above: to be emptied."""

@@ -195,100 +195,20 @@ def report(scores: list[Path], names: list[str]) -> None:
     print(*filter(None, tables), sep="\n\n")
 
 
-def evidence(
-    table: str,
-    seeds: int = 5,
-    quick: bool = False,
-    jobs: int = 2,
-    output: Path = Path("docs/evidence"),
-) -> None:
-    """Runs an experiment: every arm with every seed, then its JSON, its plot and the page docs/evidence.md.
-
-    What is finished is not run again; an interrupted run goes on. A quick look writes to runs/evidence instead,
-    and so do fewer seeds than a kept result has.
-
-    Args:
-        table: name of a file in experiments/ablations/mini, without .yaml.
-        seeds: runs of each arm.
-        quick: fewer steps and test pictures, to see whether all works.
-        jobs: runs side by side, with one thread each.
-        output: folder of results that are kept.
-    """
-    from scone_pl.files import write_json
-    from scone_pl.study.maps import draw_maps
-    from scone_pl.study.metrics import looks_of
-    from scone_pl.study.page import write_page
-    from scone_pl.study.plot import plot
-    from scone_pl.study.runner import collect, num_seeds, run_experiment
-    from scone_pl.study.spec import Experiment
-    from scone_pl.study.work import ROOT
-
-    if seeds < 1 or jobs < 1:
-        raise UserError(f"--seeds {seeds} and --jobs {jobs} must be at least 1")
-    experiment = Experiment.read(table)
-    check_output_folder(ROOT)
-    if not quick:
-        check_output_folder(output, files=(f"{table}.json", f"{table}.png", f"{table}_maps.png"))
-        check_output_file(output.with_suffix(".md"))
-    planned = run_experiment(experiment, seeds, side_by_side=jobs, quick=quick)
-    result = collect(experiment, planned)
-    folder = ROOT / "quick" if quick else output
-    if not quick and (kept := num_seeds(output / f"{table}.json")) > seeds:
-        folder = ROOT / "fewer_seeds"
-        print(f"{output / table}.json has {kept} seeds and stays; the result of {seeds} goes to {folder}")
-    write_json(result, folder / f"{table}.json")
-    plot(result, folder / f"{table}.png")
-    for look in looks_of(result, "layers", "test")[:1]:
-        draw_maps(result, look, folder / f"{table}_maps.png")
-    print(f"{folder / table}.json   {write_page(folder)}")
-
-
-def arm(
-    table: str, arm: str, seed: int = 0, quick: bool = False, result: Path | None = None, runner: int | None = None
-) -> None:
-    """One run of one arm, as `mini evidence` starts it: trains, evaluates, writes result-....json.
-
-    Args:
-        table: the experiment.
-        arm: name of the arm.
-        seed: decides data order, noise levels and noise.
-        quick: see `mini evidence`.
-        result: the file to be written, for a caller who waits for it; if it would be another one, nothing is run.
-        runner: process id of the parent that this run ends with.
-    """
-    from scone_pl.study.runner import end_with
-    from scone_pl.study.spec import Experiment
-    from scone_pl.study.work import ROOT, run
-
-    if runner is not None:
-        end_with(runner)
-    experiment = Experiment.read(table)
-    experiment.arm(arm)
-    check_output_folder(ROOT)
-    print(run(experiment, arm, seed, quick=quick, expected=result))
-
-
-def page() -> None:
-    """Writes docs/evidence.md again from the JSON files in docs/evidence."""
-    from scone_pl.study.page import DOCS, write_page
-
-    check_output_file(DOCS.with_suffix(".md"))
-    print(write_page())
-
-
 COMMANDS = {
     "shards": shards,
     "base": base,
     "evaluate": evaluate,
     "report": report,
     "picture": picture,
-    "evidence": evidence,
-    "arm": arm,
-    "page": page,
 }
+MOVED = {"evidence": "run experiments/studies/NAME.yaml", "arm": "arm", "page": "page"}
+"""Former commands -> those of the verb `study`."""
 
 
 def main(args: list[str]) -> int:
     """Runs one of `COMMANDS`."""
+    if args and args[0] in MOVED:
+        raise UserError(f"mini {args[0]} is now: python -m scone_pl study {MOVED[args[0]]}")
     run_command(COMMANDS, "python -m scone_pl mini", args, as_positional=False)
     return 0

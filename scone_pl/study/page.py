@@ -1,356 +1,263 @@
-"""`docs/evidence.md`, made of the JSON files under `docs/evidence/`: no number in it is typed."""
+"""`docs/evidence.md`, generated from the JSON files under `docs/evidence/`: no number in it is typed."""
 
 from __future__ import annotations
 
-import itertools
-import json
+import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+import jinja2
 
 from scone_pl.analysis.measures import best_layer
 from scone_pl.errors import UserError
-from scone_pl.files import write_text
+from scone_pl.evaluation.evaluator import Column
+from scone_pl.files import read_json, write_text
 from scone_pl.markdown import markdown_table
-from scone_pl.study.metrics import (
-    METRICS,
-    difference_of,
-    estimate_of,
-    layer_estimates,
-    layer_means,
-    looks_of,
-    rows_of,
-)
-from scone_pl.study.spec import Experiment
-from scone_pl.study.statistics import Estimate
+from scone_pl.study.comparisons import ComparedRow, Comparisons, Pair
+from scone_pl.study.costs import cost_tables
+from scone_pl.study.result import Result, Row, layer_estimates, layer_means
+from scone_pl.study.spec import FOLDER, Study, read_yaml, study_names
+from scone_pl.study.training import UNKNOWN, training_commits
 
 DOCS = Path("docs/evidence")
 PUBLISHED = "published.yaml"
 """The paper's tables."""
-ORDER = (
-    *("rates", "table4", "table5", "rates_long", "table5_long", "parts", "table6", "table6_training"),
-    *("figure11", "layers", "robustness", "robustness_trained", "no_experts", "tokens"),
-)
-SCORES = ("COM", "DIS", "overall")
-COMPARED = (*SCORES, "choice")
-COMPOSITION = ("PF", "SC", "COM")
-"""Where nothing was to be chosen."""
-_COST_ROWS = {"mask": "masked", "paper": "left out", "later": "left out in all later layers", "dropped": "dropped"}
-_BASES = {"mask": "", "paper": ", over nothing blocked"}
-"""What a share's cases are compared with; a share of 0 has no mask."""
+SETTINGS = "page.yaml"
+"""Beside the results: `head` (text of the page, a template), `order` (of studies)."""
+WORDS = ("title", "question", "findings", "answer", "baseline", "contrasts")
+"""What a study's file says now, rather than when its result was collected."""
 _TRAINED = 1.0
-"""A run whose training took fewer seconds trained nothing: its weights were there."""
-FAILURES = ("exact", "redundancy", "omission", "blending", "wrong_subject", "distorted")
-
-HEAD = """# Evidence: the paper's claims, measured in the mini-world
-
-This page is written by `python -m scone_pl mini page` from the JSON files in `docs/evidence/` (config, seed,
-commit, versions and numbers of every run; of costs, settings and numbers); do not edit it. `make evidence` runs what is
-missing and writes it again.
-
-**Another scale.** Numbers called ours come from a model of 0.9 million parameters on 16-pixel pictures, judged
-exactly by a program; the paper's come from 14.6 billion parameters, judged by GPT-4.1. Only orderings can be compared.
-
-**Reading it.** Each section begins with what was asked and expected, written down before the runs; what was added later
-says after seeing what. Unless it says otherwise, all arms start from the same weights, a Stage I of each seed's own,
-and take the same number of steps over the same samples, each at the learning rate that was chosen for it by one rule
-(`rates`, `rates_long`). Rates, thresholds and temperatures were chosen on validation episodes; the numbers are from
-test episodes (those of rates from validation). Which questions were asked next was decided by eye on test results, so
-what a later section adds is no independent confirmation of an earlier one.
-
-- **Arms of Stage II**: (a) both experts trained from the start; (b) first the understanding expert, then both; (c) as
-  (b) under the paper's hard mask, in its layers; (c hard) the same mask in all later layers; (c') a soft bias there.
-- **COM**, **DIS**: SconeEval's formulas, 0 to 10. COM is prompt following and subject consistency of all six tasks, of
-  which four are distinction tasks too. DIS asks for the meant subject, well enough painted, and no other: here almost
-  all of what is lost is lost by painting badly. A model that draws no candidate at all has DIS 2.5 (3.33 and 3.75 with
-  three and four candidates).
-- **chosen**: of the references with several candidates, those whose meant one is the nearest to what was drawn, however
-  badly; by chance 50 % (33 and 25 with three and four). Choosing apart from painting.
-- **kept**: of the subject tokens that the mask keeps, those of the meant ones (precision); of theirs, those that are
-  kept (recall); blocked, of all tokens of the references.
-- **pictures**: meant only (`as asked` in questions of before) = the meant subjects, wherever, and nothing else;
-  redundancy = something more; omission = the place is empty; blending = two candidates mixed; wrong subject = a
-  distractor is drawn; distorted = what stands there is no candidate. In this world models paint badly rather than too
-  much or nothing.
-- `±` is a 95 % interval over seeds (Student's t): a seed decides data order, noise levels and noise; the episodes are
-  the same for all, so what another draw of episodes would change is not in it. In bold: differences whose interval
-  leaves out 0, with no correction for their number; each section's metric, and the arms that its question compares, are
-  the primary ones.
-"""
+"""A run whose training took fewer seconds trained nothing: its weights existed."""
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("scone_pl.study"),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,
+)
 
 
-def write_page(folder: Path = DOCS) -> Path:
-    """Writes the page beside `folder` from what is in it; its file."""
-    names = [name for name in ORDER if (folder / f"{name}.json").is_file()]
-    names += sorted(f.stem for f in folder.glob("*.json") if f.stem not in ORDER and not f.stem.endswith("_cost"))
+def write_page(folder: Path = DOCS, studies: Path = FOLDER) -> Path:
+    """Writes the page beside `folder` from the results in it.
+
+    Args:
+        folder: results, as `study run` writes them.
+        studies: the studies' files; their texts replace those stored with the results.
+
+    Returns:
+        The page's file.
+
+    Raises:
+        UserError: `folder` holds no result.
+    """
+    settings = read_yaml(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    names = {file.stem for file in folder.glob("*.json") if not file.stem.endswith("_cost")}
     if not names:
-        raise UserError(f"{folder}: holds no result; run `make table5` or another experiment first")
-    results = [_with_words(json.loads((folder / f"{name}.json").read_text())) for name in names]
-    old = [result["experiment"] for result in results if not _is_whole(result)]
-    results = [result for result in results if result["experiment"] not in old]
-    sections = [_answers(results), *(section(result, folder) for result in results)]
-    if missing := [name for name in Experiment.names() if name not in names]:
-        lines = [f"- `make {name}`: {Experiment.read(name).title}" for name in missing]
-        sections.append("\n".join(["## Stated, not run yet", "", *lines, ""]))
-    if old:  # finished trainings count, so this takes seconds a run
-        sections.append(f"Made by an older version, to be evaluated again: `make {' '.join(old)}`.\n")
+        raise UserError(f"{folder}: holds no result; run `make table5` or another study first")
+    order = [name for name in settings.get("order", ()) if name in names]
+    results = [_read(folder / f"{name}.json", studies) for name in (*order, *sorted(names - set(order)))]
+    current = [result for result in results if result.is_complete]
+    comparisons = [Comparisons(result, _published(result, folder)) for result in current]
+    counts = [sum(numbers) for numbers in zip(*(c.counts for c in comparisons), strict=True)]
+    head = _TEMPLATES.from_string(settings.get("head", "")).render(counts=counts or [0, 0, 0])
+    text = _TEMPLATES.get_template("page.md.j2").render(
+        head=head,
+        folder=folder,
+        answers=[
+            (c.result.text("title"), filled(c.result.text("answer"), c))
+            for c in comparisons
+            if c.result.text("answer") and not c.result.quick
+        ],
+        sections=[section(c, folder) for c in comparisons],
+        planned=[Study.read(studies / f"{name}.yaml") for name in study_names(studies) if name not in names],
+        outdated=[result.study for result in results if not result.is_complete],
+    )
     page = folder.with_suffix(".md")
-    write_text("\n".join([HEAD, *sections]), page)
+    write_text(text, page)
     return page
 
 
-def _is_whole(result: Mapping[str, Any]) -> bool:
-    """Whether the result has all numbers that this version shows."""
-    runs = [run for arm in result["arms"].values() for run in arm["runs"]]
-    try:
-        for look in looks_of(result, "score"):
-            for metric in METRICS.values():
-                _ = [metric(run["evaluations"][look]) for run in runs]
-    except KeyError:
-        return False
-    return True
-
-
-def _with_words(result: dict[str, Any]) -> dict[str, Any]:
-    """What people say of the runs comes from the experiment's file, where it can still be mended."""
-    if result["experiment"] not in Experiment.names():
+def _read(file: Path, studies: Path) -> Result:
+    """A result with the texts of its study's file, where they can still be corrected."""
+    result = Result.read(file)
+    if not (source := studies / f"{result.study}.yaml").is_file() or result.content.get("scale", "mini") != "mini":
         return result
-    experiment = Experiment.read(result["experiment"])
-    now = {name: getattr(experiment, name) for name in ("findings", "answer", "baseline", "contrasts")}
-    return {**result, **now}
+    study = Study.read(source)
+    return Result({**result.content, **{name: getattr(study, name) for name in WORDS}})
 
 
-def _answers(results: Sequence[Mapping[str, Any]]) -> str:
-    """A line for every experiment that has an answer."""
-    answered = [r for r in results if r.get("answer") and not r["quick"]]
-    lines = [f"- **{r['title']}** {filled(r['answer'].strip(), r)}" for r in answered]
-    return "\n".join(["## In short, in this world", "", *lines, ""]) if lines else ""
+def _published(result: Result, folder: Path) -> Mapping[str, Any]:
+    """The paper's table that a result corresponds to, if any."""
+    if not (name := result.text("paper_table")):
+        return {}
+    file = next((f for f in (folder / PUBLISHED, DOCS / PUBLISHED) if f.is_file()), None)
+    return read_yaml(file)[name] if file else {}
 
 
-def section(result: Mapping[str, Any], folder: Path = DOCS) -> str:
-    """One experiment as Markdown."""
-    name = result["experiment"]
-    parts = [f"## {result['title']}", f"**Asked and expected.** {result['question'].strip()}", _conditions(result)]
-    scored, layered = looks_of(result, "score"), looks_of(result, "layers")
-    if scored:
-        parts += [_score_table(result, scored), _failure_table(result, scored)]
-    if result["baseline"]:
-        parts += _difference_tables(result, scored)
-    if result.get("contrasts"):
-        parts += _contrast_tables(result)
-    parts += [_layer_table(result, look) for look in looks_of(result, "layers", "test")]
-    if looks_of(result, "layers", "validation"):
-        parts.append(_choice_table(result, layered))
-    pictures = [file for file in (folder / f"{name}.png", folder / f"{name}_maps.png") if file.is_file()]
-    parts += [f"![{file.stem}]({folder.name}/{file.name})" for file in pictures]
-    if result["paper_table"]:
-        parts += _paper(result, folder, scored[0])
-    if (cost := folder / f"{name}_cost.json").is_file():
-        parts += _cost_tables(json.loads(cost.read_text()))
-    if result["findings"] and not result["quick"]:  # they were written for the whole runs
-        parts.append(f"**What came out.** {filled(result['findings'].strip(), result)}")
-    return "\n\n".join(parts) + "\n"
+def section(comparisons: Comparisons, folder: Path = DOCS) -> str:
+    """One study as Markdown; `folder` holds its figures."""
+    result = comparisons.result
+    scored, layered = result.of_kind("score"), result.of_kind("layers")
+    tables = _score_tables(result, result.rows(scored)) if scored else []
+    tables += _compared(f"minus {_label(result, result.text('baseline'))}", comparisons, comparisons.with_baseline)
+    tables += _compared("within an arm", comparisons, comparisons.within_arms)
+    tables += [_layer_table(result, name) for name in result.of_kind("layers", "test")]
+    tables += [_choice_table(result, layered)] if result.of_kind("layers", "validation") else []
+    figures = [f for f in (folder / f"{result.study}.png", folder / f"{result.study}_maps.png") if f.is_file()]
+    cost = folder / f"{result.study}_cost.json"
+    return _TEMPLATES.get_template("section.md.j2").render(
+        result=result,
+        conditions=_conditions(result),
+        tables=tables,
+        figures=[f"![{file.stem}]({folder.name}/{file.name})" for file in figures],
+        paper=_paper_tables(comparisons),
+        costs=cost_tables(read_json(cost, dict)) if cost.is_file() else [],
+        counts=comparisons.counts,
+        findings="" if result.quick else filled(result.text("findings"), comparisons),
+    )
 
 
-def _conditions(result: Mapping[str, Any]) -> str:
-    arms = result["arms"].values()
-    seeds = max(len(arm["runs"]) for arm in arms)
-    seconds = [run["seconds"]["training"] for arm in arms for run in arm["runs"]]
-    seconds = [some for some in seconds if some >= _TRAINED]
-    # The median, as an interrupted run counts only what it took since.
-    took = f"the median run trained for {statistics.median(seconds):.0f} s" if seconds else "nothing was trained"
-    commits = sorted({run["commit"] for arm in arms for run in arm["runs"]})
-    first = next(iter(arms))["runs"][0]["versions"]
-    made = ", ".join(f"{key} {value}" for key, value in first.items())
-    quick = " **A quick look, not a result.**" if result["quick"] else ""
-    return f"{seeds} seeds; {took}, one thread on a shared machine; commit {', '.join(commits)}; {made}.{quick}"
+def _label(result: Result, arm: str) -> str:
+    return result.arms[arm]["label"] if arm else ""
 
 
-def _scores_of(result: Mapping[str, Any], looks: list[str]) -> tuple[str, ...]:
-    chosen = any(run["evaluations"][look]["choice"] for _, arm, look in rows_of(result, looks) for run in arm["runs"])
-    return SCORES if chosen else COMPOSITION
+def _conditions(result: Result) -> dict[str, Any]:
+    """Seeds, seconds, commits and versions behind a result."""
+    seconds = [run["seconds"]["training"] for run in result.runs]
+    trained = [some for some in seconds if some >= _TRAINED]
+    commits = Counter(name for run in result.runs for name in training_commits(run))
+    unknown = commits.pop(UNKNOWN, 0)
+    return {
+        "seeds": result.seeds,
+        # The median, as an interrupted run of an old version counts only the time since.
+        "seconds": statistics.median(trained) if trained else None,
+        "trained": sorted(commits),
+        "unknown": unknown,
+        "runs": len(result.runs),
+        "evaluated": sorted({run["commit"] for run in result.runs}),
+        "versions": result.runs[0]["versions"],
+    }
 
 
-def _score_table(result: Mapping[str, Any], looks: list[str]) -> str:
-    scores = _scores_of(result, looks)
-    rows = []
-    for label, arm, look in rows_of(result, looks):
-        cells = [str(estimate_of(arm, look, metric)) for metric in scores]
-        if scores == COMPOSITION:
-            rows.append([label, *cells])
-            continue
-        cells.append(f"{estimate_of(arm, look, 'choice')} %")
-        masked = any(run["evaluations"][look]["mask"] for run in arm["runs"])
-        kept = [
-            f"{estimate_of(arm, look, m).mean:.0f} %" if masked else "-" for m in ("precision", "recall", "blocked")
-        ]
-        rows.append([label, *cells, *kept])
-    heads = () if scores == COMPOSITION else ("chosen", "kept: precision", "recall", "blocked")
-    return markdown_table(["ours", *scores, *heads], rows)
+def _score_tables(result: Result, rows: list[Row]) -> list[str]:
+    """The evaluator's tables; rows of different evaluators are in different tables."""
+    tables = []
+    by_evaluator: dict[str, list[Row]] = {}
+    for row in rows:
+        by_evaluator.setdefault(result.evaluator(row.evaluation).name, []).append(row)
+    for members in by_evaluator.values():
+        reports = [report for row in members for report in result.reports(row.arm, row.evaluation)]
+        for head, columns in result.evaluator(members[0].evaluation).tables(reports):
+            lines = [[row.label, *(_cell(result, row, column) for column in columns)] for row in members]
+            tables.append(markdown_table([head, *(column.head for column in columns)], lines))
+    return tables
 
 
-def _difference_tables(result: Mapping[str, Any], looks: list[str]) -> list[str]:
-    """Every arm minus the baseline, paired by seed; in bold where the interval excludes 0. None with a single seed."""
-    base = result["arms"][result["baseline"]]
-    rows = [
-        (label, [difference_of(arm, base, look, metric) for metric in COMPARED])
-        for label, arm, look in rows_of(result, looks)
-        if arm is not base
-    ]
-    return _compared(f"minus {base['label']}", rows)
+def _cell(result: Result, row: Row, column: Column) -> str:
+    estimate = result.estimate(row.arm, row.evaluation, column.metric)
+    if math.isnan(estimate.mean):
+        return "-" if not column.interval else str(estimate)
+    return f"{estimate}{column.unit}" if column.interval else f"{estimate.mean:.0f}{column.unit}"
 
 
-def _contrast_tables(result: Mapping[str, Any]) -> list[str]:
-    """The same for two evaluations of one arm."""
-    rows = []
-    for arm in result["arms"].values():
-        for one, other in result["contrasts"]:
-            labels = [result["evaluations"][look]["label"] for look in (one, other)]
-            found = [difference_of(arm, arm, one, metric, other_look=other) for metric in COMPARED]
-            rows.append((f"{arm['label']} · {' minus '.join(labels)}", found))
-    return _compared("within an arm", rows)
+def _compared(head: str, comparisons: Comparisons, rows: list[ComparedRow]) -> list[str]:
+    """A table of differences; none with a single seed."""
+    lines = [[row.label, *map(comparisons.cell, row.pairs)] for row in rows]
+    lines = [line for line in lines if all(line[1:])]
+    if not lines:
+        return []
+    columns = comparisons.result.evaluator(rows[0].pairs[0].evaluation).compared
+    return [markdown_table([head, *(column.head for column in columns)], lines)]
 
 
-def _compared(head: str, rows: Sequence[tuple[str, list[Estimate | None]]]) -> list[str]:
-    shown = [
-        [label, *(f"**{d}**" if d and d.excludes_zero else str(d) for d in found)]
-        for label, found in rows
-        if None not in found
-    ]
-    return [markdown_table([head, *SCORES, "chosen, %"], shown)] if shown else []
-
-
-def _failure_table(result: Mapping[str, Any], looks: list[str]) -> str:
-    rows = [
-        [label, *(f"{estimate_of(arm, look, m).mean:.0f} %" for m in FAILURES)]
-        for label, arm, look in rows_of(result, looks)
-    ]
-    return markdown_table(["pictures", "meant only", *(m.replace("_", " ") for m in FAILURES[1:])], rows)
-
-
-def _layer_table(result: Mapping[str, Any], look: str) -> str:
+def _layer_table(result: Result, evaluation: str) -> str:
     """Every layer: AUROC of each task in the understanding expert, means over tasks of the rest."""
     rows = []
-    for arm in result["arms"].values():
-        found = [run["evaluations"][look]["layers"] for run in arm["runs"]]
-        tasks = list(found[0]["understanding"])
+    for name, arm in result.arms.items():
+        layers = result.layers(name, evaluation)
+        tasks = list(layers[0]["understanding"])
         asked = [(f"{task.removeprefix('distinction_')} AUROC", "understanding", "auroc", [task]) for task in tasks]
         asked += [
             ("mean effect", "understanding", "effect", tasks),
             ("mean sensitivity", "understanding", "sensitivity", tasks),
             ("generation expert: mean AUROC", "generation", "auroc", tasks),
         ]
-        for name, expert, measure, over in asked:
-            rows.append([arm["label"], name, *map(str, layer_estimates(found, expert, measure, over))])
+        for title, expert, measure, over in asked:
+            rows.append([arm["label"], title, *map(str, layer_estimates(layers, expert, measure, over))])
     return markdown_table(["weights", "similarity", *(f"layer {i}" for i in range(len(rows[0]) - 2))], rows)
 
 
-def _choice_table(result: Mapping[str, Any], looks: list[str]) -> str:
+def _choice_table(result: Result, evaluations: list[str]) -> str:
     """The layer that an automatic choice takes by each evaluation, with and without labels; one for every seed."""
     rows, by = [], [("auroc", ""), ("sensitivity", ", no labels")]
-    for arm in result["arms"].values():
+    for arm in result.arms:
         cells = []
         for measure, _ in by:
-            for look in looks:
-                found = [run["evaluations"][look]["layers"] for run in arm["runs"]]
-                means = [layer_means(f, "understanding", measure, list(f["understanding"])) for f in found]
+            for name in evaluations:
+                layers = result.layers(arm, name)
+                means = [layer_means(one, "understanding", measure, list(one["understanding"])) for one in layers]
                 cells.append(" ".join(str(best_layer(values)) for values in means))
-        rows.append([arm["label"], *cells])
-    names = [result["evaluations"][look]["label"] or "test episodes" for look in looks]
+        rows.append([_label(result, arm), *cells])
+    names = [result.evaluations[name]["label"] or "test episodes" for name in evaluations]
     heads = [f"{name}{extra}" for _, extra in by for name in names]
     return markdown_table(["chosen layer, a seed each, by", *heads], rows)
 
 
-def _paper(result: Mapping[str, Any], folder: Path, look: str) -> list[str]:
+def _paper_tables(comparisons: Comparisons) -> list[str]:
     """The paper's table, and which of its orderings ours agrees with."""
-    file = next(f for f in (folder / PUBLISHED, DOCS / PUBLISHED) if f.is_file())  # a quick look's folder has none
-    published = yaml.safe_load(file.read_text())[result["paper_table"]]
-    columns = published["columns"]
+    published, result = comparisons.published, comparisons.result
+    if not published:
+        return []
     rows = [[name, *(f"{v:.2f}" for v in values)] for name, values in published["rows"].items()]
-    table = markdown_table([f"paper ({published['benchmark']}, 14.6 B parameters)", *columns], rows)
-    twins = [arm for arm in result["arms"].values() if arm["paper"] in published["rows"]]
-    lines = []
-    for one, other in itertools.combinations(twins, 2):
-        for column in (c for c in columns if c in METRICS):
-            theirs = published["rows"][other["paper"]][columns.index(column)]
-            theirs -= published["rows"][one["paper"]][columns.index(column)]
-            ours = difference_of(other, one, look, column)
-            if ours is None:
-                continue
-            agrees = "agrees" if ours.mean * theirs > 0 else "opposite"
-            verdict = agrees if ours.excludes_zero else "not resolved"
-            lines.append([f"{other['label']} - {one['label']}", column, f"{theirs:+.2f}", str(ours), verdict])
-    return (
-        [table, markdown_table(["difference", "score", "paper", "ours (paired)", "ordering"], lines)]
-        if lines
-        else [table]
-    )
+    tables = [markdown_table([f"paper ({published['benchmark']}, 14.6 B parameters)", *published["columns"]], rows)]
+    lines = [
+        [
+            f"{_label(result, pair.one)} - {_label(result, pair.other)}",
+            *(pair.metric, f"{theirs:+.2f}", str(found), comparisons.verdict(pair, theirs)),
+        ]
+        for pair, theirs in comparisons.with_paper
+        if (found := comparisons.difference(pair))
+    ]
+    return [*tables, markdown_table(["difference", "score", "paper", "ours (paired)", "ordering"], lines)][
+        : 1 + bool(lines)
+    ]
 
 
-def _cost_tables(cost: Mapping[str, Any]) -> list[str]:
-    """What `benchmarks/tokens.py --output` measured: every case over the masked one at the same share.
-
-    What failed is named: a case has no numbers then, and its share no ratios if it was the base.
-    """
-    columns = {
-        "training step": "step_seconds",
-        "its memory, recomputing": "step_memory",
-        "keeping": "step_memory_kept",
-        "prefill": "prefill_seconds",
-        "sampling step": "sample_step_seconds",
-        "cache": "cache_bytes",
-        "FLOPs of a 7B step": "full_flops",
-    }
-    cases = {(case["blocked_percent"], case["row"]): case for case in cost["cases"]}
-    rows, failed = [], []
-    for (share, row), case in cases.items():
-        base_row = "mask" if share else "paper"
-        base, name = cases[share, base_row], f"{share} % blocked, {_COST_ROWS[row]}"
-        if "error" in case:
-            failed.append(f"{name} ({case['error']})")
-        elif case is not base and "error" not in base:
-            rows.append([name + _BASES[base_row], *(f"{case[key] / base[key]:.2f}" for key in columns.values())])
-    settings = cost["settings"]
-    made = [f"commit {cost['commit']}", *(f"{k} {v}" for k, v in cost["versions"].items())] if "commit" in cost else []
-    how = (
-        f"Time and memory, over a mask that does all the work (`benchmarks/tokens.py`: {settings['tokens']} tokens, "
-        f"width {settings['width']}, {settings['layers']} layers, {settings['threads']} threads, "
-        f"{settings['clock']} clock; the last column is counted at full size"
-        f"{''.join(f'; {part}' for part in made)}):"
-    )
-    parts = [how, markdown_table(["over the mask", *columns], rows)]
-    return [*parts, f"Failed: {', '.join(failed)}."] if failed else parts
-
-
-def filled(text: str, result: Mapping[str, Any]) -> str:
+def filled(text: str, comparisons: Comparisons) -> str:
     """Placeholders in `text` replaced by mean and interval.
 
     - `{arm.metric}` or `{arm.evaluation.metric}`
     - `{one-other.evaluation.metric}`, `{arm.one-other.metric}`: a difference of arms or of evaluations, paired by seed;
       `(one seed)` where they share fewer than two
+    - the same with `.p`: its p value after Holm's correction within the study
     - `{arm.evaluation.expert.measure.layer}`: of a layer, the mean of the tasks
 
     Raises:
-        UserError: a placeholder names nothing that is there.
+        UserError: a placeholder names nothing that exists.
     """
+    result = comparisons.result
 
     def value(match: re.Match[str]) -> str:
         arm, *middle, last = match[1].split(".")
         try:
             if len(middle) == 3:
-                found = [run["evaluations"][middle[0]]["layers"] for run in result["arms"][arm]["runs"]]
-                return str(layer_estimates(found, middle[1], middle[2], list(found[0][middle[1]]))[int(last)])
-            look = middle[0] if middle else next(iter(result["evaluations"]))
-            arms, looks = arm.split("-"), look.split("-")
-            if len(arms) == len(looks) == 1:
-                return str(estimate_of(result["arms"][arm], look, last))
-            one, other = (result["arms"][name] for name in (arms[0], arms[-1]))
-            return str(difference_of(one, other, looks[0], last, other_look=looks[-1]) or "(one seed)")
+                layers = result.layers(arm, middle[0])
+                return str(layer_estimates(layers, middle[1], middle[2], list(layers[0][middle[1]]))[int(last)])
+            metric = middle.pop() if last == "p" else last
+            evaluation = middle[0] if middle else next(iter(result.evaluations))
+            arms, evaluations = arm.split("-"), evaluation.split("-")
+            if len(arms) == len(evaluations) == 1:
+                return str(result.estimate(arm, evaluation, metric))
+            pair = Pair(arms[0], arms[-1], evaluations[0], metric, evaluations[-1])
+            if last == "p":
+                return f"{comparisons.adjusted_p(pair):.2g}"
+            return str(comparisons.difference(pair) or "(one seed)")
         except (KeyError, IndexError, TypeError, ValueError):
-            raise UserError(f"{result['experiment']}: findings name {match[0]}, which is no arm and metric") from None
+            raise UserError(f"{result.study}: findings name {match[0]}, which is no arm and metric") from None
 
     return re.sub(r"\{([\w.-]+)\}", value, text)

@@ -1,4 +1,4 @@
-"""Runs the arms of an experiment by seeds, some side by side, each in a process with one thread."""
+"""Runs the arms of a study by seeds, some side by side, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from scone_pl.errors import UserError
+from scone_pl.files import read_json
 from scone_pl.processes import watch
-from scone_pl.study.spec import Experiment
-from scone_pl.study.work import check_folder, check_looks, folder_of, origin_of, prepare, result_file
+from scone_pl.study.run import check_evaluations, check_folder, folder_of, origin_of, prepare, result_file
+from scone_pl.study.spec import Study
+from scone_pl.study.training import Fit
 
 _POLL = 0.5
 _SHELL_STATUS = 128
@@ -28,94 +30,129 @@ _SHELL_STATUS = 128
 class Job:
     """One arm with one seed."""
 
-    experiment: str
+    study: Study
     arm: str
     seed: int
     folder: Path
     result: Path
-    """Its file, there when it is done."""
+    """Its file, which exists when it is finished."""
+    quick: bool = False
 
-    def start(self, *, quick: bool) -> subprocess.Popen[bytes]:
-        """A process of its own, its output in `log.txt` of its folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        options = ["--table", self.experiment, "--arm", self.arm, "--seed", str(self.seed)]
-        options += ["--quick", "true"] if quick else []
+    @property
+    def command(self) -> list[str]:
+        """`python -m scone_pl` with these arguments is the run."""
+        options = [str(self.study.file), self.arm, "--scale", self.study.scale, "--seed", str(self.seed)]
+        options += ["--quick", "true"] if self.quick else []
+        overrides = self.study.overrides
+        options += ["--evaluators", json.dumps(overrides.evaluators)] if overrides.evaluators else []
         options += ["--result", str(self.result), "--runner", str(os.getpid())]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        return ["study", "arm", *options, *(["--", *overrides.fit] if overrides.fit else [])]
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """A process, its output in `log.txt` of its folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        threads = str(self.study.threads)
+        limits = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} if self.study.threads else {}
         with (self.folder / "log.txt").open("ab") as log:
-            command = [sys.executable, "-m", "scone_pl", "mini", "arm", *options]
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            command = [sys.executable, "-m", "scone_pl", *self.command]
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **limits})
 
 
-def run_experiment(experiment: Experiment, seeds: int, *, side_by_side: int, quick: bool = False) -> list[Job]:
-    """Runs every arm with every seed, before them whatever their weights come from; returns the jobs, all finished."""
-    numbers = range(experiment.first_seed, experiment.first_seed + seeds)
-    return _run_arms(experiment, list(experiment.arms), numbers, side_by_side=side_by_side, quick=quick)
+def run_study(
+    study: Study, seeds: int, fit: Fit, *, jobs: int, quick: bool = False, arms: Sequence[str] = ()
+) -> list[Job]:
+    """Runs every arm with every seed, before them whatever their weights come from.
+
+    Args:
+        study: as read.
+        seeds: runs of each arm.
+        fit: the verb, for recipes to be prepared.
+        jobs: runs side by side.
+        quick: see `Study.quick`.
+        arms: only these; by default all.
+
+    Returns:
+        The jobs, all finished.
+
+    Raises:
+        UserError: a run failed, or cannot work.
+    """
+    chosen, numbers = list(arms) or list(study.arms), range(study.first_seed, study.first_seed + seeds)
+    return _run_arms(study, chosen, numbers, fit, jobs=jobs, quick=quick)
 
 
 def _run_arms(
-    experiment: Experiment, arms: Sequence[str], numbers: Sequence[int], *, side_by_side: int, quick: bool
+    study: Study, arms: Sequence[str], numbers: Sequence[int], fit: Fit, *, jobs: int, quick: bool
 ) -> list[Job]:
-    check_looks(experiment, arms, quick=quick)
-    prepare(experiment)
-    looked_at = [arm for arm in arms if experiment.arm(arm).weights_of]
-    others = [arm for arm in arms if arm not in looked_at]
-    for group, shorter in ((looked_at, quick), (others, False)):  # what arms start from is whole in a quick look too
-        for other, names in sources_of(experiment, group).items():
-            _run_arms(Experiment.read(other), names, numbers, side_by_side=side_by_side, quick=shorter)
-    jobs = jobs_of(experiment, arms, numbers, quick=quick)
-    run_all(jobs, side_by_side=side_by_side, quick=quick)
-    return jobs
+    check_evaluations(study, arms, quick=quick)
+    prepare(study, fit)
+    for other, names, shorter in required(study, arms, quick=quick):
+        _run_arms(study.other(other), names, numbers, fit, jobs=jobs, quick=shorter)
+    planned = jobs_of(study, arms, numbers, quick=quick)
+    run_all(planned, side_by_side=jobs)
+    return planned
 
 
-def sources_of(experiment: Experiment, arms: Sequence[str]) -> dict[str, list[str]]:
-    """Experiment -> its arms whose weights `arms` start from or look at."""
-    found: dict[str, list[str]] = {}
+def required(study: Study, arms: Sequence[str], *, quick: bool = False) -> list[tuple[str, list[str], bool]]:
+    """(study, its arms, whether they are quick) whose weights `arms` start from or evaluate."""
+    evaluated = [arm for arm in arms if study.arm(arm).weights_of]
+    others = [arm for arm in arms if arm not in evaluated]
+    groups = [(evaluated, quick), (others, False)]  # what arms start from is whole in a quick run too
+    return [(o, names, shorter) for group, shorter in groups for o, names in sources_of(study, group).items()]
+
+
+def sources_of(study: Study, arms: Sequence[str]) -> dict[str, list[str]]:
+    """Study -> its arms whose weights `arms` start from or evaluate."""
+    sources: dict[str, list[str]] = {}
     for arm in arms:
-        if origin := origin_of(experiment, arm):
-            names = found.setdefault(origin[0], [])
+        if origin := origin_of(study, arm):
+            names = sources.setdefault(origin[0], [])
             names += [origin[1]] if origin[1] not in names else []
-    return found
+    return sources
 
 
-def jobs_of(experiment: Experiment, arms: Sequence[str], numbers: Sequence[int], *, quick: bool = False) -> list[Job]:
-    """`arms` with every seed of `numbers`, seeds outermost, so that a stopped run has whole comparisons.
+def jobs_of(study: Study, arms: Sequence[str], numbers: Sequence[int], *, quick: bool = False) -> list[Job]:
+    """`arms` with every seed of `numbers`, seeds outermost, so that an interrupted study has whole comparisons.
 
     Raises:
-        UserError: an arm starts from weights that are not there yet, or a run's data have changed since.
+        UserError: an arm starts from weights that do not exist yet, or a run's data have changed since.
     """
+    return [_job(study, arm, seed, quick=quick) for arm, seed in pairs_of(study, arms, numbers)]
+
+
+def pairs_of(study: Study, arms: Sequence[str], numbers: Sequence[int]) -> list[tuple[str, int]]:
+    """(arm, seed) of every run: what is only evaluated and comes from no run has one seed."""
     return [
-        _job(experiment, arm, seed, quick=quick)
+        (arm, seed)
         for seed in numbers
         for arm in arms
-        # What is only looked at and comes from no run has no seed.
-        if experiment.arms[arm].trained or origin_of(experiment, arm) or seed == numbers[0]
+        if study.arm(arm).trained or origin_of(study, arm) or seed == numbers[0]
     ]
 
 
-def _job(experiment: Experiment, arm: str, seed: int, *, quick: bool) -> Job:
-    folder = folder_of(experiment, arm, seed, quick=quick)
-    check_folder(experiment, arm, folder, quick=quick)
-    return Job(experiment.name, arm, seed, folder, result_file(experiment, folder, quick=quick))
+def _job(study: Study, arm: str, seed: int, *, quick: bool) -> Job:
+    folder = folder_of(study, arm, seed, quick=quick)
+    check_folder(study, arm, folder, quick=quick)
+    return Job(study, arm, seed, folder, result_file(study, folder, quick=quick), quick)
 
 
-def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> None:
-    """Runs what is not finished; prints a line for each that ends, with the time that is left.
+def run_all(jobs: Sequence[Job], *, side_by_side: int) -> None:
+    """Runs what is not finished; prints a line for each run that ends, with the remaining time.
 
     Raises:
         UserError: a run failed; names its log.
     """
     waiting = [job for job in jobs if not job.result.is_file()]
-    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} finished before, {side_by_side} side by side", flush=True)
+    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} already finished, {side_by_side} side by side", flush=True)
     running: dict[subprocess.Popen[bytes], tuple[Job, float]] = {}
     began, done, total = time.perf_counter(), 0, len(waiting)
-    with _ended_with_us(running) as told:
+    with _ended_with_us(running) as stop_signals:
         while waiting or running:
-            if told:
-                sys.exit(_SHELL_STATUS + told[0])
+            if stop_signals:
+                sys.exit(_SHELL_STATUS + stop_signals[0])
             while waiting and len(running) < side_by_side:
                 job = waiting.pop(0)
-                running[job.start(quick=quick)] = job, time.perf_counter()
+                running[job.start()] = job, time.perf_counter()
             time.sleep(_POLL)
             for process in [p for p in running if p.poll() is not None]:
                 job, since = running.pop(process)
@@ -125,24 +162,25 @@ def run_all(jobs: Sequence[Job], *, side_by_side: int, quick: bool = False) -> N
                 done += 1
                 now = time.perf_counter()
                 left = (now - began) / done * (total - done) / 60
-                scores = _short(json.loads(job.result.read_text()))
-                name = f"{job.experiment} {job.arm} seed {job.seed}"
-                print(f"[{done}/{total}] {name}: {scores} ({now - since:.0f} s), {left:.1f} min left", flush=True)
+                name = f"{job.study.name} {job.arm} seed {job.seed}"
+                print(
+                    f"[{done}/{total}] {name}: {_summary(job)} ({now - since:.0f} s), {left:.1f} min left", flush=True
+                )
 
 
 @contextlib.contextmanager
 def _ended_with_us(running: dict[subprocess.Popen[bytes], Any]) -> Iterator[list[int]]:
-    """Whatever stops us stops them; they go on from their last checkpoint next time.
+    """Stops the runs with this process; they resume from their last checkpoint next time.
 
     Yields:
-        The signals that told us to stop: only noted, as one may come while a process is being started.
+        Stop signals received: only noted, as one may arrive while a process is being started.
     """
-    told: list[int] = []
+    received: list[int] = []
     # Under nohup the terminal's end is ignored, and stays so.
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in numbers}
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
     try:
-        yield told
+        yield received
     finally:
         for process in running:
             process.terminate()
@@ -153,51 +191,12 @@ def _ended_with_us(running: dict[subprocess.Popen[bytes], Any]) -> Iterator[list
 
 
 def end_with(runner: int) -> None:
-    """Tells this process to stop, as by SIGTERM, once `runner`, its parent, is gone, however that ended."""
+    """Stops this process, as by SIGTERM, once its parent `runner` is gone, however that ended."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's end is the runner's to pass on, as SIGTERM
     watch(runner)
 
 
-def _short(result: dict[str, Any]) -> str:
-    parts = []
-    for name, look in result["evaluations"].items():
-        if look.get("average"):
-            average = look["average"]
-            parts.append(f"{name} COM {average['COM']:.2f} DIS {average['DIS']:.2f}")
-    return ", ".join(parts[:2]) or "done"
-
-
-def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
-    """All results as one JSON object, see `docs/evidence/*.json`."""
-    results = [json.loads(job.result.read_text()) for job in jobs]
-    looks = experiment.looks(quick=results[0]["quick"])
-    arms: dict[str, Any] = {}
-    for name, arm in experiment.arms.items():
-        runs = [r for r in results if r["arm"] == name]
-        shared = {key: runs[0][key] for key in ("settings", "recipes", "training")}
-        shared["settings"] = {k: v for k, v in shared["settings"].items() if k != "seed_everything"}
-        keep = ("seed", "evaluations", "seconds", "commit", "versions", "trained")  # the last is missing in old results
-        arms[name] = {
-            "label": arm.label,
-            "paper": arm.paper,
-            **shared,
-            "runs": [{key: run[key] for key in keep if key in run} for run in runs],
-        }
-    return {
-        "experiment": experiment.name,
-        "title": experiment.title,
-        "question": experiment.question,
-        "findings": experiment.findings,
-        "baseline": experiment.baseline,
-        "paper_table": experiment.paper_table,
-        "quick": results[0]["quick"],
-        "evaluations": {name: vars(look) for name, look in looks.items()},
-        "arms": arms,
-    }
-
-
-def num_seeds(file: Path) -> int:
-    """How many runs the arms of a collected result have; 0 where there is none."""
-    if not file.is_file():
-        return 0
-    return max(len(arm["runs"]) for arm in json.loads(file.read_text())["arms"].values())
+def _summary(job: Job) -> str:
+    reports = read_json(job.result, dict)["evaluations"]
+    parts = [f"{name} {type(job.study.evaluations[name]).summary(report)}" for name, report in reports.items()]
+    return ", ".join(parts[:2])

@@ -1,97 +1,58 @@
-"""What an experiment is: a YAML file under `experiments/ablations/mini/` (keys: the fields of `Experiment`)."""
+"""What a study is: a YAML file such as those in `experiments/studies/` (keys: the fields of `Study`)."""
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
 import yaml
 
-import scone_pl
 from scone_pl.errors import UserError
-from scone_pl.worlds.shapes.episode import TASKS
-from scone_pl.worlds.shapes.world import WorldConfig
+from scone_pl.evaluation.evaluator import Evaluator, digest
+from scone_pl.files import read_text
+from scone_pl.study.evaluators import evaluator_of
 
-FOLDER = Path("experiments/ablations/mini")
-PACKAGE = Path(scone_pl.__file__).parent
-SAMPLING = {"num_inference_steps": 12, "timestep_shift": 1.0}
-GUIDANCE = {"text_scale": 1.0, "image_scale": 1.0}
-"""How every evaluation samples: fields of `SamplingConfig` and of its `GuidanceConfig`."""
-LOOKING = {
-    "score": ("worlds/shapes/evaluate", "worlds/shapes/judge", "evaluation/scores"),
-    "layers": ("worlds/shapes/layers", "analysis/measures", "analysis/similarity"),
-}
-"""Modules that make an evaluation's numbers, by its kind; `WORLD` makes the episodes of both."""
-WORLD = tuple(f"worlds/shapes/{name}" for name in ("world", "episode", "shapes", "questions"))
+FOLDER = Path("experiments/studies")
+MINI = "mini"
+"""The scale of the keys at the top of a study's file; `scales` holds the others."""
+INHERITED = ("title", "question", "paper_table", "baseline", "first_seed")
+"""Keys that a scale takes from the top of the file unless it has its own."""
+OF_AN_ARM = ("label", "paper")
+"""The same of an arm with the same name."""
+DEFAULTS = {MINI: {"seeds": 5, "jobs": 2, "threads": 1}}
+OTHER_DEFAULTS = {"seeds": 1, "jobs": 1, "threads": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One look at the weights of an arm."""
+class Overrides:
+    """What the command line adds to a study."""
 
-    kind: Literal["score", "layers"] = "score"
-    """score: sampled and judged. layers: how well the similarity of every layer tells meant tokens from others."""
-    mask: Literal["trained", "off"] = "trained"
-    """trained: the bridge as the arm's last step has it, if it samples with it. off: none."""
-    bridge: dict[str, Any] = field(default_factory=dict)
-    """Settings that sampling changes in the bridge."""
-    world: dict[str, Any] = field(default_factory=dict)
-    """Settings of `WorldConfig`."""
-    stream: Literal["test", "validation"] = "test"
-    """Episodes to report by, or to choose by."""
-    tasks: tuple[str, ...] = ()
-    """Of `episode.TASKS`; empty = all."""
-    per_task: int = 32
-    """Episodes of each task."""
-    label: str = ""
-    """For tables and plots, where an experiment has several."""
-
-    def __post_init__(self) -> None:
-        from scone_pl.model.config import BridgeConfig
-
-        hints = get_type_hints(type(self))
-        for name in ("kind", "mask", "stream"):
-            if (given := getattr(self, name)) not in (known := get_args(hints[name])):
-                raise UserError(f"{name} is {given!r}; choose from {', '.join(map(repr, known))}")
-        for name, one in (("world", WorldConfig), ("bridge", BridgeConfig)):
-            if unknown := getattr(self, name).keys() - {f.name for f in fields(one)}:
-                raise UserError(f"{name} has no {', '.join(sorted(unknown))}: see {one.__name__}")
-        if unknown := set(self.tasks) - set(TASKS):
-            raise UserError(f"tasks has no {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
-        if self.bridge and (self.kind == "layers" or self.mask == "off"):
-            raise UserError("bridge changes nothing where kind is layers or mask is off; leave it out")
-        WorldConfig(**self.world)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What decides its numbers, besides the weights."""
-        made = {"world": asdict(WorldConfig(**self.world)), "sampling": [SAMPLING, GUIDANCE]}
-        sources = {name: _code(PACKAGE / f"{name}.py") for name in (*LOOKING[self.kind], *WORLD)}
-        return {**vars(self), **made, "label": None, "sources": sources}
+    evaluators: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name of an evaluator -> settings for every evaluation that uses it."""
+    fit: tuple[str, ...] = ()
+    """Arguments for every `fit`, behind its recipes; they decide weights like any setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way to train, or the finished runs of another experiment's arm to look at again."""
+    """One way to train, or finished runs of another arm to evaluate."""
 
     label: str
     """For tables and plots."""
+    recipes: tuple[str, ...] = ()
+    """`--config` files laid over the study's."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Laid over the experiment's recipe."""
+    """Laid over the recipes."""
     weights_of: tuple[str, ...] | None = None
-    """(experiment, arm) whose weights are looked at, or (experiment, arm, step of its chain); nothing is trained."""
+    """(study, arm) or (study, arm, step of its chain) whose weights are evaluated; nothing is trained."""
     weights: str = ""
-    """Folder whose weights are looked at; nothing is trained, and all seeds are one."""
+    """Checkpoint folder that is evaluated; nothing is trained, and all seeds are one."""
     untrained: bool = False
-    """The weights that the trained arms start from are looked at."""
+    """The weights that the trained arms start from are evaluated."""
     paper: str = ""
-    """Row of the paper's table that this is the twin of."""
+    """Row of the paper's table that corresponds to this arm."""
 
     @property
     def trained(self) -> bool:
@@ -100,27 +61,30 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """A pre-stated comparison."""
+class Study:
+    """A question, the arms that are compared to answer it, and what is evaluated."""
 
-    name: str
-    """Of the file, too."""
+    file: Path
+    """Where it was read; `[study, arm]` names other studies of the same folder."""
+    scale: str = MINI
+    """mini, or a key of `scales` in the file."""
+    overrides: Overrides = field(default_factory=Overrides)
+
     title: str
     question: str
-    """What is compared and what we expect, written down before the runs."""
+    """What is compared and what is expected, written down before the runs."""
     arms: dict[str, Arm]
     """By name."""
-    evaluations: dict[str, Evaluation]
-    """By name; every arm gets all of them."""
+    evaluations: dict[str, Evaluator]
+    """By name; every arm gets all of them. `evaluator` names the registered class, other keys are its fields."""
     recipes: tuple[str, ...] = ()
     """`--config` files that all arms share."""
     init_from: str = ""
     """Weights that all trained arms start from."""
     init_of: tuple[str, ...] = ()
-    """(experiment, arm) whose weights of the same seed they start from instead, so that intervals cover that training
-    too."""
+    """(study, arm) whose weights of the same seed they start from instead, so that intervals include that training."""
     prepare: tuple[str, ...] = ()
-    """Recipes that must have been run before (their results are shared by experiments); `a b` = a under b."""
+    """Recipes that must have been run before (their results are shared by studies); `a b` = a under b."""
     baseline: str = ""
     """Arm that the others are compared with, paired by seed."""
     contrasts: tuple[tuple[str, str], ...] = ()
@@ -128,99 +92,182 @@ class Experiment:
     paper_table: str = ""
     """Key in `docs/evidence/published.yaml`."""
     first_seed: int = 0
-    """Number of the first seed; experiments that choose settings use seeds that no other one reports."""
+    """Number of the first seed; studies that choose settings use seeds that no other one reports."""
+    seeds: int = 5
+    """Runs of each arm."""
+    jobs: int = 2
+    """Runs side by side."""
+    threads: int = 1
+    """Of each run; 0 = as the environment says."""
     quick: dict[str, Any] = field(default_factory=dict)
-    """For a first look: `steps` (share of every chain step's), `per_task` (in place of that of evaluations)."""
+    """For `--quick`: `steps` (fraction of every chain step's), `per_task` (at most so many items of a task)."""
     answer: str = ""
-    """What came out, in a sentence for the page's head; placeholders as in `findings`."""
+    """The result in a sentence, for the head of the page; placeholders as in `findings`."""
     findings: str = ""
-    """What came out, written after the runs; `{arm.metric}` stands for mean and interval."""
+    """The result, written after the runs; `{arm.metric}` stands for mean and interval."""
 
     def __post_init__(self) -> None:
-        file = FOLDER / f"{self.name}.yaml"
         if not self.arms:
-            raise UserError(f"{file}: has no arms")
+            raise UserError(f"{self.file}: has no arms")
         if self.baseline and self.baseline not in self.arms:
-            raise UserError(f"{file}: baseline {self.baseline} is none of its arms, {', '.join(self.arms)}")
-        if unknown := {look for pair in self.contrasts for look in pair} - self.evaluations.keys():
-            raise UserError(f"{file}: contrasts name {', '.join(sorted(unknown))}, none of its evaluations")
+            raise UserError(f"{self.file}: baseline {self.baseline} is none of its arms, {', '.join(self.arms)}")
+        if unknown := {name for pair in self.contrasts for name in pair} - self.evaluations.keys():
+            raise UserError(f"{self.file}: contrasts name {', '.join(sorted(unknown))}, none of its evaluations")
         if self.init_of and (len(self.init_of) != 2 or self.init_of[0] == self.name):
-            raise UserError(f"{file}: init_of is {list(self.init_of)}; it must be [another experiment, its arm]")
+            raise UserError(f"{self.file}: init_of is {list(self.init_of)}; it must be [another study, its arm]")
         for name, arm in self.arms.items():
             if arm.weights_of is not None and len(arm.weights_of) not in (2, 3):
                 given = list(arm.weights_of)
-                raise UserError(f"{file}: {name}.weights_of is {given}; it must be [experiment, arm] or with a step")
-        before, behind = self.init_of, [self.name]
-        while before and before[0] not in behind:
-            behind.append(before[0])
-            before = read_yaml(_file_of(before[0])).get("init_of")
-        if before:
-            raise UserError(f"{file}: init_of goes round, {' from '.join([*behind, before[0]])}; end it in init_from")
+                raise UserError(f"{self.file}: {name}.weights_of is {given}; it must be [study, arm] or with a step")
+        for name in ("seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{self.file}: {name} is {getattr(self, name)}; it must be at least 1")
+        self._check_cycle()
+
+    def _check_cycle(self) -> None:
+        names, origin = [self.name], self.init_of
+        while origin and origin[0] not in names:
+            names.append(origin[0])
+            origin = _at_scale(_existing(self._sibling(origin[0])), self.scale).get("init_of")
+        if origin:
+            cycle = " from ".join([*names, origin[0]])
+            raise UserError(f"{self.file}: init_of is a cycle, {cycle}; give one of them init_from instead")
+
+    @property
+    def name(self) -> str:
+        """Of the file, without .yaml."""
+        return self.file.stem
+
+    def _sibling(self, name: str) -> Path:
+        return self.file.with_name(f"{name}.yaml")
+
+    def other(self, name: str) -> Study:
+        """The study called `name` in the same folder, at the same scale, with the same overrides."""
+        return self if name == self.name else Study.read(self._sibling(name), self.scale, self.overrides)
 
     def arm(self, name: str) -> Arm:
         """The arm called `name`.
 
         Raises:
-            UserError: there is none.
+            UserError: none.
         """
         if name not in self.arms:
-            raise UserError(f"{self.name} has no arm {name}: choose from {', '.join(self.arms)}")
+            raise UserError(f"{self.name} has no arm {name}; choose from {', '.join(self.arms)}")
         return self.arms[name]
 
     @classmethod
-    def read(cls, name: str) -> Experiment:
-        """The experiment called `name`.
+    def read(cls, study: str | Path, scale: str = MINI, overrides: Overrides | None = None) -> Study:
+        """The study in a file, or of that name in `experiments/studies/`.
 
         Raises:
-            UserError: no such file, an unknown or missing key, or one whose value makes no sense.
+            UserError: no such file or scale, an unknown or missing key, or an invalid value.
         """
-        file = _file_of(name)
-        content = read_yaml(file)
+        file, overrides = _existing(study_file(study)), overrides or Overrides()
+        content = _at_scale(file, scale)
         try:
-            content["arms"] = {key: Arm(**_tupled(arm, "weights_of")) for key, arm in content["arms"].items()}
-            looks = content.get("evaluations") or {"main": {}}
-            content["evaluations"] = {key: _look(file, key, look or {}) for key, look in looks.items()}
+            content["arms"] = {
+                key: Arm(**_tupled(arm, "weights_of", "recipes")) for key, arm in content["arms"].items()
+            }
+            evaluations = content.get("evaluations") or {"main": {}}
+            content["evaluations"] = {
+                key: _evaluation(file, key, one or {}, overrides) for key, one in evaluations.items()
+            }
             content["contrasts"] = tuple(map(tuple, content.get("contrasts", ())))
-            return cls(name=name, **_tupled(content, "recipes", "prepare", "init_of"))
+            content = {**DEFAULTS.get(scale, OTHER_DEFAULTS), **_tupled(content, "recipes", "prepare", "init_of")}
+            return cls(file=file, scale=scale, overrides=overrides, **content)
         except (TypeError, KeyError, AttributeError) as error:
             error = f"no key {error}" if isinstance(error, KeyError) else error
-            names = ", ".join(f.name for f in fields(cls))
-            raise UserError(f"{file}: {error}; an experiment has the keys {names}") from None
-
-    @staticmethod
-    def names() -> list[str]:
-        """All experiments; other files in the folder are recipes."""
-        return sorted(f.stem for f in FOLDER.glob("*.yaml") if "arms" in read_yaml(f))
+            names = ", ".join(f.name for f in fields(cls) if f.name not in ("file", "scale", "overrides"))
+            raise UserError(f"{file}: {error}; a study has the keys {names}, scales") from None
 
     def settings_of(self, arm: str, seed: int, *, quick: bool = False) -> dict[str, Any]:
         """What is laid over the recipes for one run; the seed decides data order, noise levels and noise."""
         settings = self.arms[arm].settings
-        if quick and "chain" in settings:
-            share = self.quick.get("steps", 0.25)
-            settings = {**settings, "chain": [_shortened(step, share) for step in settings["chain"]]}
+        if quick:
+            fraction = self.quick.get("steps", 0.25)
+            chain = self.recipe_of(arm).get("chain")
+            settings = {**settings, "chain": [_shortened(step, fraction) for step in chain]} if chain else settings
         return merged(settings, {"seed_everything": 1000 + seed, "data": {"seed": 1000 + seed}})
 
+    def recipes_of(self, arm: str) -> tuple[str, ...]:
+        """`--config` files of an arm."""
+        return (*self.recipes, *self.arms[arm].recipes)
+
+    def recipe_of(self, arm: str) -> dict[str, Any]:
+        """Recipes and the arm's settings as one."""
+        return merged(merged_files(self.recipes_of(arm)), self.arms[arm].settings)
+
     def identity(self, arm: str, weights: str, *, quick: bool = False) -> str:
-        """Changes when anything changes that decides the weights of a run (but its seed); names its folder.
+        """Changes with anything that decides the weights of a run, except its seed; names its folder.
 
         Args:
             arm: its name.
             weights: identity of the weights it starts from.
             quick: see `quick`.
         """
-        recipes = [Path(recipe).read_text() for recipe in self.recipes]
-        return digest([recipes, self.settings_of(arm, 0, quick=quick), weights])
+        recipes = [read_text(Path(recipe)) for recipe in self.recipes_of(arm)]
+        arguments = [list(self.overrides.fit)] if self.overrides.fit else []
+        return digest([recipes, self.settings_of(arm, 0, quick=quick), weights, *arguments])
 
-    def looks_identity(self, *, quick: bool = False) -> str:
-        """Changes when anything changes that decides the evaluations' numbers; names the file of results."""
-        return digest([{name: look.facts for name, look in self.looks(quick=quick).items()}])
+    def evaluations_identity(self, *, quick: bool = False) -> str:
+        """Changes with anything that decides the evaluations' numbers; names the file of results."""
+        return digest([{name: one.identity for name, one in self.evaluations_of(quick=quick).items()}])
 
-    def looks(self, *, quick: bool = False) -> dict[str, Evaluation]:
-        """`evaluations`, smaller in a first look."""
+    def evaluations_of(self, *, quick: bool = False) -> dict[str, Evaluator]:
+        """`evaluations`, shortened if `quick`."""
         if not quick:
             return self.evaluations
-        most = self.quick.get("per_task", 16)
-        return {name: replace(look, per_task=min(most, look.per_task)) for name, look in self.evaluations.items()}
+        return {name: one.shortened(self.quick.get("per_task", 16)) for name, one in self.evaluations.items()}
+
+
+def study_names(folder: Path = FOLDER, scale: str = MINI) -> list[str]:
+    """All studies in a folder that have a scale."""
+    contents = {file.stem: read_yaml(file) for file in sorted(folder.glob("*.yaml"))}
+    return [n for n, content in contents.items() if scale == MINI or scale in (content.get("scales") or {})]
+
+
+def study_file(study: str | Path) -> Path:
+    """The file that a path or a bare name stands for."""
+    path = Path(study)
+    return path if path.suffix == ".yaml" else FOLDER / f"{study}.yaml"
+
+
+def _existing(file: Path) -> Path:
+    if file.is_file():
+        return file
+    if "ablations/mini" in file.as_posix():
+        raise UserError(f"{file}: studies have moved; use {FOLDER / file.name}")
+    names = ", ".join(study_names(file.parent)) or "nothing is there"
+    raise UserError(f"no study {file.stem} in {file.parent}: choose from {names}")
+
+
+def _at_scale(file: Path, scale: str) -> dict[str, Any]:
+    """The keys of a file at one scale.
+
+    Raises:
+        UserError: it lacks that scale.
+    """
+    content = read_yaml(file)
+    scales = content.pop("scales", None) or {}
+    if scale == MINI:
+        return content
+    if not isinstance(scales, dict) or scale not in scales:
+        raise UserError(f"{file}: has no scale {scale}; choose from {', '.join([MINI, *scales])}")
+    section = {**{key: content[key] for key in INHERITED if key in content}, **(scales[scale] or {})}
+    top = content.get("arms") or {}
+    section["arms"] = {
+        name: {**{key: top[name][key] for key in OF_AN_ARM if key in top.get(name, {})}, **(arm or {})}
+        for name, arm in (section.get("arms") or {}).items()
+    }
+    return section
+
+
+def _evaluation(file: Path, name: str, content: dict[str, Any], overrides: Overrides) -> Evaluator:
+    try:
+        more = overrides.evaluators.get(content.get("evaluator", ""), {})
+        return evaluator_of(merged(content, more))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: evaluations.{name}: {error}") from None
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,14 +279,22 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def merged_files(recipes: tuple[str, ...]) -> dict[str, Any]:
+    """Several recipes as one, later ones over earlier ones."""
+    content: dict[str, Any] = {}
+    for recipe in recipes:
+        content = merged(content, read_yaml(recipe))
+    return content
+
+
 def read_yaml(file: str | Path) -> dict[str, Any]:
     """A file of keys and values; an empty one has none.
 
     Raises:
-        UserError: it is not there, or is something else.
+        UserError: it is missing, or holds something else.
     """
     try:
-        content = yaml.safe_load(Path(file).read_text())
+        content = yaml.safe_load(read_text(Path(file)))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict | None):
@@ -247,34 +302,9 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     return content or {}
 
 
-def digest(facts: Any) -> str:
-    """Of anything that JSON can say."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _shortened(step: dict[str, Any], share: float) -> dict[str, Any]:
-    steps = max(1, round(share * step["trainer"]["max_steps"]))
+def _shortened(step: dict[str, Any], fraction: float) -> dict[str, Any]:
+    steps = max(1, round(fraction * step["trainer"]["max_steps"]))
     return merged(step, {"trainer": {"max_steps": steps}})
-
-
-def _file_of(name: str) -> Path:
-    file = FOLDER / f"{name}.yaml"
-    if not file.is_file():
-        raise UserError(f"no experiment {name} in {FOLDER}: choose from {', '.join(Experiment.names())}")
-    return file
-
-
-def _look(file: Path, name: str, content: dict[str, Any]) -> Evaluation:
-    try:
-        return Evaluation(**_tupled(content, "tasks"))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: evaluations.{name}: {error}") from None
-
-
-@cache
-def _code(file: Path) -> str:
-    """Of a module; comments and layout do not count."""
-    return digest(ast.dump(ast.parse(file.read_text())))
 
 
 def _tupled(content: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -1,19 +1,17 @@
-"""No ablation can rot: 7B overlays are built on the meta device, mini-world experiments have equal budgets."""
+"""No ablation can rot: 7B overlays are built on the meta device, studies in the mini-world have equal budgets."""
 
 import dataclasses
-import json
 
 import pytest
 import yaml
 from running import ROOT
 
 from scone_pl.cli.lightning import SconeCLI, commands
-from scone_pl.study.metrics import estimate_of
-from scone_pl.study.spec import Experiment, merged
-from scone_pl.worlds.shapes.world import WorldConfig
+from scone_pl.study.result import Result
+from scone_pl.study.spec import Study
 
 LARGE = sorted((ROOT / "experiments/ablations").glob("*.yaml"))
-TABLES = [f.stem for f in sorted((ROOT / "experiments/ablations/mini").glob("*.yaml")) if "arms:" in f.read_text()]
+STUDIES = [f.stem for f in sorted((ROOT / "experiments/studies").glob("*.yaml"))]
 
 
 @pytest.mark.parametrize("overlay", LARGE, ids=lambda f: f.stem)
@@ -44,43 +42,33 @@ def test_7b_overlays_build(overlay, bagel_folder, tmp_path, monkeypatch):
         assert described == {**described, **paper, "mode": "hard", "quantile": None, "hide_references_early": False}
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_experiments_parse_and_arms_have_equal_budgets(table, monkeypatch):
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_parse_and_arms_have_equal_budgets(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    experiment = Experiment.read(table)
-    assert experiment.question
-    for look in experiment.evaluations.values():
-        WorldConfig(**look.world)
+    study = Study.read(name)
+    assert study.question
     budgets = {}
-    for name, arm in experiment.arms.items():
+    for key, arm in study.arms.items():
         if arm.trained:
-            content = whole(experiment, name)
+            content = study.recipe_of(key)
             steps = [step["trainer"]["max_steps"] for step in content["chain"]]
             data = yaml.safe_dump([content["data"]["train"], content["data"]["packing"]])
-            budgets[name] = (steps, data)
+            budgets[key] = (steps, data)
     first = next(iter(budgets.values()), None)
     assert all(budget == first for budget in budgets.values()), budgets
-
-
-def whole(experiment, arm):
-    """Recipes and settings as one."""
-    content = {}
-    for recipe in experiment.recipes:
-        content = merged(content, yaml.safe_load((ROOT / recipe).read_text()))
-    return merged(content, experiment.settings_of(arm, 0))
 
 
 @pytest.mark.parametrize(("table", "rates"), [("table5", "rates"), ("table5_long", "rates_long")])
 def test_every_arm_has_the_rate_that_the_rule_gives(table, rates, monkeypatch):
     monkeypatch.chdir(ROOT)
-    tried = json.loads((ROOT / f"docs/evidence/{rates}.json").read_text())["arms"]
-    table, rates = Experiment.read(table), Experiment.read(rates)
-    names = {trial.rpartition("_")[0] for trial in tried}
+    tried = Result.read(ROOT / f"docs/evidence/{rates}.json")
+    table, rates = Study.read(table), Study.read(rates)
+    names = {trial.rpartition("_")[0] for trial in tried.arms}
     assert {"a_direct", "b_two_step", "c_literal", "c_soft"} <= names
     for name in names:
         scores = {}
-        for trial in (t for t in tried if t.rpartition("_")[0] == name):
-            rate = whole(rates, trial)["model"]["init_args"]["optimizer"]["lr"]
-            scores[rate] = estimate_of(tried[trial], "main", "overall").mean
+        for trial in (t for t in tried.arms if t.rpartition("_")[0] == name):
+            rate = rates.recipe_of(trial)["model"]["init_args"]["optimizer"]["lr"]
+            scores[rate] = tried.estimate(trial, "main", "overall").mean
         assert len(scores) >= 3
-        assert whole(table, name)["model"]["init_args"]["optimizer"]["lr"] == max(scores, key=scores.get)
+        assert table.recipe_of(name)["model"]["init_args"]["optimizer"]["lr"] == max(scores, key=scores.get)

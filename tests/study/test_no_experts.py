@@ -1,4 +1,4 @@
-"""The experiment without separate experts: nothing but the experts differs, and its recipes run."""
+"""The study without separate experts: nothing but the experts differs, and its recipes run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from scone_pl.checkpoints.model import read_config
 from scone_pl.errors import UserError
 from scone_pl.model.experts import is_generation_parameter
-from scone_pl.study.spec import Experiment, merged
+from scone_pl.study.spec import Study, merged
 from scone_pl.training.start import check_start
 from scone_pl.worlds.shapes.base import write_base
 
@@ -27,7 +27,7 @@ def _recipe(name: str) -> dict:
 def test_the_base_is_the_same_recipe_and_stage_1_is_four_times_as_long() -> None:
     for recipe, overlay, times in (("base", "dense", 1), ("stage1", "dense_stage1", 4)):
         plain = _recipe(f"experiments/mini/{recipe}.yaml")
-        dense = copy.deepcopy(merged(plain, _recipe(f"experiments/ablations/mini/{overlay}.yaml")))
+        dense = copy.deepcopy(merged(plain, _recipe(f"experiments/studies/recipes/{overlay}.yaml")))
         assert dense["model"]["init_args"].pop("init_from") != plain["model"]["init_args"].pop("init_from")
         assert dense.pop("output_dir") != plain.pop("output_dir")
         for one, other in zip(dense["chain"], plain["chain"], strict=True):
@@ -42,7 +42,7 @@ def test_the_base_is_the_same_recipe_and_stage_1_is_four_times_as_long() -> None
 def test_each_starts_where_the_one_before_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     end = "runs/mini/random_dense"
-    experiment = Experiment.read("no_experts")
+    experiment = Study.read("no_experts")
     for recipes in experiment.prepare:
         whole: dict = {}
         for recipe in recipes.split():
@@ -54,7 +54,7 @@ def test_each_starts_where_the_one_before_ends(monkeypatch: pytest.MonkeyPatch) 
 
 def test_its_arms_are_those_of_table_5(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    experiment, table5 = Experiment.read("no_experts"), Experiment.read("table5")
+    experiment, table5 = Study.read("no_experts"), Study.read("table5")
     twins = {"b": "b_two_step", "c": "c_literal", "c_soft": "c_soft"}
     for name, twin in twins.items():
         assert experiment.settings_of(f"dense_{name}", 3) == table5.settings_of(twin, 3)

@@ -7,20 +7,22 @@ import numpy as np
 import pytest
 from PIL import Image
 from running import ROOT
+from scipy import stats
 
 from scone_pl.errors import UserError
-from scone_pl.study import maps
-from scone_pl.study.metrics import METRICS, difference_of, estimate_of, looks_of
+from scone_pl.study.comparisons import Comparisons, Pair
+from scone_pl.study.intervals import Estimate, difference, estimate, holm
 from scone_pl.study.page import filled, section, write_page
-from scone_pl.study.plot import plot
-from scone_pl.study.statistics import Estimate, difference, estimate
+from scone_pl.study.plot import draw_maps, plot
+from scone_pl.study.result import Result
+from scone_pl.worlds.shapes.evaluator import ShapesEvaluator
 from scone_pl.worlds.shapes.world import World, WorldConfig
 
 
 def report(com, dis):
     tasks = {
         "composition_single": {"PF": com, "SC": com, "COM": com},
-        "distinction_single_cross": {"PF": com, "SC": com, "COM": com, "DIS": dis},
+        "distinction_single_cross": {"PF": com, "SC": com, "COM": com, "DIS": dis, "DIS_recall": dis},
     }
     kept = {"distinction_single_cross": {"precision": 0.9, "recall": 0.8}}
     failures = {"none": 6, "blending": 2}
@@ -60,7 +62,7 @@ def result(name="demo", seeds=3):
 def test_intervals_are_students():
     found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found.mean == 3.0
-    assert found.half_width == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5))
+    assert found.half_width == pytest.approx(2.7764451 * math.sqrt(2.5) / math.sqrt(5))
     assert str(found) == "3.00 ± 1.96"
     assert str(estimate([2.0])) == "2.00"
     assert str(Estimate(0.599, 0.6004, ())) == "0.599 ± 0.600"
@@ -71,15 +73,52 @@ def test_intervals_are_students():
 
 
 def test_metrics_are_read_off_reports():
-    arm = result()["arms"]["one"]
-    means = {name: estimate_of(arm, "main", name).mean for name in METRICS}
+    one = Result(result())
+    means = {name: one.estimate("one", "main", name).mean for name in ShapesEvaluator.metrics}
     assert means["COM"] == pytest.approx(5.1)
     assert means["overall"] == pytest.approx((5.1 + 6) / 2)
     assert (means["exact"], means["blending"], means["omission"]) == (75.0, 25.0, 0.0)
     assert means["choice"] == 62.5
     assert (means["precision"], means["recall"], means["blocked"]) == (90.0, 80.0, 25.0)
-    alone = {**arm, "runs": arm["runs"][:1]}
-    assert difference_of(arm, alone, "main", "COM") is None
+    assert means["presence_recall"] == pytest.approx(60.0)
+    fewer = result()
+    fewer["arms"]["two"]["runs"] = fewer["arms"]["two"]["runs"][:1]
+    assert Result(fewer).difference("one", "two", "main", "COM") is None
+
+
+def test_holm_corrects_a_family():
+    # Worked example: sorted p times 3, 2, 1, then never less than the one before.
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, math.nan, 0.9])[::2] == [1.0, 1.0]
+    assert math.isnan(holm([0.5, math.nan, 0.9])[1])
+    values = [0.4, 0.9, 0.2, 0.6, 0.1]
+    found = estimate(values)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+    assert (found.p_value < 0.05) == found.excludes_zero
+    assert (estimate([1.0, 1.0]).p_value, estimate([0.0, 0.0]).p_value) == (0.0, 1.0)
+
+
+def test_only_what_holds_after_correction_is_bold():
+    content = result(seeds=5)
+    for run, shift in zip(content["arms"]["two"]["runs"], (0.1, 1.9, 0.2, 1.4, 1.6), strict=True):
+        run["evaluations"]["main"] = report(5 + 0.1 * run["seed"] + 0.1 * shift, 6 + shift)
+    comparisons = Comparisons(Result(content))
+    (row,) = comparisons.with_baseline
+    alone = {pair.metric: comparisons.difference(pair) for pair in row.pairs}
+    assert alone["DIS"].excludes_zero
+    assert 0.02 < alone["DIS"].p_value < 0.05, "three such differences: no longer after the correction"
+    assert [comparisons.cell(pair)[0] for pair in row.pairs][:3] == ["_", "_", "_"]
+    assert comparisons.counts == (4, 3, 0)
+    assert comparisons.adjusted_p(row.pairs[1].turned) == comparisons.adjusted_p(row.pairs[1])
+    assert filled("{two-one.main.DIS.p}", comparisons) == f"{comparisons.adjusted_p(row.pairs[1]):.2g}"
+    assert math.isnan(comparisons.adjusted_p(Pair("one", "one", "main", "PF", "main")))
+
+
+def test_commits_of_training_and_evaluation(tmp_path):
+    content = result(seeds=2)
+    content["arms"]["one"]["runs"][0]["trained"] = [{"commit": "123"}, {"commit": "456"}]
+    text = section(Comparisons(Result(content)), tmp_path)
+    assert "trained at commit 123, 456, unknown (3 of 4 runs); evaluated at abc;" in text
 
 
 def test_the_page_is_made_of_the_numbers(tmp_path):
@@ -87,10 +126,10 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
     folder.mkdir()
     (folder / "published.yaml").write_text((ROOT / "docs/evidence/published.yaml").read_text())
     (folder / "demo.json").write_text(json.dumps(result()))
-    plot(result(), folder / "demo.png")
+    plot(Result(result()), folder / "demo.png")
     text = write_page(folder).read_text()
     assert "5.10 ± 0.25" in text
-    assert "**What came out.** One has 6.00 ± 0.00, two has 6.10 ± 0.25." in text
+    assert "**Result.** One has 6.00 ± 0.00, two has 6.10 ± 0.25." in text
     assert "| arm two - arm one |" in text
     assert "| minus arm one | " in text
     assert "**1.00 ± 0.00**" in text
@@ -98,11 +137,12 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
     assert "62.50 ± 0.00 %" in text
     assert "8.15" in text
     assert "![demo](evidence/demo.png)" in text
-    paired = difference_of(result()["arms"]["two"], result()["arms"]["one"], "main", "COM")
-    assert filled("{two-one.main.COM}, {one.main-main.DIS}", result()) == f"{paired}, 0.00 ± 0.00"
+    comparisons = Comparisons(Result(result()))
+    paired = comparisons.result.difference("two", "one", "main", "COM")
+    assert filled("{two-one.main.COM}, {one.main-main.DIS}", comparisons) == f"{paired}, 0.00 ± 0.00"
     for wrong in ("{three.DIS}", "{one.main-other.DIS}", "{one.main.understanding.auroc.0}", "{one.nothing}"):
         with pytest.raises(UserError, match="findings name"):
-            filled(wrong, result())
+            filled(wrong, comparisons)
     with pytest.raises(UserError, match="holds no result"):
         write_page(tmp_path / "nowhere")
 
@@ -147,7 +187,7 @@ def costs(folder, cases, **made):
     """The section beside which `cases` stand."""
     settings = {"tokens": 9, "width": 8, "layers": 7, "threads": 1, "clock": "wall"}
     (folder / "demo_cost.json").write_text(json.dumps({"settings": settings, **made, "cases": cases}))
-    return section(result(), folder)
+    return section(Comparisons(Result(result())), folder)
 
 
 def test_costs_stand_beside_scores(tmp_path):
@@ -170,7 +210,7 @@ def test_a_share_whose_base_failed_has_no_ratios(tmp_path):
 
 def test_a_single_seed_has_no_differences(tmp_path):
     one = {**result(seeds=1), "findings": "It is {two-one.main.COM} more.", "paper_table": ""}
-    text = section(one, tmp_path)
+    text = section(Comparisons(Result(one)), tmp_path)
     assert "It is (one seed) more." in text
     assert "minus arm one" not in text
 
@@ -181,22 +221,23 @@ def test_evaluations_are_compared_within_an_arm(tmp_path):
     for arm in found["arms"].values():
         for run in arm["runs"]:
             run["evaluations"]["less"] = report(4, 5)
-    text = section({**found, "contrasts": [["main", "less"]]}, tmp_path)
-    com = difference_of(found["arms"]["two"], found["arms"]["two"], "main", "COM", other_look="less")
+    compared = Result({**found, "contrasts": [["main", "less"]]})
+    text = section(Comparisons(compared), tmp_path)
+    com = compared.difference("two", "two", "main", "COM", "less")
     assert com.mean == pytest.approx(2.1)
     assert f"| arm two · with minus without | **{com}** | **2.00 ± 0.00** |" in text
 
 
-def test_a_quick_look_has_no_findings(tmp_path):
-    text = section({**result(), "quick": True}, tmp_path)
-    assert "A quick look, not a result." in text
-    assert "What came out" not in text
+def test_a_quick_run_has_no_findings(tmp_path):
+    text = section(Comparisons(Result({**result(), "quick": True})), tmp_path)
+    assert "A quick run, not a result." in text
+    assert "**Result.**" not in text
 
 
 def test_seeds_are_paired_by_their_number():
-    arm = result()["arms"]["one"]
-    turned = {**arm, "runs": arm["runs"][::-1]}
-    assert difference_of(arm, turned, "main", "COM").values == (0.0, 0.0, 0.0)
+    found = result()
+    found["arms"]["two"] = {**found["arms"]["one"], "runs": found["arms"]["one"]["runs"][::-1]}
+    assert Result(found).difference("one", "two", "main", "COM").values == (0.0, 0.0, 0.0)
 
 
 def test_only_runs_that_trained_count_as_training(tmp_path):
@@ -204,33 +245,34 @@ def test_only_runs_that_trained_count_as_training(tmp_path):
     runs = [run for arm in found["arms"].values() for run in arm["runs"]]
     for run, seconds in zip(runs, (90.0, 60.0, 5.0, 0.01, 0.01, 0.01), strict=True):
         run["seconds"]["training"] = seconds
-    assert "; the median run trained for 60 s, " in section(found, tmp_path)
+    assert "; the median run trained for 60 s, " in section(Comparisons(Result(found)), tmp_path)
     for run in runs:
         run["seconds"]["training"] = 0.01
-    assert "; nothing was trained, " in section(found, tmp_path)
+    assert "; nothing was trained, " in section(Comparisons(Result(found)), tmp_path)
 
 
 def layered(stream, world):
-    """A result whose only look is at two layers."""
+    """A result whose only evaluation is of two layers."""
     task = "distinction_single_cross"
     episode = World(0, WorldConfig(**world), stream=stream).sample(task, 0)
     values = {name: [0.5, 0.6] for name in ("auroc", "effect", "sensitivity")}
     shown = np.random.default_rng(0).random((2, 4, 4)).tolist()
     example = {"task": task, "key": episode.key, "instruction": episode.instruction}
-    look = {
+    report = {
         "layers": {expert: {task: values} for expert in ("understanding", "generation")},
         "examples": [{**example, "understanding": shown, "generation": shown}],
     }
-    runs = [{"seed": 0, "evaluations": {"layers": look}}]
+    runs = [{"seed": 0, "evaluations": {"layers": report}}]
     settings = {"kind": "layers", "label": "", "world": world, "stream": stream}
-    return {"evaluations": {"layers": settings}, "arms": {"one": {"label": "one", "runs": runs}}}, episode
+    arms = {"one": {"label": "one", "runs": runs}}
+    return {"study": "demo", "quick": False, "evaluations": {"layers": settings}, "arms": arms}, episode
 
 
 def test_maps_show_the_episode_of_their_world(tmp_path, monkeypatch):
     rows = []
-    monkeypatch.setattr(maps, "draw_rows", lambda found, file: rows.extend(found))
+    monkeypatch.setattr("scone_pl.study.plot.draw_rows", lambda found, file: rows.extend(found))
     found, episode = layered("test", {"candidates": 4, "similarity": 0.5})
-    maps.draw_maps(found, "layers", tmp_path / "maps.png")
+    draw_maps(Result(found), "layers", tmp_path / "maps.png")
     assert np.array_equal(rows[0].picture, episode.references[0])
     assert not np.array_equal(rows[0].picture, World(0, stream="test").sample(episode.task, 0).references[0])
 
@@ -239,7 +281,7 @@ def test_layers_are_drawn_of_test_episodes(tmp_path):
     found, _ = layered("test", {})
     chosen, _ = layered("validation", {})
     both = {**found, "evaluations": {"chosen": chosen["evaluations"]["layers"], **found["evaluations"]}}
-    assert looks_of(both, "layers", "test") == ["layers"]
-    plot(both, tmp_path / "both.png")  # no arm has numbers of `chosen`
+    assert Result(both).of_kind("layers", "test") == ["layers"]
+    plot(Result(both), tmp_path / "both.png")  # no arm has numbers of `chosen`
     assert Image.open(tmp_path / "both.png").size[0] > 500
     assert [file.name for file in tmp_path.iterdir()] == ["both.png"]

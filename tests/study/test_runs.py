@@ -1,4 +1,4 @@
-"""The runs of an experiment: the normal `fit`, resumable, kill-safe, and never of other data than they began with."""
+"""The runs of a study: the normal `fit`, resumable, kill-safe, and never of other data than they began with."""
 
 import json
 import os
@@ -13,17 +13,25 @@ import yaml
 from running import ROOT
 
 from scone_pl.errors import UserError
-from scone_pl.study import work
-from scone_pl.study.runner import collect, jobs_of, run_all, run_experiment, sources_of
-from scone_pl.study.spec import FOLDER, Evaluation, Experiment, merged
+from scone_pl.files import read_json
+from scone_pl.study import training
+from scone_pl.study.result import collect
+from scone_pl.study.run import _whole, check_evaluations, prepare, run
+from scone_pl.study.runner import jobs_of, run_all, run_study, sources_of
+from scone_pl.study.spec import FOLDER, Study, merged
 from scone_pl.training.runs import RunFolder
+from scone_pl.worlds.shapes.evaluator import ShapesEvaluator
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def mini(*arguments):
+def study(*arguments):
     """A command line."""
-    return [sys.executable, "-m", "scone_pl", "mini", *arguments]
+    return [sys.executable, "-m", "scone_pl", "study", *arguments]
+
+
+def not_called(command):
+    pytest.fail("trained")
 
 
 def until(condition, seconds=120):
@@ -35,22 +43,22 @@ def until(condition, seconds=120):
 
 @pytest.fixture
 def small(mini_world, tmp_path, monkeypatch):
-    """A place with an experiment of two tiny arms."""
+    """A folder with a study of two tiny arms."""
     for name in ("data_shards", "runs/mini"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(mini_world / name)
-    folder = tmp_path / "experiments/ablations/mini"
+    folder = tmp_path / FOLDER
     folder.mkdir(parents=True)
-    recipe = yaml.safe_load((ROOT / "experiments/ablations/mini/stage2.yaml").read_text())
+    recipe = yaml.safe_load((ROOT / FOLDER / "recipes/stage2.yaml").read_text())
     recipe["data"]["packing"]["token_budget"] = 600
-    (folder / "stage2.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "stage2.yaml").write_text(yaml.safe_dump(recipe))
     steps = [{"name": "one", "trainer": {"max_steps": 2}}]
     bridge = {"source_layer": 0, "first_masked_layer": 1, "last_masked_layer": 5, "threshold": 0.1, "mode": "soft"}
-    experiment = {
+    content = {
         "title": "Small",
         "question": "Does it run?",
         "init_from": "runs/mini/base",
-        "recipes": ["experiments/ablations/mini/stage2.yaml"],
+        "recipes": ["stage2.yaml"],
         "arms": {
             "plain": {"label": "plain", "settings": {"chain": steps}},
             "soft": {
@@ -64,16 +72,16 @@ def small(mini_world, tmp_path, monkeypatch):
             "layers": {"kind": "layers", "per_task": 2},
         },
     }
-    (folder / "small.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    (folder / "small.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.chdir(tmp_path)
-    return Experiment.read("small")
+    return Study.read("small")
 
 
-def with_changes(experiment, changes):
-    """`experiment` with other keys in its file."""
-    file = FOLDER / f"{experiment.name}.yaml"
+def with_changes(small, changes):
+    """`small` with other keys in its file."""
+    file = small.file
     file.write_text(yaml.safe_dump(merged(yaml.safe_load(file.read_text()), changes), sort_keys=False))
-    return Experiment.read(experiment.name)
+    return Study.read(small.name)
 
 
 def test_a_run_is_stopped_and_resumed(small):
@@ -82,10 +90,10 @@ def test_a_run_is_stopped_and_resumed(small):
     content = yaml.safe_load(file.read_text()) | {"evaluations": {"main": {"per_task": 1}}}
     content["arms"] = {"plain": {"label": "plain", "settings": settings}}
     file.write_text(yaml.safe_dump(content))
-    small = Experiment.read("small")
+    small = Study.read("small")
     (job,) = jobs_of(small, ["plain"], [0])
     fit = RunFolder(job.folder / "fit/one")
-    command = mini("evidence", "--table", "small", "--seeds", "1", "--jobs", "1")
+    command = study("run", "experiments/studies/small.yaml", "--seeds", "1", "--jobs", "1")
     runner = subprocess.Popen(command, env=ENVIRONMENT, start_new_session=True)
     try:
         until(lambda: fit.last_snapshot)
@@ -123,7 +131,7 @@ def test_a_child_ends_with_its_runner_however_that_ends(tmp_path):
 def test_a_signal_while_a_run_is_started_loses_no_child(small, monkeypatch):
     started = []
 
-    def start(self, *, quick):
+    def start(self):
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
         os.kill(os.getpid(), signal.SIGHUP)
         return started[0]
@@ -140,26 +148,24 @@ def test_a_signal_while_a_run_is_started_loses_no_child(small, monkeypatch):
     assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
-def test_what_changed_under_a_table_is_refused_at_once(small, monkeypatch):
+def test_what_changed_under_a_study_is_refused_at_once(small):
     (job,) = jobs_of(small, ["plain"], [0])
     changed = with_changes(small, {"evaluations": {"main": {"per_task": 2}}})
-    monkeypatch.setattr("scone_pl.cli.lightning.main", lambda command: pytest.fail("trained"))
-    with pytest.raises(UserError, match="small plain: recipes, looks or code changed since the start"):
-        work.run(changed, "plain", 0, expected=job.result)
+    with pytest.raises(UserError, match="small plain: recipes, evaluations or code changed since the start"):
+        run(changed, "plain", 0, fit=not_called, expected=job.result)
 
 
-def test_a_run_goes_on_with_its_own_data_alone(small, monkeypatch):
+def test_a_run_resumes_with_its_own_data_alone(small):
     calls = []
-    monkeypatch.setattr("scone_pl.cli.lightning.main", calls.append)
     folder = jobs_of(small, ["plain"], [0])[0].folder
-    settings = work._whole(small, "plain")
+    settings = _whole(small, "plain")
     for times in (1, 2):
-        work.train(["fit"], settings, folder, folder / "fit/one/weights")
-        starts = json.loads((folder / work.STARTS).read_text())["starts"]
+        training.train(calls.append, ["fit"], settings, folder, folder / "fit/one/weights")
+        starts = json.loads((folder / training.STARTS).read_text())["starts"]
         assert len(starts) == len(calls) == times
         assert set(starts[0]["data"]) == {"data_shards/mini/refined_single", "data_shards/mini/multi_candidate"}
     with pytest.raises(UserError, match=f"{folder}: the recipe changed .*; move that folder aside"):
-        work.train(["fit"], {**settings, "previews": {}}, folder, folder / "fit/one/weights")
+        training.train(calls.append, ["fit"], {**settings, "previews": {}}, folder, folder / "fit/one/weights")
     here = Path("data_shards/mini").resolve()
     Path("data_shards").unlink()
     Path("data_shards/mini/multi_candidate").mkdir(parents=True)
@@ -172,38 +178,37 @@ def test_a_run_goes_on_with_its_own_data_alone(small, monkeypatch):
     assert len(calls) == 2
 
 
-def test_recipes_that_were_prepared_are_prepared_again_only_if_unfinished(small, monkeypatch):
+def test_recipes_that_were_prepared_are_prepared_again_only_if_unfinished(small):
     recipe = Path("prepared.yaml")
     recipe.write_text("output_dir: prepared\ntrainer: {max_steps: 9}\nchain: [{name: one}]\n")
     small = with_changes(small, {"prepare": ["prepared.yaml"]})
     calls = []
 
-    def train(command):
+    def fit(command):
         calls.append(command)
         weights = Path("prepared/one/weights")
         weights.mkdir(parents=True)
         (weights / "training.json").write_text('{"steps": 9}')
 
-    monkeypatch.setattr("scone_pl.cli.lightning.main", train)
-    work.prepare(small)
-    work.prepare(small)
+    prepare(small, fit)
+    prepare(small, fit)
     assert calls == [["fit", "--config", "prepared.yaml"]]
     recipe.write_text(recipe.read_text() + "model: {}\n")
     with pytest.raises(UserError, match=r"^prepared: the recipe changed"):
-        work.prepare(small)
+        prepare(small, fit)
 
 
-def test_a_look_at_a_bridge_needs_one(small, monkeypatch):
-    look = {"bridged": {"bridge": {"threshold": 0.0}}}
+def test_an_evaluation_of_a_bridge_needs_one(small):
+    bridged = {"bridged": {"bridge": {"threshold": 0.0}}}
     with pytest.raises(UserError, match=r"^small plain, evaluations\.bridged: .* does not sample with"):
-        run_experiment(with_changes(small, {"evaluations": look}), 1, side_by_side=1)
-    small = with_changes(small, {"evaluations": look})
-    work.check_looks(small, ["soft", "again"])
+        run_study(with_changes(small, {"evaluations": bridged}), 1, not_called, jobs=1)
+    small = with_changes(small, {"evaluations": bridged})
+    check_evaluations(small, ["soft", "again"])
     small = with_changes(small, {"evaluations": {"bridged": {"bridge": {"drop_blocked": True}}}})
     with pytest.raises(UserError, match=r"small again, evaluations\.bridged: bridge\.drop_blocked needs"):
-        work.check_looks(small, ["again"])
+        check_evaluations(small, ["again"])
     with pytest.raises(UserError, match=r"^runs/mini/base: bridge .* does not sample with"):
-        work.look_at(Path("runs/mini/base"), Evaluation(bridge={"threshold": 0.0}, per_task=1))
+        ShapesEvaluator(bridge={"threshold": 0.0}, per_task=1).evaluate(Path("runs/mini/base"), Path("unused"))
 
 
 def test_a_commit_is_dirty_with_files_that_git_does_not_know(tmp_path, monkeypatch):
@@ -211,16 +216,16 @@ def test_a_commit_is_dirty_with_files_that_git_does_not_know(tmp_path, monkeypat
     for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m first"):
         subprocess.run(["git", *command.split()], check=True)
     (tmp_path / "notes.txt").touch()
-    clean = work.commit()
+    clean = training.commit()
     assert len(clean) == 12
     (tmp_path / "scone_pl").mkdir()
     (tmp_path / "scone_pl/new.py").touch()
-    assert work.commit() == f"{clean}-dirty"
+    assert training.commit() == f"{clean}-dirty"
 
 
 @pytest.mark.slow
 def test_runs_are_made_once_and_collected(small):
-    command = mini("evidence", "--table", "small", "--seeds", "1", "--jobs", "2")
+    command = study("run", "small", "--seeds", "1", "--jobs", "2")
     with pytest.raises(UserError, match="small has no arm agian: choose from plain, soft, again"):
         small.arm("agian")
     with pytest.raises(UserError, match="no weights in"):
@@ -245,10 +250,10 @@ def test_runs_are_made_once_and_collected(small):
     found["arms"]["soft"]["runs"] *= 2
     kept = json.dumps(found)
     Path("docs/evidence/small.json").write_text(kept)
-    told = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
-    assert "3 finished before" in told
-    assert "small.json has 2 seeds and stays" in told
+    printed = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    assert "3 already finished" in printed
+    assert "small.json has 2 seeds and stays" in printed
     assert Path("docs/evidence/small.json").read_text() == kept
-    assert Path("runs/evidence/fewer_seeds/small.json").is_file()
-    again = run_experiment(small, 1, side_by_side=1)
+    assert Path("runs/evidence/partial/small.json").is_file()
+    again = [read_json(job.result, dict) for job in run_study(small, 1, not_called, jobs=1)]
     assert collect(small, again)["arms"]["soft"]["runs"][0]["seed"] == 0

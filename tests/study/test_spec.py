@@ -1,4 +1,4 @@
-"""Statistics over seeds, the page made of results, and what an experiment's file may say."""
+"""What a study's file may say, and what of it names its runs and results."""
 
 from dataclasses import make_dataclass
 
@@ -7,26 +7,27 @@ import yaml
 from running import ROOT
 
 from scone_pl.errors import UserError
-from scone_pl.study import spec
-from scone_pl.study.spec import Experiment, merged
+from scone_pl.evaluation.evaluator import code_digest
+from scone_pl.study.spec import FOLDER, Study, merged, study_names
+from scone_pl.worlds.shapes import evaluator
 
 
 def test_settings_merge_and_name_the_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
-    table = Experiment.read("table5")
+    table = Study.read("table5")
     arm = next(name for name, arm in table.arms.items() if arm.trained)
     assert table.settings_of(arm, 3)["data"]["seed"] == 1003
     assert table.identity(arm, "w") == table.identity(arm, "w")
     assert len({table.identity(arm, "w"), table.identity(arm, "v"), table.identity(arm, "w", quick=True)}) == 3
-    with pytest.raises(UserError, match="no experiment nothing"):
-        Experiment.read("nothing")
+    with pytest.raises(UserError, match="no study nothing"):
+        Study.read("nothing")
 
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """Writes experiments `wrong`, `other`, ..., and reads the first."""
-    folder = tmp_path / "experiments/ablations/mini"
+    """Writes studies `wrong`, `other`, ..., and reads the first."""
+    folder = tmp_path / FOLDER
     folder.mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
 
@@ -35,7 +36,7 @@ def written(tmp_path, monkeypatch):
             content = {"title": "Wrong", "question": "?", "arms": {"plain": {"label": "plain"}}, **changed}
             kept = {key: value for key, value in content.items() if value is not None}
             (folder / f"{name}.yaml").write_text(yaml.safe_dump({"arms": {}, **kept}))
-        return Experiment.read("wrong")
+        return Study.read("wrong")
 
     return write
 
@@ -57,27 +58,29 @@ def test_what_decides_weights_names_their_folder(change, written, tmp_path):
 
 
 def test_what_decides_scores_names_their_file(written, tmp_path, monkeypatch):
-    def identity(**look):
-        return written({"evaluations": {"main": look}}).looks_identity()
+    def identity(**settings):
+        return written({"evaluations": {"main": settings}}).evaluations_identity()
 
     before = identity(per_task=4)
     assert identity(per_task=4, label="reworded") == before
     assert identity(per_task=4, world={"similarity": 0.0}) == before
     assert len({before, identity(per_task=5), identity(per_task=4, world={"similarity": 0.5})}) == 3
-    harder = make_dataclass("H", [("similarity", float, 0.1)], bases=(spec.WorldConfig,), frozen=True, kw_only=True)
+    harder = make_dataclass(
+        "H", [("similarity", float, 0.1)], bases=(evaluator.WorldConfig,), frozen=True, kw_only=True
+    )
     for name, value in {"WorldConfig": harder, "SAMPLING": {"num_inference_steps": 13}}.items():
         with monkeypatch.context() as other:
-            other.setattr(spec, name, value)
+            other.setattr(evaluator, name, value)
             assert identity(per_task=4) != before
     copy = tmp_path / "scone_pl"
-    for module in (*spec.LOOKING["score"], *spec.WORLD):
+    for module in (*evaluator.CODE["score"], *evaluator.WORLD_CODE):
         (copy / module).parent.mkdir(parents=True, exist_ok=True)
-        (copy / f"{module}.py").write_text((spec.PACKAGE / f"{module}.py").read_text() + "# only a comment\n")
-    monkeypatch.setattr(spec, "PACKAGE", copy)
+        (copy / f"{module}.py").write_text((evaluator.PACKAGE / f"{module}.py").read_text() + "# only a comment\n")
+    monkeypatch.setattr(evaluator, "PACKAGE", copy)
     assert identity(per_task=4) == before
-    with (copy / "mini/judge.py").open("a") as judge:
+    with (copy / "worlds/shapes/judge.py").open("a") as judge:
         judge.write("LIMIT = 0.5\n")
-    spec._code.cache_clear()
+    code_digest.cache_clear()
     assert identity(per_task=4) != before
 
 
@@ -87,19 +90,19 @@ def test_what_decides_scores_names_their_file(written, tmp_path, monkeypatch):
         ({"arms": None}, "has no arms"),
         ({"baseline": "plan"}, r"baseline plan is none of its arms, plain$"),
         ({"contrasts": [["main", "less"]]}, r"contrasts name less, none of its evaluations$"),
-        ({"init_of": ["wrong", "plain"]}, r"it must be \[another experiment, its arm\]"),
-        ({"init_of": ["table4"]}, r"it must be \[another experiment, its arm\]"),
+        ({"init_of": ["wrong", "plain"]}, r"it must be \[another study, its arm\]"),
+        ({"init_of": ["table4"]}, r"it must be \[another study, its arm\]"),
         ({"arms": {"plain": {"label": "plain", "weights_of": ["table5"]}}}, r"plain\.weights_of is \['table5'\]"),
         ({"question": None}, "question"),
     ],
 )
-def test_mistakes_in_an_experiment_are_named_before_it_runs(changes, says, written):
+def test_mistakes_in_a_study_are_named_before_it_runs(changes, says, written):
     with pytest.raises(UserError, match=says):
         written(changes)
 
 
 @pytest.mark.parametrize(
-    ("look", "says"),
+    ("settings", "says"),
     [
         ({"kind": "scores"}, "kind is 'scores'; choose from 'score', 'layers'$"),
         ({"mask": False}, "mask is False; choose from 'trained', 'off'$"),  # YAML's off without quotes
@@ -109,30 +112,32 @@ def test_mistakes_in_an_experiment_are_named_before_it_runs(changes, says, writt
         ({"world": {"candidates": 9}}, "candidates 9 and references 2 must be"),
         ({"bridge": {"treshold": 1}}, "bridge has no treshold: see BridgeConfig$"),
         ({"bridge": {"threshold": 1}, "mask": "off"}, "bridge changes nothing"),
-        ({"pertask": 1}, "pertask"),
+        ({"pertask": 1}, "evaluator shapes has no key pertask; its keys are label, kind"),
+        ({"evaluator": "shape"}, "no evaluator shape; choose from shapes, "),
+        ({"per_task": 0}, "per_task is 0; it must be at least 1"),
     ],
 )
-def test_mistakes_in_a_look_are_named_before_it_is_trained_for(look, says, written):
-    with pytest.raises(UserError, match=rf"mini/wrong\.yaml: evaluations\.main: .*{says}"):
-        written({"evaluations": {"main": look}})
+def test_mistakes_in_an_evaluation_are_named_before_training(settings, says, written):
+    with pytest.raises(UserError, match=rf"studies/wrong\.yaml: evaluations\.main: .*{says}"):
+        written({"evaluations": {"main": settings}})
 
 
-def test_starts_that_go_round_are_named(written):
-    with pytest.raises(UserError, match="init_of goes round, wrong from other from wrong;"):
+def test_cycles_of_starts_are_named(written):
+    with pytest.raises(UserError, match="init_of is a cycle, wrong from other from wrong;"):
         written({"init_of": ["other", "plain"]}, other={"init_of": ["wrong", "plain"]})
-    with pytest.raises(UserError, match="no experiment nowhere"):
+    with pytest.raises(UserError, match="no study nowhere"):
         written({"init_of": ["nowhere", "plain"]})
 
 
-def test_files_that_are_no_experiments(written, tmp_path):
+def test_files_that_are_no_studies(written, tmp_path):
     written({})
-    folder = tmp_path / spec.FOLDER
+    folder = tmp_path / FOLDER
     (folder / "empty.yaml").write_text("")
-    assert Experiment.names() == ["wrong"]
+    assert study_names() == ["empty", "wrong"]
     with pytest.raises(UserError, match=r"empty\.yaml: no key 'arms'"):
-        Experiment.read("empty")
+        Study.read("empty")
     for text, says in (("title: 'open\n", "line 1, column 8"), ("- arms\n", "must hold `key: value` lines")):
         (folder / "broken.yaml").write_text(text)
         with pytest.raises(UserError, match=rf"broken\.yaml: .*{says}") as raised:
-            Experiment.names()
+            study_names()
         assert "\n" not in str(raised.value)

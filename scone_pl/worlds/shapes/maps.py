@@ -1,0 +1,24 @@
+"""Similarity maps of a report, with the episode that they were read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from scone_pl.analysis.drawing import MapRow
+from scone_pl.analysis.similarity import EXPERTS
+from scone_pl.worlds.shapes.world import World, WorldConfig
+
+
+def map_row(label: str, example: Mapping[str, Any], config: WorldConfig) -> MapRow:
+    """Maps of the first reference; `example` is one of `layers.examples`, of a world with `config`."""
+    stream, seed, task, index = example["key"].split("-")
+    episode = World(int(seed), config, stream=stream).sample(task, int(index))
+    return MapRow(
+        label=f"{label}\n{example['instruction']}",
+        picture=episode.references[0],
+        maps={expert: np.array(example[expert]) for expert in EXPERTS},
+        meant=[np.array(s.box) / episode.canvas for s in episode.candidates[0] if s.meant],
+    )
