@@ -14,7 +14,7 @@ the growth of peak resident memory, with and without recomputing activations (ti
 Sampling: prefill and a step of three guidance branches; cache is the bytes of the context with references. Ratios are
 to `mask` at the same share, at 0 % to nothing blocked. FLOPs are counted (scone_pl/model/flops.py), beside them those
 of the 7B model at full size, and the share of its tokens times layers that is computed at all. How well a model does
-with fewer tokens is measured in the mini-world: experiments/ablations/mini/tokens.yaml.
+with fewer tokens is measured in the mini-world: experiments/studies/tokens.yaml.
 """
 
 from __future__ import annotations

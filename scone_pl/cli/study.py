@@ -41,13 +41,12 @@ def run(
         output: folder of results that are kept; by default docs/evidence, at another scale runs/evidence/SCALE/results.
         fit: arguments for every fit; type them behind a lone --.
     """
-    from scone_pl.cli.lightning import main as fit_verb
     from scone_pl.study.kept import keep
     from scone_pl.study.runner import run_study
 
     read = _read(study, scale, evaluators, fit)
     chosen = _checked(read, seeds, jobs, arms)
-    finished = run_study(read, chosen["seeds"], fit_verb, jobs=chosen["jobs"], quick=quick, arms=arms or ())
+    finished = run_study(read, chosen["seeds"], _fit, jobs=chosen["jobs"], quick=quick, arms=arms or ())
     for line in keep(read, finished, output, quick=quick):
         print(line)
 
@@ -139,7 +138,6 @@ def arm(
         runner: process id of the parent that this run ends with.
         fit: see `study run`.
     """
-    from scone_pl.cli.lightning import main as fit_verb
     from scone_pl.study.run import run as run_arm
     from scone_pl.study.runner import end_with
 
@@ -147,7 +145,13 @@ def arm(
         end_with(runner)
     read = _read(study, scale, evaluators, fit)
     read.arm(arm)
-    print(run_arm(read, arm, seed, fit=fit_verb, quick=quick, expected=result))
+    print(run_arm(read, arm, seed, fit=_fit, quick=quick, expected=result))
+
+
+def _fit(args: list[str]) -> int:
+    from scone_pl.cli.lightning import main
+
+    return main(args)
 
 
 def _read(study: str, scale: str, evaluators: dict[str, Any] | None, fit: list[str] | None) -> Study:

@@ -86,6 +86,13 @@ class Evaluator(ABC):
             UserError: it does not; the message starts with `source`.
         """
 
+    def check_inputs(self, source: str) -> None:  # noqa: B027 (optional)
+        """Checks data and services, before anything is trained.
+
+        Raises:
+            UserError: something is missing; the message starts with `source`.
+        """
+
     @abstractmethod
     def evaluate(self, weights: Path, folder: Path) -> dict[str, Any]:
         """The report of a checkpoint folder.

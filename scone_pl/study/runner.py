@@ -78,13 +78,23 @@ def run_study(
         UserError: a run failed, or cannot work.
     """
     chosen, numbers = list(arms) or list(study.arms), range(study.first_seed, study.first_seed + seeds)
+    _check(study, chosen, quick=quick)
     return _run_arms(study, chosen, numbers, fit, jobs=jobs, quick=quick)
+
+
+def _check(study: Study, arms: Sequence[str], *, quick: bool) -> None:
+    """Raises `UserError` if an evaluation of these arms, or of those that they need, cannot work."""
+    for name, evaluation in study.evaluations.items():
+        evaluation.check_inputs(f"{study.name}, evaluations.{name}")
+    check_evaluations(study, arms, quick=quick)
+    for other, names, shorter in required(study, arms, quick=quick):
+        if other != study.name:
+            _check(study.other(other), names, quick=shorter)
 
 
 def _run_arms(
     study: Study, arms: Sequence[str], numbers: Sequence[int], fit: Fit, *, jobs: int, quick: bool
 ) -> list[Job]:
-    check_evaluations(study, arms, quick=quick)
     prepare(study, fit)
     for other, names, shorter in required(study, arms, quick=quick):
         _run_arms(study.other(other), names, numbers, fit, jobs=jobs, quick=shorter)

@@ -1,0 +1,212 @@
+"""SconeEval and OmniContext as evaluators of studies: the verb `evaluate` in a process of its own, then its scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import scone_pl
+from scone_pl.errors import UserError
+from scone_pl.evaluation.benchmark import OMNICONTEXT, SCONEEVAL, Benchmark
+from scone_pl.evaluation.evaluator import Column, Evaluator, Report, code_digest, mean, with_at_most
+from scone_pl.evaluation.folder import EvaluationFolder
+from scone_pl.evaluation.items import data_file
+from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.records import read_records
+from scone_pl.evaluation.summary import Summary
+from scone_pl.files import read_bytes, read_json
+
+PACKAGE = Path(scone_pl.__file__).parent
+CODE = ("evaluation/scores", "evaluation/groups", "evaluation/calls", "vlm/parsing")
+"""Modules that decide scores, given images and a judge."""
+TRANSPORT = (
+    *("base_url", "api_key_env", "concurrency", "timeout", "max_tries", "first_wait", "longest_wait", "stop_after"),
+    *("retry_failed", "prices"),
+)
+"""Settings of the judge that decide no score."""
+J = TypeVar("J", bound="JudgedEvaluator")
+
+
+def _average(name: str) -> Callable[[Report], float]:
+    """Of all tasks; where some were left out, the mean of the others."""
+
+    def read(report: Report) -> float:
+        scores = report["scores"]
+        if f"average.{name}" in scores:
+            return scores[f"average.{name}"]
+        return mean(value for key, value in scores.items() if key.partition(".")[2] == name)
+
+    return read
+
+
+def _fault(name: str) -> Callable[[Report], float]:
+    return lambda report: 100.0 * mean(task[name] for task in report["faults"].values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedEvaluator(Evaluator):
+    """A benchmark's items, generated and judged by a vision-language model."""
+
+    data: str = ""
+    """Folder of the benchmark in its published layout."""
+    rounds: int = 3
+    """Samplings of every image."""
+    scorings: int = 3
+    """Judgings of every image."""
+    tasks: tuple[str, ...] = ()
+    """Only these; empty = all."""
+    limit: int = 0
+    """At most so many items of each task; 0 = all."""
+    language: str = ""
+    """Only items in this language, such as en."""
+    mask: Literal["off", "trained"] = "off"
+    """off: sampled without a mask, as the release does. trained: with the bridge that the weights were trained with."""
+    bridge: dict[str, Any] = field(default_factory=dict)
+    """With `mask: trained`, settings of the bridge that sampling overrides."""
+    judge: dict[str, Any] = field(default_factory=dict)
+    """Settings of `JudgeConfig`."""
+    predict: tuple[str, ...] = ()
+    """Arguments for the verb `predict`, such as --trainer.devices 1."""
+    min_complete: float = 0.99
+    """Least fraction of records with all their scores; below it, the run fails, and asks again when it is repeated."""
+
+    benchmark: ClassVar[Benchmark]
+
+    def __post_init__(self) -> None:
+        if unknown := self.judge.keys() - {f.name for f in fields(JudgeConfig)}:
+            raise UserError(f"judge has no {', '.join(sorted(unknown))}: see JudgeConfig")
+        JudgeConfig(**self.judge)
+        self.benchmark.check_tasks(self.tasks)
+        if self.mask not in ("off", "trained"):
+            raise UserError(f"mask is {self.mask!r}; choose from 'off', 'trained'")
+        if self.bridge and self.mask == "off":
+            raise UserError("bridge changes nothing where mask is off; set mask to trained, or leave it out")
+        for name, least in (("rounds", 1), ("scorings", 1), ("limit", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+    def check_inputs(self, source: str) -> None:
+        """See `Evaluator.check_inputs`."""
+        if not self.data or not Path(self.data).is_dir():
+            name = self.name
+            raise UserError(
+                f"{source}: data is {self.data!r}, no folder with the published {self.benchmark.title}; give "
+                f"--evaluators '{{{name}: {{data: FOLDER}}}}'"
+            )
+        data_file(self.data)
+        JudgeConfig(**self.judge).key()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        judge = {name: value for name, value in self.judge.items() if name not in TRANSPORT}
+        content = hashlib.sha256(read_bytes(data_file(self.data))).hexdigest()[:16]
+        sources = {name: code_digest(PACKAGE / f"{name}.py") for name in CODE}
+        return {**self.settings, "label": None, "data": content, "judge": judge, "sources": sources}
+
+    def shortened(self: J, per_task: int) -> J:
+        short = with_at_most(self, rounds=1, scorings=1)
+        return type(self)(**{**vars(short), "limit": min(per_task, self.limit or per_task)})
+
+    def command(self, weights: Path, folder: Path) -> list[str]:
+        """The arguments of `python -m scone_pl` that evaluate a checkpoint folder."""
+        options: dict[str, Any] = {
+            "benchmark": self.benchmark.name,
+            "data": self.data,
+            "checkpoint": str(weights),
+            "output": str(folder),
+            "rounds": self.rounds,
+            "scorings": self.scorings,
+        }
+        options |= {"tasks": list(self.tasks)} if self.tasks else {}
+        options |= {name: value for name in ("limit", "language") if (value := getattr(self, name))}
+        options |= {f"judge.{name}": value for name, value in self.judge.items()}
+        typed = [part for name, value in options.items() for part in (f"--{name}", _spelled(value))]
+        bridge = self._bridge(weights)
+        more = ["--model.init_args.sampling.bridge", json.dumps(bridge)] if bridge else []
+        more += self.predict
+        return ["evaluate", *typed, *(["--", *more] if more else [])]
+
+    def _bridge(self, weights: Path) -> dict[str, Any] | None:
+        if self.mask == "off":
+            return None
+        file = weights / "training.json"
+        trained = read_json(file, dict).get("bridge") if file.is_file() else None
+        if trained is None:
+            raise UserError(f"{weights}: mask is trained, but these weights were trained without a bridge")
+        return {**trained, **self.bridge}
+
+    def evaluate(self, weights: Path, folder: Path) -> dict[str, Any]:
+        """See `Evaluator.evaluate`.
+
+        Returns:
+            `scores` (means over samplings and scorings), `faults`, `completeness`, `intervals` (over items) and
+            `provenance` (judge, prompts, dates, settings of the images).
+
+        Raises:
+            UserError: `evaluate` failed; or too few records have all their scores.
+        """
+        from scone_pl.training.chain import run_in_own_process
+
+        if status := run_in_own_process(self.command(weights, folder)):
+            raise UserError(f"{folder}: evaluate ended with status {status}, see above; run the same command to resume")
+        records = read_records(EvaluationFolder(folder).scores, self.benchmark, self.language or None)
+        summary = Summary.of(records, self.benchmark, weights.parent.name)
+        complete = 1 - summary.lost / len(records)
+        if complete < self.min_complete:
+            raise UserError(
+                f"{folder}: {complete:.1%} of the records have all their scores, fewer than min_complete "
+                f"{self.min_complete:.1%}; run the same command to ask again"
+            )
+        everything = summary.as_dict()
+        kept = ("faults", "completeness", "intervals", "provenance")
+        return {"scores": dict(summary.mean), "complete": complete, **{name: everything[name] for name in kept}}
+
+
+def _spelled(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class SconeEvalEvaluator(JudgedEvaluator):
+    """SconeEval."""
+
+    name: ClassVar[str] = "sconeeval"
+    benchmark: ClassVar[Benchmark] = SCONEEVAL
+    metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {
+        **{name: _average(name) for name in ("PF", "SC", "COM", "DIS", "DIS_prec", "DIS_recall")},
+        "overall": lambda report: report["scores"].get("overall", float("nan")),
+        "redundancy": _fault("redundancy"),
+        "omission": _fault("omission"),
+        "complete": lambda report: 100.0 * report["complete"],
+    }
+    """Scores from 0 to 10; redundancy and omission in percent of the distinction items, complete of the records."""
+    compared: ClassVar[tuple[Column, ...]] = tuple(Column(name, name) for name in ("COM", "DIS", "overall"))
+    plotted: ClassVar[tuple[str, ...]] = ("COM", "DIS")
+
+    @classmethod
+    def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:
+        scores = tuple(Column(name, name) for name in ("PF", "SC", "COM", "DIS", "overall"))
+        percentages = ("redundancy", "omission", "complete")
+        return [("ours", scores), ("images", tuple(Column(name, name, " %") for name in percentages))]
+
+
+class OmniContextEvaluator(JudgedEvaluator):
+    """OmniContext; its overall is COM."""
+
+    name: ClassVar[str] = "omnicontext"
+    benchmark: ClassVar[Benchmark] = OMNICONTEXT
+    metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {
+        **{name: _average(name) for name in ("PF", "SC", "COM")},
+        "overall": _average("COM"),
+        "complete": lambda report: 100.0 * report["complete"],
+    }
+    """Scores from 0 to 10; complete in percent of the records."""
+    compared: ClassVar[tuple[Column, ...]] = tuple(Column(name, name) for name in ("PF", "SC", "overall"))
+    plotted: ClassVar[tuple[str, ...]] = ("PF", "SC")
+
+    @classmethod
+    def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:
+        return [("ours", (*cls.compared, Column("complete", "complete", " %", interval=False)))]
