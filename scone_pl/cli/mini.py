@@ -8,7 +8,7 @@ from typing import Literal
 
 from scone_pl.cli.parsing import run_command
 from scone_pl.errors import UserError
-from scone_pl.outputs import check_output_file, check_output_folder
+from scone_pl.outputs import check_output_folder
 from scone_pl.worlds.shapes.episode import TASKS
 from scone_pl.worlds.shapes.shards import WORLD_SETS, write_world
 from scone_pl.worlds.shapes.world import World, WorldConfig, fixed_set

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scone_pl.cli.parsing import run_command
 from scone_pl.errors import UserError
+from scone_pl.outputs import check_output_file, check_output_folder
 
 if TYPE_CHECKING:
     from scone_pl.study.spec import Study
@@ -41,11 +42,12 @@ def run(
         output: folder of results that are kept; by default docs/evidence, at another scale runs/evidence/SCALE/results.
         fit: arguments for every fit; type them behind a lone --.
     """
-    from scone_pl.study.kept import keep
+    from scone_pl.study.kept import check_outputs, keep
     from scone_pl.study.runner import run_study
 
     read = _read(study, scale, evaluators, fit)
     chosen = _checked(read, seeds, jobs, arms)
+    check_outputs(read, output, quick=quick)
     finished = run_study(read, chosen["seeds"], _fit, jobs=chosen["jobs"], quick=quick, arms=arms or ())
     for line in keep(read, finished, output, quick=quick):
         print(line)
@@ -111,6 +113,7 @@ def page(folder: Path | None = None) -> None:
     """
     from scone_pl.study.page import DOCS, write_page
 
+    check_output_file((folder or DOCS).with_suffix(".md"))
     print(write_page(folder or DOCS))
 
 
@@ -138,6 +141,7 @@ def arm(
         runner: process id of the parent that this run ends with.
         fit: see `study run`.
     """
+    from scone_pl.study.run import ROOT
     from scone_pl.study.run import run as run_arm
     from scone_pl.study.runner import end_with
 
@@ -145,6 +149,7 @@ def arm(
         end_with(runner)
     read = _read(study, scale, evaluators, fit)
     read.arm(arm)
+    check_output_folder(ROOT)
     print(run_arm(read, arm, seed, fit=_fit, quick=quick, expected=result))
 
 

@@ -6,12 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scone_pl.files import read_json, write_json
+from scone_pl.outputs import check_output_file, check_output_folder
 from scone_pl.study.page import DOCS, write_page
 from scone_pl.study.plot import draw_maps, plot
 from scone_pl.study.result import Result, collect
 from scone_pl.study.run import ROOT, root_of
 from scone_pl.study.runner import Job
 from scone_pl.study.spec import MINI, Study
+
+
+def check_outputs(study: Study, output: Path | None, *, quick: bool) -> None:
+    """Raises `UserError` if the runs or their result could not be written."""
+    check_output_folder(ROOT)
+    if not quick:
+        folder = output or default_output(study)
+        check_output_folder(folder, files=[f"{study.name}{end}" for end in (".json", ".png", "_maps.png")])
+        check_output_file(folder.with_suffix(".md"))
+
+
+def default_output(study: Study) -> Path:
+    """Folder of results that are kept."""
+    return DOCS if study.scale == MINI else root_of(study) / "results"
 
 
 def keep(study: Study, jobs: Sequence[Job], output: Path | None = None, *, quick: bool = False) -> list[str]:
@@ -26,7 +41,7 @@ def keep(study: Study, jobs: Sequence[Job], output: Path | None = None, *, quick
     Returns:
         Lines that say where everything is.
     """
-    output = output or (DOCS if study.scale == MINI else root_of(study) / "results")
+    output = output or default_output(study)
     result = Result(collect(study, [read_json(job.result, dict) for job in jobs]))
     folder, lines = ROOT / "quick" if quick else output, []
     kept = output / f"{study.name}.json"

@@ -11,6 +11,7 @@ from running import ROOT
 from scone_pl.__main__ import VERBS, main
 from scone_pl.cli.mini import COMMANDS as MINI
 from scone_pl.cli.shards import COMMANDS as SHARDS
+from scone_pl.cli.study import COMMANDS as STUDY
 
 STAGE1 = str(ROOT / "experiments/mini/stage1.yaml")
 ABSENT = "/absent/input"
@@ -75,15 +76,16 @@ OUTPUTS = {
     "mini evaluate": Output(
         ("mini", "evaluate", "--checkpoint", ABSENT), "--output", files=("scores.json", "pictures.png")
     ),
-    "mini evidence": Output(("mini", "evidence", "--table", "table5"), "--output", files=("table5.json", "table5.png")),
+    "study run": Output(("study", "run", "table5"), "--output", files=("table5.json", "table5.png")),
 }
-PRINTS_ONLY = {"estimate", "parity", "shards verify", "mini report"}
-WRITES_TO_A_FIXED_PATH = {"mini arm", "mini page"}
+PRINTS_ONLY = {"estimate", "parity", "shards verify", "mini report", "study plan", "study status"}
+WRITES_TO_A_FIXED_PATH = {"study arm", "study page"}
 
 
 def test_every_verb_is_here() -> None:
-    verbs = {verb for verb in VERBS if verb not in ("shards", "mini")}
+    verbs = {verb for verb in VERBS if verb not in ("shards", "mini", "study")}
     verbs |= {f"shards {verb}" for verb in SHARDS} | {f"mini {verb}" for verb in MINI}
+    verbs |= {f"study {verb}" for verb in STUDY}
     tried = {name for name in OUTPUTS if name not in ("fit chain", "generate bridge")}
     assert tried | PRINTS_ONLY | WRITES_TO_A_FIXED_PATH == verbs
 
