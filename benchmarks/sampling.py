@@ -31,14 +31,14 @@ from scone_pl.model.initialize import random_model
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens
 from scone_pl.sampling.context import Prompt, prefill
-from scone_pl.sampling.guidance import GuidanceConfig, guide
-from scone_pl.sampling.sampler import SamplingConfig, initial_noise, sample
-from scone_pl.sampling.step_cache import StepCacheConfig
+from scone_pl.sampling.guidance import guide
+from scone_pl.sampling.sampler import initial_noise, sample
+from scone_pl.sampling.settings import SamplingConfig, StepCacheConfig
 
 PUBLISHED_STEPS = 49
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = CLOCKS["wall"]
-GUIDANCE = GuidanceConfig()
+SETTINGS = SamplingConfig()
 
 
 def benchmark_model(options: argparse.Namespace) -> Scone:
@@ -97,7 +97,7 @@ def naive(model: Scone, sequence_format: SequenceFormat, prompt: Prompt, noise: 
             t = torch.zeros(len(pack.latent_splits))
             t[-1] = times[i]
             velocities.append(model(pack, clean, t).velocity)
-        latents = flow.euler_step(latents, guide(GUIDANCE, *velocities), times[i], times[i + 1])
+        latents = flow.euler_step(latents, guide(SETTINGS, *velocities), times[i], times[i + 1])
         seconds.append(clock() - start)
     return seconds
 
@@ -134,7 +134,7 @@ def time_rows(options: argparse.Namespace) -> None:
     sequence_format = model.config.sequence_format(SpecialTokens(0, 1, 2, 3))
     prompt = benchmark_prompt(sequence_format, options.pixels, options.references)
     noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0))
-    config = SamplingConfig(num_inference_steps=options.steps, guidance=GUIDANCE)
+    config = SamplingConfig(num_inference_steps=options.steps)
     ours(model, sequence_format, prompt, noise, dataclasses.replace(config, num_inference_steps=2))  # starts threads
     plain = statistics.median(naive(model, sequence_format, prompt, noise, options.naive_steps))
     reference = plain * PUBLISHED_STEPS
@@ -160,7 +160,7 @@ def cache_rows(options: argparse.Namespace) -> None:
     sequence_format = model.config.sequence_format(SpecialTokens(0, 1, 2, 3))
     prompt = benchmark_prompt(sequence_format, options.cache_pixels, options.references)
     noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0))
-    config = SamplingConfig(num_inference_steps=options.cache_steps, guidance=GUIDANCE)
+    config = SamplingConfig(num_inference_steps=options.cache_steps)
     start = clock()
     whole = sample(model, sequence_format, [prompt], config, [noise])[0].tokens
     full = clock() - start

@@ -41,7 +41,8 @@ from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.sampling.context import prefill
 from scone_pl.sampling.prompts import prompts_of
-from scone_pl.sampling.sampler import SamplingConfig, initial_noise
+from scone_pl.sampling.sampler import initial_noise
+from scone_pl.sampling.settings import SamplingConfig
 from scone_pl.study.training import commit, versions
 from scone_pl.training import losses
 from scone_pl.training.heap import trim_heap, trim_heap_before
@@ -159,7 +160,7 @@ def _sampling(
             start = sampling.clock()
             contexts = prefill(model, SEQUENCE_FORMAT, [prompt], bridge, references=True)
             prefills.append(sampling.clock() - start)
-    config = SamplingConfig(num_inference_steps=options.steps, guidance=sampling.GUIDANCE, bridge=bridge)
+    config = SamplingConfig(num_inference_steps=options.steps, bridge=bridge)
     _, seconds = sampling.ours(model, SEQUENCE_FORMAT, prompt, noise, config)
     # The room for the target's own keys and values, which any step needs, is no part of what is compared.
     decoder = model.config.decoder

@@ -35,9 +35,9 @@ from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import SconeOutput
 from scone_pl.model.sequence import PackedSequence, SpecialTokens, SplitKind
 from scone_pl.sampling.checks import as_device
-from scone_pl.sampling.guidance import GuidanceConfig
 from scone_pl.sampling.prompts import prompts_of
-from scone_pl.sampling.sampler import Prompt, SamplingConfig, decode_latents, sample, to_uint8
+from scone_pl.sampling.sampler import Prompt, decode_latents, sample, to_uint8
+from scone_pl.sampling.settings import SamplingConfig
 from scone_pl.training.losses import flow_matching
 from scone_pl.training.parts import count_parameters
 
@@ -294,13 +294,11 @@ class ParityCase:
             config = SamplingConfig(
                 num_inference_steps=run["num_timesteps"] - 1,
                 timestep_shift=run["timestep_shift"],
-                guidance=GuidanceConfig(
-                    text_scale=run["cfg_text_scale"],
-                    image_scale=run["cfg_img_scale"],
-                    interval=tuple(run.get("cfg_interval", (0.0, 1.0))),
-                    rescale=run.get("cfg_renorm_type", "global"),
-                    rescale_min=run.get("cfg_renorm_min", 0.0),
-                ),
+                guidance_scale=run["cfg_text_scale"],
+                image_guidance_scale=run["cfg_img_scale"],
+                guidance_interval=tuple(run.get("cfg_interval", (0.0, 1.0))),
+                guidance_rescale=run.get("cfg_renorm_type", "global"),
+                guidance_rescale_min=run.get("cfg_renorm_min", 0.0),
             )
             steps: list[tuple[float, Tensor]] = []
             found = sample(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from scone_pl import flow
-from scone_pl.sampling.guidance import GuidanceConfig
+from scone_pl.sampling.guidance import guided_at
+from scone_pl.sampling.settings import SamplingConfig
 
 
 def test_timesteps() -> None:
@@ -48,5 +49,5 @@ def test_euler_steps_along_the_true_velocity_reach_the_image() -> None:
 def test_guidance_leaves_out_the_lower_end_of_its_interval(
     points: int, interval: tuple[float, float], guided: int
 ) -> None:
-    config = GuidanceConfig(interval=interval)
-    assert sum(config.active(t) for t in flow.time_grid(points - 1, 1.0)[:-1]) == guided
+    config = SamplingConfig(guidance_interval=interval)
+    assert sum(guided_at(config, t) for t in flow.time_grid(points - 1, 1.0)[:-1]) == guided

@@ -18,8 +18,8 @@ from benchmarks.gpu_check.settings import Settings, median_seconds
 from benchmarks.gpu_check.stack import FULL_DEPTH, build_sampled, config_of
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SpecialTokens
-from scone_pl.sampling.guidance import GuidanceConfig
-from scone_pl.sampling.sampler import Prompt, SamplingConfig, decode_latents, initial_noise, sample
+from scone_pl.sampling.sampler import Prompt, decode_latents, initial_noise, sample
+from scone_pl.sampling.settings import SamplingConfig
 from scone_pl.training.monitoring import Mark, mark, seconds_between
 
 LAYERS = (4, 8)
@@ -74,7 +74,7 @@ def measure(layers: int, side: int, settings: Settings) -> dict[str, float]:
     prompt = prompt_of(model, side)
     sequence_format = model.config.sequence_format(SpecialTokens(0, 1, 2, 3))
     noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0)).to(device)
-    config = SamplingConfig(num_inference_steps=TIMED_STEPS, guidance=GuidanceConfig(interval=(0.0, 1.0)))
+    config = SamplingConfig(num_inference_steps=TIMED_STEPS)
 
     def sampled() -> tuple[Any, list[float]]:
         marks: list[Mark] = [mark(device)]

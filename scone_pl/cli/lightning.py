@@ -21,7 +21,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from scone_pl.cli.parsing import close_option, one_line
+from scone_pl import deprecated
+from scone_pl.cli.parsing import close_option, one_line, read_renamed_keys
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
 from scone_pl.files import read_text, write_text
@@ -52,7 +53,7 @@ from scone_pl.training.trainer_settings import check_trainer
 
 FREE_ON_RESUME = {
     *("init_from", "attention", "activation_checkpointing", "layers_kept", "sharding", "nonfinite_gradient"),
-    *("sampling", "mask_sampling", "sampling_seed", "sampling_round", "height", "width"),
+    *("sampling", "mask_sampling", "sampling_round"),
 }
 """Model settings that may change when a run goes on: where and how it computes, not what."""
 LOGGED_ON_RESUME = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
@@ -98,15 +99,18 @@ class SconeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Unknown keys and wrong types end in a `UserError` of one line."""
+        read_renamed_keys()
+        typed = sys.argv[1:] if args is None else list(args)
+        typed = [*typed[:1], *deprecated.rename_options(typed[1:], "fit", recipe=True)]
         complaints = io.StringIO()
         try:
             with contextlib.redirect_stderr(complaints):
-                super().parse_arguments(parser, args)
+                self.config = parser.parse_args(typed)
         except SystemExit as stop:
             if stop.code in (None, 0):
                 raise
             complaint = one_line(complaints.getvalue())
-            verb = next((word for word in sys.argv[1:] if word in self._subcommand_parsers), None)
+            verb = next((word for word in typed if word in self._subcommand_parsers), None)
             raise UserError(complaint + close_option(complaint, self._subcommand_parsers.get(verb, parser))) from None
 
     def _parse_ckpt_path(self) -> None:

@@ -151,10 +151,8 @@ def evaluate(
     """
     from scone_pl.checkpoints.model import read_config
     from scone_pl.files import write_json
-    from scone_pl.sampling.checks import check_sampling
-    from scone_pl.sampling.guidance import GuidanceConfig
-    from scone_pl.sampling.pictures import save_picture
-    from scone_pl.sampling.sampler import SamplingConfig
+    from scone_pl.sampling.settings import SamplingConfig
+    from scone_pl.sampling.visualize import save_image
     from scone_pl.worlds.shapes import evaluate as evaluation
     from scone_pl.worlds.shapes.gallery import gallery
 
@@ -164,14 +162,15 @@ def evaluate(
     config = SamplingConfig(
         num_inference_steps=num_inference_steps,
         timestep_shift=timestep_shift,
-        guidance=GuidanceConfig(text_scale=1.0, image_scale=1.0),
+        guidance_scale=1.0,
+        image_guidance_scale=1.0,
         bridge=evaluation.bridge_of(checkpoint) if mask == "trained" else None,
     )
-    check_sampling(config, read_config(checkpoint).decoder.num_layers)
+    config.check_bridge(read_config(checkpoint).decoder.num_layers)
     episodes = fixed_set(per_task, stream=stream, config=world)
     report, drawn = evaluation.evaluate(checkpoint, episodes, config, progress=progress)
     write_json(report, output / "scores.json")
-    save_picture(gallery(drawn, per_task=2), output / "pictures.png")
+    save_image(gallery(drawn, per_task=2), output / "pictures.png")
     print(evaluation.score_table({str(checkpoint): report}))
     print(f"scores: {output / 'scores.json'}   pictures: {output / 'pictures.png'}")
 

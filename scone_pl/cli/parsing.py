@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
+from yaml import YAMLError
 
+from scone_pl import deprecated
 from scone_pl.errors import UserError
 
 _WRAPPERS = (
@@ -29,6 +31,17 @@ _SECTIONS = {
     "data": "scone_pl.data.datamodule.PackedDataModule",
     "checkpoint": "scone_pl.training.saving.Saving",
 }
+
+
+def read_renamed_keys() -> None:
+    """Makes YAML recipes with deprecated keys load under their present names, wherever jsonargparse reads one."""
+    load = get_loader("yaml")
+    if getattr(load, "__name__", "") != "_load_renamed":
+
+        def _load_renamed(text: str) -> Any:
+            return deprecated.rename_keys(load(text))
+
+        set_loader("yaml", _load_renamed, (YAMLError,))
 
 
 class StrictParser(ArgumentParser):

@@ -138,7 +138,7 @@ def predict_command(
         *("--trainer.enable_progress_bar", "false"),
         *("--trainer.precision", "bf16-true" if torch.cuda.is_available() else "32-true"),
         *("--model.init_args.init_from", str(checkpoint)),
-        *("--model.init_args.sampling_seed", str(seed)),
+        *("--model.init_args.sampling.seed", str(seed)),
         *("--model.init_args.sampling_round", str(sampling - 1)),
         *("--data.predict", json.dumps([{"path": str(folder.prompts)}])),
         *("--data.packing.exif_orientation", exif_orientation),

@@ -9,7 +9,7 @@ keys, so they are ordered such that whatever a target may see is one slice of th
 All of it is the full context, without its right end the context without instruction, without its left end what the
 bridge leaves. Where the bridge drops blocked tokens (`DroppingCache`), they are in no buffer behind the source layer:
 neither with nor without instruction are they seen there. `CachedPlan` is the attention plan of a denoising step: it
-writes the targets' own keys and values into their places and attends.
+writes the targets' own keys and values into their columns and attends.
 
 Shapes: L context tokens, H query heads, K key/value heads, E head dimension; G prompts of equal layout side by side,
 C context tokens of each, T tokens of its target (frame included), S = C + T.
@@ -89,7 +89,7 @@ class ContextCache:
             reference: (L,) bool, reference tokens of that pack.
             blocked: (L,) bool, those that targets do not see in the bridge's masked layers; None = the bridge is off.
             bridge: its settings.
-            bias: (L,), soft bridge: what target queries' logits of these tokens get in place of a mask.
+            bias: (L,), soft bridge: what target queries' logits of these tokens receive instead of a mask.
             filler: (L,) bool, tokens before the instruction that no query sees (`bridge/dropping.py`); none is stored
                 but what fills prompts up to equal lengths. Not together with `blocked`.
         """
@@ -105,22 +105,22 @@ class ContextCache:
         if filler is not None:
             rank[filler[rows].view(span.num_prompts, span.length)[:, : self.own_start]] = -1
         order = torch.argsort(rank, dim=1, stable=True)  # (G, own_start)
-        place = span.start + torch.arange(span.num_prompts, device=order.device)[:, None] * span.length
+        offsets = span.start + torch.arange(span.num_prompts, device=order.device)[:, None] * span.length
         text = torch.arange(self.own_start, span.length, device=order.device).expand(span.num_prompts, -1)
         self._shown: Tensor | None = None
         """(G, 1, 1, S) bool, false for what no query may see."""
         if filler is not None:
             order, self._shown = _without_filler(order, (rank < 0).sum(1), num_own + span.text_length)
             self.own_start = order.shape[1]
-        self._rows_before, self._rows_text = order + place, text + place
+        self._rows_before, self._rows_text = order + offsets, text + offsets
         self.num_references = int(reference[0].sum()) if span.num_prompts and self.own_start else 0
         counts = hidden.sum(1)
         self.num_blocked = int(counts.min()) if len(counts) else 0
         """Blocked tokens that are left out by a slice: the fewest of all prompts, the others are masked."""
         self._mask: Tensor | None = None
         if len(counts) and int(counts.max()) > self.num_blocked:
-            places = torch.arange(self.num_blocked, span.length + num_own, device=counts.device)
-            self._mask = (places >= counts[:, None])[:, None, None]  # (G, 1, 1, S - num_blocked)
+            columns = torch.arange(self.num_blocked, span.length + num_own, device=counts.device)
+            self._mask = (columns >= counts[:, None])[:, None, None]  # (G, 1, 1, S - num_blocked)
         elif bias is not None:
             ordered = bias[rows].view(span.num_prompts, span.length)[:, : self.own_start].gather(1, order)
             self._mask = F.pad(ordered, (0, num_own + span.text_length))[:, None, None]
@@ -212,8 +212,8 @@ def _without_filler(order: Tensor, counts: Tensor, num_behind: int) -> tuple[Ten
     order = order[:, fewest:]
     if most == fewest:
         return order, None
-    places = torch.arange(order.shape[1] + num_behind, device=order.device)
-    return order, (places >= counts[:, None] - fewest)[:, None, None]
+    columns = torch.arange(order.shape[1] + num_behind, device=order.device)
+    return order, (columns >= counts[:, None] - fewest)[:, None, None]
 
 
 class DroppingCache:

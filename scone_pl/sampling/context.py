@@ -1,4 +1,4 @@
-"""What guides a picture, run through the model once: references and instruction as keys and values.
+"""The contexts of guidance, run through the model once: references and instruction as keys and values.
 
 Prompts of equal layout go side by side and share one `ContextCache`.
 """
@@ -23,15 +23,15 @@ from scone_pl.sampling.cache import ContextCache, ContextSpan, DroppingCache, Re
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one picture is made from, ready for the model."""
+    """Model inputs of one image to generate."""
 
     references: tuple[tuple[Tensor, Tensor], ...]
     """Per reference image its VAE and ViT version, each (3, H, W) in [-1, 1]."""
     text_ids: tuple[int, ...] | None
-    """The instruction, without begin and end; None = there is none. An empty one still has begin and end, as in
-    training and in the release."""
+    """Token ids of the instruction, without begin and end; None = no instruction. An empty one still has begin and end,
+    as in training and in the release."""
     size: tuple[int, int]
-    """Height and width of the picture in pixels."""
+    """Height and width of the target in pixels."""
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -40,7 +40,7 @@ class Prompt:
         return (self.size, len(self.references), self.text_length, shapes)
 
     def grid(self, sequence_format: SequenceFormat) -> tuple[int, int]:
-        """Rows and columns of the picture's tokens."""
+        """Rows and columns of the target's tokens."""
         return self.size[0] // sequence_format.latent_stride, self.size[1] // sequence_format.latent_stride
 
     @property
@@ -60,8 +60,8 @@ class Contexts:
     bridge: BridgeState | None
     next_position: list[int]
     """Per prompt the RoPE position of its target."""
-    places: list[int]
-    """Per sample of the pack its prompt: one that has no token here has no sample."""
+    prompt_of_sample: list[int]
+    """Per sample of the pack the index of its prompt; a prompt without tokens here has no sample."""
 
     @property
     def positions_without_text(self) -> list[int]:
@@ -75,10 +75,10 @@ class Contexts:
         maps: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self.prompts]
         for split in self.pack.splits_of(SplitKind.VAE):
             inside = slice(split.start + 1, split.stop - 1)
-            for found, values in zip(
-                maps[self.places[split.sample]], (self.bridge.similarity, self.bridge.blocked), strict=True
+            for collected, values in zip(
+                maps[self.prompt_of_sample[split.sample]], (self.bridge.similarity, self.bridge.blocked), strict=True
             ):
-                found.append(values[inside].view(split.grid))  # type: ignore[arg-type]
+                collected.append(values[inside].view(split.grid))  # type: ignore[arg-type]
         return [(tuple(similarity), tuple(blocked)) for similarity, blocked in maps]
 
 
@@ -100,14 +100,15 @@ def prefill(
         references: False = the instructions alone.
     """
     builder = SequenceBuilder(sequence_format)
-    positions, places = [], []
+    positions: list[int] = []
+    prompt_of_sample: list[int] = []
     for number, prompt in enumerate(prompts):
         shown = prompt.references if references else ()
         if not shown and prompt.text_ids is None:
             positions.append(0)
             continue
         builder.begin_sample()
-        places.append(number)
+        prompt_of_sample.append(number)
         for i, (vae, vit) in enumerate(shown):
             builder.add_vae(vae, reference=i)
             builder.add_vit(vit, reference=i)
@@ -124,18 +125,18 @@ def prefill(
     reference = pack.reference_tokens
     whole = [
         ContextCache(span, num_own, reference, blocked, bridge, bias)
-        for span, num_own in _spans(sequence_format, prompts, pack, places)
+        for span, num_own in _spans(sequence_format, prompts, pack, prompt_of_sample)
     ]
     caches: Sequence[ContextCache | DroppingCache] = whole
     if bridge is not None and state is not None and state.remaining is not None:
-        spans = _spans(sequence_format, prompts, state.remaining.pack, places)
+        spans = _spans(sequence_format, prompts, state.remaining.pack, prompt_of_sample)
         caches = _dropping(whole, spans, state.remaining, bridge.source_layer)
     # Layer by layer, so that what was recorded and what the caches hold are never both there in full.
     for layer in list(record.keys):
         for cache in caches:
             cache.fill(record, layer)
         del record.keys[layer], record.values[layer]
-    return Contexts(prompts, pack, caches, state, positions, places)
+    return Contexts(prompts, pack, caches, state, positions, prompt_of_sample)
 
 
 def _dropping(
@@ -151,7 +152,7 @@ def _dropping(
 
 
 def _spans(
-    sequence_format: SequenceFormat, prompts: Sequence[Prompt], pack: PackedSequence, places: list[int]
+    sequence_format: SequenceFormat, prompts: Sequence[Prompt], pack: PackedSequence, prompt_of_sample: list[int]
 ) -> list[tuple[ContextSpan, int]]:
     """Runs of prompts of equal layout, and the length of their targets with frame.
 
@@ -159,11 +160,11 @@ def _spans(
         sequence_format: of the model.
         prompts: sorted by layout.
         pack: their contexts.
-        places: per sample of the pack its prompt.
+        prompt_of_sample: per sample of the pack the index of its prompt.
     """
     lengths = [0] * len(prompts)
     for split in pack.splits:
-        lengths[places[split.sample]] += split.length
+        lengths[prompt_of_sample[split.sample]] += split.length
     spans, start, number = [], 0, 0
     for _, run in groupby(prompts, key=lambda prompt: prompt.layout):
         alike = list(run)

@@ -1,4 +1,4 @@
-"""What people hand in as an image, as an upright RGB image."""
+"""User-supplied images as upright RGB images."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from scone_pl.data.decoding import ExifOrientation, load_file, upright_rgb
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.errors import UserError
 
-Picturelike = Image.Image | np.ndarray | str | os.PathLike[str]
+ImageInput = Image.Image | np.ndarray | str | os.PathLike[str]
 """A PIL image, a uint8 array (H, W), (H, W, 3) or (H, W, 4), or the path of an image file."""
 
 
-def load_rgb(source: Picturelike, name: str = "image", exif_orientation: ExifOrientation = "apply") -> Image.Image:
-    """An RGB image of any input: transparency onto white, 16-bit grey scaled, turned as its EXIF orientation says.
+def load_rgb(source: ImageInput, name: str = "image", exif_orientation: ExifOrientation = "apply") -> Image.Image:
+    """An RGB image of any input: transparency onto white, 16-bit grey scaled, rotated as its EXIF orientation says.
 
     Args:
         source: the input.
-        name: what to call it in messages.
+        name: its name in error messages.
         exif_orientation: see `ExifOrientation`.
 
     Raises:
-        UserError: no such file, not a readable image, or something else than an image.
+        UserError: no such file, not a readable image, or no image at all.
     """
     if isinstance(source, str | os.PathLike):
         return load_file(Path(source), exif_orientation)
@@ -44,7 +44,7 @@ def load_rgb(source: Picturelike, name: str = "image", exif_orientation: ExifOri
         raise UserError(f"{name}: the image can not be decoded ({error}); open it anew from a whole file") from None
 
 
-def load_all(sources: Sequence[Picturelike], exif_orientation: ExifOrientation = "apply") -> list[Image.Image]:
+def load_all(sources: Sequence[ImageInput], exif_orientation: ExifOrientation = "apply") -> list[Image.Image]:
     """`load_rgb` of the references of one prompt."""
     return [load_rgb(source, f"image {number}", exif_orientation) for number, source in enumerate(sources, 1)]
 

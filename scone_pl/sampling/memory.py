@@ -1,6 +1,6 @@
 """How much memory generating needs, from the config alone.
 
-What is kept where, on one GPU of 40 GB in bf16 (7B, 1024 x 1024 pictures): everything stays on the GPU.
+What is kept where, on one GPU of 40 GB in bf16 (7B, 1024 x 1024 images): everything stays on the GPU.
 
 - weights 29 GB. Both experts are needed in every step: the target's start and end tokens are text tokens, so they
   pass through the understanding expert in every layer, and the target's latents through the generation expert.
@@ -10,8 +10,8 @@ What is kept where, on one GPU of 40 GB in bf16 (7B, 1024 x 1024 pictures): ever
   full one and costs nothing (`cache.py`); what the bridge blocks is a part of it too.
 - references go through the autoencoder one by one (those of equal size together up to a megapixel), before the
   decoder runs, so their activations never meet the cache.
-- decoding the picture comes when the caches are gone. At 1024 x 1024 it takes about 2 GB in bf16, 4 GB in float32:
-  less than what sampling needed, so it is not tiled (a tile would also change the picture: GroupNorm and the mid
+- the image is decoded after the caches are freed. At 1024 x 1024 it takes about 2 GB in bf16, 4 GB in float32:
+  less than what sampling needed, so it is not tiled (tiles would also change the image: GroupNorm and the mid
   attention see the whole).
 
 With four references of 1024 x 1024 the peak stays under 36 GB.
@@ -28,7 +28,7 @@ from scone_pl.model.config import SconeConfig
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceFormat
 from scone_pl.sampling.context import Prompt
-from scone_pl.sampling.sampler import SamplingConfig
+from scone_pl.sampling.settings import SamplingConfig
 
 _MLP_TENSORS = 3
 """Gate after its SiLU, up, and their product are there at a time (`GatedMLP`)."""
@@ -53,7 +53,7 @@ class TokenCount:
     text: int
     """Instruction with begin and end."""
     target: int
-    """The picture's, with start and end."""
+    """Of the target, with start and end."""
 
     @property
     def context(self) -> int:
@@ -101,7 +101,7 @@ class MemoryEstimate:
             "encode references": self.encode,
             "prefill contexts": self.recorded + self.prefill,
             "denoise": self.caches + self.step,
-            "decode picture": self.decode,
+            "decode image": self.decode,
         }
         lines = [
             f"{'weights':<20} {self.weights / 1e9:8.3f} GB",
@@ -118,21 +118,21 @@ def estimate_memory(
     sampling: SamplingConfig,
     dtype: torch.dtype = torch.bfloat16,
 ) -> MemoryEstimate:
-    """Memory of `sample` and `decode_latents` for prompts that are drawn side by side.
+    """Memory of `sample` and `decode_latents` for prompts that are sampled side by side.
 
     Args:
         config: of the model.
-        sequence_format: likewise.
-        prompts: what to draw.
+        sequence_format: of the model.
+        prompts: what to generate.
         sampling: decides the guidance branches.
         dtype: of weights and activations.
     """
     size = dtype.itemsize
     decoder = config.decoder
     counts = [count_prompt(prompt, sequence_format) for prompt in prompts]
-    of_token = decoder.num_layers * 2 * decoder.num_kv_heads * decoder.head_dim * size
-    guided = sampling.guidance.text_scale > 1
-    text_only = guided and sampling.guidance.needs_image_branch and any(p.references for p in prompts)
+    bytes_per_token = decoder.num_layers * 2 * decoder.num_kv_heads * decoder.head_dim * size
+    guided = sampling.guidance_scale > 1
+    text_only = guided and sampling.needs_image_branch and any(p.references for p in prompts)
     caches = sum(c.context + c.target for c in counts)
     if text_only:
         caches += sum(c.text + c.target for c in counts)
@@ -144,12 +144,12 @@ def estimate_memory(
     references = [vae.shape[-2:] for prompt in prompts for vae, _ in prompt.references]
     pixels = sum(h * w for h, w in references)
     # `Autoencoder.encode_each` takes images of one size together up to 2^20 pixels.
-    together = max([h * w for h, w in references] + [min(pixels, 2**20)], default=0)
+    encoded_together = max([h * w for h, w in references] + [min(pixels, 2**20)], default=0)
     return MemoryEstimate(
         weights=weight_bytes(config, dtype),
-        caches=caches * of_token,
-        recorded=context * of_token,
-        encode=_convolutions(config, together, size, decoding=False) if references else 0,
+        caches=caches * bytes_per_token,
+        recorded=context * bytes_per_token,
+        encode=_convolutions(config, encoded_together, size, decoding=False) if references else 0,
         prefill=_layer(config, context - context_latents, context_latents, size) + _inputs(config, counts),
         # Latents are there once and once a branch while the layers run, velocities and what guides them afterwards.
         step=max(

@@ -1,7 +1,4 @@
-"""Prompts: made from pictures and words, or taken back out of a packed sequence.
-
-Whatever trains can so also be sampled, by the same sampler.
-"""
+"""Prompts: built from images and an instruction, or extracted from a packed training sequence."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
 from scone_pl.sampling.context import Prompt
 
 PUBLISHED_SIDE = 1024
-"""Pixels a side of all published pictures (docs/benchmarks.md 2)."""
+"""Pixels a side of all published images (docs/benchmarks.md 2)."""
 
 
 def make_prompt(
@@ -33,8 +30,8 @@ def make_prompt(
 
     Args:
         images: in the order in which the instruction counts them.
-        instruction: what to draw; an empty one is encoded as begin and end tokens, as the release does.
-        size: height and width of the picture in pixels.
+        instruction: what to generate; an empty one is encoded as begin and end tokens, as the release does.
+        size: height and width of the target in pixels.
         sequence_format: of the model.
         tokenizer: of the model.
         packing: sizes to which references are brought; `PackingConfig.for_inference` are the release's.
@@ -47,9 +44,7 @@ def make_prompt(
     return Prompt(references, tuple(tokenizer.encode(instruction)), size)  # type: ignore[arg-type]
 
 
-def picture_size(
-    sequence_format: SequenceFormat, height: int | None = None, width: int | None = None
-) -> tuple[int, int]:
+def image_size(sequence_format: SequenceFormat, height: int | None = None, width: int | None = None) -> tuple[int, int]:
     """Height and width in pixels, checked; None = 1024, or the largest that the position table holds.
 
     Raises:
@@ -70,11 +65,11 @@ def picture_size(
 
 
 def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> list[Prompt]:
-    """References, instruction and picture size of every sample.
+    """References, instruction and target size of every sample.
 
     Args:
         pack: the samples.
-        size: height and width in pixels of pictures without a target, whose size counts otherwise.
+        size: height and width in pixels for samples without a target; a target keeps its own.
 
     Raises:
         ValueError: a sample has no target and there is no `size`.

@@ -1,10 +1,10 @@
 """From prompts to latents: prefill the contexts once, then Euler steps with guidance (docs/specification.md 7).
 
-Three contexts guide a picture: references + instruction, references only, instruction only. The second is the first
-without its end, so two passes fill all three and two caches hold them. Each
-step runs every branch of every picture as one packed sequence.
+Three contexts guide an image: references + instruction, references only, instruction only. The second is the first
+without its end, so two passes fill all three and two caches hold them. Each step runs every branch of every image as
+one packed sequence.
 
-Shapes: B prompts, T target tokens of a picture, P values of a token.
+Shapes: B prompts, T target tokens of an image, P values of a token.
 """
 
 from __future__ import annotations
@@ -20,35 +20,19 @@ from torch import Tensor
 from scone_pl import flow
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
-from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceFormat
 from scone_pl.model.vae import tokens_to_latents
 from scone_pl.sampling.cache import Branch, CachedPlan
 from scone_pl.sampling.context import Contexts, Prompt, prefill
-from scone_pl.sampling.guidance import GuidanceConfig, guide
-from scone_pl.sampling.step_cache import StepCache, StepCacheConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How to sample; the defaults are Scone's published settings."""
-
-    num_inference_steps: int = 49
-    """Euler steps. The release counts time points: its `num_timesteps=50` is 49 here."""
-    timestep_shift: float = 3.0
-    """t -> shift t / (1 + (shift - 1) t)."""
-    guidance: GuidanceConfig = GuidanceConfig()  # noqa: RUF009 (immutable)
-    """Guidance scales."""
-    bridge: BridgeConfig | None = None
-    """Hide reference tokens from the picture by the understanding bridge; the release samples without."""
-    step_cache: StepCacheConfig | None = None
-    """Compute only some of the steps and extrapolate the others; None = compute all."""
+from scone_pl.sampling.guidance import guide, guided_at
+from scone_pl.sampling.settings import SamplingConfig
+from scone_pl.sampling.step_cache import StepCache
 
 
 @dataclass(frozen=True)
 class SampledLatents:
-    """What sampling gives for one prompt."""
+    """Result of sampling for one prompt."""
 
     tokens: Tensor
     """(T, P)."""
@@ -57,7 +41,7 @@ class SampledLatents:
     similarity: tuple[Tensor, ...] = ()
     """Per reference image the bridge's (rows, columns) map over its VAE tokens."""
     blocked: tuple[Tensor, ...] = ()
-    """The same, as bool: hidden from the picture."""
+    """The same, as bool: hidden from the target."""
 
 
 StepCallback = Callable[[int, float, Tensor, Tensor], None]
@@ -73,13 +57,13 @@ def sample(
     noise: Sequence[Tensor],
     on_step: StepCallback | None = None,
 ) -> list[SampledLatents]:
-    """Samples all prompts side by side; how they are grouped does not change a picture.
+    """Samples all prompts side by side; how they are grouped changes no image.
 
     Args:
         model: in eval mode.
         sequence_format: of the model, with its special tokens.
-        prompts: what to draw.
-        config: how.
+        prompts: what to generate.
+        config: settings; sizes and noise are those of `prompts` and `noise`.
         noise: per prompt the initial (T, P).
         on_step: see `StepCallback`.
     """
@@ -94,7 +78,7 @@ def sample(
     cache = None if config.step_cache is None else StepCache(config.step_cache, config.num_inference_steps)
     for i in range(config.num_inference_steps):
         t = times[i].item()
-        guided = config.guidance.active(times[i])
+        guided = guided_at(config, times[i])
         velocity = None if cache is None else cache.guess(i, t, guided=guided)
         if velocity is None:
             velocity = branches.velocity(latents, t, sizes, guided=guided)
@@ -106,25 +90,25 @@ def sample(
 
     results: list[SampledLatents | None] = [None] * len(prompts)
     maps = branches.full.bridge_maps()
-    for place, tokens, prompt, found in zip(order, latents.split(sizes), prompts, maps, strict=True):
-        results[place] = SampledLatents(tokens, prompt.grid(sequence_format), *found)
+    for index, tokens, prompt, bridge_maps in zip(order, latents.split(sizes), prompts, maps, strict=True):
+        results[index] = SampledLatents(tokens, prompt.grid(sequence_format), *bridge_maps)
     return results  # type: ignore[return-value]
 
 
 class _GuidanceBranches:
-    """The contexts that guide some pictures, and their velocities."""
+    """The contexts that guide some images, and their velocities."""
 
     def __init__(
         self, model: Scone, sequence_format: SequenceFormat, prompts: Sequence[Prompt], config: SamplingConfig
     ) -> None:
-        self.model, self.sequence_format, self.guidance = model, sequence_format, config.guidance
+        self.model, self.sequence_format, self.config = model, sequence_format, config
         self.full = prefill(model, sequence_format, prompts, config.bridge, references=True)
         # Without references the context "instruction only" is the full one: nothing to compute twice. But sharded, all
         # ranks must make the same passes, whatever their prompts.
         differs = model.runs_towers_always or any(p.references for p in prompts)
-        self._needs_text_only = self.guidance.needs_image_branch and differs
+        self._needs_text_only = self.config.needs_image_branch and differs
         self._text_only = None
-        if self.guidance.text_scale > 1 and self._needs_text_only:
+        if self.config.guidance_scale > 1 and self._needs_text_only:
             self._text_only = prefill(model, sequence_format, prompts, None, references=False)
 
     def velocity(self, latents: Tensor, t: float, sizes: list[int], *, guided: bool) -> Tensor:
@@ -133,10 +117,10 @@ class _GuidanceBranches:
             return self._plain.velocity(latents, t)[0]
         full, no_text, *rest = self._guided.velocity(latents, t)
         no_image: list[Tensor | None] = [None] * len(sizes)
-        if self.guidance.needs_image_branch:
+        if self.config.needs_image_branch:
             no_image = list((rest[0] if rest else full).split(sizes))
         per_image = zip(full.split(sizes), no_text.split(sizes), no_image, strict=True)
-        return torch.cat([guide(self.guidance, *branches) for branches in per_image])
+        return torch.cat([guide(self.config, *branches) for branches in per_image])
 
     @cached_property
     def _plain(self) -> _Targets:
@@ -177,24 +161,24 @@ class _Targets:
 def initial_noise(
     prompt: Prompt, model: Scone, sequence_format: SequenceFormat, generator: torch.Generator | None = None
 ) -> Tensor:
-    """(T, P) float32 drawn on the CPU, so that the device does not change a picture."""
+    """(T, P) float32 drawn on the CPU, so that the device does not change an image."""
     rows, columns = prompt.grid(sequence_format)
     return torch.randn(rows * columns, model.config.latent_token_size, generator=generator)
 
 
 def check_finite(result: SampledLatents, name: str) -> None:
-    """Refuses to make an image of what is none: NaN would be drawn black.
+    """Refuses latents that are not finite: NaN would be decoded as black.
 
     Args:
-        result: what was sampled.
-        name: what a message calls the image.
+        result: what sampling returned.
+        name: name of the image in the message.
 
     Raises:
         UserError: a latent is NaN or infinite.
     """
     if not result.tokens.isfinite().all():
         raise UserError(
-            f"{name}: sampling gave values that are not finite; are the weights whole (a diverged run?), and is the "
+            f"{name}: sampling gave values that are not finite; are the weights intact (a diverged run?), and is the "
             "precision wide enough (bfloat16 or float32, not float16)?"
         )
 

@@ -8,28 +8,10 @@ shifted time grid are not equally long: the polynomial through the last `order +
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from scone_pl.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepCacheConfig:
-    """How many steps are computed, and how the others are guessed."""
-
-    interval: int = 2
-    """Every so many steps one is computed; 1 = all. The first and the last always are."""
-    order: int = 1
-    """Degree of the polynomial in t: 0 = repeat the last velocity, 1 = straight line, 2 = parabola."""
-
-    def __post_init__(self) -> None:
-        if self.interval < 1 or self.order < 0:
-            raise UserError(
-                f"step_cache: interval {self.interval} must be at least 1 and order {self.order} at least 0"
-            )
+from scone_pl.sampling.settings import StepCacheConfig
 
 
 class StepCache:

@@ -16,9 +16,9 @@ from scone_pl.data.stream import Batch
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.model.sequence import PackedSequence
-from scone_pl.sampling.pictures import Picture, dim_blocked, grid_of, save_picture
 from scone_pl.sampling.prompts import prompts_of, target_image
 from scone_pl.sampling.sampler import Prompt, SampledLatents, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.sampling.visualize import Pixels, dim_blocked, image_grid, save_image
 from scone_pl.training.curves import Curves
 from scone_pl.training.module import SconeModule
 
@@ -157,17 +157,17 @@ class Previews(pl.Callback):
         self._show(trainer, picture)
 
     @rank_zero_only
-    def _show(self, trainer: pl.Trainer, picture: Picture) -> None:
+    def _show(self, trainer: pl.Trainer, picture: Pixels) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, Curves):
                 logger.add_image("previews", picture, trainer.global_step, dataformats="HWC")
         try:
-            save_picture(picture, f"{trainer.default_root_dir}/previews/step-{trainer.global_step:06d}.png")
+            save_image(picture, f"{trainer.default_root_dir}/previews/step-{trainer.global_step:06d}.png")
         except UserError as error:
             warn(f"{error}; training goes on without")
 
 
-def preview_grid(module: SconeModule, pack: PackedSequence, num_samples: int) -> Picture:
+def preview_grid(module: SconeModule, pack: PackedSequence, num_samples: int) -> Pixels:
     """A row per sample: references (blocked regions pale), target, picture sampled with the current weights."""
     prompts = prompts_of(pack)[:num_samples]
     generator = torch.Generator().manual_seed(0)
@@ -185,10 +185,10 @@ def preview_grid(module: SconeModule, pack: PackedSequence, num_samples: int) ->
         generated = to_uint8(decode_latents(module.model, result)).numpy()
         rows.append(([*pictures, *blank, target, generated], module.tokenizer.decode(list(prompt.text_ids or ()))))
     titles = [*(f"reference {i + 1}" for i in range(width)), "target", "generated"]
-    return grid_of(rows, titles=titles)
+    return image_grid(rows, titles=titles)
 
 
-def reference_pictures(prompt: Prompt, result: SampledLatents) -> list[Picture]:
+def reference_pictures(prompt: Prompt, result: SampledLatents) -> list[Pixels]:
     """The references of a prompt, pale where the bridge blocked them."""
     pictures = [to_uint8(vae).numpy() for vae, _ in prompt.references]
     if not result.blocked:

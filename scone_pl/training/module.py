@@ -24,10 +24,10 @@ from scone_pl.model.bridge import Bridge
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
 from scone_pl.model.scone import Scone
-from scone_pl.sampling.checks import check_sampling
-from scone_pl.sampling.pictures import save_picture
-from scone_pl.sampling.prompts import picture_size, prompts_of
-from scone_pl.sampling.sampler import SamplingConfig, check_finite, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.sampling.prompts import image_size, prompts_of
+from scone_pl.sampling.sampler import check_finite, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.sampling.settings import SamplingConfig
+from scone_pl.sampling.visualize import save_image
 from scone_pl.training import losses
 from scone_pl.training.ema import EMA, EMAConfig
 from scone_pl.training.gradients import GradientGuard
@@ -74,10 +74,7 @@ class SconeModule(pl.LightningModule):
         ema: EMAConfig = EMAConfig(),  # noqa: B008 (immutable)
         sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (immutable)
         mask_sampling: bool = False,
-        sampling_seed: int = 1234,
         sampling_round: int = 0,
-        height: int | None = None,
-        width: int | None = None,
     ) -> None:
         """Checks the checkpoint folder; weights are read when the trainer asks for the model.
 
@@ -97,13 +94,10 @@ class SconeModule(pl.LightningModule):
             lora: Train low-rank adapters of the trainable experts instead of their weights, for few GPUs; null = off.
                 The result's weights have them merged in.
             ema: Average of the weights that train (needs trainer.strategy fully_sharded).
-            sampling: How previews and predictions are sampled.
+            sampling: How previews and predictions are sampled. The noise of a prediction depends on its seed, the round
+                and the sample's key alone; with a target, the target's size counts.
             mask_sampling: Apply `bridge` while sampling too (the release samples without).
-            sampling_seed: Seed of predictions; a picture's noise depends on it, the round and the sample's key alone.
             sampling_round: Number of the round, where a benchmark asks for several; give each its own output_dir.
-            height: Of pictures predicted for prompts without a target, in pixels; null = 1024, or the largest that the
-                checkpoint's position table holds. With a target its size counts.
-            width: Likewise.
         """
         super().__init__()
         self.init_from = str(init_from)
@@ -121,7 +115,7 @@ class SconeModule(pl.LightningModule):
         self.lora, self.ema_config = lora, ema
         self.ema: EMA | None = None
         self.sampling = dataclasses.replace(sampling, bridge=bridge if mask_sampling else sampling.bridge)
-        self.sampling_seed, self.sampling_round = sampling_seed, sampling_round
+        self.sampling_round = sampling_round
         if alignment.weight and bridge is None:
             raise UserError(
                 "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"
@@ -146,8 +140,10 @@ class SconeModule(pl.LightningModule):
         if not 0 <= layers_kept <= last_layer + 1:
             raise UserError(f"model.layers_kept is {layers_kept}, but {folder} has {last_layer + 1} decoder layers")
         self.sequence_format = self.config.sequence_format(self.tokenizer.special)
-        self.picture_size = picture_size(self.sequence_format, height, width)
-        check_sampling(self.sampling, self.config.decoder.num_layers)
+        self.image_size = image_size(self.sequence_format, sampling.height, sampling.width)
+        self.sampling.check_bridge(self.config.decoder.num_layers)
+        if sampling.seed is None:
+            raise UserError("model.sampling.seed is null; previews and predictions must be repeatable, give a number")
 
     # ------------------------------------------------------------------ building
     def configure_model(self) -> None:
@@ -324,11 +320,10 @@ class SconeModule(pl.LightningModule):
         """Refuses to add to pictures that were made with other settings."""
         settings = {
             "weights": weights_identity(self.init_from),
-            "seed": self.sampling_seed,
             "round": self.sampling_round,
-            "size": self.picture_size,
+            "size": self.image_size,
             "dtype": str(self.model.vae2llm.weight.dtype),
-            "sampling": dataclasses.asdict(self.sampling),
+            "sampling": {k: v for k, v in dataclasses.asdict(self.sampling).items() if k not in ("height", "width")},
             "exif_orientation": self.trainer.datamodule.packing.exif_orientation,  # type: ignore[attr-defined]
         }
         self.predictions.begin(settings, write=self.trainer.is_global_zero)
@@ -336,7 +331,7 @@ class SconeModule(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Path]:
         """Generates a picture per sample, see `PredictionFolder`; finished ones are kept, broken ones made again."""
         folder = self.predictions
-        for wanted, prompt in zip(batch.samples, prompts_of(batch.sequence, self.picture_size), strict=True):
+        for wanted, prompt in zip(batch.samples, prompts_of(batch.sequence, self.image_size), strict=True):
             needed = not folder.is_finished(wanted)
             if is_sharded(self.model):  # all ranks must run it, or none: each holds a part of the weights
                 flag = torch.tensor(float(needed), device=self.device)
@@ -345,12 +340,12 @@ class SconeModule(pl.LightningModule):
             elif not needed:
                 continue
             task_type = wanted.metadata.get("task_type", "")
-            seed = picture_seed(self.sampling_seed, self.sampling_round, wanted.key, task_type)
+            seed = picture_seed(self.sampling.seed, self.sampling_round, wanted.key, task_type)
             noise = initial_noise(prompt, self.model, self.sequence_format, torch.Generator().manual_seed(seed))
             found = sample(self.model, self.sequence_format, [prompt], self.sampling, [noise])
             if needed:
                 check_finite(found[0], str(folder.file_of(wanted)))
-                save_picture(to_uint8(decode_latents(self.model, found[0])).numpy(), folder.file_of(wanted))
+                save_image(to_uint8(decode_latents(self.model, found[0])).numpy(), folder.file_of(wanted))
         return [folder.file_of(wanted) for wanted in batch.samples]
 
     # ------------------------------------------------------------------ description

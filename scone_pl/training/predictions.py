@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from scone_pl import deprecated
 from scone_pl.data.decoding import decode_rgb, read_encoded
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import seed_of
@@ -65,6 +66,9 @@ class PredictionFolder:
         except UserError as error:
             raise UserError(f"{error}; choose another --output_dir, or move {self.path} aside") from None
         before.setdefault("exif_orientation", "ignore")  # what it was before it was a setting
+        if "seed" in before and isinstance(before.get("sampling"), dict):  # as it was before it became part of them
+            old = {"sampling_seed": before.pop("seed"), "sampling": before["sampling"]}
+            before["sampling"] = deprecated.rename_settings(old, warn=False)["sampling"]
         other = [name for name in settings if before.get(name) != settings[name]]
         if other:
             name = other[0]

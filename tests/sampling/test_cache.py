@@ -13,12 +13,13 @@ from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.sampling.cache import ContextCache, ContextSpan, RecordingPlan
-from scone_pl.sampling.guidance import GuidanceConfig, guide
-from scone_pl.sampling.sampler import Prompt, SamplingConfig, initial_noise, sample
+from scone_pl.sampling.guidance import guide
+from scone_pl.sampling.sampler import Prompt, initial_noise, sample
+from scone_pl.sampling.settings import SamplingConfig
 
 MODEL = tiny_model(3)
 SEQUENCE_FORMAT = MODEL.config.sequence_format(SpecialTokens(0, 1, 2, 3))
-GUIDANCE = GuidanceConfig(text_scale=3.0, image_scale=2.0)
+GUIDED = SamplingConfig(num_inference_steps=2, guidance_scale=3.0, image_guidance_scale=2.0)
 
 
 def image(rows, columns, seed):
@@ -71,7 +72,7 @@ def test_equals_dense_passes(threshold, early):
     if threshold is not None:
         variant = threshold if isinstance(threshold, dict) else {"threshold": threshold}
         bridge = dataclasses.replace(BRIDGE, **variant, hide_references_early=early)
-    config = SamplingConfig(num_inference_steps=2, guidance=GUIDANCE, bridge=bridge)
+    config = dataclasses.replace(GUIDED, bridge=bridge)
     noise = [initial_noise(p, MODEL, SEQUENCE_FORMAT, torch.Generator().manual_seed(i)) for i, p in enumerate(PROMPTS)]
     found = sample(MODEL, SEQUENCE_FORMAT, PROMPTS, config, noise)
     times = flow.time_grid(2, 3.0)
@@ -79,7 +80,7 @@ def test_equals_dense_passes(threshold, early):
         for i in range(2):
             t = times[i].item()
             velocity = guide(
-                GUIDANCE,
+                GUIDED,
                 dense_velocity(one, bridge, latents, t),
                 dense_velocity(one, bridge, latents, t, text=False),
                 dense_velocity(one, None, latents, t, references=False),

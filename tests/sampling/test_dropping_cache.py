@@ -8,14 +8,14 @@ import dataclasses
 import pytest
 import torch
 from layer_masks import LayerMasks
-from test_cache import GUIDANCE, MODEL, PROMPTS, SEQUENCE_FORMAT, prompt
+from test_cache import GUIDED, MODEL, PROMPTS, SEQUENCE_FORMAT, prompt
 
 from scone_pl import flow
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.sampling.context import Prompt, prefill
 from scone_pl.sampling.guidance import guide
-from scone_pl.sampling.sampler import SamplingConfig, initial_noise, sample
+from scone_pl.sampling.sampler import initial_noise, sample
 
 DROP = BridgeConfig(source_layer=1, first_masked_layer=2, last_masked_layer=2, threshold=0.1, drop_blocked=True)
 EXACT = copy.deepcopy(MODEL).double()
@@ -69,7 +69,7 @@ def exact_velocity(
 )
 def test_equals_passes_with_masks(settings: dict[str, object]) -> None:
     bridge = dataclasses.replace(DROP, **settings)  # type: ignore[arg-type]
-    config = SamplingConfig(num_inference_steps=2, guidance=GUIDANCE, bridge=bridge)
+    config = dataclasses.replace(GUIDED, bridge=bridge)
     noise = [initial_noise(p, MODEL, SEQUENCE_FORMAT, torch.Generator().manual_seed(i)) for i, p in enumerate(ALL)]
     found = sample(MODEL, SEQUENCE_FORMAT, ALL, config, noise)
     times = flow.time_grid(2, 3.0)
@@ -78,7 +78,7 @@ def test_equals_passes_with_masks(settings: dict[str, object]) -> None:
         for i in range(2):
             t = times[i].item()
             velocity = guide(
-                GUIDANCE,
+                GUIDED,
                 exact_velocity(one, bridge, latents, t),
                 exact_velocity(one, bridge, latents, t, text=False),
                 exact_velocity(one, bridge, latents, t, references=False),

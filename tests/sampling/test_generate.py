@@ -53,7 +53,7 @@ def test_in_a_process_of_its_own(folder, here):
 def test_the_bridge_as_trained_or_as_given(folder, here):
     common = ["generate", "--checkpoint", str(folder), *IMAGES, "--instruction", "two", *FAST]
     given = json.dumps({name: getattr(BRIDGE, name) for name in BRIDGE.__dataclass_fields__})
-    assert main([*common, "--output", "trained.png", "--bridge", "trained", "--bridge_picture", "maps.png"]) == 0
+    assert main([*common, "--output", "trained.png", "--bridge", "trained", "--bridge_image", "maps.png"]) == 0
     assert main([*common, "--output", "given.png", "--bridge", given]) == 0
     assert main([*common, "--output", "off.png"]) == 0
     trained, given_, off = (np.asarray(Image.open(here / f"{n}.png")) for n in ("trained", "given", "off"))
@@ -65,7 +65,7 @@ def test_the_bridge_as_trained_or_as_given(folder, here):
 def test_all_other_options(folder, here, capsys):
     options = {
         "seed": "3",
-        "text_guidance_scale": "3.0",
+        "guidance_scale": "3.0",
         "image_guidance_scale": "1.5",
         "guidance_interval": "[0.4, 1.0]",
         "guidance_rescale": "global",
@@ -77,7 +77,7 @@ def test_all_other_options(folder, here, capsys):
     }
     args = [f"--{name}={value}" for name, value in options.items()]
     assert main(["generate", "--checkpoint", str(folder), "--instruction", "x", *FAST, *args]) == 0
-    assert capsys.readouterr().out == "picture.png\n"
+    assert capsys.readouterr().out == "image.png\n"
 
 
 def test_dry_run_counts_without_weights(folder, here, capsys):
@@ -92,11 +92,11 @@ def test_dry_run_counts_without_weights(folder, here, capsys):
     args = ["generate", "--checkpoint", str(copy), *IMAGES, "--instruction", "two", "--dry_run", "--dtype", "bfloat16"]
     assert main(args) == 0
     printed = capsys.readouterr().out
-    assert "picture: 32 x 32 pixels, 66 tokens" in printed
+    assert "image: 32 x 32 pixels, 66 tokens" in printed
     assert "5 text" in printed
     assert "memory in bfloat16" in printed
     assert printed.splitlines()[-1].startswith("peak")
-    assert not (here / "picture.png").exists()
+    assert not (here / "image.png").exists()
 
 
 BAD = {
@@ -107,9 +107,9 @@ BAD = {
     "last decoder layer is 3": ["--bridge", '{"last_masked_layer": 15}'],
     "give off, trained, or JSON": ["--bridge", "on"],
     "there is no setting 'treshold'": ["--bridge", '{"treshold": 1}'],
-    "turn it on": ["--bridge_picture", "x.png"],
+    "turn it on": ["--bridge_image", "x.png"],
     "must end in .png": ["--output", "."],
-    "interval 0 must be": ["--step_cache", '{"interval": 0}'],
+    "interval is 0; it must be": ["--step_cache", '{"interval": 0}'],
     "no such checkpoint folder": ["--checkpoint", "nowhere"],
     "can not be used": ["--device", "cuda:99"],
     "num_inference_steps: Expected": ["--num_inference_steps", "many"],
@@ -122,7 +122,7 @@ def test_mistakes_end_in_one_line(folder, here, capsys, message):
     assert main(["generate", "--checkpoint", str(folder), "--instruction", "x", *FAST, *BAD[message]]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
-    assert not (here / "picture.png").exists()
+    assert not (here / "image.png").exists()
 
 
 def test_missing_weights_are_named(folder, here, capsys):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from scone_pl.errors import UserError
-from scone_pl.sampling.guidance import GuidanceConfig, guide
+from scone_pl.sampling.guidance import guide, guided_at
 from scone_pl.sampling.sampler import SampledLatents, check_finite
+from scone_pl.sampling.settings import SamplingConfig
 
 TOKENS, VALUES = 5, 3
 
@@ -25,26 +26,31 @@ def scaled(rows: list[list[float]], like: list[list[float]], smallest: float) ->
 
 
 def by_the_formulas(
-    config: GuidanceConfig, full: list[list[float]], no_text: list[list[float]], no_image: list[list[float]] | None
+    config: SamplingConfig, full: list[list[float]], no_text: list[list[float]], no_image: list[list[float]] | None
 ) -> list[list[float]]:
     guided = []
     for v, without_text, index in zip(full, no_text, range(TOKENS), strict=True):
-        token = [n + config.text_scale * (x - n) for x, n in zip(v, without_text, strict=True)]
-        if config.rescale == "text_channel":
-            token = scaled([token], [v], config.rescale_min)[0]
+        token = [n + config.guidance_scale * (x - n) for x, n in zip(v, without_text, strict=True)]
+        if config.guidance_rescale == "text_channel":
+            token = scaled([token], [v], config.guidance_rescale_min)[0]
         if no_image is not None:
-            token = [n + config.image_scale * (x - n) for x, n in zip(token, no_image[index], strict=True)]
-        if config.rescale == "channel":
-            token = scaled([token], [v], config.rescale_min)[0]
+            token = [n + config.image_guidance_scale * (x - n) for x, n in zip(token, no_image[index], strict=True)]
+        if config.guidance_rescale == "channel":
+            token = scaled([token], [v], config.guidance_rescale_min)[0]
         guided.append(token)
-    return scaled(guided, full, config.rescale_min) if config.rescale == "global" else guided
+    return scaled(guided, full, config.guidance_rescale_min) if config.guidance_rescale == "global" else guided
 
 
 @pytest.mark.parametrize("rescale", ["global", "channel", "text_channel"])
 @pytest.mark.parametrize("rescale_min", [0.0, 0.4])
 @pytest.mark.parametrize("with_image", [False, True])
 def test_guide_follows_the_formulas(rescale: str, rescale_min: float, with_image: bool) -> None:
-    config = GuidanceConfig(text_scale=3.0, image_scale=1.5, rescale=rescale, rescale_min=rescale_min)  # type: ignore[arg-type]
+    config = SamplingConfig(
+        guidance_scale=3.0,
+        image_guidance_scale=1.5,
+        guidance_rescale=rescale,  # type: ignore[arg-type]
+        guidance_rescale_min=rescale_min,
+    )
     generator = torch.Generator().manual_seed(1)
     # Tokens whose guided velocity is much longer, about as long and shorter: every end of the clamp is met.
     spread = torch.tensor([0.02, 0.1, 0.3, 1.0, 3.0]).double()[:, None]
@@ -59,11 +65,11 @@ def test_guide_follows_the_formulas(rescale: str, rescale_min: float, with_image
         torch.testing.assert_close(found[i], torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
-def test_forms_of_rescaling_differ() -> None:
+def test_modes_of_rescaling_differ() -> None:
     full, no_text, no_image = torch.randn(3, 1, TOKENS, VALUES, generator=torch.Generator().manual_seed(0)).unbind()
     results = [
-        guide(GuidanceConfig(rescale=sequence_format), full, no_text, no_image)
-        for sequence_format in ("global", "channel", "text_channel")
+        guide(SamplingConfig(guidance_rescale=mode), full, no_text, no_image)
+        for mode in ("global", "channel", "text_channel")
     ]  # type: ignore[arg-type]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert (results[a] - results[b]).abs().max() > 0.01
@@ -72,22 +78,24 @@ def test_forms_of_rescaling_differ() -> None:
 def test_rescaling_never_lengthens_and_keeps_the_direction() -> None:
     full, no_text = torch.randn(2, 3, TOKENS, VALUES, generator=torch.Generator().manual_seed(0)).unbind()
     free = no_text + 4 * (full - no_text)
-    for sequence_format, dims in (("global", (1, 2)), ("channel", (2,))):
-        guided = guide(GuidanceConfig(rescale=sequence_format), full, no_text, None)  # type: ignore[arg-type]
+    for mode, dims in (("global", (1, 2)), ("channel", (2,))):
+        guided = guide(SamplingConfig(guidance_rescale=mode), full, no_text, None)  # type: ignore[arg-type]
         limit = torch.linalg.vector_norm(full, dim=dims)
         assert bool((torch.linalg.vector_norm(guided, dim=dims) <= limit + 1e-5).all())
-        cosine = torch.cosine_similarity(guided.flatten(1), free.flatten(1)) if sequence_format == "global" else None
+        cosine = torch.cosine_similarity(guided.flatten(1), free.flatten(1)) if mode == "global" else None
         if cosine is not None:
             torch.testing.assert_close(cosine, torch.ones(3))
 
 
 def test_when_guidance_acts() -> None:
-    config = GuidanceConfig(interval=(0.4, 0.9))
-    assert [config.active(t) for t in (0.4, 0.41, 0.9, 0.91)] == [False, True, True, False]
-    assert GuidanceConfig().active(1.0)
-    assert not GuidanceConfig(text_scale=1.0).active(0.5)
-    assert not GuidanceConfig(image_scale=1.0).needs_image_branch
-    assert GuidanceConfig(image_scale=1.5).needs_image_branch
+    config = SamplingConfig(guidance_interval=(0.4, 0.9))
+    times = torch.tensor([0.4, 0.41, 0.9, 0.91])
+    assert [guided_at(config, t) for t in times] == [False, True, True, False]
+    assert guided_at(SamplingConfig(), torch.tensor(1.0))
+    off = SamplingConfig(guidance_scale=1.0, image_guidance_scale=1.0)
+    assert not guided_at(off, torch.tensor(0.5))
+    assert not off.needs_image_branch
+    assert SamplingConfig(image_guidance_scale=1.5).needs_image_branch
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -14,10 +14,10 @@ from scone_pl.model.config import AutoencoderConfig, bagel_7b, mini_photo
 from scone_pl.model.initialize import random_model
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.sampling.context import prefill
-from scone_pl.sampling.guidance import GuidanceConfig
 from scone_pl.sampling.memory import count_prompt, estimate_memory, weight_bytes
 from scone_pl.sampling.pipeline import SconePipeline
-from scone_pl.sampling.sampler import Prompt, SamplingConfig, decode_latents, initial_noise, sample
+from scone_pl.sampling.sampler import Prompt, decode_latents, initial_noise, sample
+from scone_pl.sampling.settings import SamplingConfig
 
 FACTOR = 1.6
 """Activations are an estimate; it must hold within this factor either way."""
@@ -59,8 +59,8 @@ def test_weights_and_caches_are_exact(dtype):
     clean = [prefill(model, sequence_format, prompts, None, references=r) for r in (True, False)]
     for config, contexts in (
         (SamplingConfig(), clean),
-        (SamplingConfig(guidance=GuidanceConfig(image_scale=1.0)), clean[:1]),
-        (SamplingConfig(guidance=GuidanceConfig(text_scale=1.0, image_scale=1.0)), clean[:1]),
+        (SamplingConfig(image_guidance_scale=1.0), clean[:1]),
+        (SamplingConfig(guidance_scale=1.0, image_guidance_scale=1.0), clean[:1]),
     ):
         estimate = estimate_memory(model.config, sequence_format, prompts, config, dtype)
         assert estimate.caches == sum(cache.nbytes for context in contexts for cache in context.caches)

@@ -15,10 +15,10 @@ from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.parity import ParityCase
-from scone_pl.sampling.guidance import GuidanceConfig
 from scone_pl.sampling.pipeline import SconePipeline
 from scone_pl.sampling.prompts import prompts_of
-from scone_pl.sampling.sampler import SamplingConfig, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.sampling.sampler import decode_latents, initial_noise, sample, to_uint8
+from scone_pl.sampling.settings import SamplingConfig
 
 GOLDEN = ROOT / "tests/golden/parity"
 FAST = {"num_inference_steps": 2, "height": 16, "width": 24}
@@ -64,7 +64,7 @@ class _GivenIds:
         return self.ids
 
 
-def test_reaches_the_published_implementations_pictures():
+def test_reaches_the_published_implementations_images():
     case = ParityCase(GOLDEN, attention="split", device="cpu")
     infer = case.expected["infer"]
     described = case.expected["samples"][infer["sample"]]
@@ -81,7 +81,7 @@ def test_reaches_the_published_implementations_pictures():
             height=height,
             width=width,
             num_inference_steps=run["num_timesteps"] - 1,
-            text_guidance_scale=run["cfg_text_scale"],
+            guidance_scale=run["cfg_text_scale"],
             image_guidance_scale=run["cfg_img_scale"],
             guidance_interval=tuple(run.get("cfg_interval", (0.0, 1.0))),
             guidance_rescale=run.get("cfg_renorm_type", "global"),
@@ -94,16 +94,47 @@ def test_reaches_the_published_implementations_pictures():
 
 
 def test_published_settings_are_the_defaults():
-    defaults = SamplingConfig()
-    assert (defaults.num_inference_steps, defaults.timestep_shift) == (49, 3.0)
-    assert defaults.guidance == GuidanceConfig(
-        text_scale=4.0, image_scale=2.0, interval=(0.0, 1.0), rescale="text_channel", rescale_min=0.0
-    )
-    call = SconePipeline.__call__.__defaults__
-    assert call[4:11] == (49, 4.0, 2.0, (0.0, 1.0), "text_channel", 0.0, 3.0)
+    defaults = dataclasses.asdict(SamplingConfig())
+    assert defaults == {
+        "num_inference_steps": 49,
+        "guidance_scale": 4.0,
+        "image_guidance_scale": 2.0,
+        "guidance_interval": (0.0, 1.0),
+        "guidance_rescale": "text_channel",
+        "guidance_rescale_min": 0.0,
+        "timestep_shift": 3.0,
+        "height": None,
+        "width": None,
+        "seed": 1234,
+        "bridge": None,
+        "step_cache": None,
+    }
 
 
-def test_pictures_do_not_depend_on_their_neighbours(pipeline):
+def test_settings_and_overrides_mean_the_same(pipeline, caplog):
+    settings = SamplingConfig(num_inference_steps=2, height=16, width=24, guidance_scale=3.0, seed=7)
+    call = {"prompt": "x", "output_type": "latent"}
+    whole = pipeline(settings=settings, **call).images[0]
+    partly = pipeline(settings=dataclasses.replace(settings, guidance_scale=4.0), guidance_scale=3.0, **call).images[0]
+    by_generator = pipeline(settings=dataclasses.replace(settings, seed=1), generator=seeded(7), **call).images[0]
+    assert torch.equal(whole, partly)
+    assert torch.equal(whole, by_generator)
+    with caplog.at_level("WARNING", "scone_pl"):
+        old = pipeline(settings=settings, text_guidance_scale=3.0, **call).images[0]
+    assert torch.equal(whole, old)
+    assert "text_guidance_scale is deprecated; write guidance_scale" in caplog.text
+
+
+def test_without_settings_noise_is_of_torchs_generator(pipeline):
+    torch.manual_seed(3)
+    first = pipeline(prompt="x", output_type="latent", **FAST).images[0]
+    second = pipeline(prompt="x", output_type="latent", **FAST).images[0]
+    torch.manual_seed(3)
+    assert torch.equal(pipeline(prompt="x", output_type="latent", **FAST).images[0], first)
+    assert not torch.equal(first, second)
+
+
+def test_images_do_not_depend_on_their_neighbours(pipeline):
     prompts = ["one", "another one", "one"]
     images = [[pixels(seed=1)], [], [pixels(seed=3), pixels(30, 40, seed=4)]]
     together = pipeline(
@@ -132,11 +163,11 @@ def test_callback_sees_every_step(pipeline):
     assert seen[0][3].shape == (24, 48)
 
 
-def test_picture_of_the_bridge(pipeline):
+def test_image_of_the_bridge(pipeline):
     found = pipeline(images=[pixels(), pixels(seed=1)], prompt="x", bridge=BRIDGE, **FAST)
-    assert found.bridge_picture(cell=64).size[1] > 2 * 64
+    assert found.bridge_image(cell=64).size[1] > 2 * 64
     with pytest.raises(UserError, match="no reference image"):
-        pipeline(prompt="x", bridge=BRIDGE, **FAST).bridge_picture()
+        pipeline(prompt="x", bridge=BRIDGE, **FAST).bridge_image()
 
 
 def test_bfloat16(folder):
@@ -208,9 +239,10 @@ BAD_CALLS = {
     "multiple of 4 pixels; use 16": {"height": 18},
     "use at most 32": {"width": 64},
     "at least 1": {"num_inference_steps": 0},
-    "set text_guidance_scale above 1": {"text_guidance_scale": 1.0},
+    "set guidance_scale above 1": {"guidance_scale": 1.0},
+    "did you mean guidance_scale": {"guidance_scal": 1.0},
     "guidance_interval": {"guidance_interval": (0.5, 0.4)},
-    "not one of global": {"guidance_rescale": "none"},
+    "must be one of global": {"guidance_rescale": "none"},
     "from 0 to 1": {"guidance_rescale_min": 2.0},
     "more than 0": {"timestep_shift": 0.0},
     "last decoder layer is 3": {"bridge": dataclasses.replace(BRIDGE, last_masked_layer=4)},

@@ -1,5 +1,6 @@
 """`predict` over a JSONL: the same pictures whatever the ranks and interruptions, and one line for what is wrong."""
 
+import dataclasses
 import io
 import json
 import os
@@ -22,8 +23,9 @@ from scone_pl.data.sample import Sample
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.sampling.images import load_all
-from scone_pl.sampling.pictures import save_picture
 from scone_pl.sampling.pipeline import SconePipeline
+from scone_pl.sampling.settings import SamplingConfig
+from scone_pl.sampling.visualize import save_image
 from scone_pl.training.outcome import LEFT_OUT_STATUS
 from scone_pl.training.predictions import PredictionFolder, picture_seed
 
@@ -145,6 +147,18 @@ def test_folders_from_before_the_rule_were_made_without_turning(tmp_path):
         folder.begin({"seed": 1, "exif_orientation": "apply"}, write=True)
 
 
+def test_folders_from_before_settings_were_one_object_go_on(tmp_path):
+    folder = PredictionFolder(tmp_path)
+    guidance = {"text_scale": 4.0, "image_scale": 2.0, "interval": [0, 1], "rescale": "global", "rescale_min": 0.0}
+    old = {"seed": 1, "round": 0, "sampling": {"num_inference_steps": 2, "guidance": guidance, "bridge": None}}
+    folder.begin({**old, "exif_orientation": "apply"}, write=True)
+    now = dataclasses.asdict(SamplingConfig(num_inference_steps=2, seed=1, guidance_rescale="global"))
+    now = {name: now[name] for name in now if name not in ("height", "width", "step_cache", "timestep_shift")}
+    folder.begin({"round": 0, "sampling": now, "exif_orientation": "apply"}, write=True)
+    with pytest.raises(UserError, match="sampling was"):
+        folder.begin({"round": 0, "sampling": {**now, "seed": 2}, "exif_orientation": "apply"}, write=True)
+
+
 def test_killed_in_the_middle_then_started_again(straight, folder, prompts, tmp_path):
     args = [sys.executable, "-m", "scone_pl", *arguments(folder, prompts, tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -169,7 +183,7 @@ def test_a_half_written_picture_never_has_the_final_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_picture(pixels(), tmp_path / "x.png")
+        save_image(pixels(), tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
 
@@ -266,4 +280,4 @@ def test_files_and_shards_do_not_mix(folder, prompts, tmp_path, monkeypatch):
 
 def test_a_wrong_size_shows_before_anything_runs(folder, prompts, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="use at most 32"):
-        run(monkeypatch, folder, prompts, tmp_path, "--model.init_args.height", "64")
+        run(monkeypatch, folder, prompts, tmp_path, "--model.init_args.sampling.height", "64")

@@ -8,7 +8,8 @@ from scone_pl import flow
 from scone_pl.data.tokenizer import byte_tokenizer
 from scone_pl.errors import UserError
 from scone_pl.sampling.pipeline import SconePipeline
-from scone_pl.sampling.step_cache import StepCache, StepCacheConfig
+from scone_pl.sampling.settings import StepCacheConfig
+from scone_pl.sampling.step_cache import StepCache
 
 CALL = {"images": [pixels()], "prompt": "x", "height": 16, "width": 16, "output_type": "latent"}
 
@@ -80,5 +81,5 @@ def test_in_the_sampler():
 
 def test_bad_settings():
     for settings in ({"interval": 0}, {"order": -1}):
-        with pytest.raises(UserError, match="must be at least"):
+        with pytest.raises(UserError, match="must be a whole number, at least"):
             StepCacheConfig(**settings)

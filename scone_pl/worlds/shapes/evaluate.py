@@ -26,7 +26,8 @@ from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceFormat
 from scone_pl.sampling.prompts import prompts_of
-from scone_pl.sampling.sampler import SampledLatents, SamplingConfig, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.sampling.sampler import SampledLatents, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.sampling.settings import SamplingConfig
 from scone_pl.worlds.shapes.episode import Episode, Subject
 from scone_pl.worlds.shapes.judge import Failure, judge
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(scone_pl.__file__).parent
 SAMPLING = {"num_inference_steps": 12, "timestep_shift": 1.0}
 GUIDANCE = {"text_scale": 1.0, "image_scale": 1.0}
-"""How every evaluation samples: fields of `SamplingConfig` and of its `GuidanceConfig`."""
+"""How every evaluation samples: fields of `SamplingConfig`; guidance under the names that results are filed by."""
 CODE = {
     "score": ("worlds/shapes/evaluate", "worlds/shapes/judge", "evaluation/scores"),
     "layers": ("worlds/shapes/layers", "analysis/measures", "analysis/similarity"),
@@ -154,8 +154,7 @@ class ShapesEvaluator(Evaluator):
         Raises:
             UserError: it overrides settings of a bridge that the weights are not sampled with.
         """
-        from scone_pl.sampling.guidance import GuidanceConfig
-        from scone_pl.sampling.sampler import SamplingConfig
+        from scone_pl.sampling.settings import SamplingConfig
         from scone_pl.worlds.shapes.evaluate import bridge_of, evaluate
 
         world = WorldConfig(**self.world)
@@ -166,7 +165,12 @@ class ShapesEvaluator(Evaluator):
             return {"layers": separation(weights, episodes), "examples": examples(weights, episodes)}
         trained = bridge_of(weights)
         bridge = self._bridge(dataclasses.asdict(trained) if trained else None, str(weights))
-        config = SamplingConfig(**SAMPLING, guidance=GuidanceConfig(**GUIDANCE), bridge=bridge)
+        config = SamplingConfig(
+            **SAMPLING,
+            guidance_scale=GUIDANCE["text_scale"],
+            image_guidance_scale=GUIDANCE["image_scale"],
+            bridge=bridge,
+        )
         report, _ = evaluate(weights, episodes, config, progress=False)
         del report["items"], report["checkpoint"]
         return report

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from scone_pl.sampling.pictures import BACKGROUND, Picture, dim_blocked, scale_to
+from scone_pl.sampling.visualize import BACKGROUND, Pixels, dim_blocked, scale_to
 from scone_pl.worlds.shapes.evaluate import Drawn
 from scone_pl.worlds.shapes.judge import judge
 
@@ -18,7 +18,7 @@ _INK = (20, 20, 20)
 _PALE_INK = (110, 110, 110)
 
 
-def gallery(drawn: Sequence[Drawn], per_task: int = 2) -> Picture:
+def gallery(drawn: Sequence[Drawn], per_task: int = 2) -> Pixels:
     """A row per answer, the first `per_task` of each task; above it its instruction and what the judge says."""
     chosen: dict[str, list[Drawn]] = {}
     for one in drawn:
@@ -35,11 +35,11 @@ def gallery(drawn: Sequence[Drawn], per_task: int = 2) -> Picture:
     return _sheet(titles, rows)
 
 
-def _cells(one: Drawn, references: int, *, masked: bool) -> list[Picture | None]:
+def _cells(one: Drawn, references: int, *, masked: bool) -> list[Pixels | None]:
     """The pictures of a row; None leaves a column empty."""
     given = list(one.episode.references)
     blank = [None] * (references - len(given))
-    cells: list[Picture | None] = [*given, *blank]
+    cells: list[Pixels | None] = [*given, *blank]
     if masked:
         seen = [dim_blocked(r, b.cpu().numpy()) for r, b in zip(given, one.latents.blocked, strict=False)]
         cells += [*seen, *[None] * (references - len(seen))]
@@ -54,7 +54,7 @@ def _caption(one: Drawn) -> tuple[str, str]:
     return one.episode.instruction, f"{one.episode.task.replace('_', ' ')}: {found}"
 
 
-def _sheet(titles: Sequence[str], rows: Sequence[tuple[list[Picture | None], str, str]], columns: int = 2) -> Picture:
+def _sheet(titles: Sequence[str], rows: Sequence[tuple[list[Pixels | None], str, str]], columns: int = 2) -> Pixels:
     """Blocks of two lines of text and the pictures below them, `columns` side by side under the column heads."""
     bold, plain = ImageFont.load_default(15), ImageFont.load_default(13)
     texts = max(max(bold.getlength(asked), plain.getlength(found)) for _, asked, found in rows)

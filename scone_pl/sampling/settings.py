@@ -1,0 +1,124 @@
+"""Every setting of sampling, once: command line, pipeline, previews, `predict` and `evaluate` share it.
+
+Names are diffusers' where it has one; the release's names are given beside them. The defaults are Scone's published
+settings (docs/specification.md 7, docs/benchmarks.md 2).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from scone_pl.errors import UserError
+from scone_pl.model.config import BridgeConfig
+
+Rescale = Literal["global", "channel", "text_channel"]
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCacheConfig:
+    """Which steps are computed, and how the velocity of the others is extrapolated (TaylorSeer's idea)."""
+
+    interval: int = 2
+    """One step in `interval` is computed; 1 = all. The first and the last always are."""
+    order: int = 1
+    """Degree of the polynomial in t: 0 = repeat the last velocity, 1 = straight line, 2 = parabola."""
+
+    def __post_init__(self) -> None:
+        _check_integer("step_cache.interval", self.interval, 1)
+        _check_integer("step_cache.order", self.order, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How images are sampled."""
+
+    num_inference_steps: int = 49
+    """Euler steps. The release's `num_timesteps=50` counts time points and is 49 here."""
+    guidance_scale: float = 4.0
+    """Weight of the instruction (release: `cfg_text_scale`); 1 = no guidance."""
+    image_guidance_scale: float = 2.0
+    """Weight of the reference images on top of it (release: `cfg_img_scale`); 1 = none."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Guidance acts while low < t <= high; t runs from 1 (noise) to 0 (release: `cfg_interval`)."""
+    guidance_rescale: Rescale = "text_channel"
+    """Keeps the guided velocity no longer than the unguided one: global = over the whole image, channel = per token,
+    text_channel = per token, after text guidance only (release: `cfg_renorm_type`)."""
+    guidance_rescale_min: float = 0.0
+    """Smallest factor that rescaling applies (release: `cfg_renorm_min`)."""
+    timestep_shift: float = 3.0
+    """t -> shift t / (1 + (shift - 1) t); over 1 spends more steps near noise."""
+    height: int | None = None
+    """Height of the image in pixels; null = 1024, or the largest that the checkpoint's position table holds."""
+    width: int | None = None
+    """Width of the image in pixels; null = 1024, or the largest that the checkpoint's position table holds."""
+    seed: int | None = 1234
+    """Seed of the initial noise; null = torch's global generator."""
+    bridge: BridgeConfig | None = None
+    """Hide reference tokens from the target by the understanding bridge; null = off, as the release samples."""
+    step_cache: StepCacheConfig | None = None
+    """Compute only some of the steps and extrapolate the others; null = compute all."""
+
+    def __post_init__(self) -> None:
+        _check_integer("num_inference_steps", self.num_inference_steps, 1)
+        _check_number("guidance_scale", self.guidance_scale, 0)
+        _check_number("image_guidance_scale", self.image_guidance_scale, 0)
+        _check_number("guidance_rescale_min", self.guidance_rescale_min, 0, 1)
+        _check_number("timestep_shift", self.timestep_shift, 0)
+        if self.timestep_shift == 0:
+            raise UserError("timestep_shift is 0; it must be more than 0")
+        if self.guidance_rescale not in get_args(Rescale):
+            raise UserError(
+                f"guidance_rescale is {self.guidance_rescale!r:.80}; it must be one of {', '.join(get_args(Rescale))}"
+            )
+        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
+        for name in ("height", "width"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 1)
+        if self.seed is not None:
+            _check_integer("seed", self.seed, 0, LARGEST_SEED)
+        if self.guidance_scale <= 1 < self.image_guidance_scale:
+            # The release's code applies no guidance at all then, the formula (specification 7) would: refused.
+            raise UserError(
+                f"image_guidance_scale {self.image_guidance_scale} acts only with text guidance; set guidance_scale "
+                f"above 1 (it is {self.guidance_scale}), or image_guidance_scale to 1"
+            )
+
+    @property
+    def needs_image_branch(self) -> bool:
+        """Whether the branch without reference images is computed where guidance acts."""
+        return self.image_guidance_scale > 1
+
+    def check_bridge(self, num_layers: int) -> None:
+        """Raises `UserError` if the bridge masks a layer that a decoder of `num_layers` layers lacks."""
+        if self.bridge is not None and self.bridge.last_masked_layer >= num_layers:
+            raise UserError(
+                f"bridge.last_masked_layer is {self.bridge.last_masked_layer}, but this checkpoint's last decoder "
+                f"layer is {num_layers - 1}; set source_layer, first_masked_layer and last_masked_layer to layers that "
+                "it has"
+            )
+
+
+def _interval(value: object) -> tuple[float, float]:
+    try:
+        low, high = value  # type: ignore[misc]
+        _check_number("guidance_interval[0]", low, 0, 1)
+        _check_number("guidance_interval[1]", high, low, 1)
+    except (TypeError, ValueError):
+        raise UserError(f"guidance_interval is {value!r:.80}; it must be two numbers, 0 <= low <= high <= 1") from None
+    return low, high
+
+
+def _check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    if type(value) is not int or value < least or (most is not None and value > most):
+        limit = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{name} is {value!r:.80}; it must be a whole number, {limit}")
+
+
+def _check_number(name: str, value: object, least: float, most: float = math.inf) -> None:
+    number = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    if not number or not least <= value <= most:  # type: ignore[operator]
+        limit = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise UserError(f"{name} is {value!r:.80}; it must be a finite number, {limit}")
