@@ -189,14 +189,14 @@ class SconeCLI(LightningCLI):
         max_steps, stopping = self.trainer.max_steps, early_stopping_settings(self.settings.trainer)
         self._check_settings(folder.path / "config.yaml")
         if folder.is_finished(max_steps, stopping):
-            folder.begin(self.model.init_from, kwargs.get("ckpt_path"), write=False)
+            folder.begin(self.model.settings.init_from, kwargs.get("ckpt_path"), write=False)
             self._tell_finished(folder)
             return
         leads = self.trainer.is_global_zero
         if leads:
             self._lock = folder.occupy()  # for as long as this object lives
-        kwargs["ckpt_path"] = folder.begin(self.model.init_from, kwargs.get("ckpt_path"), write=leads)
-        rank_zero_info(f"--- {self.model.init_from} -> {folder.weights}")
+        kwargs["ckpt_path"] = folder.begin(self.model.settings.init_from, kwargs.get("ckpt_path"), write=leads)
+        rank_zero_info(f"--- {self.model.settings.init_from} -> {folder.weights}")
         if leads:
             text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
             write_text(text, folder.path / "config.yaml")
@@ -209,7 +209,7 @@ class SconeCLI(LightningCLI):
             raise
         outcome = Outcome(reason_of_end(self.trainer), self.trainer.global_step, max_steps, stopping)
         if outcome.finished:
-            write_result(self.model, folder.weights, write=leads)
+            write_result(self.model.trained_weights(), folder.weights, write=leads)
             self.trainer.strategy.barrier("weights written")
             rank_zero_info(f"{folder.weights}: written after {outcome.steps} steps ({outcome.reason})")
         if leads:
@@ -248,7 +248,8 @@ class SconeCLI(LightningCLI):
         self._evaluate(self.trainer.predict, kwargs)
         if left_out := self.datamodule.skipped.total():
             warn(
-                f"predict: {left_out} prompts were left out, see above; all others are in {self.model.predictions.path}"
+                f"predict: {left_out} prompts were left out, see above; all others are in "
+                f"{self.model.prediction_folder}"
             )
             self.status = LEFT_OUT_STATUS if self.trainer.is_global_zero else 0
 

@@ -19,11 +19,11 @@ from scone_pl.estimate.tracking import LiveBytes, fused_attention, fused_kernels
 from scone_pl.model.attention import AttentionPlan, SplitPlan
 from scone_pl.model.attention.flex import BLOCK_SIZE
 from scone_pl.model.config import SconeConfig
-from scone_pl.model.lora import LoRAConfig, add_lora
-from scone_pl.model.scone import Scone
+from scone_pl.model.lora import LoRAConfig
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.training.losses import flow_matching, text_cross_entropy
-from scone_pl.training.parts import Part, set_trainable
+from scone_pl.training.network import network_on_meta
+from scone_pl.training.parts import Part
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,9 @@ def dry_step(
     layers_kept: int = 0,
 ) -> StepActivations:
     """Forward and backward of a pack `to_meta`, counting; arguments as in `step_activations`."""
-    with torch.device("meta"):
-        model = Scone(config).to(dtype).train()
-        clean = torch.empty(len(pack.latent_index), config.latent_token_size)
-        noise = torch.empty_like(clean)
-        if lora is not None:
-            add_lora(model.language_model.model.layers, lora, trained)
-    set_trainable(model, trained, lora=lora is not None)
+    model = network_on_meta(config, trained, lora, dtype).train()
+    clean = torch.empty(len(pack.latent_index), config.latent_token_size, device="meta")
+    noise = torch.empty_like(clean)
     model.language_model.model.activation_checkpointing = checkpointing
     model.language_model.model.layers_kept = layers_kept
     for parameter in model.parameters():

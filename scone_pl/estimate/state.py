@@ -6,12 +6,10 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import torch
-
 from scone_pl.model.config import SconeConfig
-from scone_pl.model.lora import LoRAConfig, add_lora
-from scone_pl.model.scone import Scone
-from scone_pl.training.parts import Part, part_of, set_trainable
+from scone_pl.model.lora import LoRAConfig
+from scone_pl.training.network import network_on_meta
+from scone_pl.training.parts import Part, part_of
 
 MASTER_BYTES = 4
 """Of a weight that trains, its gradient, and either moment of AdamW: float32."""
@@ -89,11 +87,7 @@ class Network:
     @classmethod
     def of(cls, config: SconeConfig, trained: Collection[Part], lora: LoRAConfig | None = None) -> Network:
         """Built on the meta device; with `lora` only adapters of the experts train."""
-        with torch.device("meta"):
-            model = Scone(config)
-        if lora is not None:
-            add_lora(model.language_model.model.layers, lora, trained)
-        set_trainable(model, trained, lora=lora is not None)
+        model = network_on_meta(config, trained, lora)
         named = dict(model.named_parameters())
         return cls(
             shapes={name: tuple(p.shape) for name, p in named.items()},

@@ -174,7 +174,7 @@ def preview_grid(module: SconeModule, pack: PackedSequence, num_samples: int) ->
     noise = [initial_noise(p, module.model, module.sequence_format, generator) for p in prompts]
     training = module.model.training
     module.model.eval()
-    found = sample(module.model, module.sequence_format, prompts, module.sampling, noise)
+    found = sample(module.model, module.sequence_format, prompts, module.predictor.sampling, noise)
     module.model.train(training)
     rows = []
     width = max(len(p.references) for p in prompts)

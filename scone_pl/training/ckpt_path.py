@@ -11,9 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl.checkpoints.model import check_folder
 from scone_pl.errors import UserError
-from scone_pl.training.results import DESCRIPTION
 from scone_pl.training.runs import RunFolder, weights_identity
-from scone_pl.training.snapshots import read_run, snapshots
+from scone_pl.training.snapshots import DESCRIPTION, read_run, snapshots
 from scone_pl.training.start import check_start
 
 LAST = "last"

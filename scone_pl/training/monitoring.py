@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,32 +117,33 @@ class Monitoring(pl.Callback):
             if self._peak is None:
                 rank_zero_info(f"no mfu: the peak of {name} is not known; set monitoring.peak_tflops")
         if self.mfu and self._peak is not None:
-            self._hook = pl_module.model.register_forward_hook(self._count(pl_module))
+            self._hook = pl_module.model.register_forward_hook(self._flop_counter(pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._hook is not None:
             self._hook.remove()
 
-    def _count(self, module: SconeModule) -> Any:
-        """A hook behind the network's forward that adds up what its training passes compute."""
-        trained = set(module.trainable) - set(EXPERTS if module.lora else ())  # adapters cost next to nothing
-        layers = module.config.decoder.num_layers
+    def _flop_counter(self, module: SconeModule) -> Callable[..., None]:
+        """A hook behind the network's forward that adds up the FLOPs of its training passes."""
+        network, bridge = module.network, module.settings.bridge
+        trained = set(network.trainable) - set(EXPERTS if network.lora else ())  # adapters cost next to nothing
+        config, layers = network.config, network.config.decoder.num_layers
 
         def count(model: torch.nn.Module, args: tuple[Any, ...], output: SconeOutput) -> None:
             if not (model.training and torch.is_grad_enabled()):
                 return
             pack: PackedSequence = args[0]
-            plain = step_flops(module.config, count_tokens(pack, layers), trained)
+            plain = step_flops(config, count_tokens(pack, layers), trained)
             self._interval.flops += plain.total
-            if module.bridge is not None and output.bridge is not None and output.bridge.remaining is not None:
+            if bridge is not None and output.bridge is not None and output.bridge.remaining is not None:
                 # Dropping has waited for the device in this very pass, so counting may wait too.
-                counts = count_tokens(pack, layers, module.bridge, output.bridge.blocked)
-                less = plain.total - step_flops(module.config, counts, trained).total
+                counts = count_tokens(pack, layers, bridge, output.bridge.blocked)
+                less = plain.total - step_flops(config, counts, trained).total
                 self._interval.saved_flops.append(torch.tensor(less, device=pack.device))
-            elif module.bridge is not None and output.bridge is not None:
+            elif bridge is not None and output.bridge is not None:
                 pair = StepFlops()
-                pair.attention("attention", 1, module.config.decoder.hidden_size, grad=True)
-                spared = spared_pairs(pack, output.bridge.blocked, layers, module.bridge)
+                pair.attention("attention", 1, config.decoder.hidden_size, grad=True)
+                spared = spared_pairs(pack, output.bridge.blocked, layers, bridge)
                 self._interval.saved_flops.append(spared * pair.total)
 
         return count

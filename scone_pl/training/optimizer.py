@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
+from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,12 @@ class OptimizerConfig:
     """Steps from 0 to `lr`. The release's 2000 means that a 1000-step stage never reaches `lr`; kept as its default."""
     decay_steps: int = 0
     """Beyond the paper: last steps of the run, over which the rate falls linearly to 0; 0 = constant to the end."""
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        """AdamW over `parameters`, at its full rate."""
+        return torch.optim.AdamW(
+            list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )
 
     def rate_factor(self, step: int, max_steps: int) -> float:
         """What `lr` is multiplied by in step number `step`, from 0, of `max_steps`."""

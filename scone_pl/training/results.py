@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,39 +21,47 @@ from scone_pl.checkpoints.tensor_files import TensorSource, WeightFiles, whole_t
 from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json
 from scone_pl.model.lora import MARK, LoRAConfig, is_lora_parameter, merged
+from scone_pl.model.scone import Scone
 from scone_pl.training.runs import weights_identity
 from scone_pl.training.sharding import gather_no_more
-from scone_pl.training.snapshots import read_run, reader_of
+from scone_pl.training.snapshots import DESCRIPTION, read_run, reader_of
 
-if TYPE_CHECKING:
-    from scone_pl.training.module import SconeModule
-
-DESCRIPTION = "scone"
-"""Key of a snapshot's description of itself: stage, start, LoRA."""
 ADAPTER_FOLDER = "adapter"
 _PEFT_PREFIX = "base_model.model."
 
 
-def write_result(module: SconeModule, folder: Path, *, write: bool) -> None:
-    """The trained module's weights as a checkpoint folder; a collective if they are sharded.
+@dataclass(frozen=True)
+class TrainedWeights:
+    """What training changed, in memory."""
+
+    model: Scone
+    init_from: str
+    """Checkpoint folder that training started from."""
+    average: Mapping[str, Tensor] | None
+    """To export in place of the weights themselves, by name."""
+    lora: LoRAConfig | None
+    description: Mapping[str, Any]
+    """For `training.json`."""
+
+
+def write_result(trained: TrainedWeights, folder: Path, *, write: bool) -> None:
+    """Trained weights as a checkpoint folder; a collective if they are sharded.
 
     Args:
-        module: after training.
+        trained: the weights.
         folder: to appear.
         write: on one rank only; the others take part in gathering.
     """
-    gather_no_more(module.model)
-    average = module.ema is not None and module.ema_config.export
-    live: Mapping[str, Tensor] = dict(module.model.named_parameters())
-    if average:
-        live = module.ema.average  # type: ignore[union-attr]
-    names = [name for name, p in module.model.named_parameters() if p.requires_grad]
-    training = {**module.describe(), "weights": "ema" if average else "raw"}
+    gather_no_more(trained.model)
+    parameters = dict(trained.model.named_parameters())
+    names = [name for name, p in parameters.items() if p.requires_grad]
+    live = parameters if trained.average is None else trained.average
+    training = {**trained.description, "weights": "raw" if trained.average is None else "ema"}
 
     def source(name: str) -> TensorSource:
         return TensorSource.of(live[name])
 
-    _write(module.init_from, names, source, module.lora, folder, training, write=write)
+    _write(trained.init_from, names, source, trained.lora, folder, training, write=write)
 
 
 def export_snapshot(

@@ -39,6 +39,8 @@ from scone_pl.files import replace_folder, writing
 from scone_pl.training.intact import INDEX_FILE, Part, check_archive, check_snapshot, read_index, write_checksums
 
 RUN_FILE = "run.pt"
+DESCRIPTION = "scone"
+"""Key in `run.pt` of the training provenance: stage, start, trained parts, LoRA."""
 _NAME = re.compile(r"step-(\d+)")
 
 

@@ -49,9 +49,9 @@ def test_large_recipes_build_on_the_meta_device(
     assert len(planned) == 2
     for command in planned:
         cli = SconeCLI([*command, "--model.init_args.init_from", str(bagel_folder)], until="build")
-        model = cli.model.meta_model()
+        model = cli.model.network.on_meta()
         assert 14.5e9 < sum(p.numel() for p in model.parameters()) < 14.8e9
-        assert {part_of(n) for n, p in model.named_parameters() if p.requires_grad} == set(cli.model.trainable)
+        assert {part_of(n) for n, p in model.named_parameters() if p.requires_grad} == set(cli.model.settings.trainable)
         assert cli.datamodule.packing.token_budget == 26496
         assert cli.trainer.max_steps in (1000, 2000, 6000)
 

@@ -204,7 +204,7 @@ def test_a_dense_start_is_bagels_folder_with_another_config(bagel_folder: Path, 
     shutil.copy(bagel_folder / "llm_config.json", dense)
     _declare(dense, False)
     for stage in (Composition, BridgeFormation, BridgeGuidance):
-        model = stage(str(dense)).meta_model()
+        model = stage(str(dense)).network.on_meta()
         decoder = {n: p for n, p in model.named_parameters() if n.startswith("language_model")}
         assert all(p.requires_grad for p in decoder.values()), "every stage trains the whole decoder"
         assert 7.5e9 < sum(p.numel() for p in decoder.values()) < 7.7e9

@@ -30,10 +30,10 @@ def test_7b_overlays_build(overlay, bagel_folder, tmp_path, monkeypatch):
     for command in planned:
         cli = SconeCLI([*command, *start], until="build")
         steps += cli.trainer.max_steps
-        bridges.append(cli.model.bridge)
-        assert cli.model.attention == "flex", "the kernel of the recipe, whatever the bridge"
+        bridges.append(cli.model.settings.bridge)
+        assert cli.model.settings.attention == "flex", "the kernel of the recipe, whatever the bridge"
         if overlay.stem.startswith(("table6", "table5_c", "soft", "quantile", "drop", "source")):
-            assert cli.model.bridge is not None
+            assert cli.model.settings.bridge is not None
     assert steps == 2000
     assert len(set(bridges)) == 1, "every step has the bridge that the file says"
     if overlay.stem == "table5_c_bridge":

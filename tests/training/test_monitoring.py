@@ -79,8 +79,9 @@ def test_counted_flops_are_those_of_the_pack(bridge: BridgeConfig | None) -> Non
     trained = ("understanding", "generation")
     set_trainable(model, trained)
     monitoring = Monitoring()
-    module = SimpleNamespace(trainable=trained, lora=None, config=model.config, bridge=bridge)
-    model.register_forward_hook(monitoring._count(module))
+    network = SimpleNamespace(trainable=trained, lora=None, config=model.config)
+    module = SimpleNamespace(network=network, settings=SimpleNamespace(bridge=bridge))
+    model.register_forward_hook(monitoring._flop_counter(module))
     clean = model.encode_images(pack)
     result = flow_matching(model, pack, clean, torch.ones_like(clean), bridge=bridge)
     blocked = None

@@ -23,7 +23,7 @@ TRAINED = {
 @pytest.mark.parametrize("stage", TRAINED)
 def test_trainable_sets_at_7b(stage: type[SconeModule], bagel_folder: Path) -> None:
     module = stage(init_from=str(bagel_folder))
-    parameters = dict(module.meta_model().named_parameters())
+    parameters = dict(module.network.on_meta().named_parameters())
     trained = {part_of(name) for name, p in parameters.items() if p.requires_grad}
     assert trained == TRAINED[stage]
     # Every parameter of a part trains, none of any other, and the frozen towers never do (docs/specification.md 2).
@@ -49,12 +49,12 @@ def test_masks_and_optimizer_are_the_papers() -> None:
 
 def test_default_masks_of_the_stages(bagel_folder: Path) -> None:
     folder = str(bagel_folder)
-    assert Composition(folder).bridge is None
-    assert BridgeFormation(folder).bridge == BridgeConfig()
-    assert BridgeGuidance(folder).bridge == BridgeConfig()
-    assert BridgeGuidance(folder, bridge=None).bridge is None
-    assert BridgeFormation(folder).sampling.bridge is None
-    assert BridgeFormation(folder, mask_sampling=True).sampling.bridge == BridgeConfig()
+    assert Composition(folder).settings.bridge is None
+    assert BridgeFormation(folder).settings.bridge == BridgeConfig()
+    assert BridgeGuidance(folder).settings.bridge == BridgeConfig()
+    assert BridgeGuidance(folder, bridge=None).settings.bridge is None
+    assert BridgeFormation(folder).predictor.sampling.bridge is None
+    assert BridgeFormation(folder, mask_sampling=True).predictor.sampling.bridge == BridgeConfig()
 
 
 def test_warmup_is_linear_then_constant() -> None:

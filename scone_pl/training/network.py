@@ -1,0 +1,116 @@
+"""The network of a stage: which parts train, how it computes, and how it comes by its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from scone_pl.checkpoints.model import load_weights, read_config
+from scone_pl.checkpoints.tensor_files import copy_part
+from scone_pl.data.seeding import seed_of
+from scone_pl.errors import UserError
+from scone_pl.model.config import SconeConfig
+from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
+from scone_pl.model.scone import Scone
+from scone_pl.training.heap import trim_heap_before
+from scone_pl.training.parts import Part, set_trainable
+from scone_pl.training.settings import StageSettings
+from scone_pl.training.sharding import ShardingConfig, freeze_dtype, needs_wrapping, shard
+
+
+def network_on_meta(
+    config: SconeConfig, trainable: Collection[Part], lora: LoRAConfig | None = None, dtype: torch.dtype | None = None
+) -> Scone:
+    """The network without memory for its weights, all parts but `trainable` frozen.
+
+    Args:
+        config: sizes.
+        trainable: parts that train.
+        lora: low-rank adapters that train in place of the experts' weights.
+        dtype: of the weights; None = torch's default.
+    """
+    with torch.device("meta"):
+        model = Scone(config).to(dtype or torch.get_default_dtype())
+        if lora is not None:
+            add_lora(model.language_model.model.layers, lora, trainable)
+    set_trainable(model, trainable, lora=lora is not None)
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageNetwork:
+    """The network that a stage trains, not built yet."""
+
+    folder: Path
+    """Checkpoint folder with its starting weights."""
+    config: SconeConfig
+    """Read from `folder`."""
+    trainable: tuple[Part, ...]
+    lora: LoRAConfig | None
+    attention: Literal["split", "flex"]
+    activation_checkpointing: bool
+    layers_kept: int
+    sharding: ShardingConfig
+
+    @classmethod
+    def open(cls, folder: Path, settings: StageSettings) -> StageNetwork:
+        """Reads the configuration in `folder` and checks the settings that refer to decoder layers.
+
+        Raises:
+            UserError: naming a layer or a number of layers that the decoder does not have.
+        """
+        config = read_config(folder)
+        layers, bridge = config.decoder.num_layers, settings.bridge
+        if bridge is not None and bridge.last_masked_layer > layers - 1:
+            raise UserError(
+                f"model.bridge.last_masked_layer is {bridge.last_masked_layer}, but the last decoder layer of "
+                f"{folder} is {layers - 1}"
+            )
+        if not 0 <= settings.layers_kept <= layers:
+            raise UserError(f"model.layers_kept is {settings.layers_kept}, but {folder} has {layers} decoder layers")
+        return cls(
+            folder=folder,
+            config=config,
+            trainable=tuple(settings.trainable),
+            lora=settings.lora,
+            attention=settings.attention,
+            activation_checkpointing=settings.activation_checkpointing,
+            layers_kept=settings.layers_kept,
+            sharding=settings.sharding,
+        )
+
+    def on_meta(self) -> Scone:
+        """The network without memory for its weights, frozen as the stage says."""
+        model = network_on_meta(self.config, self.trainable, self.lora)
+        model.attention = self.attention
+        model.language_model.model.activation_checkpointing = self.activation_checkpointing
+        model.language_model.model.layers_kept = self.layers_kept
+        return model
+
+    def build(self, device: torch.device, mesh: DeviceMesh | None) -> tuple[Scone, str]:
+        """Builds on the meta device, freezes, shards over `mesh`, and only then reads this rank's weights.
+
+        Returns:
+            The network, and a line on how many tensors came from which files.
+
+        Raises:
+            UserError: a setting that `device` does not support, or unusable weights.
+        """
+        if self.attention == "flex" and device.type == "cpu":
+            raise UserError("model.attention: flex has no backward on the CPU; use split")
+        model = self.on_meta()
+        if mesh is not None and needs_wrapping(mesh, self.sharding):
+            freeze_dtype(model, self.sharding)
+            shard(model, mesh, self.sharding)
+        model.to_empty(device=device)
+        if device.type == "cpu":
+            trim_heap_before(model.language_model.model.layers)
+        read = load_weights(model, self.folder)
+        for _, parameter, value in initial_weights(model, seed_of("lora")):
+            copy_part(value, parameter)
+        return model, read

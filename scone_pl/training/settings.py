@@ -1,0 +1,103 @@
+"""The settings of a stage, as recipes have them under `model.init_args`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from scone_pl.errors import UserError
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.lora import LoRAConfig
+from scone_pl.sampling.settings import SamplingConfig
+from scone_pl.training.ema import EMAConfig
+from scone_pl.training.losses import AlignmentConfig
+from scone_pl.training.optimizer import OptimizerConfig
+from scone_pl.training.parts import Part
+from scone_pl.training.sharding import ShardingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """What a stage starts from, trains and computes with.
+
+    Args:
+        init_from: Checkpoint folder in the published layout to start from.
+        trainable: Parts that train; all others are frozen.
+        bridge: The understanding bridge; null = no mask.
+        optimizer: AdamW settings.
+        timestep_shift: Shift of the training noise levels (docs/specification.md 4: 1).
+        text_loss_weight: Weight of the cross-entropy on labelled text, the samples' answers.
+        alignment: Optional supervision of the bridge's similarity.
+        attention: Attention backend: split (any device) or flex (CUDA).
+        activation_checkpointing: Recompute each decoder layer in the backward pass to save memory.
+        layers_kept: The last N decoder layers are not recomputed, where memory is left: less time.
+        nonfinite_gradient: If a step's gradient is non-finite: stop, naming step and samples, or skip that step.
+        sharding: FSDP2 settings, used by trainer.strategy fully_sharded.
+        lora: Train low-rank adapters of the trainable experts instead of their weights, for few GPUs; null = off.
+            The exported weights have them merged in.
+        ema: Moving average of the weights that train (needs trainer.strategy fully_sharded).
+        sampling: How previews and predictions are sampled. The noise of a prediction depends on the seed, the round
+            and the sample's key alone; with a target, the target's size counts.
+        mask_sampling: Apply `bridge` while sampling too (the release samples without).
+        sampling_round: Number of the round, where a benchmark asks for several; give each its own output_dir.
+    """
+
+    init_from: str
+    trainable: Sequence[Part]
+    bridge: BridgeConfig | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    timestep_shift: float = 1.0
+    text_loss_weight: float = 1.0
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    attention: Literal["split", "flex"] = "split"
+    activation_checkpointing: bool = True
+    layers_kept: int = 0
+    nonfinite_gradient: Literal["stop", "skip"] = "stop"
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    lora: LoRAConfig | None = None
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    mask_sampling: bool = False
+    sampling_round: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises `UserError` for settings that contradict each other."""
+        if self.alignment.weight and self.bridge is None:
+            raise UserError(
+                "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"
+            )
+        if self.mask_sampling and self.bridge is None:
+            raise UserError(
+                "model.mask_sampling applies model.bridge, which is null; set the bridge, or mask_sampling false"
+            )
+        if self.layers_kept and not self.activation_checkpointing:
+            raise UserError("model.layers_kept leaves layers out of model.activation_checkpointing, which is false")
+        if self.sampling.seed is None:
+            raise UserError("model.sampling.seed is null; previews and predictions must be repeatable, give a number")
+
+    @property
+    def effective_sampling(self) -> SamplingConfig:
+        """`sampling`, with `bridge` applied if `mask_sampling`."""
+        return dataclasses.replace(self.sampling, bridge=self.bridge if self.mask_sampling else self.sampling.bridge)
+
+    @classmethod
+    def signature(cls, defaults: Mapping[str, Any]) -> inspect.Signature:
+        """Signature of a constructor that takes all settings as arguments, with a stage's own defaults."""
+        types = typing.get_type_hints(cls)
+        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        for entry in dataclasses.fields(cls):
+            default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+            default = defaults.get(entry.name, default)
+            parameters.append(
+                inspect.Parameter(
+                    entry.name,
+                    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                    default=inspect.Parameter.empty if default is dataclasses.MISSING else default,
+                    annotation=types[entry.name],
+                )
+            )
+        return inspect.Signature(parameters)
