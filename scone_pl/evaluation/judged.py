@@ -118,6 +118,7 @@ class JudgedEvaluator(Evaluator):
             "data": self.data,
             "checkpoint": str(weights),
             "output": str(folder),
+            "name": " ".join(part.name for part in folder.parents[2:0:-1]),  # arm and seed
             "rounds": self.rounds,
             "scorings": self.scorings,
         }

@@ -53,7 +53,7 @@ class Comparisons:
     def with_baseline(self) -> list[ComparedRow]:
         """Every arm minus the baseline, under each evaluation that is scored."""
         base = self.result.text("baseline")
-        if not base:
+        if base not in self.result.arms:
             return []
         return [
             ComparedRow(row.label, self._pairs(row.arm, base, row.evaluation, row.evaluation))

@@ -64,6 +64,7 @@ def write_page(folder: Path = DOCS, studies: Path = FOLDER) -> Path:
     current = [result for result in results if result.is_complete]
     comparisons = [Comparisons(result, _published(result, folder)) for result in current]
     counts = [sum(numbers) for numbers in zip(*(c.counts for c in comparisons), strict=True)]
+    planned = [name for name in study_names(studies) if settings and name not in names]
     head = _TEMPLATES.from_string(settings.get("head", "")).render(counts=counts or [0, 0, 0])
     text = _TEMPLATES.get_template("page.md.j2").render(
         head=head,
@@ -71,10 +72,10 @@ def write_page(folder: Path = DOCS, studies: Path = FOLDER) -> Path:
         answers=[
             (c.result.text("title"), filled(c.result.text("answer"), c))
             for c in comparisons
-            if c.result.text("answer") and not c.result.quick
+            if c.result.text("answer") and c.result.has_findings
         ],
         sections=[section(c, folder) for c in comparisons],
-        planned=[Study.read(studies / f"{name}.yaml") for name in study_names(studies) if name not in names],
+        planned=[Study.read(studies / f"{name}.yaml") for name in planned],
         outdated=[result.study for result in results if not result.is_complete],
     )
     page = folder.with_suffix(".md")
@@ -118,12 +119,12 @@ def section(comparisons: Comparisons, folder: Path = DOCS) -> str:
         paper=_paper_tables(comparisons),
         costs=cost_tables(read_json(cost, dict)) if cost.is_file() else [],
         counts=comparisons.counts,
-        findings="" if result.quick else filled(result.text("findings"), comparisons),
+        findings=filled(result.text("findings"), comparisons) if result.has_findings else "",
     )
 
 
 def _label(result: Result, arm: str) -> str:
-    return result.arms[arm]["label"] if arm else ""
+    return result.arms[arm]["label"] if arm in result.arms else ""
 
 
 def _conditions(result: Result) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Result:
         self.content = content
         self.study: str = content.get("study") or content["experiment"]
         self.quick: bool = content["quick"]
+        self.has_findings = not (self.quick or content.get("partial"))
+        """Whether the study's findings, written for all arms in full, apply."""
         self.arms: Mapping[str, Any] = content["arms"]
         self.evaluations: Mapping[str, Any] = content["evaluations"]
 
@@ -162,6 +164,7 @@ def collect(study: Study, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "scale": study.scale,
         **{key: getattr(study, key) for key in _OF_A_STUDY},
         "quick": quick,
+        "partial": len(arms) < len(study.arms),
         "evaluations": {name: one.settings for name, one in study.evaluations_of(quick=quick).items()},
         "arms": arms,
     }

@@ -114,6 +114,15 @@ def test_only_what_holds_after_correction_is_bold():
     assert math.isnan(comparisons.adjusted_p(Pair("one", "one", "main", "PF", "main")))
 
 
+def test_a_result_of_some_arms_has_neither_findings_nor_a_missing_baseline(tmp_path):
+    content = {**result(), "partial": True, "paper_table": ""}
+    del content["arms"]["one"]
+    text = section(Comparisons(Result(content)), tmp_path)
+    assert "arm two" in text
+    assert "minus" not in text
+    assert "**Result.**" not in text
+
+
 def test_commits_of_training_and_evaluation(tmp_path):
     content = result(seeds=2)
     content["arms"]["one"]["runs"][0]["trained"] = [{"commit": "123"}, {"commit": "456"}]
