@@ -235,7 +235,7 @@ def filled(text: str, comparisons: Comparisons) -> str:
     - `{arm.metric}` or `{arm.evaluation.metric}`
     - `{one-other.evaluation.metric}`, `{arm.one-other.metric}`: a difference of arms or of evaluations, paired by seed;
       `(one seed)` where they share fewer than two
-    - the same with `.p`: its p value after Holm's correction within the study
+    - the same with `.low`, `.high`: ends of the interval; with `.p`: p value after Holm's correction within the study
     - `{arm.evaluation.expert.measure.layer}`: of a layer, the mean of the tasks
 
     Raises:
@@ -249,16 +249,28 @@ def filled(text: str, comparisons: Comparisons) -> str:
             if len(middle) == 3:
                 layers = result.layers(arm, middle[0])
                 return str(layer_estimates(layers, middle[1], middle[2], list(layers[0][middle[1]]))[int(last)])
-            metric = middle.pop() if last == "p" else last
+            part = last if last in ("low", "high", "p") else ""
+            metric = middle.pop() if part else last
             evaluation = middle[0] if middle else next(iter(result.evaluations))
             arms, evaluations = arm.split("-"), evaluation.split("-")
             if len(arms) == len(evaluations) == 1:
                 return str(result.estimate(arm, evaluation, metric))
             pair = Pair(arms[0], arms[-1], evaluations[0], metric, evaluations[-1])
-            if last == "p":
-                return f"{comparisons.adjusted_p(pair):.2g}"
-            return str(comparisons.difference(pair) or "(one seed)")
+            return _part(comparisons, pair, part)
         except (KeyError, IndexError, TypeError, ValueError):
             raise UserError(f"{result.study}: findings name {match[0]}, which is no arm and metric") from None
 
     return re.sub(r"\{([\w.-]+)\}", value, text)
+
+
+def _part(comparisons: Comparisons, pair: Pair, part: str) -> str:
+    found = comparisons.difference(pair)
+    if found is None:
+        return "(one seed)"
+    if part == "p":
+        p = comparisons.adjusted_p(pair)
+        if math.isnan(p):
+            raise ValueError("not among the differences that the study tests")
+        return f"{p:.2g}"
+    ends = {"low": found.mean - found.half_width, "high": found.mean + found.half_width}
+    return f"{ends[part]:+.2f}" if part else str(found)

@@ -8,7 +8,7 @@ import pytest
 from scone_pl.evaluation.scores import distinction_scores, item_scores
 from scone_pl.worlds.shapes.episode import BACKGROUNDS, TASKS, Episode, Subject, draw_picture, slot_corner
 from scone_pl.worlds.shapes.judge import judge
-from scone_pl.worlds.shapes.world import WorldConfig, fixed_set
+from scone_pl.worlds.shapes.world import World, WorldConfig, fixed_set
 
 RED, GREEN, BLUE, YELLOW = (240, 20, 20), (20, 240, 20), (20, 20, 240), (240, 240, 20)
 CYAN, PINK = (20, 240, 240), (240, 20, 240)
@@ -281,3 +281,25 @@ def test_a_small_one_drawn_small_is_not_as_asked():
 def test_a_picture_of_another_size_is_refused():
     with pytest.raises(ValueError, match="16, 16, 3"):
         judge(INTRA, np.zeros((32, 32, 3), dtype=np.uint8))
+
+
+def test_known_limits_of_the_judge():
+    """What docs/evidence/page.yaml says that the judge cannot tell: targets off their slot, and faint ones."""
+    world = World(0, stream="test")
+    episodes = [world.sample("distinction_single_cross", index) for index in range(20)]
+
+    def verdicts(change):
+        return [judge(e, change(e.target)) for e in episodes]
+
+    assert {v.failure for v in verdicts(lambda image: np.roll(image, 3, axis=0))} == {"redundancy"}
+    by_one = verdicts(lambda image: np.roll(image, 1, axis=0))
+    assert np.mean([v.prompt_following for v in by_one]) < 2
+    assert all(v.choices == (True,) for v in by_one), "choice is not affected"
+
+    def fade(image):
+        background = np.median(image.reshape(-1, 3), axis=0)
+        return (background + 0.6 * (image - background)).round().astype(np.uint8)
+
+    faint = verdicts(fade)
+    assert {"blending", "distorted"} <= {v.failure for v in faint}
+    assert all(v.choices == (True,) for v in faint)

@@ -177,7 +177,8 @@ class ShapesEvaluator(Evaluator):
 
     @classmethod
     def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:
-        scores = (*SCORES, Column("choice", "chosen", " %"), *KEPT)
+        present = Column("presence_recall", "present", " %", interval=False)
+        scores = (*SCORES, Column("choice", "chosen", " %"), present, *KEPT)
         names = ("target only", *(name.replace("_", " ") for name in FAILURES[1:]))
         return [
             ("ours", scores if any(report["choice"] for report in reports) else COMPOSITION),
