@@ -12,8 +12,9 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 from scone_pl.errors import UserError
-from scone_pl.progress import Progress
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -36,7 +37,7 @@ def check_workers(workers: int) -> None:
 
 
 def run_jobs(
-    task: Callable[[Any, Job, Tick], Result], shared: Any, jobs: Iterable[Job], *, workers: int, bar: Progress
+    task: Callable[[Any, Job, Tick], Result], shared: Any, jobs: Iterable[Job], *, workers: int, bar: tqdm
 ) -> Iterator[Result]:
     """Yields `task(shared, job, tick)` for every job, in order.
 
@@ -52,7 +53,7 @@ def run_jobs(
     """
     if workers <= 1:
         for job in jobs:
-            yield task(shared, job, bar.advance)
+            yield task(shared, job, lambda: bar.update() and None)
         return
     context = multiprocessing.get_context("spawn")  # pyarrow's and torch's threads do not survive a fork
     ticks = context.Value("q", 0)
@@ -77,12 +78,12 @@ def run_jobs(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait(future: Future[Result], ticks: Any, bar: Progress) -> Result:
+def _wait(future: Future[Result], ticks: Any, bar: tqdm) -> Result:
     while True:
         wait([future], timeout=0.5)
         with ticks.get_lock():
             count, ticks.value = ticks.value, 0
-        bar.advance(count)
+        bar.update(count)
         if future.done():
             return future.result()
 

@@ -133,18 +133,19 @@ def refused_callback(callbacks: Any) -> tuple[str, str] | None:
     return None
 
 
-def check_trainer(settings: Mapping[str, Any]) -> None:
+def check_trainer(settings: Mapping[str, Any], *, trains: bool = True) -> None:
     """Refuses what would not be obeyed, before anything is built.
 
     Args:
         settings: the Trainer's arguments as parsed.
+        trains: whether weights will be updated; without that, they may be held in a lower precision.
 
     Raises:
         UserError: naming the key, its value, and what to write in its place.
     """
     for name, rule in RULES.items():
         value = settings.get(name)
-        if name not in settings or rule.allows(value):
+        if name not in settings or rule.allows(value) or (name == "precision" and not trains):
             continue
         found = refused_callback(value) if name == "callbacks" else None
         shown, reason = found or (str(value), rule.reason)

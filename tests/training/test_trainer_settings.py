@@ -103,3 +103,10 @@ def test_early_stopping_needs_validations() -> None:
     with pytest.raises(UserError, match=r"set trainer\.val_check_interval"):
         check_trainer(stopping)
     check_trainer({**stopping, "val_check_interval": 5})
+
+
+def test_weights_that_are_not_updated_may_be_rounded() -> None:
+    settings = {**ARGUMENTS, "max_steps": 6, "precision": "bf16-true"}
+    check_trainer(settings, trains=False)
+    with pytest.raises(UserError, match="would round the weights"):
+        check_trainer(settings)
