@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Literal
 
 import torch
-from tqdm import tqdm
 
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.errors import UserError
 from scone_pl.image_files import check_image_output, write_image
+from scone_pl.progress import Progress
 from scone_pl.sampling.pipeline import SconePipeline
 from scone_pl.sampling.plan import bridge_setting, plan_generation
 from scone_pl.sampling.settings import SamplingConfig
@@ -67,9 +66,9 @@ def generate(
         return 0
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = SconePipeline.from_pretrained(checkpoint, dtype, device, attention, compile)
-    with tqdm(total=settings.num_inference_steps, desc="denoising", unit="step", file=sys.stderr) as bar:
+    with Progress("denoising", settings.num_inference_steps, unit="steps") as bar:
         try:
-            result = pipeline.generate([plan.prompt], settings, callback_on_step_end=lambda *_: bar.update())
+            result = pipeline.generate([plan.prompt], settings, callback_on_step_end=lambda *_: bar.advance())
         except torch.OutOfMemoryError:
             peak = f"{plan.memory.peak / 1e9:.3f} GB"
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from scone_pl.analysis.drawing import MapRow, draw_maps
 from scone_pl.analysis.measures import exchanged, measure, subjects_of
@@ -28,6 +26,7 @@ from scone_pl.errors import UserError
 from scone_pl.files import write_json
 from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
+from scone_pl.progress import Progress
 from scone_pl.sampling.checks import as_device, as_dtype
 
 SHOWN = 8
@@ -144,12 +143,12 @@ def _watched(
     ]
     places = [place for place in labelled if place[1] is not None] or [(i, 0) for i in range(len(samples))]
     shown = set(places[:SHOWN])
-    with tqdm(total=len(samples), desc="reading layers", unit="sample", file=sys.stderr) as bar:
+    with Progress("reading layers", len(samples), unit="samples") as bar:
         for maps, changed in pairs:
             if (maps.sample, maps.image) in shown:
                 rows.append(_row(samples[maps.sample], maps, exif_orientation))
             yield maps, changed
-            bar.update(maps.sample + 1 - bar.n)
+            bar.update(maps.sample + 1)
 
 
 def _row(sample: Sample, maps: ImageMaps, exif_orientation: ExifOrientation) -> MapRow:

@@ -29,7 +29,7 @@ from scone_pl.files import read_text, write_text
 from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
 from scone_pl.processes import tie_ranks
-from scone_pl.training.callbacks import DataProgress, Previews, progress
+from scone_pl.training.callbacks import DataProgress, Previews
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
 from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, evaluated, for_fit
 from scone_pl.training.curves import keep_training
@@ -44,6 +44,7 @@ from scone_pl.training.outcome import (
     read_outcome,
     reason_of_end,
 )
+from scone_pl.training.progress import trainer_progress
 from scone_pl.training.results import write_result
 from scone_pl.training.runs import RunFolder
 from scone_pl.training.saving import Saving, Stopped
@@ -156,7 +157,7 @@ class SconeCLI(LightningCLI):
         if trainer.get("max_time") is not None:
             callbacks.append(TimeLimit(trainer["max_time"]))
         if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(progress())
+            callbacks.append(trainer_progress())
         settings["callbacks"] = callbacks
         check_output_folder(folder)
         built = super().instantiate_trainer(**settings)

@@ -27,7 +27,6 @@ from scone_pl.data.index import INDEX, IndexEntry
 from scone_pl.data.inputs import Input, ShardInput
 from scone_pl.data.jobs import Tick, check_workers, run_jobs
 from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo, TokenCounts
-from scone_pl.data.progress import progress_bar
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import seed_of
 from scone_pl.data.selection import ConvertConfig, as_stored
@@ -39,6 +38,7 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.files import clear_leftovers, read_json, writing
 from scone_pl.outputs import check_output_folder
+from scone_pl.progress import Progress
 
 WORK = ".convert"
 RECORD = ".converted.json"
@@ -160,7 +160,7 @@ def _convert_all(shared: _Shared, workers: int, progress: bool) -> tuple[Manifes
     ranges = [_Range(n, start, min(start + size, len(source))) for n, start in enumerate(range(0, len(source), size))]
     total = 0
     accepted: list[_RangeResult] = []
-    with progress_bar(total=len(source), desc=output.name, unit="item", show=progress, smoothing=0.05) as bar:
+    with Progress(output.name, len(source), unit="items", show=progress) as bar:
         for result in run_jobs(_convert_range, shared, ranges, workers=min(workers, len(ranges)), bar=bar):
             if config.limit is not None and total + result.samples > config.limit:
                 _remove_files(result.range, output)

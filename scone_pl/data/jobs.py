@@ -12,9 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from scone_pl.errors import UserError
+from scone_pl.progress import Progress
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -37,7 +36,7 @@ def check_workers(workers: int) -> None:
 
 
 def run_jobs(
-    task: Callable[[Any, Job, Tick], Result], shared: Any, jobs: Iterable[Job], *, workers: int, bar: tqdm
+    task: Callable[[Any, Job, Tick], Result], shared: Any, jobs: Iterable[Job], *, workers: int, bar: Progress
 ) -> Iterator[Result]:
     """Yields `task(shared, job, tick)` for every job, in order.
 
@@ -53,7 +52,7 @@ def run_jobs(
     """
     if workers <= 1:
         for job in jobs:
-            yield task(shared, job, lambda: bar.update() and None)
+            yield task(shared, job, bar.advance)
         return
     context = multiprocessing.get_context("spawn")  # pyarrow's and torch's threads do not survive a fork
     ticks = context.Value("q", 0)
@@ -78,12 +77,12 @@ def run_jobs(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait(future: Future[Result], ticks: Any, bar: tqdm) -> Result:
+def _wait(future: Future[Result], ticks: Any, bar: Progress) -> Result:
     while True:
         wait([future], timeout=0.5)
         with ticks.get_lock():
             count, ticks.value = ticks.value, 0
-        bar.update(count)
+        bar.advance(count)
         if future.done():
             return future.result()
 

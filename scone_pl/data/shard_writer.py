@@ -13,12 +13,12 @@ from scone_pl.data.decoding import ExifOrientation, image_size, open_image
 from scone_pl.data.index import INDEX, IndexEntry, Size
 from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo, TokenCounts
 from scone_pl.data.members import checksum, is_key, sample_json
-from scone_pl.data.progress import progress_bar
 from scone_pl.data.sample import Sample
 from scone_pl.data.storage import sha256_of
 from scone_pl.errors import UserError
 from scone_pl.files import writing
 from scone_pl.outputs import check_output_folder
+from scone_pl.progress import track
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg"}
 
@@ -58,7 +58,7 @@ def write_shards(
     shards: list[ShardInfo] = []
     kinds: Counter[str] = Counter()
     keys: set[str] = set()
-    stream = iter(progress_bar(samples, total=total, desc=folder.name, unit="sample", show=progress))
+    stream = track(samples, folder.name, total, unit="samples", show=progress)
     with writing(folder / INDEX) as index:
         for first in stream:
             number = len(shards)

@@ -13,7 +13,6 @@ from scone_pl.data.faults import Faults
 from scone_pl.data.index import INDEX, IndexEntry
 from scone_pl.data.jobs import Tick, check_workers, run_jobs
 from scone_pl.data.manifest import MANIFEST
-from scone_pl.data.progress import progress_bar
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.seeding import seed_of
 from scone_pl.data.selection import check_images
@@ -21,6 +20,7 @@ from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import StorageConfig, sha256_of
 from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.progress import Progress
 
 _SAMPLES_PER_JOB = 256
 
@@ -70,7 +70,7 @@ def verify_shards(
     _find_duplicates(shards, keys)
     _check_totals(shards, keys)
     result.add(INDEX, keys)
-    with progress_bar(total=len(shards), desc=shards.storage.name, unit="sample", show=progress) as bar:
+    with Progress(shards.storage.name, len(shards), unit="samples", show=progress) as bar:
         shared = _Shared(shards, TokenCounter.published(tokenizer))
         for number, faults in run_jobs(_verify, shared, _jobs(shards), workers=workers, bar=bar):
             result.add(shards.manifest.shards[number].file, faults)

@@ -12,8 +12,8 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge_images import Fingerprints
-from scone_pl.evaluation.progress import ProgressLine, Watch
 from scone_pl.files import read_json, read_text, write_json, write_text
+from scone_pl.progress import Progress, Watcher
 
 RECIPE = Path(__file__).parent / "sampling.yaml"
 _MISTAKE = 2
@@ -87,10 +87,10 @@ def generate(
             write_json(done, folder.round(sampling) / _DONE)
 
 
-def _watched(folder: EvaluationFolder, sampling: int, rounds: int, items: Sequence[Item], *, show: bool) -> Watch:
+def _watched(folder: EvaluationFolder, sampling: int, rounds: int, items: Sequence[Item], *, show: bool) -> Watcher:
     """Counts the pictures of all ranks, which Lightning's bar for one rank does not."""
-    counter = ProgressLine(f"generating round {sampling} of {rounds}: pictures", len(items), show=show)
-    return Watch(counter, lambda: sum(folder.picture(item, sampling).is_file() for item in items) if show else 0)
+    progress = Progress(f"generating round {sampling} of {rounds}", len(items), unit="images", show=show)
+    return Watcher(progress, lambda: sum(folder.picture(item, sampling).is_file() for item in items) if show else 0)
 
 
 def _check_unchanged(folder: EvaluationFolder, sampling: int, items: Sequence[Item], *, write: bool) -> None:

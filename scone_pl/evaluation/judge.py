@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from scone_pl.errors import UserError
 from scone_pl.evaluation.calls import Call, Judgement
 from scone_pl.evaluation.judge_config import JudgeConfig
-from scone_pl.evaluation.progress import ProgressLine
+from scone_pl.progress import Progress
 from scone_pl.vlm.client import CallFailedError, JudgeClient, StopJudgingError
 from scone_pl.vlm.costs import Usage, price_of
 from scone_pl.vlm.parsing import Score, UnusableAnswerError
@@ -98,10 +98,10 @@ class Judge:
         queue = iter(calls)
         client = JudgeClient(self.config)
 
-        def more() -> str:
+        def status() -> str:
             return f"{self.failures.total()} failed, {client.repeated} tries repeated, {self.usage}"
 
-        with ProgressLine("judging: calls", len(calls), more=more, show=self._show) as progress:
+        with Progress("judging", len(calls), unit="calls", status=status, show=self._show) as progress:
             async with client:
 
                 async def worker() -> None:

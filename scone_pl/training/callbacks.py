@@ -1,15 +1,11 @@
-"""What a run shows while it trains: its bar, its data, and a grid of pictures at each validation."""
+"""What a run reports about its data, and a grid of images at each validation."""
 
 from __future__ import annotations
 
-import math
-import sys
-import time
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
 from scone_pl.data.stream import Batch
@@ -21,87 +17,6 @@ from scone_pl.sampling.sampler import Prompt, SampledLatents, decode_latents, in
 from scone_pl.sampling.visualize import Pixels, dim_blocked, image_grid, save_image
 from scone_pl.training.curves import Curves
 from scone_pl.training.module import SconeModule
-
-LINE_EVERY = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
-
-
-def progress() -> ProgressBar:
-    """A bar on a terminal, lines in a log: there, a bar would be written again and again, and wrap."""
-    return StepProgress() if sys.stdout.isatty() else LineProgress()
-
-
-def short_names(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Metrics for people: without the logger's version, `train/loss` as `loss`."""
-    return {name.rsplit("/", 1)[-1]: value for name, value in metrics.items() if name != "v_num"}
-
-
-class LineProgress(ProgressBar):
-    """Lines on stderr: the first and the last step or batch, in between one every `LINE_EVERY` seconds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._shown = True
-        self._last = -math.inf
-        self._begun = ""
-
-    def enable(self) -> None:
-        self._shown = True
-
-    def disable(self) -> None:
-        self._shown = False
-
-    def _line(self, what: str, done: int, total: float, values: dict[str, Any] | None = None) -> None:
-        first, self._begun = self._begun != what, what
-        if not self._shown or not (first or done == total or time.monotonic() - self._last >= LINE_EVERY):
-            return
-        self._last = time.monotonic()
-        end = f" of {total:.0f}" if 0 <= total < math.inf else ""
-        named = [f"{n} {v:.4g}" for n, v in (values or {}).items() if isinstance(v, (int, float))]
-        print(", ".join([f"{what} {done}{end}", *named]), file=sys.stderr, flush=True)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        values = short_names(self.get_metrics(trainer, pl_module))
-        self._line("training: step", trainer.global_step, trainer.max_steps, values)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loss = trainer.callback_metrics.get("val/loss")
-        if self._shown and trainer.state.fn == "fit" and not trainer.sanity_checking and loss is not None:
-            line = f"validation: step {trainer.global_step}, val/loss {float(loss):.4g}"
-            print(line, file=sys.stderr, flush=True)
-
-    def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        if trainer.state.fn == "validate":
-            self._line("validate: pack", batch_idx + 1, self.total_val_batches_current_dataloader)
-
-    def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._line("test: pack", batch_idx + 1, self.total_test_batches_current_dataloader)
-
-    def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._line("predict: sample", batch_idx + 1, self.total_predict_batches_current_dataloader)
-
-
-class StepProgress(RichProgressBar):
-    """A bar over the stage's steps, which the data, being endless, does not end."""
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        return short_names(super().get_metrics(trainer, pl_module))
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)  # it adds 1
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "training"
 
 
 class DataProgress(pl.Callback):

@@ -213,7 +213,7 @@ class Monitoring(pl.Callback):
         if self.times:
             spent = interval.seconds()
             module.log_dict({f"speed/{phase}_seconds": value for phase, value in spent.items()})
-            module.log("speed/data_wait_share", spent["data"] * interval.steps / seconds)
+            module.log("speed/data_wait_fraction", spent["data"] * interval.steps / seconds)
         if self._peak is not None and self.mfu:
             module.log("speed/mfu", flops / seconds / (self._peak * trainer.world_size))
         if self.memory:

@@ -14,7 +14,6 @@ from scone_pl.cli.shards import main
 from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.inputs import open_input
 from scone_pl.data.manifest import MANIFEST
-from scone_pl.data.progress import progress_bar
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
 from scone_pl.errors import UserError
@@ -197,16 +196,3 @@ def test_a_conversion_that_another_has_just_finished(source, tmp_path, monkeypat
     monkeypatch.undo()
     assert (tmp_path / "out" / MANIFEST).exists()
     assert make(source, tmp_path / "out")[0].samples == 12
-
-
-def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys):
-    with progress_bar(range(2000), desc="set", unit="item", show=True) as bar:
-        for _ in bar:
-            pass
-    lines = capsys.readouterr().err.splitlines()
-    assert 1 <= len(lines) <= 3
-    assert "2000/2000" in lines[-1]
-    assert "\r" not in "".join(lines)
-    with progress_bar(range(3), show=False) as bar:
-        assert list(bar) == [0, 1, 2]
-    assert capsys.readouterr().err == ""

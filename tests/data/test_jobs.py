@@ -5,10 +5,10 @@ import os
 import time
 
 import pytest
-from tqdm import tqdm
 
 from scone_pl.data.jobs import run_jobs
 from scone_pl.errors import UserError
+from scone_pl.progress import Progress
 
 
 def double(shared, job, tick):
@@ -24,7 +24,7 @@ def test_results_come_in_order_and_other_processes_live_on():
     other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
     other.start()
     try:
-        with tqdm(disable=True) as bar:
+        with Progress("", None, show=False) as bar:
             assert list(run_jobs(double, 2, range(9), workers=2, bar=bar)) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
         assert multiprocessing.active_children() == [other]
         assert other.is_alive()
@@ -34,5 +34,8 @@ def test_results_come_in_order_and_other_processes_live_on():
 
 
 def test_a_worker_that_dies_is_a_message():
-    with tqdm(disable=True) as bar, pytest.raises(UserError, match=r"a worker process died.*fewer --workers"):
+    with (
+        Progress("", None, show=False) as bar,
+        pytest.raises(UserError, match=r"a worker process died.*fewer --workers"),
+    ):
         list(run_jobs(die, None, range(3), workers=2, bar=bar))

@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.data.packing import PackingConfig, add_sample
@@ -25,6 +24,7 @@ from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceFormat
+from scone_pl.progress import track
 from scone_pl.sampling.prompts import prompts_of
 from scone_pl.sampling.sampler import SampledLatents, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.sampling.settings import SamplingConfig
@@ -77,8 +77,8 @@ def draw(
     """Samples an answer to every episode; its noise depends on the episode's key alone."""
     sequence_format = model.config.sequence_format(tokenizer.special)
     drawn = []
-    bar = tqdm(total=len(episodes), desc="sampling", unit="picture", disable=not progress)
-    for start in range(0, len(episodes), batch_size):
+    starts = range(0, len(episodes), batch_size)
+    for start in track(starts, "sampling", len(starts), unit="batches", show=progress):
         chunk = episodes[start : start + batch_size]
         builder = SequenceBuilder(sequence_format)
         for episode in chunk:
@@ -93,8 +93,6 @@ def draw(
         ]
         for episode, found in zip(chunk, sample(model, sequence_format, prompts, config, noise), strict=True):
             drawn.append(Drawn(episode, to_uint8(decode_latents(model, found)).numpy(), found))
-        bar.update(len(chunk))
-    bar.close()
     return drawn
 
 

@@ -1,19 +1,19 @@
-"""Progress where there is no terminal: lines, as many as time allows, no bar."""
+"""Progress of the trainer's loops in a log: lines, as many as time allows, no bar."""
 
 from __future__ import annotations
 
 import pytest
 
-from scone_pl.training import callbacks
-from scone_pl.training.callbacks import LineProgress
+from scone_pl import progress
+from scone_pl.training.progress import StepLines
 
 
-def lines(capsys: pytest.CaptureFixture[str], every: float, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(callbacks, "LINE_EVERY", every)
-    shown = LineProgress()
+def lines(capsys: pytest.CaptureFixture[str], interval: float, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr(progress, "INTERVAL", interval)
+    shown = StepLines()
     for step in range(1, 6):
-        shown._line("training: step", step, 5, {"loss": 0.123456, "note": "text"})
-    shown._line("validate: pack", 1, float("inf"))
+        shown._show("training: step", step, 5, {"loss": 0.123456, "note": "text"})
+    shown._show("validate: pack", 1, float("inf"))
     return capsys.readouterr().err.splitlines()
 
 
@@ -24,7 +24,7 @@ def test_first_last_and_some_between(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = LineProgress()
+    shown = StepLines()
     shown.disable()
-    shown._line("training: step", 1, 5)
+    shown._show("training: step", 1, 5)
     assert capsys.readouterr().err == ""
