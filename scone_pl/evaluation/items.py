@@ -12,6 +12,7 @@ from scone_pl.data.prompts import requests_and_records
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark, CaseType
 from scone_pl.messages import warn
+from scone_pl.ranges import check_whole
 
 FILE = "data.jsonl"
 
@@ -119,8 +120,8 @@ def read_items(
 def _chosen(
     items: Sequence[Item], file: Path, tasks: Sequence[str], limit: int | None, language: str | None
 ) -> list[Item]:
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: must be at least 1 (items of each task)")
+    if limit is not None:
+        check_whole("--limit", limit, minimum=1)
     seen: Counter[str] = Counter()
     chosen = []
     for item in items:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
+from scone_pl.ranges import check_whole
 from scone_pl.training.sharding import FullySharded
 from scone_pl.training.snapshots import SingleFileIO, prune, snapshot_name, snapshots
 
@@ -54,10 +55,9 @@ class Saving(Checkpoint):
         Raises:
             UserError: a number that makes no sense.
         """
-        if every_n_steps < 0 or keep_every_n_steps < 0 or keep_last < 1:
-            raise UserError(
-                "checkpoint: every_n_steps and keep_every_n_steps must be at least 0, and keep_last at least 1"
-            )
+        check_whole("checkpoint.every_n_steps", every_n_steps)
+        check_whole("checkpoint.keep_last", keep_last, minimum=1)
+        check_whole("checkpoint.keep_every_n_steps", keep_every_n_steps)
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last
         self.keep_every_n_steps = keep_every_n_steps

@@ -21,6 +21,7 @@ from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.model.scone import Scone
+from scone_pl.ranges import check_whole
 from scone_pl.training.snapshots import SnapshotWriter, read_run, read_tensors
 
 LEAKING = re.compile(r"2\.1[0-2]\.")
@@ -43,8 +44,7 @@ class ShardingConfig:
     a node and only gradients cross nodes. 1 = sharded over all ranks."""
 
     def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ValueError(f"sharding.replicas is {self.replicas}; it must be at least 1")
+        check_whole("model.sharding.replicas", self.replicas, minimum=1)
 
 
 class FullySharded(ModelParallelStrategy):
