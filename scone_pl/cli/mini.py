@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Literal
 
 from scone_pl.cli.parsing import run_command
 from scone_pl.errors import UserError
+from scone_pl.files import read_json
 from scone_pl.outputs import check_output_folder
 from scone_pl.ranges import check_whole
 from scone_pl.worlds.shapes.episode import TASKS
@@ -200,8 +200,14 @@ def report(scores: list[Path], names: list[str]) -> None:
     for file in scores:
         if not file.is_file():
             raise UserError(f"report: no file {file}; `mini evaluate` writes it as OUTPUT/scores.json")
-    reports = {name: json.loads(file.read_text()) for name, file in zip(names, scores, strict=True)}
-    tables = [table(reports) for table in (score_table, task_table, failure_table, bridge_table)]
+    reports = {name: read_json(file, dict) for name, file in zip(names, scores, strict=True)}
+    try:
+        tables = [table(reports) for table in (score_table, task_table, failure_table, bridge_table)]
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        files = ", ".join(map(str, scores))
+        raise UserError(
+            f"{files}: not what `mini evaluate` writes as scores.json ({type(error).__name__}: {error})"
+        ) from error
     print(*filter(None, tables), sep="\n\n")
 
 
