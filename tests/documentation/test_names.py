@@ -72,6 +72,15 @@ def test_python_names_exist() -> None:
         assert _resolves(name), name
 
 
+def test_messages_exist() -> None:
+    source = "\n".join(file.read_text() for file in (ROOT / "scone_pl").rglob("*.py"))
+    table = (ROOT / "docs/errors.md").read_text().partition("## Frequent messages")[2].partition("## ")[0]
+    messages = re.findall(r"^\| (?:[^`|]* )?`([^`]+)`", table, re.MULTILINE)
+    parts = [part.strip(" ,;:") for message in messages for part in message.split("...")]
+    assert [part for part in parts if part not in source] == []
+    assert len(messages) > 10
+
+
 def test_every_package_has_an_api_page() -> None:
     packages = {path.parent.name for path in (ROOT / "scone_pl").glob("*/__init__.py")} - {"cli"}
     assert packages == {page.stem for page in (ROOT / "docs/api").glob("*.md")} - {"index"}
