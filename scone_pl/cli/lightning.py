@@ -232,7 +232,8 @@ class SconeCLI(LightningCLI):
         end = f" of {outcome.max_steps}" if outcome.max_steps >= 0 else ""
         why = {"max_time": "trainer.max_time is over"}.get(outcome.reason, "a callback set should_stop")
         warn(
-            f"{folder.path}: stopped after step {outcome.steps}{end}, as {why}; all is saved, the same command goes on"
+            f"{folder.path}: stopped after step {outcome.steps}{end}, as {why}; state saved, run the same command to "
+            "resume"
         )
         # Lightning, which started the other ranks, would take their status for a crash.
         self.status = UNFINISHED_STATUS if self.trainer.is_global_zero else 0

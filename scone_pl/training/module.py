@@ -77,8 +77,7 @@ class SconeModule(pl.LightningModule):
         if hasattr(self, "model"):
             return
         check_sharding(self.settings.sharding, self.trainer)
-        mesh = getattr(self, "_device_mesh", None)
-        self.model, read = self.network.build(self.trainer.strategy.root_device, mesh)
+        self.model, read = self.network.build(self.trainer.strategy.root_device, self.device_mesh)
         total = sum(p.numel() for p in self.model.parameters())
         trained = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in count_trainable(self.model).items())
         rank_zero_info(f"{type(self).__name__}: {total / 1e6:.2f} M parameters, training {trained}; {read}")
