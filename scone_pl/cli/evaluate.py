@@ -12,26 +12,24 @@ from scone_pl.evaluation.benchmark import BENCHMARKS, Benchmark, BenchmarkName
 from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output
 from scone_pl.evaluation.items import Item, data_file, read_items
 from scone_pl.evaluation.judge_config import JudgeConfig
-from scone_pl.evaluation.published import distinct, published
+from scone_pl.evaluation.published import published, unique_names
 from scone_pl.evaluation.records import Record, read_records
 from scone_pl.evaluation.scores import is_complete
 from scone_pl.evaluation.steps import (
     as_json,
     check_judge,
-    compared,
+    compare_all,
     describe_plan,
     plan_judgements,
     print_json,
-    say,
+    print_line,
     tables_markdown,
     write_tables,
 )
 from scone_pl.evaluation.steps import judge as run_judge
 from scone_pl.evaluation.summary import Summary
 from scone_pl.files import read_json
-from scone_pl.ranges import check_whole
 
-_MAX_COUNT = 1_000_000
 Step = Literal["generate", "judge", "tables"]
 
 
@@ -74,17 +72,16 @@ def evaluate(
         extra: arguments for `predict`; type them behind a lone --.
     """
     chosen = BENCHMARKS[benchmark]
-    _check_counts(rounds=rounds, scorings=scorings, limit=limit)
-    check_whole("--seed", seed)
+    _at_least_one(rounds=rounds, scorings=scorings)
     generating = only in (None, "generate") and not pictures
-    folder = EvaluationFolder.open(output, pictures, remember=not generating)
+    folder = EvaluationFolder.open(output, pictures, reuse=not generating)
     folder.check_writable()
     if generating and checkpoint is None:
         raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --pictures DIR)")
     if extra and not generating:
         raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
     items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
-    wanted = {item.place for item in items}
+    wanted = {item.id for item in items}
     others = [(title, _of_items(found, wanted, title)) for title, found in _others(compare or [], chosen, language)]
     if only in (None, "judge"):
         _check_service(judge, folder, chosen, items)
@@ -102,7 +99,7 @@ def evaluate(
             rounds,
             seed=seed,
             exif_orientation=judge.exif_orientation,
-            extra=extra or [],
+            arguments=extra or [],
         )
         if rank:
             return 0
@@ -118,9 +115,9 @@ def evaluate(
         plots = write_tables(folder.tables, summaries, comparisons)
         from scone_pl.evaluation.report import write_report
 
-        write_report(folder.report, summaries[0], items, records, folder.picture, plots)
-        say(tables_markdown(summaries, comparisons))
-        say(f"tables and plots: {folder.tables}   report: {folder.report}")
+        write_report(folder.report, summaries[0], items, records, folder.image, plots)
+        print_line(tables_markdown(summaries, comparisons))
+        print_line(f"tables and plots: {folder.tables}   report: {folder.report}")
     return status
 
 
@@ -152,14 +149,14 @@ def judge(
         dry_run: only count the questions and what they have cost so far.
         judge: whom to ask, and how.
     """
-    _check_counts(rounds=rounds, scorings=scorings, limit=limit)
     chosen, folder = BENCHMARKS[benchmark], EvaluationFolder.open(output, pictures)
+    _at_least_one(rounds=rounds, scorings=scorings)
     if not dry_run:
         folder.check_writable()
     items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
     judgements = plan_judgements(folder, chosen, items, judge, rounds, scorings)
     if dry_run:
-        say(describe_plan(folder, judgements, judge))
+        print_line(describe_plan(folder, judgements, judge))
         return 0
     folder.begin(chosen, data=str(data_file(data)))
     return _status(run_judge(folder, judgements, judge))
@@ -188,7 +185,6 @@ def tables(
         seed: of the bootstrap.
     """
     chosen = BENCHMARKS[benchmark]
-    check_whole("--seed", seed)
     if output is not None:
         check_tables_output(Path(output))
     records = read_records(scores, chosen, language)
@@ -199,7 +195,7 @@ def tables(
     if json:
         print_json(as_json(summaries, comparisons))
     else:
-        say(tables_markdown(summaries, comparisons))
+        print_line(tables_markdown(summaries, comparisons))
     return 0
 
 
@@ -215,10 +211,10 @@ def _summaries(
     benchmark: Benchmark,
     seed: int,
 ) -> tuple[list[Summary], list[dict[str, Any]]]:
-    names = distinct([name, *(title for title, _ in others)], taken=published(benchmark).rows)
+    names = unique_names([name, *(title for title, _ in others)], taken=published(benchmark).rows)
     others = [(title, found) for title, (_, found) in zip(names[1:], others, strict=True)]
     summaries = [Summary.of(found, benchmark, each, seed=seed) for each, found in [(names[0], records), *others]]
-    return summaries, compared(records, others, benchmark, seed)
+    return summaries, compare_all(records, others, benchmark, seed)
 
 
 def _others(files: Sequence[str], benchmark: Benchmark, language: str | None) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -240,10 +236,10 @@ def _of_items(records: Sequence[Record], wanted: set[tuple[str, str]], whose: st
     return found
 
 
-def _check_counts(**numbers: int | None) -> None:
+def _at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
-        if number is not None:
-            check_whole(f"--{name}", number, minimum=1, maximum=_MAX_COUNT)
+        if number < 1:
+            raise UserError(f"--{name} {number}: must be at least 1")
 
 
 def _name_of(checkpoint: str) -> str:

@@ -1,4 +1,4 @@
-"""What the two benchmarks are: their tasks, what is judged of each, and when a scene counts (benchmarks 1, 3.3)."""
+"""Definition of the two benchmarks: tasks, score columns and scene rules (docs/benchmarks.md 1, 3.3)."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ _WORDS: dict[str, Content] = {"char": "character", "obj": "object", "sce": "scen
 
 @dataclass(frozen=True)
 class CaseType:
-    """A `case_type` taken apart: how many references, and of what."""
+    """A parsed `case_type`: number and content of the references."""
 
     count: int | None
-    """Number of references; None if it does not say."""
+    """Number of references; None if not stated."""
     contents: frozenset[Content]
-    unknown: tuple[str, ...] = ()
-    """Words that mean nothing known."""
+    unrecognised: tuple[str, ...] = ()
+    """Unrecognised words."""
 
     @classmethod
     def parse(cls, text: str | None) -> CaseType:
-        """Reads `2CS`, `2 C+S`, `2_char_scene`, `CharacterScene`; words it does not know end up in `unknown`.
+        """Parses `2CS`, `2 C+S`, `2_char_scene`, `CharacterScene`; other words are collected in `unrecognised`.
 
-        The published code calls anything with a capital S a scene, `Single` too (docs/benchmarks.md 5).
+        The published code treats anything with a capital S as a scene, including `Single` (docs/benchmarks.md 5).
         """
-        count, contents, unknown = None, set(), []
+        count, contents, unrecognised = None, set(), []
         for token in _TOKENS.findall(text or ""):
             if token.isdigit():
                 count = int(token) if count is None else count
             elif content := _LETTERS.get(token) or _WORDS.get(token.lower()[: 4 if token[0] in "cC" else 3]):
                 contents.add(content)
             elif token.lower() not in ("and", "image", "images", "img", "ref", "refs"):
-                unknown.append(token)
-        return cls(count, frozenset(contents), tuple(unknown))
+                unrecognised.append(token)
+        return cls(count, frozenset(contents), tuple(unrecognised))
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Benchmark:
     name: BenchmarkName
     title: str
     tasks: tuple[str, ...]
-    """In the order of its table."""
+    """In the order of the table."""
     heads: tuple[tuple[str, tuple[str, ...]], ...]
-    """The table's head: groups and the tasks' short names in them, in the order of `tasks`."""
+    """The table's head: groups with the short names of their tasks, in the order of `tasks`."""
     make_target: str
-    """What `make` calls its table."""
+    """Makefile target of the table."""
 
     def has_distinction(self, task: str) -> bool:
-        """Whether a task's candidates are judged as present or absent."""
+        """Whether the presence of a task's candidates is judged."""
         return self.name == "sconeeval" and is_distinction(task)
 
     def columns(self, task: str) -> tuple[str, ...]:
@@ -79,27 +79,27 @@ class Benchmark:
 
     @property
     def has_overall(self) -> bool:
-        """Whether there is an Overall of composition and distinction."""
+        """Whether the benchmark has an Overall score of composition and distinction."""
         return self.name == "sconeeval"
 
     @property
     def short_names(self) -> dict[str, str]:
-        """Task -> its name for the table's head, such as `Distinction / Cross`."""
+        """Task -> its name in the table's head, such as `Distinction / Cross`."""
         names = [f"{group} / {short}" for group, shorts in self.heads for short in shorts]
         return dict(zip(self.tasks, names, strict=True))
 
     def shows_scene(self, task: str, case_type: str | None) -> bool:
-        """Whether subject consistency is judged together with the scene's (docs/benchmarks.md 3.3)."""
+        """Whether subject consistency includes the scene (docs/benchmarks.md 3.3)."""
         return "scene" in task or "scene" in CaseType.parse(case_type).contents
 
     def check_tasks(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """`tasks` in the table's order.
 
         Raises:
-            UserError: one of them is not a task of this benchmark.
+            UserError: one of them is no task of this benchmark.
         """
-        if unknown := [task for task in tasks if task not in self.tasks]:
-            raise UserError(f"{self.name} has no task {unknown[0]!r}; its tasks: {', '.join(self.tasks)}")
+        if unrecognised := [task for task in tasks if task not in self.tasks]:
+            raise UserError(f"{self.name} has no task {unrecognised[0]!r}; its tasks: {', '.join(self.tasks)}")
         return tuple(task for task in self.tasks if task in tasks)
 
 

@@ -1,7 +1,7 @@
-"""How sure the numbers are: percentile intervals over resampled items, and paired differences of two models.
+"""Bootstrap confidence intervals, and paired comparisons of two models.
 
-Items are what is drawn at random when a benchmark is made, so items are resampled, within each task, all groups of an
-item together. Symbols: B resamples, n items of a task, G groups.
+The items of a benchmark are the random sample, so items are resampled within each task, all groups of an item together.
+Symbols: B resamples, n items of a task, G groups.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from scone_pl.evaluation.scores import is_complete, item_scores
 
 RESAMPLES = 2000
 LEVEL = 0.95
-FEW = 10
-"""With fewer items in a task there is too little to resample: its interval is too narrow, its p too small."""
+MIN_ITEMS = 10
+"""With fewer items per task, intervals are too narrow and p-values too small."""
 
 Values = dict[str, np.ndarray]
 """Column -> (n, G) float64, NaN where a record is missing or incomplete."""
@@ -29,23 +29,23 @@ Values = dict[str, np.ndarray]
 def intervals(
     records: Records, benchmark: Benchmark, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """95 % intervals of every column of `combine(...)["mean"]`; columns of groups' averages need all tasks."""
+    """95 % intervals of every column of `combine(...)["mean"]`; averages require all tasks."""
     keys, values = item_values(records, benchmark)
     resampled = _resampled(benchmark, values, {t: _weights(k, t, resamples, seed) for t, k in keys.items()})
-    return {column: _interval(found) for column, found in resampled.items()}
+    return {column: _interval(scores) for column, scores in resampled.items()}
 
 
 def compare(
     ours: Records, theirs: Records, benchmark: Benchmark, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """Paired comparison of two models over the items that both have complete.
+    """Paired comparison of two models over the items that are complete for both.
 
     Returns:
         `n` per task; per column `first`, `second`, `difference` (first - second), its 95 % `interval`, and `p`, the
         two-sided bootstrap probability of a difference of the other sign or none.
 
     Raises:
-        UserError: they have no item in common.
+        UserError: they have no complete item in common.
     """
     first_keys, first = item_values(ours, benchmark)
     second_keys, second = item_values(theirs, benchmark)
@@ -55,21 +55,21 @@ def compare(
         raise UserError("the two score files have no complete item in common; compare runs of the same benchmark data")
     weights = {task: _weights(keys, task, resamples, seed) for task, keys in common.items()}
     ones = {task: np.ones((1, len(keys))) for task, keys in common.items()}
-    sides = [
-        {task: _of_keys(values[task], keys[task], common[task]) for task in common}
+    models = [
+        {task: _select(values[task], keys[task], common[task]) for task in common}
         for values, keys in ((first, first_keys), (second, second_keys))
     ]
-    points = [_resampled(benchmark, side, ones) for side in sides]
-    clouds = [_resampled(benchmark, side, weights) for side in sides]
+    means = [_resampled(benchmark, model, ones) for model in models]
+    resampled = [_resampled(benchmark, model, weights) for model in models]
     columns = {}
-    for column in (name for name in points[0] if all(name in found for found in (points[1], *clouds))):
-        difference = clouds[0][column] - clouds[1][column]
+    for column in (name for name in means[0] if all(name in scores for scores in (means[1], *resampled))):
+        difference = resampled[0][column] - resampled[1][column]
         difference = difference[~np.isnan(difference)]
-        point = float(points[0][column][0] - points[1][column][0])
+        point = float(means[0][column][0] - means[1][column][0])
         tail = min(float(np.mean(difference <= 0)), float(np.mean(difference >= 0)))
         columns[column] = {
-            "first": float(points[0][column][0]),
-            "second": float(points[1][column][0]),
+            "first": float(means[0][column][0]),
+            "second": float(means[1][column][0]),
             "difference": point,
             "interval": list(_interval(difference)),
             "p": min(1.0, 2 * max(tail, 1 / resamples)),
@@ -80,7 +80,7 @@ def compare(
 def item_values(records: Records, benchmark: Benchmark) -> tuple[dict[str, list[str]], dict[str, Values]]:
     """Per task the keys of items that are complete in any group, sorted, and their scores."""
     groups = sorted({(record["sampling"], record["scoring"]) for record in records})
-    place = {group: number for number, group in enumerate(groups)}
+    index = {group: number for number, group in enumerate(groups)}
     keys: dict[str, list[str]] = {}
     values: dict[str, Values] = {}
     for task in benchmark.tasks:
@@ -89,22 +89,22 @@ def item_values(records: Records, benchmark: Benchmark) -> tuple[dict[str, list[
             continue
         keys[task] = sorted({str(record["key"]) for record in members})
         row = {key: number for number, key in enumerate(keys[task])}
-        found = {name: np.full((len(row), len(groups)), np.nan) for name in benchmark.columns(task)}
+        scores = {name: np.full((len(row), len(groups)), np.nan) for name in benchmark.columns(task)}
         for record in members:
-            at = row[str(record["key"])], place[record["sampling"], record["scoring"]]
+            at = row[str(record["key"])], index[record["sampling"], record["scoring"]]
             for name, value in item_scores(record).items():
-                found[name][at] = value
-        values[task] = found
+                scores[name][at] = value
+        values[task] = scores
     return keys, values
 
 
-def _of_keys(values: Values, keys: Sequence[str], wanted: Sequence[str]) -> Values:
-    rows = [keys.index(key) for key in wanted]
-    return {name: found[rows] for name, found in values.items()}
+def _select(values: Values, keys: Sequence[str], selected: Sequence[str]) -> Values:
+    rows = [keys.index(key) for key in selected]
+    return {name: scores[rows] for name, scores in values.items()}
 
 
 def _weights(keys: Sequence[str], task: str, resamples: int, seed: int) -> np.ndarray:
-    """(B, n): how often each item is drawn; the same for two models that share keys."""
+    """(B, n): how often each item is drawn; the same for two models with the same keys."""
     generator = np.random.default_rng([seed, zlib.crc32(task.encode())])
     return generator.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=resamples).astype(np.float64)
 
@@ -112,34 +112,34 @@ def _weights(keys: Sequence[str], task: str, resamples: int, seed: int) -> np.nd
 def _resampled(
     benchmark: Benchmark, values: Mapping[str, Values], weights: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Every column's mean over groups (B,), computed as the tables do it; columns that no group has are left out."""
+    """(B,) mean over groups of every column, computed as in the tables; columns without values are omitted."""
     by_group: dict[str, np.ndarray] = {}  # (B, G)
     for task in benchmark.tasks:
-        for name, found in values.get(task, {}).items():
-            there = ~np.isnan(found)
-            count = weights[task] @ there.astype(np.float64)
+        for name, scores in values.get(task, {}).items():
+            present = ~np.isnan(scores)
+            count = weights[task] @ present.astype(np.float64)
             with np.errstate(invalid="ignore", divide="ignore"):
-                by_group[f"{task}.{name}"] = weights[task] @ np.where(there, found, 0.0) / count
+                by_group[f"{task}.{name}"] = weights[task] @ np.where(present, scores, 0.0) / count
     if all(task in values for task in benchmark.tasks):
-        # A group that lacks a task has no average at all, in no column.
-        lacking = np.any([np.isnan(by_group[f"{task}.PF"]) for task in benchmark.tasks], axis=0)
+        # A group that lacks a task has no average in any column.
+        incomplete = np.any([np.isnan(by_group[f"{task}.PF"]) for task in benchmark.tasks], axis=0)
         for name in benchmark.average_columns:
             parts = [by_group[f"{t}.{name}"] for t in benchmark.tasks if f"{t}.{name}" in by_group]
-            by_group[f"average.{name}"] = np.where(lacking, np.nan, np.mean(parts, axis=0))
+            by_group[f"average.{name}"] = np.where(incomplete, np.nan, np.mean(parts, axis=0))
         if benchmark.has_overall:
             by_group["overall"] = (by_group["average.COM"] + by_group["average.DIS"]) / 2
-    means = {column: _mean_over_groups(found) for column, found in by_group.items()}
-    return {column: found for column, found in means.items() if not np.isnan(found).all()}
+    means = {column: _mean_over_groups(scores) for column, scores in by_group.items()}
+    return {column: scores for column, scores in means.items() if not np.isnan(scores).all()}
 
 
-def _mean_over_groups(found: np.ndarray) -> np.ndarray:
-    """(B,) of (B, G), over the groups that have a value."""
-    there = ~np.isnan(found)
+def _mean_over_groups(scores: np.ndarray) -> np.ndarray:
+    """(B, G) -> (B,), over the groups that have a value."""
+    present = ~np.isnan(scores)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(there, found, 0.0).sum(axis=1) / there.sum(axis=1)
+        return np.where(present, scores, 0.0).sum(axis=1) / present.sum(axis=1)
 
 
-def _interval(found: np.ndarray) -> tuple[float, float]:
+def _interval(scores: np.ndarray) -> tuple[float, float]:
     edge = (1 - LEVEL) / 2
-    low, high = np.nanquantile(found, [edge, 1 - edge])
+    low, high = np.nanquantile(scores, [edge, 1 - edge])
     return float(low), float(high)

@@ -1,14 +1,14 @@
-"""What an evaluation leaves on disk.
+"""Layout of an evaluation's output folder.
 
 <output>/
   evaluation.json               benchmark, name of the model, checkpoint, data
-  prompts.jsonl                 the chosen items, for `predict`
-  round_1/predictions/          pictures of the first sampling, <task>/<key>.png, and settings.json; round_2, ...
-                                beside them: generated.json (the command that finished), drawn_from.json (item hashes)
-  answers.jsonl                 everything the judge has said, append-only; its .lock
-  scores.jsonl                  a record for each (sampling, scoring, item)
+  prompts.jsonl                 the selected items, for `predict`
+  round_1/predictions/          images of the first sampling, <task>/<key>.png, and settings.json; round_2, ...
+                                beside them: generated.json (the command that finished), drawn_from.json (input hashes)
+  answers.jsonl                 the judge's answers, append-only; its .lock
+  scores.jsonl                  a record per (sampling, scoring, item)
   tables/                       table.md, table.tex, table.json, radar, bars, stability as PNG and PDF
-  report.html                   to look through
+  report.html                   all items with images and scores
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def check_tables_output(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class EvaluationFolder:
-    """The folder of one model on one benchmark."""
+    """Output folder of one model on one benchmark."""
 
     path: Path
-    pictures: tuple[Path, ...] = ()
-    """Folders of pictures made elsewhere, one a sampling; empty = our own rounds."""
+    image_folders: tuple[Path, ...] = ()
+    """Folders of externally generated images, one per sampling; empty = this folder's rounds."""
 
     @property
     def prompts(self) -> Path:
@@ -63,82 +63,82 @@ class EvaluationFolder:
         return self.path / "report.html"
 
     def round(self, sampling: int) -> Path:
-        """The output_dir of `predict` for a sampling, from 1."""
+        """`output_dir` of `predict` for a sampling, from 1."""
         return self.path / f"round_{sampling}"
 
-    def pictures_of(self, sampling: int) -> Path:
-        """Where the pictures of a sampling lie."""
-        return self.pictures[sampling - 1] if self.pictures else self.round(sampling) / "predictions"
+    def images_of(self, sampling: int) -> Path:
+        """Folder of a sampling's images."""
+        return self.image_folders[sampling - 1] if self.image_folders else self.round(sampling) / "predictions"
 
-    def picture(self, item: Item, sampling: int) -> Path:
-        """The file of one picture."""
-        return self.pictures_of(sampling) / item.picture_name
+    def image(self, item: Item, sampling: int) -> Path:
+        """Path of one image."""
+        return self.images_of(sampling) / item.image_name
 
     def samplings(self, rounds: int) -> list[int]:
-        """The samplings up to `rounds` that have a folder of pictures.
+        """The samplings up to `rounds` that have a folder of images.
 
         Raises:
             UserError: there is none.
         """
-        if self.pictures:
-            for place in self.pictures:
-                if not place.is_dir():
-                    raise UserError(f"--pictures {place}: no such folder; it must hold TASK/KEY.png")
-            return list(range(1, len(self.pictures) + 1))
-        found = [n for n in range(1, rounds + 1) if self.pictures_of(n).is_dir()]
-        if not found:
+        if self.image_folders:
+            for image_folder in self.image_folders:
+                if not image_folder.is_dir():
+                    raise UserError(f"--pictures {image_folder}: no such folder; it must hold TASK/KEY.png")
+            return list(range(1, len(self.image_folders) + 1))
+        existing = [n for n in range(1, rounds + 1) if self.images_of(n).is_dir()]
+        if not existing:
             raise UserError(
-                f"{self.path}: holds no pictures (round_1/predictions); generate them first, or name their folders "
-                "with --pictures"
+                f"{self.path}: has no images (round_1/predictions); generate them first, or give their folders with "
+                "--pictures"
             )
-        return found
+        return existing
 
     def generation(self, sampling: int) -> dict[str, Any]:
-        """What the pictures of a sampling were made with, as far as it is known."""
-        file = self.pictures_of(sampling) / "settings.json"
-        return read_json(file, dict) if file.exists() else {"pictures": str(self.pictures_of(sampling))}
+        """Settings with which the images of a sampling were generated, if known."""
+        file = self.images_of(sampling) / "settings.json"
+        return read_json(file, dict) if file.exists() else {"pictures": str(self.images_of(sampling))}
 
     @classmethod
-    def open(cls, output: str | Path, pictures: Sequence[str] | None, *, remember: bool = True) -> EvaluationFolder:
-        """The folder `output`.
+    def open(cls, output: str | Path, image_folders: Sequence[str] | None, *, reuse: bool = True) -> EvaluationFolder:
+        """Opens the folder `output`, which need not exist.
 
         Args:
             output: its path.
-            pictures: folders of pictures made elsewhere.
-            remember: without `pictures`, take those that were named the last time.
+            image_folders: folders of externally generated images.
+            reuse: without `image_folders`, use those of the previous run.
         """
         path = Path(output)
-        named = pictures or (_known(path).get("pictures") if remember else None)
-        return cls(path, tuple(map(Path, named or [])))
+        folders = image_folders or (_read_metadata(path).get("pictures") if reuse else None)
+        return cls(path, tuple(map(Path, folders or [])))
 
     def check_writable(self) -> None:
-        """Raises a `UserError` if anything of what an evaluation writes cannot be written."""
+        """Raises `UserError` if any of an evaluation's outputs cannot be written."""
         files = [file.name for file in (self.prompts, self.answers, self.scores, self.report)]
         check_output_folder(self.path, files=[_ABOUT, *files])
         check_tables_output(self.tables)
 
     def check(self, benchmark: Benchmark) -> None:
-        """Raises a `UserError` if the folder holds another benchmark."""
-        held = _known(self.path).get("benchmark", benchmark.name)
-        if held != benchmark.name:
-            raise UserError(f"{self.path}: holds an evaluation of {held!r}; choose another --output")
+        """Raises `UserError` if the folder holds another benchmark."""
+        stored = _read_metadata(self.path).get("benchmark", benchmark.name)
+        if stored != benchmark.name:
+            raise UserError(f"{self.path}: holds an evaluation of {stored!r}; choose another --output")
 
     def begin(self, benchmark: Benchmark, **about: str | None) -> dict[str, Any]:
-        """Records what is evaluated here (None leaves what is known as it is), and returns it.
+        """Updates and returns `evaluation.json`; values of None leave an entry unchanged.
 
         Raises:
-            UserError: the folder holds the other benchmark.
+            UserError: the folder holds another benchmark.
         """
         self.check(benchmark)
-        known = _known(self.path)
-        known |= {"benchmark": benchmark.name, **{name: value for name, value in about.items() if value is not None}}
-        known["pictures"] = [str(place.resolve()) for place in self.pictures]
-        write_json(known, self.path / _ABOUT)
-        return known
+        metadata = _read_metadata(self.path)
+        metadata |= {"benchmark": benchmark.name, **{name: value for name, value in about.items() if value is not None}}
+        metadata["pictures"] = [str(image_folder.resolve()) for image_folder in self.image_folders]
+        write_json(metadata, self.path / _ABOUT)
+        return metadata
 
 
-def _known(path: Path) -> dict[str, Any]:
-    """What is recorded about an evaluation, {} before it began.
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """Content of `evaluation.json`; {} if it does not exist.
 
     Raises:
         UserError: the file is damaged.
@@ -146,8 +146,8 @@ def _known(path: Path) -> dict[str, Any]:
     file = path / _ABOUT
     if not file.exists():
         return {}
-    known = read_json(file, dict)
-    pictures = known.get("pictures", [])
-    if not isinstance(pictures, list) or not all(isinstance(folder, str) for folder in pictures):
+    metadata = read_json(file, dict)
+    image_folders = metadata.get("pictures", [])
+    if not isinstance(image_folders, list) or not all(isinstance(folder, str) for folder in image_folders):
         raise UserError(f"{file}: `pictures` must be a list of folders; correct it, or choose another --output")
-    return known
+    return metadata

@@ -1,4 +1,4 @@
-"""The benchmark's pictures, by the `predict` verb: one run a round, each in a folder of its own."""
+"""Generates a benchmark's images with the `predict` verb: one run per round, each with its own output folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from scone_pl.files import read_json, read_text, write_json, write_text
 from scone_pl.progress import Progress, Watcher
 
 RECIPE = Path(__file__).parent / "sampling.yaml"
-_MISTAKE = 2
-"""Status of a command that cannot work as it was typed."""
-_DONE = "generated.json"
-_DRAWN_FROM = "drawn_from.json"
+_USAGE_ERROR = 2
+"""Exit status of a command with invalid arguments."""
+_FINISHED = "generated.json"
+_INPUTS = "drawn_from.json"
 
 
 def launched_rank() -> int | None:
-    """The number of this process if torchrun or Slurm has started several, else None."""
+    """Rank of this process if torchrun or Slurm has launched several, else None."""
     from scone_pl.training.chain import needs_own_process
 
     if needs_own_process("auto"):
@@ -40,31 +40,31 @@ def generate(
     *,
     seed: int = 1234,
     exif_orientation: str = "apply",
-    extra: Sequence[str] = (),
+    arguments: Sequence[str] = (),
 ) -> None:
-    """Makes the pictures that are missing; a finished round costs nothing, not even reading the weights.
+    """Generates the missing images; finished rounds are skipped without loading the weights.
 
-    Under torchrun every rank calls this. Without it, `predict` runs in a process of its own and uses all GPUs.
+    Under torchrun every rank calls this. Otherwise `predict` runs in a separate process and uses all GPUs.
 
     Args:
-        folder: where to.
-        items: what to draw.
+        folder: the evaluation's folder.
+        items: the items.
         checkpoint: folder of weights.
-        rounds: samplings, each with noise of its own.
-        seed: of the noise, together with the round's number, the task and the key.
-        exif_orientation: of references, see `PackingConfig.exif_orientation`.
-        extra: more arguments for `predict`.
+        rounds: number of samplings, each with different noise.
+        seed: seed of the noise, together with round, task and key.
+        exif_orientation: for references, see `PackingConfig.exif_orientation`.
+        arguments: further arguments for `predict`.
 
     Raises:
-        UserError: no such checkpoint; or `predict` has stopped, and what it said stands above.
+        UserError: no such checkpoint, or `predict` failed (it has printed the reason).
     """
     from scone_pl.training.chain import run_in_own_process
     from scone_pl.training.outcome import LEFT_OUT_STATUS
 
-    rank, weights = launched_rank(), _identity(checkpoint)
+    rank, weights = launched_rank(), _weights_identity(checkpoint)
     _write_prompts(items, folder.prompts, rank)
     for sampling in range(1, rounds + 1):
-        command = predict_command(folder, checkpoint, sampling, seed, exif_orientation, extra)
+        command = predict_command(folder, checkpoint, sampling, seed, exif_orientation, arguments)
         _check_unchanged(folder, sampling, items, write=not rank)
         done = {"command": command, "weights": weights}
         if rank is not None:
@@ -72,53 +72,57 @@ def generate(
 
             with _watched(folder, sampling, rounds, items, show=rank == 0):
                 status = run_lightning(command)
-                _wait_for_all(last=sampling == rounds)
-        elif _is_done(folder, sampling, items, done):
+                _barrier(last=sampling == rounds)
+        elif _is_finished(folder, sampling, items, done):
             continue
         else:
             with _watched(folder, sampling, rounds, items, show=True):
                 status = run_in_own_process(command)
         if status == LEFT_OUT_STATUS:
-            continue  # not marked as done: the next start tries these again, and the tables name them until then
+            continue  # not marked as finished: the next run retries the skipped items; until then the tables list them
         if status:
-            advice = "" if status == _MISTAKE else "; the same command goes on"
-            raise UserError(f"generating round {sampling} stopped (status {status}), see above{advice}")
+            advice = "" if status == _USAGE_ERROR else "; run the same command to resume"
+            raise UserError(f"generating round {sampling} failed (status {status}), see above{advice}")
         if not rank:
-            write_json(done, folder.round(sampling) / _DONE)
+            write_json(done, folder.round(sampling) / _FINISHED)
 
 
 def _watched(folder: EvaluationFolder, sampling: int, rounds: int, items: Sequence[Item], *, show: bool) -> Watcher:
-    """Counts the pictures of all ranks, which Lightning's bar for one rank does not."""
+    """Counts the images of all ranks; Lightning's progress bar counts those of one."""
     progress = Progress(f"generating round {sampling} of {rounds}", len(items), unit="images", show=show)
-    return Watcher(progress, lambda: sum(folder.picture(item, sampling).is_file() for item in items) if show else 0)
+
+    def count() -> int:
+        return sum(folder.image(item, sampling).is_file() for item in items) if show else 0
+
+    return Watcher(progress, count)
 
 
 def _check_unchanged(folder: EvaluationFolder, sampling: int, items: Sequence[Item], *, write: bool) -> None:
-    """Remembers what each picture is drawn from, and refuses to pass an old picture off as a changed item's.
+    """Records a hash of each item's inputs, and refuses existing images of items whose inputs have changed.
 
     Raises:
-        UserError: an item that has a picture had another instruction, or other references, when it was drawn.
+        UserError: the image of an item was generated from another instruction or other references.
     """
-    file = folder.round(sampling) / _DRAWN_FROM
-    known = read_json(file, dict) if file.exists() else {}
-    prints = Fingerprints()
+    file = folder.round(sampling) / _INPUTS
+    stored = read_json(file, dict) if file.exists() else {}
+    fingerprints = Fingerprints()
     for item in items:
-        content = json.dumps([item.instruction, [prints[image] for image in item.images]])
-        now = hashlib.sha256(content.encode()).hexdigest()[:16]
-        name = "/".join(item.place)
-        picture = folder.picture(item, sampling)
-        if known.get(name, now) != now and picture.is_file():
+        content = json.dumps([item.instruction, [fingerprints[image] for image in item.images]])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        name = "/".join(item.id)
+        image = folder.image(item, sampling)
+        if stored.get(name, digest) != digest and image.is_file():
             raise UserError(
-                f"{picture}: was drawn from another instruction or other references than the data now has; choose "
+                f"{image}: was generated from another instruction or other references than the data has now; choose "
                 "another --output, or move that image aside"
             )
-        known[name] = now
+        stored[name] = digest
     if write:
-        write_json(known, file)
+        write_json(stored, file)
 
 
-def _wait_for_all(*, last: bool) -> None:
-    """Ranks do not draw equally fast; after the last round the others leave, and rank 0 goes on alone."""
+def _barrier(*, last: bool) -> None:
+    """Waits for all ranks; after the last round only rank 0 continues."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
@@ -128,9 +132,9 @@ def _wait_for_all(*, last: bool) -> None:
 
 
 def predict_command(
-    folder: EvaluationFolder, checkpoint: str, sampling: int, seed: int, exif_orientation: str, extra: Sequence[str]
+    folder: EvaluationFolder, checkpoint: str, sampling: int, seed: int, exif_orientation: str, arguments: Sequence[str]
 ) -> list[str]:
-    """The arguments of `python -m scone_pl` that make one round."""
+    """The arguments of `python -m scone_pl` that generate one round."""
     import torch
 
     return [
@@ -143,12 +147,12 @@ def predict_command(
         *("--data.predict", json.dumps([{"path": str(folder.prompts)}])),
         *("--data.packing.exif_orientation", exif_orientation),
         *("--output_dir", str(folder.round(sampling))),
-        *extra,
+        *arguments,
     ]
 
 
 def _write_prompts(items: Sequence[Item], file: Path, rank: int | None) -> None:
-    """The chosen items as `predict` reads them. Every rank writes the same: another machine may not see rank 0's."""
+    """Writes the items as prompts for `predict`. Every rank does so: nodes may not share a file system."""
     lines = [
         {
             "key": item.key,
@@ -164,24 +168,24 @@ def _write_prompts(items: Sequence[Item], file: Path, rank: int | None) -> None:
     write_text(text, file)
 
 
-def _identity(checkpoint: str) -> str:
+def _weights_identity(checkpoint: str) -> str:
     from scone_pl.checkpoints.model import check_folder
     from scone_pl.training.runs import weights_identity
 
     return weights_identity(check_folder(checkpoint))
 
 
-def _is_done(folder: EvaluationFolder, sampling: int, items: Sequence[Item], done: dict[str, object]) -> bool:
-    """Whether the same command has finished and all its pictures are there, whole."""
+def _is_finished(folder: EvaluationFolder, sampling: int, items: Sequence[Item], done: dict[str, object]) -> bool:
+    """Whether the same command has finished and all its images are intact."""
     from scone_pl.data.sample import Sample
     from scone_pl.training.predictions import PredictionFolder
 
-    record = folder.round(sampling) / _DONE
+    record = folder.round(sampling) / _FINISHED
     if not record.exists() or read_json(record, dict) != done:
         return False
-    place = PredictionFolder(folder.pictures_of(sampling))
+    predictions = PredictionFolder(folder.images_of(sampling))
     return all(
-        place.is_finished(
+        predictions.is_finished(
             Sample(key=i.key, references=(), instruction=i.instruction, target=b"", metadata={"task_type": i.task_type})
         )
         for i in items

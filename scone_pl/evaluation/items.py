@@ -1,4 +1,4 @@
-"""A benchmark's items: its published `data.jsonl`, read and checked (docs/benchmarks.md 1)."""
+"""Reads and checks a benchmark's published `data.jsonl` (docs/benchmarks.md 1)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from scone_pl.data.prompts import requests_and_records
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark, CaseType
 from scone_pl.messages import warn
-from scone_pl.ranges import check_whole
 
 FILE = "data.jsonl"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One line of the benchmark."""
+    """One item (line) of a benchmark."""
 
     key: str
     """Unique within its task."""
@@ -28,23 +27,23 @@ class Item:
     images: tuple[Path, ...]
     """Reference images, in order."""
     scene: bool
-    """Whether a reference shows a scene that must be kept."""
+    """Whether a reference shows a scene that must be preserved."""
     case_type: str | None = None
     language: str | None = None
     """`instruction_language` of the line."""
     subjects: tuple[tuple[str, ...], ...] = ()
-    """Per reference the descriptions of its candidates; empty where presence is not judged."""
+    """Per reference the descriptions of its candidates; empty if presence is not judged."""
     labels: tuple[tuple[int, ...], ...] = ()
-    """Of the same shape: 1 if the candidate should appear."""
+    """Same shape: 1 for targets, 0 for distractors."""
 
     @property
-    def place(self) -> tuple[str, str]:
-        """(task, key): what names the item."""
+    def id(self) -> tuple[str, str]:
+        """(task, key), unique within the benchmark."""
         return self.task_type, self.key
 
     @property
-    def picture_name(self) -> Path:
-        """Where its picture lies below a folder of pictures (docs/benchmarks.md 2)."""
+    def image_name(self) -> Path:
+        """Path of its generated image within a folder of images (docs/benchmarks.md 2)."""
         return Path(self.task_type) / f"{self.key}.png"
 
 
@@ -53,7 +52,7 @@ def data_file(data: str | Path) -> Path:
     path = Path(data)
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"--data {data}: no {FILE} there; give the folder of the published JSONL form")
+        raise UserError(f"--data {data}: no {FILE} there; give the folder of the published JSONL format")
     return file
 
 
@@ -65,37 +64,37 @@ def read_items(
     limit: int | None = None,
     language: str | None = None,
 ) -> list[Item]:
-    """Reads and checks a benchmark; the whole file is checked whatever is chosen of it.
+    """Reads a benchmark; the whole file is checked, whatever the selection.
 
     Args:
-        benchmark: whose data it is.
+        benchmark: the benchmark of the data.
         data: folder with `data.jsonl` and the images, or the file.
         tasks: only these tasks.
-        limit: at most so many items of each task, the first ones.
-        language: only items whose `instruction_language` is this.
+        limit: only the first this many items per task.
+        language: only items with this `instruction_language`.
 
     Raises:
-        UserError: naming file and line: see `requests_and_records`; an unknown task; labels that do not fit the
-            candidates; more lists of candidates than references. Also if nothing is left. A warning tells of items
-            without a label that is 1, and of case types that are not understood.
+        UserError: names file and line: see `requests_and_records`; an unknown task; labels that do not match the
+            candidates; more lists of candidates than references. Also if the selection is empty. Items without a target
+            and unrecognised case types are reported as warnings.
     """
     file = data_file(data)
     items = []
-    strange: Counter[str] = Counter()
-    hopeless: list[str] = []
+    unrecognised: Counter[str] = Counter()
+    without_target: list[str] = []
     for request, record in requests_and_records([file]):
         if request.task_type not in benchmark.tasks:
             raise UserError(
-                f"{request.where}: {request.task_type!r} is no task of {benchmark.name}; it has "
+                f"{request.where}: {request.task_type!r} is no task of {benchmark.name}; its tasks: "
                 f"{', '.join(benchmark.tasks)}"
             )
-        case_type = _text(record, "case_type", request.where)
-        if CaseType.parse(case_type).unknown:
-            strange[str(case_type)] += 1
+        case_type = _optional_string(record, "case_type", request.where)
+        if CaseType.parse(case_type).unrecognised:
+            unrecognised[str(case_type)] += 1
         subjects, labels = (), ()
         if benchmark.has_distinction(request.task_type):
             subjects, labels = _candidates(record, len(request.images), request.where)
-            hopeless += [] if any(map(any, labels)) else [request.where]
+            without_target += [] if any(map(any, labels)) else [request.where]
         items.append(
             Item(
                 key=request.key,
@@ -104,40 +103,43 @@ def read_items(
                 images=request.images,
                 scene=benchmark.shows_scene(request.task_type, case_type),
                 case_type=case_type,
-                language=_text(record, "instruction_language", request.where),
+                language=_optional_string(record, "instruction_language", request.where),
                 subjects=subjects,
                 labels=labels,
             )
         )
-    if hopeless:  # kept: the published numbers have them too (docs/benchmarks.md 5)
-        warn(f"{hopeless[0]}: no candidate is labelled 1, so the item gets 5 in DIS at most ({len(hopeless)} such)")
-    if strange:
-        named = ", ".join(f"{name!r} ({count})" for name, count in strange.most_common(5))
-        warn(f"{file}: case_type {named} not wholly understood; what is known of it (C, O, S, char, obj, scene) counts")
-    return _chosen(items, file, benchmark.check_tasks(tasks) if tasks else benchmark.tasks, limit, language)
+    if without_target:  # kept: the published numbers have them too (docs/benchmarks.md 5)
+        warn(
+            f"{without_target[0]}: no candidate is labelled 1, so the item's DIS is at most 5 "
+            f"({len(without_target)} such items)"
+        )
+    if unrecognised:
+        names = ", ".join(f"{name!r} ({count})" for name, count in unrecognised.most_common(5))
+        warn(f"{file}: case_type {names} partly unrecognised; only its known parts count (C, O, S, char, obj, scene)")
+    return _selected(items, file, benchmark.check_tasks(tasks) if tasks else benchmark.tasks, limit, language)
 
 
-def _chosen(
+def _selected(
     items: Sequence[Item], file: Path, tasks: Sequence[str], limit: int | None, language: str | None
 ) -> list[Item]:
-    if limit is not None:
-        check_whole("--limit", limit, minimum=1)
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: must be at least 1 (items per task)")
     seen: Counter[str] = Counter()
-    chosen = []
+    selected = []
     for item in items:
         if item.task_type in tasks and language in (None, item.language):
             seen[item.task_type] += 1
             if limit is None or seen[item.task_type] <= limit:
-                chosen.append(item)
-    if not chosen:
+                selected.append(item)
+    if not selected:
         raise UserError(f"{file}: no item of {', '.join(tasks)}" + (f" in language {language}" if language else ""))
-    return chosen
+    return selected
 
 
-def _text(record: dict[str, Any], field: str, where: str) -> str | None:
+def _optional_string(record: dict[str, Any], field: str, where: str) -> str | None:
     value = record.get(field)
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: `{field}` must be a text, not {value!r}")
+        raise UserError(f"{where}: `{field}` must be a string, not {value!r}")
     return value
 
 
@@ -147,16 +149,16 @@ def _candidates(
     """`subject_list` and `subject_label`, checked against each other."""
     subjects, labels = record.get("subject_list"), record.get("subject_label")
     if not _is_nested(subjects, str) or not _is_nested(labels, int):
-        raise UserError(f"{where}: `subject_list` and `subject_label` must be lists (a reference each) of lists")
+        raise UserError(f"{where}: `subject_list` and `subject_label` must be lists (one per reference) of lists")
     if [len(group) for group in subjects] != [len(group) for group in labels]:
-        raise UserError(f"{where}: `subject_label` must have the shape of `subject_list`, one 0 or 1 a candidate")
+        raise UserError(f"{where}: `subject_label` must have the shape of `subject_list`, a 0 or 1 per candidate")
     if len(subjects) > references:
         raise UserError(f"{where}: {len(subjects)} lists in `subject_list` for {references} reference images")
     flat = [label for group in labels for label in group]
     if set(flat) - {0, 1}:
         raise UserError(f"{where}: `subject_label` must hold 0 and 1 only")
     if not flat:
-        raise UserError(f"{where}: `subject_list` names no candidate, so DIS can not be scored")
+        raise UserError(f"{where}: `subject_list` names no candidate, so DIS cannot be scored")
     if any(not name.strip() for group in subjects for name in group):
         raise UserError(f"{where}: a candidate in `subject_list` has no description")
     return tuple(map(tuple, subjects)), tuple(map(tuple, labels))

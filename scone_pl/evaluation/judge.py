@@ -1,4 +1,4 @@
-"""Asks the judge everything that the store does not hold yet; what it says goes into the store at once."""
+"""Asks the judge all questions without a stored answer, and stores each answer immediately."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from scone_pl.vlm.store import Answer, AnswerStore
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the store says about one question."""
+    """Outcome of one question according to the store."""
 
     value: Score | int | None
     """None if there is no usable answer."""
     failure: str | None = None
-    """Then why."""
+    """The reason in that case."""
     answer: Answer | None = None
-    """The answer that counts."""
+    """The answer that `value` was parsed from."""
 
 
 def verdict_on(call: Call, store: AnswerStore) -> Verdict:
-    """The first usable answer to a question."""
+    """The verdict of the first usable answer to a question."""
     failure = None
     for answer in store.of(call.ask):
         if answer.text is None:
@@ -47,45 +47,45 @@ def verdict_on(call: Call, store: AnswerStore) -> Verdict:
 def missing_calls(
     judgements: Sequence[Judgement], store: AnswerStore, *, retry_failed: bool = True
 ) -> Iterator[tuple[Call, int]]:
-    """Questions to ask, each once, and how many unusable answers they have had in a try that was cut short."""
-    met: set[str] = set()
+    """Open questions, without duplicates, each with the number of unusable answers in an interrupted attempt."""
+    seen: set[str] = set()
     for judgement in judgements:
         for call in judgement.calls:
-            if call.ask in met:
+            if call.ask in seen:
                 continue
-            met.add(call.ask)
+            seen.add(call.ask)
             if verdict_on(call, store).value is not None:
                 continue
-            past = store.of(call.ask)
-            if any(answer.text is None for answer in past) and not retry_failed:
+            answers = store.of(call.ask)
+            if any(answer.text is None for answer in answers) and not retry_failed:
                 continue
-            yield call, _unusable_since_failure(past)
+            yield call, _unusable_since_last_failure(answers)
 
 
-def _unusable_since_failure(past: Sequence[Answer]) -> int:
+def _unusable_since_last_failure(answers: Sequence[Answer]) -> int:
     count = 0
-    for answer in past:
+    for answer in answers:
         count = 0 if answer.text is None else count + 1
     return count
 
 
 class Judge:
-    """One run of asking."""
+    """One run of the judge."""
 
     def __init__(self, config: JudgeConfig, store: AnswerStore, *, progress: bool = True) -> None:
         self.config, self.store = config, store
         self.usage = Usage(price_of(config.model, config.prices))
         self.failures: Counter[str] = Counter()
-        """Of this run, by reason."""
-        self._show = progress
-        self._failed_in_a_row = 0
+        """Reason -> number of failures in this run."""
+        self._progress = progress
+        self._consecutive_failures = 0
 
     def run(self, judgements: Sequence[Judgement]) -> None:
-        """Asks what is missing; needs neither key nor service if nothing is.
+        """Asks all open questions; needs neither key nor service if there are none.
 
         Raises:
-            UserError: the service refuses every question, or too many failed one after the other; what was answered
-                until then is kept, and the same call goes on.
+            UserError: the service rejects every request, or too many consecutive questions failed; answers so far are
+                stored, and the same call resumes.
         """
         calls = list(missing_calls(judgements, self.store, retry_failed=self.config.retry_failed))
         if calls:
@@ -99,9 +99,9 @@ class Judge:
         client = JudgeClient(self.config)
 
         def status() -> str:
-            return f"{self.failures.total()} failed, {client.repeated} tries repeated, {self.usage}"
+            return f"{self.failures.total()} failed, {client.retries} requests retried, {self.usage}"
 
-        with Progress("judging", len(calls), unit="calls", status=status, show=self._show) as progress:
+        with Progress("judging", len(calls), unit="calls", status=status, show=self._progress) as progress:
             async with client:
 
                 async def worker() -> None:
@@ -118,11 +118,11 @@ class Judge:
                     await asyncio.gather(*workers, return_exceptions=True)
 
     async def _ask(self, client: JudgeClient, call: Call, unusable: int) -> None:
-        """One question until it has a usable answer, or has failed."""
+        """Asks one question until there is a usable answer or it has failed."""
         try:
             content = await asyncio.to_thread(call.content)
-        except UserError as error:  # a picture that can not be decoded, which says nothing about the judge
-            self._note_failure(call, str(error))
+        except UserError as error:  # an image that cannot be decoded is no failure of the judge
+            self._store_failure(call, str(error))
             return
         try:
             reason = ""
@@ -130,7 +130,7 @@ class Judge:
                 reply = await client.ask(content)
                 self.usage.add(reply.usage)
                 self.store.add(
-                    self._line(
+                    self._answer(
                         call,
                         text=reply.text,
                         answered_by=reply.answered_by,
@@ -143,26 +143,26 @@ class Judge:
                 except UnusableAnswerError as error:
                     reason = str(error) + (" (cut off)" if reply.finish_reason == "length" else "")
                 else:
-                    self._failed_in_a_row = 0
+                    self._consecutive_failures = 0
                     return
             self._fail(call, f"{self.config.max_answers} answers, none usable: {reason}")
         except CallFailedError as error:
             self._fail(call, str(error))
 
-    def _note_failure(self, call: Call, reason: str) -> None:
-        self.store.add(self._line(call, failure=reason))
+    def _store_failure(self, call: Call, reason: str) -> None:
+        self.store.add(self._answer(call, failure=reason))
         self.failures[reason] += 1
 
     def _fail(self, call: Call, reason: str) -> None:
-        """Notes a failure of the judge; too many in a row stop the run."""
-        self._note_failure(call, reason)
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= self.config.stop_after:
+        """Stores a failure of the judge; too many consecutive ones stop the run."""
+        self._store_failure(call, reason)
+        self._consecutive_failures += 1
+        if self._consecutive_failures >= self.config.stop_after:
             raise StopJudgingError(
-                f"{self._failed_in_a_row} calls failed one after the other, the last one with: {reason}; is the judge "
-                f"at {self.config.url} well? The same command goes on"
+                f"{self._consecutive_failures} consecutive calls failed, the last with: {reason}; check the judge at "
+                f"{self.config.url} and run the same command to resume"
             )
 
-    def _line(self, call: Call, **content: object) -> Answer:
+    def _answer(self, call: Call, **content: object) -> Answer:
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return Answer(ask=call.ask, date=date, model=self.config.model, about=call.about, **content)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""Pictures as the judge gets them: JPEG data URLs (docs/benchmarks.md 3.2).
+"""Images in the judge's format: JPEG data URLs (docs/benchmarks.md 3.2).
 
-They are decoded as the generator's references are (transparency onto white, turned as their EXIF orientation says
-unless told otherwise), so that model and judge see the same image; in the published code only the judge turns them, and
-it sees the hidden colours of transparent pixels (docs/benchmarks.md 5).
+They are decoded like the generator's references (transparency onto white, EXIF orientation applied by default), so that
+model and judge see the same image; in the published code only the judge applies the orientation, and it sees the
+colours under transparent pixels (docs/benchmarks.md 5).
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from PIL import Image
 if TYPE_CHECKING:
     from scone_pl.data.decoding import ExifOrientation
 
-MOST_PIXELS = 1024**2
+MAX_PIXELS = 1024**2
 STEP = 16
 QUALITY = 75
 PREPARATION = {"reference": "rgb-1024-16-jpeg75", "picture": "rgb-jpeg75"}
-"""How the bytes of a file become what is sent; part of a question's hash."""
+"""Names of the preprocessing, part of a question's hash; stored answers depend on them."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class QuestionImage:
     """An image file in a question."""
 
     file: Path
     reference: bool
-    """References are resized, the generated picture is not."""
-    turned: bool = False
-    """Turned as its EXIF orientation says."""
+    """References are resized, the generated image is not."""
+    rotated: bool = False
+    """Whether its EXIF orientation is applied."""
 
     @property
     def preparation(self) -> str:
-        """See `PREPARATION`; only what is turned has another name, so that answers about all else stay valid."""
-        return PREPARATION["reference" if self.reference else "picture"] + ("-turned" if self.turned else "")
+        """See `PREPARATION`; rotated images have a suffix, so that stored answers about all others stay valid."""
+        return PREPARATION["reference" if self.reference else "picture"] + ("-turned" if self.rotated else "")
 
 
 def reference_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) in pixels at which the judge sees a reference of this size.
+    """(width, height) in pixels of a reference after the judge's resize.
 
-    At most 1024^2 pixels, each side a multiple of 16, and at least 16 (the published code stops at a thinner one).
+    At most 1024^2 pixels, each side a multiple of 16, and at least 16 (the published code fails on narrower ones).
     """
-    if width * height > MOST_PIXELS:
-        scale = math.sqrt(MOST_PIXELS / (width * height))
+    if width * height > MAX_PIXELS:
+        scale = math.sqrt(MAX_PIXELS / (width * height))
         width, height = int(width * scale), int(height * scale)
     return max(STEP, width // STEP * STEP), max(STEP, height // STEP * STEP)
 
@@ -66,15 +66,15 @@ def open_rgb(file: Path, exif_orientation: ExifOrientation = "apply") -> Image.I
     return load_file(file, exif_orientation)
 
 
-@functools.lru_cache(maxsize=64)  # the calls for one item come together and share its pictures
-def data_url(shown: Shown) -> str:
-    """The JPEG that is sent.
+@functools.lru_cache(maxsize=64)  # the calls about one item are consecutive and share its images
+def data_url(question_image: QuestionImage) -> str:
+    """An image as a JPEG data URL.
 
     Raises:
         UserError: see `open_rgb`.
     """
-    image = open_rgb(shown.file, "apply" if shown.turned else "ignore")
-    if shown.reference:
+    image = open_rgb(question_image.file, "apply" if question_image.rotated else "ignore")
+    if question_image.reference:
         image = image.resize(reference_size(*image.size), Image.Resampling.BICUBIC)
     return jpeg_url(image, QUALITY)
 
@@ -87,31 +87,31 @@ def jpeg_url(image: Image.Image, quality: int) -> str:
 
 
 class Fingerprints:
-    """SHA-256 of image files, and whether their EXIF orientation turns them; each is read once."""
+    """SHA-256 of image files, and whether they have an EXIF orientation; each file is read once."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[str, bool]] = {}
+        self._cache: dict[Path, tuple[str, bool]] = {}
 
     def __getitem__(self, file: Path) -> str:
-        """Of a file's bytes.
+        """Hash of a file's content.
 
         Raises:
             UserError: it can not be read.
         """
-        return self._facts(file)[0]
+        return self._read(file)[0]
 
-    def is_turned(self, file: Path) -> bool:
-        """Whether its EXIF orientation turns it.
+    def is_rotated(self, file: Path) -> bool:
+        """Whether a file has an EXIF orientation other than upright.
 
         Raises:
             UserError: it can not be read.
         """
-        return self._facts(file)[1]
+        return self._read(file)[1]
 
-    def _facts(self, file: Path) -> tuple[str, bool]:
+    def _read(self, file: Path) -> tuple[str, bool]:
         from scone_pl.data.decoding import orientation_of, read_encoded
 
-        if file not in self._known:
+        if file not in self._cache:
             content = read_encoded(file)
-            self._known[file] = hashlib.sha256(content).hexdigest(), orientation_of(content) != 1
-        return self._known[file]
+            self._cache[file] = hashlib.sha256(content).hexdigest(), orientation_of(content) != 1
+        return self._cache[file]

@@ -156,7 +156,7 @@ class JudgedEvaluator(Evaluator):
             raise UserError(f"{folder}: evaluate ended with status {status}, see above; run the same command to resume")
         records = read_records(EvaluationFolder(folder).scores, self.benchmark, self.language or None)
         summary = Summary.of(records, self.benchmark, weights.parent.name)
-        complete = 1 - summary.lost / len(records)
+        complete = 1 - summary.num_incomplete / len(records)
         if complete < self.min_complete:
             raise UserError(
                 f"{folder}: {complete:.1%} of the records have all their scores, fewer than min_complete "

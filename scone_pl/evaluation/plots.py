@@ -1,4 +1,4 @@
-"""Plots: tasks as a radar, averages as bars, groups as dots (Fig. 8). Each as PNG and PDF."""
+"""Plots as PNG and PDF: radar over tasks, bars of averages, scatter over groups (paper, Fig. 8)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from scone_pl.evaluation.published import published
 from scone_pl.evaluation.summary import Summary
 from scone_pl.files import writing
 
-BESIDE = ("BAGEL", "OmniGen2", "Echo-4o", "Scone")
-"""Rows of the paper that the radar shows; more would hide each other."""
+RADAR_METHODS = ("BAGEL", "OmniGen2", "Echo-4o", "Scone")
+"""Methods of the paper in the radar plot."""
 
-_OURS = ("#c2410c", "#7e22ce", "#15803d", "#be123c")
-_PAPER = ("#94a3b8", "#64748b", "#0ea5e9", "#1e3a8a")
-_RADAR_FLOOR = 2.0
+_OUR_COLOURS = ("#c2410c", "#7e22ce", "#15803d", "#be123c")
+_PAPER_COLOURS = ("#94a3b8", "#64748b", "#0ea5e9", "#1e3a8a")
+_MIN_RADAR_FLOOR = 2.0
 
 
 def write_plots(summaries: Sequence[Summary], folder: Path) -> list[Path]:
-    """Writes the plots of one or more models; the PNG files."""
+    """Writes the plots of one or more models; returns the PNG files."""
     figures = {"radar": radar(summaries), "bars": bars(summaries)}
     if any(summary.combined["n_groups"] > 1 for summary in summaries):
         figures["stability"] = stability(summaries)
@@ -37,27 +37,27 @@ def write_plots(summaries: Sequence[Summary], folder: Path) -> list[Path]:
 
 
 def radar(summaries: Sequence[Summary]) -> Figure:
-    """COM of every task, and DIS where a benchmark has it."""
+    """COM of every task, and DIS of distinction tasks."""
     benchmark = summaries[0].benchmark
     distinction = [task for task in benchmark.tasks if benchmark.has_distinction(task)]
     panels = [("COM", "composition (COM)" if distinction else "overall score", benchmark.tasks)]
     panels += [("DIS", "distinction (DIS)", distinction)] if distinction else []
     figure = Figure(figsize=(6.4 * len(panels), 6.0), layout="constrained")
     paper = published(benchmark).rows
-    floor = _floor(summaries, [f"{task}.{column}" for column, _, tasks in panels for task in tasks])
+    floor = _radar_floor(summaries, [f"{task}.{column}" for column, _, tasks in panels for task in tasks])
     for number, (column, title, tasks) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number, projection="polar")
         angles = [2 * math.pi * i / len(tasks) for i in range(len(tasks))]
-        for method, colour in zip(BESIDE, _PAPER, strict=True):
+        for method, colour in zip(RADAR_METHODS, _PAPER_COLOURS, strict=True):
             _polygon(axes, angles, [paper[method].get(f"{t}.{column}") for t in tasks], colour, f"{method} (paper)")
-        for summary, colour in zip(summaries, _OURS * len(summaries), strict=False):
+        for summary, colour in zip(summaries, _OUR_COLOURS * len(summaries), strict=False):
             values = [summary.mean.get(f"{task}.{column}") for task in tasks]
-            _polygon(axes, angles, values, colour, summary.name, ours=True)
-        turn = math.pi / 2 - (math.pi / len(tasks) if len(tasks) == 4 else 0)
-        axes.set_theta_offset(turn)
+            _polygon(axes, angles, values, colour, summary.name, highlight=True)
+        offset = math.pi / 2 - (math.pi / len(tasks) if len(tasks) == 4 else 0)
+        axes.set_theta_offset(offset)
         axes.set_xticks(angles, [_two_lines(benchmark, task) for task in tasks], fontsize=9)
         for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
-            side = math.cos(angle + turn)
+            side = math.cos(angle + offset)
             label.set_horizontalalignment("center" if abs(side) < 0.2 else "left" if side > 0 else "right")
         axes.tick_params(axis="x", pad=8)
         axes.tick_params(axis="y", labelsize=8, labelcolor="#64748b")
@@ -72,7 +72,7 @@ def radar(summaries: Sequence[Summary]) -> Figure:
 
 
 def bars(summaries: Sequence[Summary]) -> Figure:
-    """The average columns of all methods; ours with their 95 % intervals."""
+    """The average columns of all methods, with 95 % intervals for the evaluated models."""
     benchmark = summaries[0].benchmark
     columns = {"average.COM": "COM", "average.DIS": "DIS", "overall": "Overall"}
     if not benchmark.has_overall:
@@ -84,20 +84,20 @@ def bars(summaries: Sequence[Summary]) -> Figure:
     figure = Figure(figsize=(3.4 * len(columns) + 1.5, 0.34 * len(rows) + 1.2), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, (column, title) in zip(panels, columns.items(), strict=True):
-        for place, (_, row, summary) in enumerate(rows):
+        for y, (_, row, summary) in enumerate(rows):
             value = row.get(column)
             if value is None:
-                axes.text(0.1, place, "not complete", va="center", fontsize=8, color="#64748b")
+                axes.text(0.1, y, "not complete", va="center", fontsize=8, color="#64748b")
                 continue
-            colour = "#cbd5e1" if summary is None else _OURS[summaries.index(summary) % len(_OURS)]
-            axes.barh(place, value, color=colour, height=0.72)
+            colour = "#cbd5e1" if summary is None else _OUR_COLOURS[summaries.index(summary) % len(_OUR_COLOURS)]
+            axes.barh(y, value, color=colour, height=0.72)
             end = value
             if summary is not None and column in summary.intervals:
                 low, high = summary.intervals[column]
                 sides = [[max(0, value - low)], [max(0, high - value)]]
-                axes.errorbar(value, place, xerr=sides, color="#1e293b", capsize=3, lw=1)
+                axes.errorbar(value, y, xerr=sides, color="#1e293b", capsize=3, lw=1)
                 end = high
-            axes.text(max(value, end) + 0.1, place, f"{value:.2f}", va="center", fontsize=8)
+            axes.text(max(value, end) + 0.1, y, f"{value:.2f}", va="center", fontsize=8)
         axes.set_xlim(0, 11)
         axes.set_title(title, fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
@@ -107,7 +107,7 @@ def bars(summaries: Sequence[Summary]) -> Figure:
 
 
 def stability(summaries: Sequence[Summary]) -> Figure:
-    """A dot for each group: samplings side by side, scorings above each other."""
+    """One dot per group, samplings along the x axis."""
     benchmark = summaries[0].benchmark
     columns = {"average.COM": "COM", "average.DIS": "DIS", "overall": "Overall"}
     if not benchmark.has_overall:
@@ -119,41 +119,49 @@ def stability(summaries: Sequence[Summary]) -> Figure:
         for number, summary in enumerate(summaries):
             groups = summary.stability["columns"].get(column, {}).get("groups", [])
             samplings |= {group["sampling"] for group in groups}
-            colour = _OURS[number % len(_OURS)]
+            colour = _OUR_COLOURS[number % len(_OUR_COLOURS)]
             shift = 0.12 * (number - (len(summaries) - 1) / 2)
-            places = [group["sampling"] + shift + 0.03 * (group["scoring"] - 2) for group in groups]
-            axes.scatter(places, [g["value"] for g in groups], color=colour, s=26, label=summary.name)
+            x = [group["sampling"] + shift + 0.03 * (group["scoring"] - 2) for group in groups]
+            axes.scatter(x, [g["value"] for g in groups], color=colour, s=26, label=summary.name)
             if groups:
                 axes.axhline(summary.mean[column], color=colour, lw=0.8, ls="--")
         axes.set_xticks(sorted(samplings))
         axes.set_xlim(min(samplings, default=1) - 0.5, max(samplings, default=1) + 0.5)
-        axes.set_xlabel("sampling (a dot: one scoring)")
+        axes.set_xlabel("sampling (one dot per scoring)")
         axes.set_title(title, fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
         low, high = axes.get_ylim()
-        middle = (low + high) / 2  # at least half a point, or noise would look like a trend
+        middle = (low + high) / 2  # a range of at least half a point, or noise would look like a trend
         axes.set_ylim(min(low, middle - 0.25), max(high, middle + 0.25))
     panels[0].legend(fontsize=8, frameon=False)
     return figure
 
 
 def _polygon(
-    axes: Axes, angles: Sequence[float], values: Sequence[float | None], colour: str, label: str, *, ours: bool = False
+    axes: Axes,
+    angles: Sequence[float],
+    values: Sequence[float | None],
+    colour: str,
+    label: str,
+    *,
+    highlight: bool = False,
 ) -> None:
-    """A closed line; a missing value leaves a gap."""
+    """A closed polygon; missing values leave gaps."""
     ring = [math.nan if value is None else value for value in [*values, values[0]]]
-    turn = [*angles, angles[0]]
-    axes.plot(turn, ring, color=colour, lw=2.4 if ours else 1.2, label=label, marker="o" if ours else None, ms=4)
-    if ours and None not in values:
-        axes.fill(turn, ring, color=colour, alpha=0.12)
+    offset = [*angles, angles[0]]
+    axes.plot(
+        offset, ring, color=colour, lw=2.4 if highlight else 1.2, label=label, marker="o" if highlight else None, ms=4
+    )
+    if highlight and None not in values:
+        axes.fill(offset, ring, color=colour, alpha=0.12)
 
 
-def _floor(summaries: Sequence[Summary], columns: Sequence[str]) -> float:
-    """Where the radar's middle is: 0 if anything is below 2."""
+def _radar_floor(summaries: Sequence[Summary], columns: Sequence[str]) -> float:
+    """Value at the radar's centre: 0 if any value is low."""
     paper = published(summaries[0].benchmark).rows
-    rows = [*(paper[method] for method in BESIDE), *(summary.mean for summary in summaries)]
+    rows = [*(paper[method] for method in RADAR_METHODS), *(summary.mean for summary in summaries)]
     values = [value for row in rows for column in columns if (value := row.get(column)) is not None]
-    return _RADAR_FLOOR if values and min(values) >= _RADAR_FLOOR + 0.5 else 0.0
+    return _MIN_RADAR_FLOOR if values and min(values) >= _MIN_RADAR_FLOOR + 0.5 else 0.0
 
 
 def _two_lines(benchmark: Benchmark, task: str) -> str:

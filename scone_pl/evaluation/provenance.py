@@ -1,4 +1,4 @@
-"""Where numbers come from: who judged, when, with which words, and what drew the pictures."""
+"""Provenance of scores: judge, dates, prompts, and the settings of the generated images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from scone_pl.evaluation.groups import Records
 
 
 def provenance(records: Records) -> dict[str, Any]:
-    """What the records say of themselves; each part is empty if they do not.
+    """Provenance as stored in the records; missing parts are empty.
 
     Returns:
-        `models` that were asked, `answered_by`, `prompts` (identities, see `Template.identity`), `dates` (first and
-        last answer, UTC), `generation` (settings of the pictures, rounds that share them together under `rounds`).
+        `models` (requested), `answered_by`, `prompts` (see `Template.identity`), `dates` (first and last answer, UTC),
+        `generation` (settings of the images, each with the `rounds` that share them).
     """
     judges = [record["judge"] for record in records if isinstance(record.get("judge"), dict)]
     dates = sorted(str(judge["date"]) for judge in judges if judge.get("date"))
@@ -30,8 +30,10 @@ def provenance(records: Records) -> dict[str, Any]:
 def _generation(records: Records) -> list[dict[str, Any]]:
     rounds: dict[str, set[int]] = {}
     for record in records:
-        made = record.get("generation")
-        if isinstance(made, dict) and made:
-            common = json.dumps({name: value for name, value in made.items() if name != "round"}, sort_keys=True)
+        settings = record.get("generation")
+        if isinstance(settings, dict) and settings:
+            common = json.dumps({name: value for name, value in settings.items() if name != "round"}, sort_keys=True)
             rounds.setdefault(common, set()).add(record["sampling"])
-    return [{**json.loads(common), "rounds": sorted(found)} for common, found in rounds.items()]
+    return [
+        {**json.loads(common), "rounds": sorted(rounds_of_settings)} for common, rounds_of_settings in rounds.items()
+    ]

@@ -1,4 +1,4 @@
-"""The paper's own rows, to stand beside ours."""
+"""The paper's results, for comparison."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Published:
 
     title: str
     columns: tuple[str, ...]
-    """Named as in `combine(...)["mean"]`."""
+    """Names as in `combine(...)["mean"]`."""
     rows: dict[str, Row]
-    """Method -> its numbers, in the paper's order."""
+    """Method -> its scores, in the paper's order."""
 
 
-def distinct(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
-    """What to call rows so that no two have one name: one that is `taken` by the paper becomes `NAME (ours)`."""
-    found: list[str] = []
+def unique_names(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """Makes names unique; a name that is `taken` by the paper becomes `NAME (ours)`."""
+    unique: list[str] = []
     for name in names:
         name = f"{name} (ours)" if name in taken else name
-        earlier = names[: len(found)].count(names[len(found)])
-        found.append(f"{name} {earlier + 1}" if earlier else name)
-    return found
+        earlier = names[: len(unique)].count(names[len(unique)])
+        unique.append(f"{name} {earlier + 1}" if earlier else name)
+    return unique
 
 
 @functools.cache

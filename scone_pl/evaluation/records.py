@@ -1,8 +1,8 @@
-"""Judged items as records, a line per (sampling, scoring, item): what statistics, tables and reports read.
+"""Records of judged items, one per (sampling, scoring, item): the input of statistics, tables and reports.
 
-The neutral form: `sampling`, `scoring`, `key`, `task_type`, `PF`, `SC`, and of distinction items `label` and `pred`;
-optionally `case_type`, `instruction_language`, `PHY`, and fields for people. PF or SC null or absent, or `pred`, make
-a record incomplete.
+A record has `sampling`, `scoring`, `key`, `task_type`, `PF`, `SC`, and for distinction items `label` and `pred`;
+optionally `case_type`, `instruction_language`, `PHY`, and informational fields. It is incomplete if PF, SC or `pred` is
+null or missing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Record = dict[str, Any]
 
 
 def record_of(judgement: Judgement, store: AnswerStore, generation: Mapping[str, Any]) -> Record:
-    """What the store holds about one picture in one scoring.
+    """The record of one image in one scoring.
 
     Args:
         judgement: the questions.
         store: the answers.
-        generation: how the picture was made (weights, seed, round, sampler), kept with the scores.
+        generation: settings of the image (weights, seed, round, sampler), stored with the scores.
     """
     item = judgement.item
     verdicts = [(call, verdict_on(call, store)) for call in judgement.calls]
@@ -50,11 +50,11 @@ def record_of(judgement: Judgement, store: AnswerStore, generation: Mapping[str,
     if not verdicts:
         record |= {"PF": None, "SC": None}
     if item.subjects:
-        found = {call.candidate: verdict.value for call, verdict in verdicts if call.kind == "DIS"}
+        presence = {call.candidate: verdict.value for call, verdict in verdicts if call.kind == "DIS"}
         record["label"] = [list(group) for group in item.labels]
-        pred = [[found.get((i, j)) for j in range(len(group))] for i, group in enumerate(item.labels)]
-        record["pred"] = None if any(one is None for group in pred for one in group) else pred
-    # PHY stands apart: without it the benchmark's own scores are still complete.
+        pred = [[presence.get((i, j)) for j in range(len(group))] for i, group in enumerate(item.labels)]
+        record["pred"] = None if any(value is None for group in pred for value in group) else pred
+    # PHY is optional: the benchmark's own scores are complete without it.
     failed = [f"{call.kind}: {v.failure}" for call, v in verdicts if v.value is None and call.kind != "PHY"]
     record["failure"] = judgement.failure or ("; ".join(dict.fromkeys(failed)) or None)
     record["judge"] = _provenance(verdicts)
@@ -63,7 +63,7 @@ def record_of(judgement: Judgement, store: AnswerStore, generation: Mapping[str,
 
 
 def _provenance(verdicts: Sequence[tuple[Any, Verdict]]) -> dict[str, Any]:
-    """Who has judged, when, with which words."""
+    """Judge, date and prompts."""
     answers = [verdict.answer for _, verdict in verdicts if verdict.answer]
     return {
         "model": answers[0].model if answers else None,
@@ -74,7 +74,7 @@ def _provenance(verdicts: Sequence[tuple[Any, Verdict]]) -> dict[str, Any]:
 
 
 def write_records(records: Iterable[Mapping[str, Any]], file: Path) -> None:
-    """Replaces `file`, a JSON object a line."""
+    """Writes records as JSON lines."""
     write_text("".join(json.dumps(record) + "\n" for record in records), file)
 
 
@@ -82,16 +82,16 @@ def read_records(file: str | Path, benchmark: Benchmark, language: str | None = 
     """Reads and checks records.
 
     Args:
-        file: JSONL.
-        benchmark: whose they are.
+        file: JSON lines.
+        benchmark: their benchmark.
         language: keep only records of this `instruction_language`.
 
     Raises:
-        UserError: naming file and line: not JSON, a field that is missing or wrong, an unknown task, the same item
-            twice in a group. Also if nothing is left.
+        UserError: names file and line: invalid JSON, a missing or invalid field, an unknown task, a duplicate item in a
+            group. Also if no record remains.
     """
     path = Path(file)
-    lines = read_text(path).split("\n")  # JSON may hold what `splitlines` takes for an end
+    lines = read_text(path).split("\n")  # JSON strings may contain separators that `splitlines` splits at
     records: list[Record] = []
     seen: dict[tuple[Any, ...], int] = {}
     for number, line in enumerate(lines, 1):
@@ -100,10 +100,10 @@ def read_records(file: str | Path, benchmark: Benchmark, language: str | None = 
         where = f"{path}:{number}"
         record = parse_json(line, where, dict)
         check_record(record, benchmark, where)
-        place = (record["sampling"], record["scoring"], record["task_type"], str(record["key"]))
-        if place in seen:
-            raise UserError(f"{where}: the same sampling, scoring, task and key as line {seen[place]}")
-        seen[place] = number
+        identity = (record["sampling"], record["scoring"], record["task_type"], str(record["key"]))
+        if identity in seen:
+            raise UserError(f"{where}: the same sampling, scoring, task and key as line {seen[identity]}")
+        seen[identity] = number
         if language in (None, record.get("instruction_language")):
             records.append(record)
     if not records:
@@ -112,7 +112,7 @@ def read_records(file: str | Path, benchmark: Benchmark, language: str | None = 
 
 
 def check_record(record: Record, benchmark: Benchmark, where: str) -> None:
-    """Raises `UserError` if a record is not of the neutral form."""
+    """Raises `UserError` if a record is invalid."""
     for name in ("sampling", "scoring"):
         if type(record.get(name)) is not int or record[name] < 1:
             raise UserError(f"{where}: `{name}` must be a whole number from 1, not {record.get(name)!r}")
@@ -120,25 +120,25 @@ def check_record(record: Record, benchmark: Benchmark, where: str) -> None:
         raise UserError(f"{where}: `key` must name the item")
     task = record.get("task_type")
     if task not in benchmark.tasks:
-        raise UserError(f"{where}: {task!r} is no task of {benchmark.name}; it has {', '.join(benchmark.tasks)}")
+        raise UserError(f"{where}: {task!r} is no task of {benchmark.name}; its tasks: {', '.join(benchmark.tasks)}")
     judge = record.get("judge") or {}
     if not isinstance(judge, dict) or not isinstance(judge.get("prompts") or {}, dict):
-        raise UserError(f"{where}: `judge` must be an object, and its `prompts` too, as `judge` writes them")
+        raise UserError(f"{where}: `judge` and `judge.prompts` must be objects, as the verb `judge` writes them")
     for name in ("PF", "SC", "PHY"):
         value = record.get(name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and 0 <= value <= 10):
             raise UserError(f"{where}: `{name}` must be a number of 0 to 10, or null, not {value!r}")
     if benchmark.has_distinction(task) and is_complete(record):
-        flat = {name: _flattened(record[name], f"{where}: `{name}`") for name in ("label", "pred")}
-        if len(flat["label"]) != len(flat["pred"]) or not flat["label"]:
-            raise UserError(f"{where}: {len(flat['label'])} labels and {len(flat['pred'])} predictions")
+        flattened = {name: _flattened(record[name], f"{where}: `{name}`") for name in ("label", "pred")}
+        if len(flattened["label"]) != len(flattened["pred"]) or not flattened["label"]:
+            raise UserError(f"{where}: {len(flattened['label'])} labels and {len(flattened['pred'])} predictions")
 
 
 def _flattened(value: Any, where: str) -> list[int]:
     if not isinstance(value, list) or not all(isinstance(group, list) for group in value):
-        raise UserError(f"{where} must be a list (a reference each) of lists")
-    flat = [one for group in value for one in group]
-    if any(type(one) is not int or one not in (0, 1) for one in flat):
+        raise UserError(f"{where} must be a list (one entry per reference) of lists")
+    flattened = [value for group in value for value in group]
+    if any(type(value) is not int or value not in (0, 1) for value in flattened):
         raise UserError(f"{where} must hold 0 and 1 only")
-    return flat
+    return flattened

@@ -1,4 +1,4 @@
-"""SconeEval's formulas, and nothing else (docs/benchmarks.md 4). All scores are on 0..10.
+"""SconeEval's formulas (docs/benchmarks.md 4). All scores are on 0..10.
 
 PF prompt following, SC subject consistency, COM composition, DIS distinction. Column names are those of the
 benchmark's own result files.
@@ -40,7 +40,7 @@ Row = dict[str, float]
 
 
 def is_distinction(task: str) -> bool:
-    """Whether a task's items carry labels and presence predictions."""
+    """Whether a task's items have labels and presence predictions."""
     return task.startswith("distinction")
 
 
@@ -60,15 +60,15 @@ def distinction_scores(label: Sequence[Sequence[int]], prediction: Sequence[Sequ
         ValueError: different flattened lengths, or no candidate at all.
     """
     truth = [value for group in label for value in group]
-    given = [value for group in prediction for value in group]
-    if len(truth) != len(given) or not truth:
-        raise ValueError(f"{len(truth)} labels and {len(given)} predictions cannot be scored")
-    true_positive = sum(t == 1 and g == 1 for t, g in zip(truth, given, strict=True))
-    accuracy = 10.0 * _ratio(sum(t == g for t, g in zip(truth, given, strict=True)), len(truth))
-    f1 = 10.0 * _ratio(2 * true_positive, sum(truth) + sum(given))
+    predicted = [value for group in prediction for value in group]
+    if len(truth) != len(predicted) or not truth:
+        raise ValueError(f"{len(truth)} labels and {len(predicted)} predictions cannot be scored")
+    true_positive = sum(t == 1 and g == 1 for t, g in zip(truth, predicted, strict=True))
+    accuracy = 10.0 * _ratio(sum(t == g for t, g in zip(truth, predicted, strict=True)), len(truth))
+    f1 = 10.0 * _ratio(2 * true_positive, sum(truth) + sum(predicted))
     return {
         "DIS_acc": accuracy,
-        "DIS_prec": 10.0 * _ratio(true_positive, sum(given)),
+        "DIS_prec": 10.0 * _ratio(true_positive, sum(predicted)),
         "DIS_recall": 10.0 * _ratio(true_positive, sum(truth)),
         "DIS_f1": f1,
         "DIS": round((accuracy + f1) / 2, 3),
@@ -85,13 +85,13 @@ def item_scores(record: Mapping[str, Any]) -> Row:
 
 
 def is_complete(record: Mapping[str, Any]) -> bool:
-    """Whether nothing of a judged item is missing; incomplete items count in no column of their group."""
+    """Whether a judged item has all scores; incomplete items count in no column of their group."""
     needed = ["PF", "SC", *(["label", "pred"] if is_distinction(record["task_type"]) else [])]
     return all(record.get(name) is not None for name in needed)
 
 
 def task_means(records: Iterable[Mapping[str, Any]]) -> dict[str, Row]:
-    """Per task the plain mean of every column over its complete items (means of per-item values, never pooled)."""
+    """Per task the mean of every column over its complete items (means of per-item values, not pooled)."""
     rows: dict[str, list[Row]] = {}
     for record in records:
         if is_complete(record):

@@ -1,4 +1,4 @@
-"""How much the numbers move when pictures are sampled again, and when the same pictures are judged again (Fig. 8)."""
+"""Variation of the scores over repeated sampling and repeated judging (paper, Fig. 8)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from scone_pl.evaluation.scores import is_complete
 
 
 def stability(records: Records, tables: Sequence[Mapping[str, Any]], benchmark: Benchmark) -> dict[str, Any]:
-    """Spread of the averages and of single items; standard deviations with divisor n - 1, null where n is 1.
+    """Standard deviations (divisor n - 1, null if n is 1) of the averages and of single items.
 
     Returns:
-        `columns`: per average column the value of each group, `std_over_scorings` (of one sampling's pictures, mean
-        over samplings) and `std_over_samplings` (of the means over scorings). `items`: mean over items and samplings
-        of the deviation of PF and SC over scorings, and `presence_agreement`, the share of candidates that all
-        scorings of a picture call alike (null without repeated scorings).
+        `columns`: per average column the value of each group, `std_over_scorings` (of one sampling's images, mean over
+        samplings) and `std_over_samplings` (of the means over scorings). `items`: standard deviation of PF and SC over
+        scorings, mean over items and samplings; and `presence_agreement`, the fraction of candidates with the same
+        presence in all scorings of an image (null without repeated scorings).
     """
     names = [f"average.{name}" for name in benchmark.average_columns]
     names += ["overall"] if benchmark.has_overall else []
     rows = [((table["sampling"], table["scoring"]), flat_row(table)) for table in tables]
-    columns = {name: _spread([(place, row[name]) for place, row in rows if name in row]) for name in names}
-    return {"columns": {name: found for name, found in columns.items() if found["groups"]}, "items": _items(records)}
+    columns = {name: _spread([(group, row[name]) for group, row in rows if name in row]) for name in names}
+    return {"columns": {name: values for name, values in columns.items() if values["groups"]}, "items": _items(records)}
 
 
 def _spread(values: Sequence[tuple[tuple[int, int], float]]) -> dict[str, Any]:
     samplings: dict[int, list[float]] = defaultdict(list)
     for (sampling, _), value in values:
         samplings[sampling].append(value)
-    within = [statistics.stdev(found) for found in samplings.values() if len(found) > 1]
-    means = [statistics.fmean(found) for found in samplings.values()]
+    within = [statistics.stdev(values) for values in samplings.values() if len(values) > 1]
+    means = [statistics.fmean(values) for values in samplings.values()]
     return {
         "groups": [{"sampling": s, "scoring": r, "value": value} for (s, r), value in values],
         "std_over_scorings": statistics.fmean(within) if within else None,
@@ -47,14 +47,14 @@ def _items(records: Records) -> dict[str, Any]:
     for record in records:
         if is_complete(record):
             pictures[record["task_type"], record["key"], record["sampling"]].append(record)
-    repeated = [found for found in pictures.values() if len(found) > 1]
+    repeated = [values for values in pictures.values() if len(values) > 1]
     result: dict[str, Any] = {"pictures_scored_repeatedly": len(repeated)}
     for name in ("PF", "SC"):
-        spreads = [statistics.stdev(float(record[name]) for record in found) for found in repeated]
+        spreads = [statistics.stdev(float(record[name]) for record in values) for values in repeated]
         result[f"{name}_std_over_scorings"] = statistics.fmean(spreads) if spreads else None
     agreed = []
-    for found in repeated:
-        flat = [[one for group in record.get("pred") or [] for one in group] for record in found]
+    for values in repeated:
+        flat = [[one for group in record.get("pred") or [] for one in group] for record in values]
         agreed += [len(set(answers)) == 1 for answers in zip(*flat, strict=False)]
     result["presence_agreement"] = sum(agreed) / len(agreed) if agreed else None
     return result

@@ -1,4 +1,4 @@
-"""The steps of an evaluation after generation: judge, tables. No weights are needed, nor a GPU."""
+"""The steps of an evaluation after generation: judging and tables. They need neither weights nor a GPU."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from scone_pl.vlm.store import AnswerStore
 
 
 def check_judge(config: JudgeConfig, benchmark: Benchmark, items: Sequence[Item]) -> None:
-    """Reads prices and all prompts that these items need.
+    """Checks that prices and all prompts for these items can be read.
 
     Raises:
-        UserError: one of them can not be read.
+        UserError: one of them cannot be read.
     """
     price_of(config.model, config.prices)
     templates = Templates(config.prompts or FOLDER)
@@ -56,10 +56,10 @@ def plan_judgements(
     rounds: int,
     scorings: int,
 ) -> list[Judgement]:
-    """Everything that is to be asked, whether it is answered or not: per sampling, scoring and item."""
+    """All questions, answered or not, per sampling, scoring and item."""
     planner = Planner(benchmark, config, Templates(config.prompts or FOLDER))
     return [
-        planner.judgement(item, folder.picture(item, sampling), sampling, scoring)
+        planner.judgement(item, folder.image(item, sampling), sampling, scoring)
         for scoring in range(1, scorings + 1)
         for sampling in folder.samplings(rounds)
         for item in items
@@ -73,16 +73,16 @@ def judge(
     *,
     progress: bool = True,
 ) -> list[Record]:
-    """Asks what is missing, then writes `scores.jsonl`, also if the asking was stopped.
+    """Asks all open questions, then writes `scores.jsonl`, also if judging was interrupted.
 
     Raises:
-        UserError: see `Judge.run`; another process is judging into the same folder.
+        UserError: see `Judge.run`; or another process is judging in the same folder.
     """
     store = AnswerStore(folder.answers)
     with store:
-        asker = Judge(config, store, progress=progress)
+        judge_run = Judge(config, store, progress=progress)
         try:
-            asker.run(judgements)
+            judge_run.run(judgements)
         finally:
             generation = {j.sampling: {} for j in judgements}
             generation = {sampling: folder.generation(sampling) for sampling in generation}
@@ -90,47 +90,52 @@ def judge(
             records = [record_of(judgement, store, generation[judgement.sampling]) for judgement in ordered]
             write_records(records, folder.scores)
     complete = sum(is_complete(record) for record in records)
-    used = used_by(judgements, store, config)
-    say(
-        f"judged: {complete} of {len(records)} records complete; this time {asker.usage.answers} answers, {asker.usage}"
+    usage = usage_of(judgements, store, config)
+    print_line(
+        f"judged: {complete} of {len(records)} records complete; this run: {judge_run.usage.answers} answers, "
+        f"{judge_run.usage}"
     )
-    say(f"in all {used.answers} answers, {used}")
+    print_line(f"in total {usage.answers} answers, {usage}")
     if complete < len(records):
-        say("the others are in no average, their reasons are in the tables and the report; run again to ask once more")
-    say(f"scores: {folder.scores}")
+        print_line(
+            "incomplete records count in no average (reasons: tables and report); run the same command to ask again"
+        )
+    print_line(f"scores: {folder.scores}")
     return records
 
 
 def describe_plan(folder: EvaluationFolder, judgements: Sequence[Judgement], config: JudgeConfig) -> str:
-    """What `judge` would do: questions, of these unanswered, and what the answers so far have cost."""
+    """What `judge` would do: number of questions, open questions, and the cost of the answers so far."""
     store = AnswerStore(folder.answers)
     calls = {call.ask for judgement in judgements for call in judgement.calls}
     missing = [call for call, _ in missing_calls(judgements, store, retry_failed=config.retry_failed)]
-    used = used_by(judgements, store, config)
+    usage = usage_of(judgements, store, config)
     unasked = sum(judgement.failure is not None for judgement in judgements)
     kinds = ", ".join(f"{sum(c.kind == kind for c in missing)} {kind}" for kind in ("PF", "SC", "DIS", "PHY"))
-    each = f"; at their average, {used.dollars / used.answers * len(missing):.2f} dollars more" if used.dollars else ""
+    estimate = (
+        f"; at their average, {usage.dollars / usage.answers * len(missing):.2f} dollars more" if usage.dollars else ""
+    )
     return (
-        f"{len(judgements)} judgements, {unasked} without a picture\n"
+        f"{len(judgements)} judgements, {unasked} without an image\n"
         f"{len(calls)} questions, {len(missing)} to ask ({kinds})\n"
-        f"answered so far: {used.answers} answers, {used}{each}"
+        f"answered so far: {usage.answers} answers, {usage}{estimate}"
     )
 
 
-def used_by(judgements: Sequence[Judgement], store: AnswerStore, config: JudgeConfig) -> Usage:
-    """What all stored answers to these questions have taken."""
-    used = Usage(price_of(config.model, config.prices))
+def usage_of(judgements: Sequence[Judgement], store: AnswerStore, config: JudgeConfig) -> Usage:
+    """Usage of all stored answers to these questions."""
+    usage = Usage(price_of(config.model, config.prices))
     for ask in {call.ask for judgement in judgements for call in judgement.calls}:
         for answer in store.of(ask):
             if answer.text is not None:
-                used.add(answer.usage)
-    return used
+                usage.add(answer.usage)
+    return usage
 
 
-def compared(
+def compare_all(
     records: Records, others: Sequence[tuple[str, Records]], benchmark: Benchmark, seed: int
 ) -> list[dict[str, Any]]:
-    """Paired comparisons of one model with others."""
+    """Paired comparisons of a model with others."""
     return [{"with": name, **compare_records(records, other, benchmark, seed=seed)} for name, other in others]
 
 
@@ -140,40 +145,40 @@ def tables_markdown(summaries: Sequence[Summary], comparisons: Sequence[dict[str
     parts = [f"## {first.benchmark.title}\n\n{main_markdown(summaries)}"]
     parts.append(f"### {first.name}\n\n{detail_markdown(first)}")
     parts += [
-        f"### {first.name} against {one['with']}\n\n{comparison_markdown(one, first.name, one['with'])}"
-        for one in comparisons
+        f"### {first.name} against {other['with']}\n\n{comparison_markdown(other, first.name, other['with'])}"
+        for other in comparisons
     ]
     return "\n\n".join([*parts, *filter(None, [extra_markdown(first)])]) + "\n"
 
 
 def as_json(summaries: Sequence[Summary], comparisons: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Everything as numbers; `groups` and `combined` are the first model's."""
-    found = summaries[0].as_dict()
+    """All results; `groups` and `combined` are the first model's."""
+    content = summaries[0].as_dict()
     if comparisons:
-        found["comparisons"] = list(comparisons)
-    return found
+        content["comparisons"] = list(comparisons)
+    return content
 
 
 def write_tables(
-    place: Path, summaries: Sequence[Summary], comparisons: Sequence[dict[str, Any]], *, plots: bool = True
+    folder: Path, summaries: Sequence[Summary], comparisons: Sequence[dict[str, Any]], *, plots: bool = True
 ) -> list[Path]:
-    """Writes table.md, table.tex, table.json and the plots; the plots' PNG files."""
-    write_text(tables_markdown(summaries, comparisons), place / "table.md")
-    write_text(latex(summaries), place / "table.tex")
-    write_json(as_json(summaries, comparisons), place / "table.json")
+    """Writes table.md, table.tex, table.json and the plots; returns the plots' PNG files."""
+    write_text(tables_markdown(summaries, comparisons), folder / "table.md")
+    write_text(latex(summaries), folder / "table.tex")
+    write_json(as_json(summaries, comparisons), folder / "table.json")
     if not plots:
         return []
     from scone_pl.evaluation.plots import write_plots
 
-    return write_plots(summaries, place)
+    return write_plots(summaries, folder)
 
 
-def say(text: str) -> None:
-    """A line for the person."""
+def print_line(text: str) -> None:
+    """Prints a line to standard output at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """To standard output, alone."""
+    """Prints JSON to standard output."""
     sys.stdout.write(json.dumps(content, indent=1) + "\n")

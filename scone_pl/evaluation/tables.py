@@ -1,4 +1,4 @@
-"""Tables for people: ours among the paper's rows, and what stands behind our row. Markdown and LaTeX."""
+"""Markdown and LaTeX tables: the paper's table with the evaluated models, and details per task."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scone_pl.evaluation.benchmark import Benchmark
-from scone_pl.evaluation.bootstrap import FEW
+from scone_pl.evaluation.bootstrap import MIN_ITEMS
 from scone_pl.evaluation.published import published
 from scone_pl.evaluation.summary import Summary
 from scone_pl.markdown import markdown_table
 
-_FEW_NOTE = f"Tasks with fewer than {FEW} items: intervals and p mean little."
+_MIN_ITEMS_NOTE = f"Tasks with fewer than {MIN_ITEMS} items: intervals and p mean little."
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -30,7 +30,7 @@ _LATEX = str.maketrans(
         "±": r"$\pm$",
     }
 )
-_RULES = r"""% With the package booktabs its rules are used, without it plain lines.
+_RULES = r"""% With the package booktabs its rules are used, without it \hline.
 \providecommand{\toprule}{\hline}
 \providecommand{\midrule}{\hline}
 \providecommand{\bottomrule}{\hline}
@@ -38,7 +38,7 @@ _RULES = r"""% With the package booktabs its rules are used, without it plain li
 
 
 def main_rows(summaries: Sequence[Summary]) -> list[tuple[str, Mapping[str, float], bool]]:
-    """(method, its numbers, whether it is ours): the paper's rows, then ours."""
+    """(method, scores, whether it is an evaluated model): the paper's rows, then the evaluated models."""
     paper = published(summaries[0].benchmark)
     return [
         *((method, row, False) for method, row in paper.rows.items()),
@@ -47,7 +47,7 @@ def main_rows(summaries: Sequence[Summary]) -> list[tuple[str, Mapping[str, floa
 
 
 def main_markdown(summaries: Sequence[Summary]) -> str:
-    """The paper's table with our rows, two decimals; `-` where a number is missing."""
+    """The paper's table with the evaluated models, two decimals; `-` for missing numbers."""
     benchmark = summaries[0].benchmark
     columns = published(benchmark).columns
     heads = ["Method", *(_head(benchmark, column) for column in columns)]
@@ -60,7 +60,7 @@ def main_markdown(summaries: Sequence[Summary]) -> str:
 
 
 def latex(summaries: Sequence[Summary]) -> str:
-    """The main table and the first model's numbers per task, for `input`; no package is needed."""
+    r"""The main table and the first model's scores per task, for `\input`; no package is required."""
     note = (
         "% Mean over groups (sampling x scoring), standard deviation over groups, [95 % bootstrap interval over items]"
     )
@@ -99,7 +99,7 @@ def _main_latex(summaries: Sequence[Summary]) -> str:
 
 
 def _tabular(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a LaTeX table, the first one its heads."""
+    """Rows as a LaTeX table; the first row is the header."""
     body = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
     return "\n".join(
         [
@@ -111,7 +111,7 @@ def _tabular(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _detail(summary: Summary) -> list[list[str]]:
-    """A row a task, its heads first: how many records counted, then mean, standard deviation and interval."""
+    """Header and a row per task: number of complete records; mean, standard deviation and interval of each score."""
     benchmark = summary.benchmark
     rows = [["Task", "n", *benchmark.average_columns]]
     for task in benchmark.tasks:
@@ -125,17 +125,17 @@ def _detail(summary: Summary) -> list[list[str]]:
 
 
 def detail_markdown(summary: Summary) -> str:
-    """Our numbers per task: mean over groups, standard deviation, 95 % interval, and how many records counted."""
+    """Scores per task: mean over groups, standard deviation, 95 % interval, and the number of complete records."""
     benchmark, combined = summary.benchmark, summary.combined
     heads, *rows = _detail(summary)
     n = combined["n_groups"]
     note = (
         f"Mean over {n} group{'' if n == 1 else 's'} (sampling x scoring) ± standard deviation over groups (divisor "
-        "n - 1), [95 % bootstrap interval over items]. n: records that counted; one that lacks a score counts nowhere."
+        "n - 1), [95 % bootstrap interval over items]. n: complete records; incomplete ones are not counted."
     )
     used = [summary.completeness[task]["used"] / n for task in benchmark.tasks]
-    if any(0 < items < FEW for items in used):
-        note += f" {_FEW_NOTE}"
+    if any(0 < items < MIN_ITEMS for items in used):
+        note += f" {_MIN_ITEMS_NOTE}"
     if "n_of" in combined:
         note += f" Some columns exist in fewer groups: {combined['n_of']}."
     if not summary.groups or any(group["average"] is None for group in summary.groups):
@@ -144,10 +144,10 @@ def detail_markdown(summary: Summary) -> str:
 
 
 def extra_markdown(summary: Summary) -> str:
-    """What else there is to say: redundancy and omission, failures, stability, plausibility."""
+    """Further tables: redundancy and omission, failures, stability, plausibility."""
     benchmark = summary.benchmark
     parts = []
-    if summary.faults:
+    if summary.error_rates:
         rows = [
             [
                 benchmark.short_names[task],
@@ -156,9 +156,9 @@ def extra_markdown(summary: Summary) -> str:
                 _cell(summary.mean.get(f"{task}.DIS_recall")),
                 f"{found['omission']:.0%}",
             ]
-            for task, found in summary.faults.items()
+            for task, found in summary.error_rates.items()
         ]
-        heads = ["Task", "precision", "pictures with a distractor", "recall", "pictures that lack a subject"]
+        heads = ["Task", "precision", "images with a distractor", "recall", "images that lack a target"]
         parts.append("### Redundancy and omission\n\n" + markdown_table(heads, rows))
     failures = [
         [benchmark.short_names[task], str(count), _plain(reason)]
@@ -174,7 +174,7 @@ def extra_markdown(summary: Summary) -> str:
             [benchmark.short_names.get(task, "Average over tasks"), f"{found['mean']:.2f}", str(int(found["n"]))]
             for task, found in summary.plausibility.items()
         ]
-        text = "Our own question, not part of the benchmark and in none of its averages.\n\n"
+        text = "An additional question, not part of the benchmark or its averages.\n\n"
         parts.append("### Physical plausibility\n\n" + text + markdown_table(["Task", "PHY", "n"], rows))
     return "\n\n".join(parts)
 
@@ -185,32 +185,34 @@ def comparison_markdown(found: Mapping[str, Any], first: str, second: str) -> st
     rows = [
         [
             column,
-            f"{one['first']:.2f}",
-            f"{one['second']:.2f}",
-            f"{one['difference']:+.2f}",
-            f"[{one['interval'][0]:+.2f}, {one['interval'][1]:+.2f}]",
-            f"{one['p']:.3f}",
+            f"{values['first']:.2f}",
+            f"{values['second']:.2f}",
+            f"{values['difference']:+.2f}",
+            f"[{values['interval'][0]:+.2f}, {values['interval'][1]:+.2f}]",
+            f"{values['p']:.3f}",
         ]
-        for column, one in found["columns"].items()
+        for column, values in found["columns"].items()
     ]
     n = sum(found["n"].values())
     note = f"Paired bootstrap over {n} items that both have ({found['resamples']} resamples)."
-    if min(found["n"].values()) < FEW:
-        note += f" {_FEW_NOTE}"
+    if min(found["n"].values()) < MIN_ITEMS:
+        note += f" {_MIN_ITEMS_NOTE}"
     return f"{markdown_table(heads, rows)}\n\n{note}"
 
 
 def _provenance(summary: Summary) -> str:
-    """Who has judged, and what drew the pictures, in a paragraph of its own; empty if the records do not say."""
+    """A paragraph about the judge and the settings of the images; empty if the records have no provenance."""
     found = summary.provenance
     parts = []
     if found["models"]:
         days = " to ".join(dict.fromkeys(date[:10] for date in found["dates"]))
         parts.append(f"Judge: {', '.join(found['models'])}, {days}; prompts {', '.join(found['prompts'])}.")
     for made in found["generation"]:
-        if {"weights", "seed", "sampling"} <= made.keys() and isinstance(made["sampling"], dict):  # by our `predict`
-            rounds, steps = ", ".join(map(str, made["rounds"])), made["sampling"].get("num_inference_steps")
-            parts.append(f"Pictures: weights {made['weights']}, seed {made['seed']}, rounds {rounds}, {steps} steps.")
+        sampling = made.get("sampling")
+        if "weights" in made and isinstance(sampling, dict):  # by `predict`
+            seed = made.get("seed", sampling.get("seed"))  # outside of `sampling` in older records
+            rounds, steps = ", ".join(map(str, made["rounds"])), sampling.get("num_inference_steps")
+            parts.append(f"Images: weights {made['weights']}, seed {seed}, rounds {rounds}, {steps} steps.")
     return "\n\n" + " ".join(parts) if parts else ""
 
 
@@ -228,8 +230,8 @@ def _stability(summary: Summary) -> str:
     items = summary.stability["items"]
     agreement = items["presence_agreement"]
     pf, sc = _cell(items["PF_std_over_scorings"]), _cell(items["SC_std_over_scorings"])
-    note = f"One picture's PF moves by {pf}, its SC by {sc} (standard deviation over scorings, mean over pictures)"
-    note += "." if agreement is None else f"; {agreement:.1%} of the candidates get the same presence in all scorings."
+    note = f"Standard deviation over scorings, mean over images: PF {pf}, SC {sc}"
+    note += "." if agreement is None else f"; {agreement:.1%} of the candidates have the same presence in all scorings."
     heads = ["Average of", "std over scorings", "std over samplings", "range over groups"]
     return f"{markdown_table(heads, rows)}\n\n{note}" if rows else note
 
@@ -268,7 +270,7 @@ def _spread(summary: Summary, column: str, *, interval: bool = True) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text that stays within a cell."""
+    """`text` without characters that break a Markdown cell."""
     return " ".join(text.replace("|", "/").split())
 
 

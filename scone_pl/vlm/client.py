@@ -1,4 +1,4 @@
-"""One question to an OpenAI-compatible chat service: patient with a busy one, quick to give up on a wrong set-up."""
+"""Client of an OpenAI-compatible chat service: retries transient errors, stops at once on configuration errors."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.files import replace_surrogates
 from scone_pl.vlm.secret import Secret
 
-_BUSY = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
-_HOPELESS = frozenset((301, 302, 303, 307, 308, 401, 402, 403, 404, 405))
-_MODERATED = re.compile(r"moderat|content.?(?:policy|filter)", re.IGNORECASE)
-_LONGEST_RETRY_AFTER = 900.0
-_LONGEST_BODY = 4 << 20
-_SHOWN = 200
+_RETRYABLE = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
+_FATAL = frozenset((301, 302, 303, 307, 308, 401, 402, 403, 404, 405))
+_MODERATION = re.compile(r"moderat|content.?(?:policy|filter)", re.IGNORECASE)
+_MAX_RETRY_AFTER = 900.0
+_MAX_BODY_BYTES = 4 << 20
+_MAX_QUOTED = 200
 
 
 class CallFailedError(Exception):
-    """One question got no answer; others may."""
+    """A question could not be answered; others may be."""
 
 
 class StopJudgingError(Exception):
-    """No question will get an answer: wrong key, wrong model, no money."""
+    """No question can be answered: invalid key, unknown model, exhausted quota."""
 
 
-class _TryAgainError(Exception):
+class _RetryError(Exception):
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
         self.after = after
@@ -44,7 +44,7 @@ class _TryAgainError(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back."""
+    """The service's answer."""
 
     text: str
     answered_by: str = ""
@@ -53,13 +53,13 @@ class Reply:
 
 
 class JudgeClient:
-    """An open connection to the service: `async with JudgeClient(config) as client`."""
+    """A session with the service: `async with JudgeClient(config) as client`."""
 
     def __init__(self, config: JudgeConfig) -> None:
         """Reads the key from the environment, see `JudgeConfig.key`."""
         self.config = config
-        self.repeated = 0
-        """Requests that had to be sent again."""
+        self.retries = 0
+        """Number of retried requests."""
         self._key = config.key()
         self._secret = Secret(self._key)
         self._proxy = _proxy(config.url)
@@ -82,45 +82,45 @@ class JudgeClient:
             await self._session.close()
 
     async def ask(self, content: list[dict[str, Any]]) -> Reply:
-        """Sends one user message and returns the answer, trying again while there is hope.
+        """Sends one user message and returns the answer, retrying transient errors.
 
         Args:
             content: parts of the message, text and images.
 
         Raises:
-            CallFailedError: no answer after `max_tries`, or the service refuses this message.
-            StopJudgingError: the service refuses every message.
+            CallFailedError: no answer after `max_tries` attempts, or the service rejects this message.
+            StopJudgingError: the service rejects every message.
         """
         body = {"model": self.config.model, **self.config.parameters}
         body["messages"] = [{"role": "user", "content": content}]
         data = json.dumps(body).encode()
         for number in range(self.config.max_tries):
-            await self._wait_turn()
+            await self._wait_until_allowed()
             try:
-                return await self._once(data)
-            except _TryAgainError as error:
+                return await self._send(data)
+            except _RetryError as error:
                 reason = str(error)
                 if number + 1 == self.config.max_tries:
                     raise CallFailedError(f"{reason}, {self.config.max_tries} tries") from None
-                self.repeated += 1
+                self.retries += 1
                 pause = self._pause(number)
                 if error.after is not None:
-                    # All callers wait: the service has said that it takes no more from us until then.
+                    # Retry-After applies to all callers.
                     self._not_before = max(self._not_before, time.monotonic() + error.after)
-                    # On top of it only a little, lest they all come back at once.
+                    # Plus some jitter, so that they do not all retry at once.
                     pause = max(pause - error.after, 0.1 * pause)
                 await asyncio.sleep(pause)
         raise AssertionError
 
     def _pause(self, number: int) -> float:
-        longest = min(self.config.longest_wait, self.config.first_wait * 2.0**number)
-        return longest * random.uniform(0.5, 1.0)
+        limit = min(self.config.longest_wait, self.config.first_wait * 2.0**number)
+        return limit * random.uniform(0.5, 1.0)
 
-    async def _wait_turn(self) -> None:
-        while (left := self._not_before - time.monotonic()) > 0:
-            await asyncio.sleep(left)
+    async def _wait_until_allowed(self) -> None:
+        while (remaining := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(remaining)
 
-    async def _once(self, data: bytes) -> Reply:
+    async def _send(self, data: bytes) -> Reply:
         if self._session is None:
             raise RuntimeError("use `async with`")
         headers = {"Content-Type": "application/json"}
@@ -131,12 +131,12 @@ class JudgeClient:
                 raw = await _read(response)
                 status, after = response.status, _retry_after(response.headers.get("Retry-After"))
         except asyncio.TimeoutError:
-            raise _TryAgainError(f"no answer within {self.config.timeout:g} s") from None
+            raise _RetryError(f"no answer within {self.config.timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise _TryAgainError(f"connection lost ({type(error).__name__})") from None
-        return self._understand(status, raw, after)
+            raise _RetryError(f"connection lost ({type(error).__name__})") from None
+        return self._parse(status, raw, after)
 
-    def _understand(self, status: int, raw: bytes, after: float | None) -> Reply:
+    def _parse(self, status: int, raw: bytes, after: float | None) -> Reply:
         text = raw.decode(errors="replace")
         try:
             body = json.loads(text)
@@ -144,9 +144,9 @@ class JudgeClient:
             body = None
         error = body.get("error") if isinstance(body, dict) else None
         if status != 200 or error:
-            self._refuse(status, error, text, after)
+            self._raise_error(status, error, text, after)
         if not isinstance(body, dict):
-            raise _TryAgainError(f"not JSON: {self._secret.mask_error(text, _SHOWN)!r}")
+            raise _RetryError(f"not JSON: {self._secret.mask_error(text, _MAX_QUOTED)!r}")
         try:
             choice = body["choices"][0]
             message = choice["message"]
@@ -156,7 +156,7 @@ class JudgeClient:
             if not isinstance(answer, str):
                 raise TypeError
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise _TryAgainError(f"no chat completion: {self._secret.mask_error(text, _SHOWN)!r}") from None
+            raise _RetryError(f"no chat completion: {self._secret.mask_error(text, _MAX_QUOTED)!r}") from None
         return Reply(
             text=self._secret.mask(replace_surrogates(answer)),
             answered_by=self._secret.mask(str(body.get("model") or "")),
@@ -164,37 +164,39 @@ class JudgeClient:
             usage=_counts(body.get("usage")),
         )
 
-    def _refuse(self, status: int, error: Any, text: str, after: float | None) -> None:
-        """Raises what a refusal means."""
-        said = error if isinstance(error, dict) else {"message": error or text}
-        code = str(said.get("code") or said.get("type") or "")
-        shown, message = (self._secret.mask_error(text, _SHOWN) for text in (code, str(said.get("message") or "")))
-        reason = f"status {status}{f' {shown}' if shown else ''}: {message}"
-        if status == 403 and _MODERATED.search(reason):  # of this question; others may be answered
+    def _raise_error(self, status: int, error: Any, text: str, after: float | None) -> None:
+        """Raises the exception for an error response."""
+        details = error if isinstance(error, dict) else {"message": error or text}
+        code = str(details.get("code") or details.get("type") or "")
+        short_code, message = (
+            self._secret.mask_error(text, _MAX_QUOTED) for text in (code, str(details.get("message") or ""))
+        )
+        reason = f"status {status}{f' {short_code}' if short_code else ''}: {message}"
+        if status == 403 and _MODERATION.search(reason):  # concerns this question only
             raise CallFailedError(reason)
-        if status in _HOPELESS or code in ("insufficient_quota", "invalid_api_key", "model_not_found"):
+        if status in _FATAL or code in ("insufficient_quota", "invalid_api_key", "model_not_found"):
             raise StopJudgingError(
                 f"the judge at {self.config.url} refuses ({reason}); check --judge.base_url, --judge.model, the "
                 f"account, and the key in ${self.config.api_key_env}"
             )
-        if status in _BUSY or (status == 200 and "content" not in code):
-            if after is not None and after > _LONGEST_RETRY_AFTER:
+        if status in _RETRYABLE or (status == 200 and "content" not in code):
+            if after is not None and after > _MAX_RETRY_AFTER:
                 raise StopJudgingError(
-                    f"the judge at {self.config.url} asks to come back in {after:.0f} s ({reason}); run the same "
+                    f"the judge at {self.config.url} asks to retry after {after:.0f} s ({reason}); run the same "
                     "command then"
                 )
-            raise _TryAgainError(reason, after)
+            raise _RetryError(reason, after)
         raise CallFailedError(reason)
 
 
 def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for a URL. aiohttp's own way would also send what ~/.netrc holds."""
+    """The proxy for a URL from the environment. aiohttp's `trust_env` would also send credentials from ~/.netrc."""
     parts = urlsplit(url)
     return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which may hold seconds or a date; None if there is none, or nonsense."""
+    """Seconds of a Retry-After header (seconds or a date); None if it is missing or invalid."""
     if value is None:
         return None
     try:
@@ -211,19 +213,19 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     raw = bytearray()
     async for chunk in response.content.iter_chunked(1 << 16):
         raw += chunk
-        if len(raw) > _LONGEST_BODY:
-            raise _TryAgainError(f"an answer of more than {_LONGEST_BODY} bytes")
+        if len(raw) > _MAX_BODY_BYTES:
+            raise _RetryError(f"an answer of more than {_MAX_BODY_BYTES} bytes")
     return bytes(raw)
 
 
 def _counts(usage: Any) -> dict[str, Any]:
-    """The token counts of an answer."""
+    """The valid token counts of an answer."""
     if not isinstance(usage, dict):
         return {}
     details = usage.get("prompt_tokens_details")
-    found = {
+    counts = {
         "prompt_tokens": usage.get("prompt_tokens"),
         "completion_tokens": usage.get("completion_tokens"),
         "cached_tokens": details.get("cached_tokens") if isinstance(details, dict) else None,
     }
-    return {name: count for name, count in found.items() if type(count) is int and count >= 0}
+    return {name: count for name, count in counts.items() if type(count) is int and count >= 0}

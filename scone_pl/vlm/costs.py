@@ -1,4 +1,4 @@
-"""What the judge has used: tokens, and dollars where the model's price is known."""
+"""Token usage of the judge, and its cost if the model's price is known."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}$")
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars for a million tokens."""
+    """US dollars per million tokens."""
 
     input: float
     output: float
     cached_input: float | None = None
-    """Of input that the service has cached; None = as `input`."""
+    """Price of input tokens from the service's cache; None = `input`."""
 
     @property
     def cached(self) -> float:
-        """For a million input tokens that the service has cached."""
+        """Price per million cached input tokens."""
         return self.input if self.cached_input is None else self.cached_input
 
     def of(self, usage: Mapping[str, Any]) -> float:
-        """Dollars for one answer's tokens."""
+        """Cost of one answer in dollars."""
         cached = usage.get("cached_tokens", 0)
-        fresh = usage.get("prompt_tokens", 0) - cached
-        return (fresh * self.input + cached * self.cached + usage.get("completion_tokens", 0) * self.output) / 1e6
+        uncached = usage.get("prompt_tokens", 0) - cached
+        return (uncached * self.input + cached * self.cached + usage.get("completion_tokens", 0) * self.output) / 1e6
 
 
 def price_of(model: str, file: str | Path | None = None) -> Price | None:
-    """The price of a model, None if the file does not have it.
+    """The price of a model; None if the file does not list it.
 
     Raises:
-        UserError: the file is no YAML of prices.
+        UserError: the file is not a YAML table of prices.
     """
     path = FILE if file is None else Path(file)
     try:
@@ -52,13 +52,13 @@ def price_of(model: str, file: str | Path | None = None) -> Price | None:
         price = None if entry is None else Price(**{name: float(value) for name, value in entry.items()})
     except (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: must hold lines such as `model: {{input: 2.0, output: 8.0}}` ({error})") from None
-    if price and not all(math.isfinite(each) and each >= 0 for each in (price.input, price.output, price.cached)):
+    if price and not all(math.isfinite(value) and value >= 0 for value in (price.input, price.output, price.cached)):
         raise UserError(f"{path}: prices of {model} must be dollars, 0 or more")
     return price
 
 
 class Usage:
-    """A running count."""
+    """Accumulated token usage."""
 
     def __init__(self, price: Price | None) -> None:
         self.price = price
@@ -66,7 +66,7 @@ class Usage:
         self.dollars = 0.0
 
     def add(self, usage: Mapping[str, Any]) -> None:
-        """Counts one answer."""
+        """Adds one answer."""
         self.answers += 1
         self.prompt_tokens += usage.get("prompt_tokens", 0)
         self.completion_tokens += usage.get("completion_tokens", 0)
@@ -74,10 +74,10 @@ class Usage:
 
     def __str__(self) -> str:
         cost = f"${self.dollars:.2f}" if self.price else "cost unknown"
-        return f"{_short(self.prompt_tokens)} + {_short(self.completion_tokens)} tokens, {cost}"
+        return f"{_abbreviated(self.prompt_tokens)} + {_abbreviated(self.completion_tokens)} tokens, {cost}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For a file."""
+        """JSON representation."""
         return {
             "answers": self.answers,
             "prompt_tokens": self.prompt_tokens,
@@ -86,5 +86,5 @@ class Usage:
         }
 
 
-def _short(count: int) -> str:
+def _abbreviated(count: int) -> str:
     return f"{count / 1e6:.2f}M" if count >= 1_000_000 else f"{count / 1e3:.1f}K" if count >= 1000 else str(count)

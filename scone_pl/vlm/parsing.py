@@ -1,6 +1,6 @@
-"""What a judge's answer says, or why it cannot be used (docs/benchmarks.md 3.5).
+"""Parses the judge's answers (docs/benchmarks.md 3.5).
 
-Stricter than the published parser: an answer whose meaning has to be guessed is asked for again.
+Stricter than the published parser: ambiguous answers are rejected and asked for again.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-LOWEST, HIGHEST = 0.0, 10.0
+MIN_SCORE, MAX_SCORE = 0.0, 10.0
 _THINKING = re.compile(
     r"[<\[◁]\s{0,3}(?P<end>/?)\s{0,3}(?:seed:)?(?:think|thinking|thought|reasoning)\s{0,3}[>\]▷]|"
     r"<\|(?:begin|(?P<end2>end))_of_thought\|>",
     re.IGNORECASE,
 )
-"""Tags around what a judge thinks before it answers: `<think>`, `<thinking>`, `[THINK]`, `◁think▷`, ..."""
+"""Tags around a model's reasoning: `<think>`, `<thinking>`, `[THINK]`, `◁think▷`, ..."""
 _CHANNELS = re.compile(r"<\|channel\|>\s{0,3}(?P<name>\w{1,30})[^<]{0,200}<\|message\|>")
 """gpt-oss: `<|channel|>analysis<|message|>...<|channel|>final<|message|>...`."""
 _END_OF_MESSAGE = re.compile(r"<\|(?:end|return|im_end|eot_id)\|>\s*$")
 _TRAILING_COMMA = re.compile(r",(\s*[}\]])")
 _UNQUOTED = re.compile(r"\{\s*score\s*:\s*([0-9.]+)\s*(?:,\s*\w+\s*:[^{}]*)?\}", re.IGNORECASE | re.DOTALL)
 _DIGITS = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*", re.ASCII)
-_MARKS = " \t\r\n\"'`*_"
+_QUOTE_MARKS = " \t\r\n\"'`*_"
 
 
 class UnusableAnswerError(ValueError):
-    """An answer that says no score; the message says why in a few words."""
+    """An answer without a valid score; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score of 0 to 10 and what the judge gave as its reason (may be empty)."""
+    """A score of 0 to 10 and the judge's reason (may be empty)."""
 
     value: float
     reason: str = ""
@@ -42,11 +42,11 @@ class Score:
 def parse_score(raw: str | None) -> Score:
     """The score of an answer such as `{"score": 7, "reasoning": "..."}`.
 
-    Accepted: text or a code fence around one object, line breaks in strings, trailing commas, a number as text or in a
-    list of one, an object wholly without quotes, and a bare number as the whole answer.
+    Accepted: text or a code fence around one object, line breaks in strings, trailing commas, a number as a string or
+    in a list of one, an object without any quotes, and a bare number as the whole answer.
 
     Raises:
-        UnusableAnswerError: no such object, or its score is no number of 0 to 10.
+        UnusableAnswerError: no such object, or its score is not a number from 0 to 10.
     """
     text = _answer(raw)
     start, end = text.find("{"), text.rfind("}")
@@ -54,20 +54,21 @@ def parse_score(raw: str | None) -> Score:
         return Score(_number(text))
     text = text[start : end + 1]
     try:
-        found = _load(text)
+        content = _load(text)
     except ValueError:
         match = None if '"' in text else _UNQUOTED.fullmatch(text)
         if match is None:
             raise UnusableAnswerError("not JSON") from None
-        found = {"score": match[1]}
-    if not isinstance(found, dict) or "score" not in found:
+        content = {"score": match[1]}
+    if not isinstance(content, dict) or "score" not in content:
         raise UnusableAnswerError("JSON without `score`")
-    reason = found.get("reasoning", "")
-    return Score(_number(found["score"]), reason if isinstance(reason, str) else json.dumps(reason))
+    reason = content.get("reasoning", "")
+    return Score(_number(content["score"]), reason if isinstance(reason, str) else json.dumps(reason))
 
 
 def parse_presence(raw: str | None) -> int:
-    """1 or 0 of an answer that is one digit, with quotes, markdown marks or a full stop, or one field of an object.
+    """1 or 0 from an answer that is one digit, possibly quoted, formatted or with a full stop, or one field of an
+    object.
 
     The published parser takes the first 0 or 1 anywhere, so `image 1 vs 2: 0` gives 1.
 
@@ -75,29 +76,29 @@ def parse_presence(raw: str | None) -> int:
         UnusableAnswerError: anything else.
     """
     text = _answer(raw)
-    bare = text.strip(_MARKS).removesuffix(".").rstrip(_MARKS)
+    bare = text.strip(_QUOTE_MARKS).removesuffix(".").rstrip(_QUOTE_MARKS)
     if bare in ("0", "1"):
         return int(bare)
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
         raise UnusableAnswerError("neither 0 nor 1")
     try:
-        found = _load(text[start : end + 1])
+        content = _load(text[start : end + 1])
     except ValueError:
         raise UnusableAnswerError("neither 0 nor 1") from None
-    digits = [v for v in found.values() if (type(v) is int and v in (0, 1)) or v in ("0", "1")]
+    digits = [v for v in content.values() if (type(v) is int and v in (0, 1)) or v in ("0", "1")]
     if len(digits) != 1:
         raise UnusableAnswerError("no field, or several, that are 0 or 1")
     return int(digits[0])
 
 
 def _answer(raw: str | None) -> str:
-    """What stands behind the judge's thinking.
+    """The answer after the model's reasoning.
 
-    Only what follows the last closing tag counts; many chat templates swallow the opening one.
+    Only the text after the last closing tag counts; many chat templates remove the opening tag.
 
     Raises:
-        UnusableAnswerError: there is nothing, or the judge was cut off while it was thinking: a draft is no answer.
+        UnusableAnswerError: the answer is empty, or truncated within the reasoning.
     """
     text = raw or ""
     channels = list(_CHANNELS.finditer(text))
@@ -127,10 +128,10 @@ def _load(text: str) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise UnusableAnswerError("a field comes twice")
-    return found
+    return content
 
 
 def _number(value: Any) -> float:
@@ -144,6 +145,6 @@ def _number(value: Any) -> float:
         number = float(value)
     except (ValueError, OverflowError):
         raise UnusableAnswerError("the score is no number") from None
-    if not math.isfinite(number) or not LOWEST <= number <= HIGHEST:
+    if not math.isfinite(number) or not MIN_SCORE <= number <= MAX_SCORE:
         raise UnusableAnswerError("the score is not within 0 to 10")
     return number

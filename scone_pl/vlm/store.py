@@ -1,7 +1,7 @@
-"""What was asked of the judge and what it said: an append-only JSONL file that outlives any kill.
+"""Crash-safe store of the judge's answers: an append-only JSONL file.
 
-A line is an answer as it came, or a failure; `ask` is the hash of what was asked (see `calls.py`). Lines are only ever
-added, each in one write. A process killed in mid-write leaves half a last line, which the next writer cuts off.
+A line is an unmodified answer or a failure; `ask` is the hash of the question (see `calls.py`). Each line is appended
+in one write. A process killed while writing leaves a truncated last line, which the next writer removes.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One line."""
+    """One line of the store."""
 
     ask: str
-    """Hash of what was asked."""
+    """Hash of the question."""
     text: str | None = None
     """The raw answer; None for a failure."""
     failure: str | None = None
-    """Why there is no answer."""
+    """Reason of a failure."""
     date: str = ""
     """UTC, ISO 8601."""
     model: str = ""
-    """That was asked for."""
+    """The requested model."""
     answered_by: str = ""
-    """Model that the service says has answered."""
+    """The model that answered, according to the service."""
     finish_reason: str = ""
     usage: dict[str, Any] = field(default_factory=dict)
-    """Tokens as the service counts them."""
+    """Token counts according to the service."""
     about: dict[str, Any] = field(default_factory=dict)
-    """For people: kind, task, key, sampling, scoring, prompt."""
+    """Informational: kind, task, key, sampling, scoring, prompt."""
 
 
 class AnswerStore:
-    """The file, read whole; writing needs `with store:`, one process at a time."""
+    """The answers in a file; writing requires `with store:`, by one process at a time."""
 
     def __init__(self, file: str | Path) -> None:
-        """Reads what is there; half a last line is passed over.
+        """Reads the file if it exists; a truncated last line is ignored.
 
         Raises:
-            UserError: another line is damaged.
+            UserError: any other line is damaged.
         """
         self.file = Path(file)
         self._answers: dict[str, list[Answer]] = {}
@@ -59,14 +59,14 @@ class AnswerStore:
         self._load()
 
     def of(self, ask: str) -> list[Answer]:
-        """All answers and failures of one question, in the order in which they came."""
+        """All answers and failures of one question, in order."""
         return self._answers.get(ask, [])
 
     def __len__(self) -> int:
         return sum(map(len, self._answers.values()))
 
     def add(self, answer: Answer) -> None:
-        """Appends a line: in the file, as far as this machine's memory counts, when this returns."""
+        """Appends a line; it is in the page cache, not necessarily on disk, when this returns."""
         if self._descriptor is None:
             raise RuntimeError("open the store for writing first: with store: ...")
         line = (json.dumps(asdict(answer)) + "\n").encode()
@@ -77,14 +77,16 @@ class AnswerStore:
                 raise OSError(f"{written} of {len(line)} bytes written")
         except OSError as error:
             os.ftruncate(self._descriptor, start)
-            raise UserError(f"{self.file}: can not be written ({error}); make room and run the same again") from None
+            raise UserError(
+                f"{self.file}: cannot be written ({error}); free some space and run the same command to resume"
+            ) from None
         self._answers.setdefault(answer.ask, []).append(answer)
 
     def __enter__(self) -> AnswerStore:
-        """Opens the file for writing, repairs its end, and reads it again: another process may have added to it.
+        """Locks the file for writing, repairs its end, and reads it again, since another process may have written.
 
         Raises:
-            UserError: another process is writing.
+            UserError: another process holds the lock.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.file.with_name(f"{self.file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
@@ -96,7 +98,7 @@ class AnswerStore:
             raise UserError(f"{self.file}: another judge ({owner or 'unknown'}) is writing; wait for it") from None
         except OSError as error:
             self.__exit__(None, None, None)
-            raise UserError(f"{self.file}: can not be locked here ({error.strerror}); use a local disk") from None
+            raise UserError(f"{self.file}: cannot be locked here ({error.strerror}); use a local disk") from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
         try:
@@ -115,12 +117,12 @@ class AnswerStore:
             os.fsync(self._descriptor)
             os.close(self._descriptor)
         if self._lock is not None:
-            os.close(self._lock)  # which unlocks, as does a kill
+            os.close(self._lock)  # releases the lock
         self._descriptor = self._lock = None
 
     @staticmethod
     def _repair(descriptor: int) -> None:
-        """Cuts off half a last line; a whole one that only lacks its line break gets it."""
+        """Removes a truncated last line; completes one that only lacks its newline."""
         size = os.fstat(descriptor).st_size
         tail, start = b"", size
         while start and b"\n" not in tail:
@@ -129,7 +131,7 @@ class AnswerStore:
             tail = os.pread(descriptor, step, start) + tail
         last = tail.rpartition(b"\n")[2]
         if last:
-            if _parse(last) is None:
+            if _parse_line(last) is None:
                 os.ftruncate(descriptor, size - len(last))
             else:
                 os.write(descriptor, b"\n")
@@ -142,28 +144,28 @@ class AnswerStore:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            answer = _parse(line)
+            answer = _parse_line(line)
             if answer is not None:
                 self._answers.setdefault(answer.ask, []).append(answer)
             elif number < len(lines):
                 raise UserError(
-                    f"{self.file}:{number}: not a line of this store; correct it, or move it to another file"
+                    f"{self.file}:{number}: not a valid answer; correct the line, or move it to another file"
                 )
 
 
-def _parse(line: bytes) -> Answer | None:
-    """The answer that a line holds; None if it is damaged or not a line of a store."""
+def _parse_line(line: bytes) -> Answer | None:
+    """Parses a line; None if it is damaged or invalid."""
     try:
         record = json.loads(line)
         answer = Answer(**{name: record[name] for name in Answer.__dataclass_fields__ if name in record})
     except (ValueError, TypeError, RecursionError):
         return None
-    texts = [text for text in (answer.text, answer.failure) if text is not None]
-    texts += [answer.ask, answer.date, answer.model, answer.answered_by, answer.finish_reason]
+    strings = [text for text in (answer.text, answer.failure) if text is not None]
+    strings += [answer.ask, answer.date, answer.model, answer.answered_by, answer.finish_reason]
     counts = [answer.usage.get(name, 0) for name in _COUNTS] if isinstance(answer.usage, dict) else [None]
-    well_typed = (
-        all(isinstance(text, str) for text in texts)
+    valid = (
+        all(isinstance(text, str) for text in strings)
         and all(type(count) is int and count >= 0 for count in counts)
         and isinstance(answer.about, dict)
     )
-    return answer if well_typed else None
+    return answer if valid else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from documents import Block, blocks
 
@@ -17,7 +15,8 @@ def test_snippets_run(block: Block) -> None:
     exec(compile(text, str(block), "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=str)
+@pytest.mark.parametrize("block", [b for b in PYTHON if b.mode != "run"], ids=str)
 def test_snippets_compile(block: Block) -> None:
     compile(block.text, str(block), "exec")
-    exec("\n".join(re.findall(r"^(?:import|from) .*$", block.text, re.MULTILINE)), {})
+    imports = [line for line in block.text.splitlines() if line.startswith(("import ", "from "))]
+    exec("\n".join(imports), {})

@@ -36,5 +36,5 @@ def omni_items():
 def folder(tmp_path, items):
     """An evaluation with one round of pictures."""
     found = EvaluationFolder(tmp_path / "out")
-    write_pictures(items, found.pictures_of(1))
+    write_pictures(items, found.images_of(1))
     return found

@@ -176,7 +176,7 @@ def http_date(seconds_from_now):
 def write_pictures(items, place, seed=0):
     """A picture for every item, each its own."""
     for number, item in enumerate(items):
-        file = place / item.picture_name
+        file = place / item.image_name
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng([seed, number]).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((24, 24), Image.Resampling.NEAREST).save(file)

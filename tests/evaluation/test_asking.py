@@ -65,7 +65,7 @@ def test_records_hold_what_was_said_and_by_whom(folder, items):
         records = run(folder, items, server.config())
     said = {(a.kind, a.instruction): good_answer(a) for a in server.requests if a.kind != "DIS"}
     for item, record in zip(items, records, strict=True):
-        assert (record["task_type"], record["key"]) == item.place
+        assert (record["task_type"], record["key"]) == item.id
         for kind in ("PF", "SC"):
             expected = json.loads(said[kind, item.instruction])
             assert record[kind] == expected["score"]
@@ -77,7 +77,7 @@ def test_records_hold_what_was_said_and_by_whom(folder, items):
     assert read_records(folder.scores, SCONEEVAL) == records
 
 
-FAULTS = {
+ERRORS = {
     "slow": 1.0,
     "500": (500, b"oops", {}),
     "503 html": (503, b"<html>busy</html>", {}),
@@ -99,7 +99,7 @@ FAULTS = {
 
 def test_faults_are_tried_again_one_call_at_a_time(folder, items):
     """The n-th different question meets the n-th fault first."""
-    names, met = list(FAULTS), {}
+    names, met = list(ERRORS), {}
 
     def script(asked, times):
         if times == 1 and len(met) < len(names):
@@ -107,7 +107,7 @@ def test_faults_are_tried_again_one_call_at_a_time(folder, items):
             if name == "out of range" and asked.kind == "DIS":
                 return None
             met[name] = asked.digest
-            return FAULTS[name]
+            return ERRORS[name]
         return None
 
     with serving(script) as server:
@@ -115,10 +115,10 @@ def test_faults_are_tried_again_one_call_at_a_time(folder, items):
     assert all(map(is_complete, records))
     assert set(met) == set(names)
     asked = Counter(one.digest for one in server.requests)
-    assert sum(asked.values()) == CALLS + len(FAULTS), "only what failed was asked again, once"
+    assert sum(asked.values()) == CALLS + len(ERRORS), "only what failed was asked again, once"
     assert all(asked[digest] == 2 for digest in met.values())
     raw = [line["text"] for line in lines_of(folder)]
-    assert raw.count("I cannot help with that.") == raw.count("") == raw.count(FAULTS["out of range"]) == 1
+    assert raw.count("I cannot help with that.") == raw.count("") == raw.count(ERRORS["out of range"]) == 1
     assert len(raw) == CALLS + 3, "every answer is kept, unusable ones too"
 
 
@@ -202,7 +202,7 @@ def test_a_second_run_asks_nothing_and_needs_no_service(folder, items):
 
 
 def test_scorings_and_samplings_are_asked_apart(folder, items):
-    write_pictures(items, folder.pictures_of(2), seed=1)
+    write_pictures(items, folder.images_of(2), seed=1)
     with serving() as server:
         records = run(folder, items, server.config(), scorings=2, rounds=2)
         assert len(server.requests) == 4 * CALLS
@@ -221,7 +221,7 @@ def test_what_is_asked_decides_what_is_known(folder, items, data, tmp_path, chan
         run(folder, chosen, server.config())
         settings = {}
         if change == "picture":
-            write_pictures(chosen, folder.pictures_of(1), seed=5)
+            write_pictures(chosen, folder.images_of(1), seed=5)
         elif change == "reference":
             from dataclasses import replace
 
@@ -277,7 +277,7 @@ def test_a_wrong_key_stops_at_once_and_is_written_nowhere(folder, items, monkeyp
 def test_no_money_and_a_long_wait_stop_at_once(folder, items):
     quota = (429, {"error": {"code": "insufficient_quota", "message": "pay"}}, {})
     later = (429, {"error": {"message": "tomorrow"}}, {"Retry-After": "86400"})
-    for action, words in ((quota, "insufficient_quota"), (later, "come back in 86400 s")):
+    for action, words in ((quota, "insufficient_quota"), (later, "retry after 86400 s")):
         with serving(lambda asked, times, action=action: action) as server, pytest.raises(UserError, match=words):
             run(folder, items, server.config())
 
@@ -285,26 +285,24 @@ def test_no_money_and_a_long_wait_stop_at_once(folder, items):
 def test_a_dead_service_stops_the_run(folder, items):
     with serving() as server:
         config = server.config(max_tries=2, stop_after=5)
-    with pytest.raises(
-        UserError, match=r"5 calls failed one after the other.*connection lost.*The same command goes on"
-    ):
+    with pytest.raises(UserError, match=r"5 consecutive calls failed.*connection lost.*run the same command to resume"):
         run(folder, items, config)
 
 
 def test_pictures_that_are_missing_or_damaged_fail_alone(folder, items):
-    (folder.picture(items[0], 1)).unlink()
-    damaged = folder.picture(items[1], 1)
+    (folder.image(items[0], 1)).unlink()
+    damaged = folder.image(items[1], 1)
     damaged.write_bytes(damaged.read_bytes()[:60])
     with serving() as server:
         records = run(folder, items, server.config())
-    assert "no picture 0001.png in round 1" in records[0]["failure"]
+    assert "no image 0001.png in round 1" in records[0]["failure"]
     assert "0002.png: " in records[1]["failure"]
     assert all(map(is_complete, records[2:]))
 
 
 def test_damaged_pictures_do_not_look_like_a_dead_judge(folder, items):
     for item in items[:4]:
-        folder.picture(item, 1).write_bytes(b"no picture")
+        folder.image(item, 1).write_bytes(b"no picture")
     with serving() as server:
         records = run(folder, items, server.config(stop_after=2, concurrency=1))
     assert [is_complete(record) for record in records] == [False] * 4 + [True] * 8
@@ -330,7 +328,7 @@ def test_omnicontext_and_the_rubric_of_our_own(tmp_path, omni_items):
     from scone_pl.evaluation.folder import EvaluationFolder
 
     folder = EvaluationFolder(tmp_path)
-    write_pictures(omni_items, folder.pictures_of(1))
+    write_pictures(omni_items, folder.images_of(1))
     with serving(
         lambda asked, times: "never" if asked.kind == "PHY" and "star" in asked.instruction else None
     ) as server:

@@ -63,7 +63,7 @@ def test_selection(data, omni_items):
         ({"subject_label": [[]], "subject_list": [[]]}, "names no candidate"),
         ({"subject_list": [["a", "b"], ["c"]], "subject_label": [[0, 1], [1]]}, "2 lists in `subject_list` for 1"),
         ({"subject_list": [["a", " "]]}, "no description"),
-        ({"case_type": 2}, "`case_type` must be a text"),
+        ({"case_type": 2}, "`case_type` must be a string"),
         ({"key": "0001", "task_type": "composition_single"}, "is already used at"),
         ({"input_images": ["no.png"]}, "no such image file"),
         ({"key": "\u732b" * 70}, "is not a valid file name; use up to 200 bytes"),
@@ -97,7 +97,7 @@ def test_a_strange_case_type_is_told_and_does_not_stop(copy, caplog):
     records[1]["case_type"] = "1 image, scene"
     write(copy, records)
     items = read_items(SCONEEVAL, copy)
-    assert "'Single' (1) not wholly understood" in caplog.text
+    assert "'Single' (1) partly unrecognised" in caplog.text
     assert [item.scene for item in items[:2]] == [False, True]
 
 
@@ -106,7 +106,7 @@ def test_an_item_that_can_not_be_won_is_told_and_kept(copy, caplog):
     records[4]["subject_label"] = [[0, 0]]
     write(copy, records)
     assert len(read_items(SCONEEVAL, copy)) == 12
-    assert re.search(r"data\.jsonl:5: no candidate is labelled 1.*\(1 such\)", caplog.text)
+    assert re.search(r"data\.jsonl:5: no candidate is labelled 1.*\(1 such items\)", caplog.text)
 
 
 def test_one_image_under_the_old_name(copy):

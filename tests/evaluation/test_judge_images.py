@@ -15,7 +15,7 @@ from scone_pl.evaluation.templates import Templates
 
 def asked(items, folder, **config):
     planner = Planner(SCONEEVAL, JudgeConfig(**config), Templates())
-    return planner.judgement(items[0], folder.picture(items[0], 1), 1, 1).calls
+    return planner.judgement(items[0], folder.image(items[0], 1), 1, 1).calls
 
 
 def size_of(shown):
@@ -33,7 +33,7 @@ def test_the_judge_sees_images_by_the_rule(items, folder, rule, size):
     before = asked(items, folder, exif_orientation=rule)
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (64, 32)).save(folder.picture(items[0], 1), exif=exif)
+    Image.new("RGB", (64, 32)).save(folder.image(items[0], 1), exif=exif)
     calls = asked(items, folder, exif_orientation=rule)
     assert size_of(calls[0].images[-1]) == size
     assert calls[0].images[-1].preparation == PREPARATION["picture"] + ("-turned" if rule == "apply" else "")
@@ -41,7 +41,7 @@ def test_the_judge_sees_images_by_the_rule(items, folder, rule, size):
 
 
 def test_an_image_that_never_ends_is_no_question(items, folder):
-    picture = folder.picture(items[0], 1)
+    picture = folder.image(items[0], 1)
     picture.unlink()
     picture.symlink_to("/dev/zero")
     judgement = Planner(SCONEEVAL, JudgeConfig(), Templates()).judgement(items[0], picture, 1, 1)

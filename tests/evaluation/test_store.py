@@ -48,7 +48,7 @@ def test_any_torn_end_is_passed_over_and_repaired(file):
 def test_a_damaged_line_in_the_middle_is_named(file):
     lines = file.read_bytes().split(b"\n")
     file.write_bytes(b"\n".join([lines[0], b"{what", *lines[1:]]))
-    with pytest.raises(UserError, match=r"answers\.jsonl:2: not a line of this store; correct it"):
+    with pytest.raises(UserError, match=r"answers\.jsonl:2: not a valid answer; correct the line"):
         AnswerStore(file)
 
 
@@ -69,7 +69,7 @@ def test_a_full_disk_leaves_no_half_line(file, monkeypatch):
     write = module.os.write
     with AnswerStore(file) as store:
         monkeypatch.setattr(module.os, "write", lambda descriptor, data: write(descriptor, data[:10]))
-        with pytest.raises(UserError, match="can not be written"):
+        with pytest.raises(UserError, match="cannot be written"):
             store.add(Answer(ask="e", text="lost"))
     assert file.read_bytes() == before
 
@@ -137,9 +137,9 @@ def test_a_prompt_with_a_wrong_field(tmp_path):
     ("settings", "message"),
     [
         ({"base_url": "localhost:8000"}, "must look like"),
-        ({"base_url": "http://me:secret@host/v1"}, "no name, password"),
+        ({"base_url": "http://me:secret@host/v1"}, "no user, password"),
         ({"timeout": 0}, "judge.timeout is 0"),
-        ({"parameters": {"model": "x"}}, "can not set model"),
+        ({"parameters": {"model": "x"}}, "cannot set model"),
         ({"api_key_env": "sk-secret"}, "must be the name of an environment variable"),
     ],
 )
@@ -151,6 +151,6 @@ def test_wrong_settings(settings, message):
 
 def test_a_key_that_can_not_be_sent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-ab\ncd")
-    with pytest.raises(UserError, match="holds letters") as error:
+    with pytest.raises(UserError, match="has characters") as error:
         JudgeConfig().key()
     assert "ab" not in str(error.value).replace("holds", "").replace("variable", "")

@@ -9,8 +9,8 @@ from scone_pl.__main__ import main
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import BENCHMARKS, OMNICONTEXT, SCONEEVAL
 from scone_pl.evaluation.bootstrap import compare, intervals
-from scone_pl.evaluation.groups import combine, faults, group_tables
-from scone_pl.evaluation.published import distinct, published
+from scone_pl.evaluation.groups import combine, error_rates, group_tables
+from scone_pl.evaluation.published import published, unique_names
 from scone_pl.evaluation.records import read_records
 from scone_pl.evaluation.scores import average_row, overall_score
 from scone_pl.evaluation.stability import stability
@@ -178,7 +178,7 @@ def test_stability_of_known_records():
     assert com["range"] == pytest.approx([4, 9])
     assert found["items"]["PF_std_over_scorings"] == pytest.approx(2**0.5)
     assert found["items"]["presence_agreement"] == 0.75, "one of two candidates of one of two samplings"
-    assert faults(records, SCONEEVAL)["distinction_single_cross"] == {"redundancy": 0.25, "omission": 0}
+    assert error_rates(records, SCONEEVAL)["distinction_single_cross"] == {"redundancy": 0.25, "omission": 0}
     alone = stability(records[:6], tables[:1], SCONEEVAL)
     assert alone["columns"]["overall"]["std_over_scorings"] is None
     assert alone["items"]["presence_agreement"] is None
@@ -223,8 +223,13 @@ def test_a_missing_task_leaves_dashes():
 
 
 def test_no_two_rows_have_one_name():
-    assert distinct(["Scone", "mine", "mine", "mine"], taken=["Scone"]) == ["Scone (ours)", "mine", "mine 2", "mine 3"]
-    assert distinct(["Scone", "Scone"], taken=["Scone"]) == ["Scone (ours)", "Scone (ours) 2"]
+    assert unique_names(["Scone", "mine", "mine", "mine"], taken=["Scone"]) == [
+        "Scone (ours)",
+        "mine",
+        "mine 2",
+        "mine 3",
+    ]
+    assert unique_names(["Scone", "Scone"], taken=["Scone"]) == ["Scone (ours)", "Scone (ours) 2"]
 
 
 def test_too_few_items_for_statistics_are_told():
@@ -257,7 +262,7 @@ GOOD = {"sampling": 1, "scoring": 1, "key": "k", "task_type": "distinction_singl
         ({**GOOD, "label": [[1]], "pred": [[1, 0]]}, "1 labels and 2 predictions"),
         ({**GOOD, "label": [[1]], "pred": [[2]]}, "`pred` must hold 0 and 1 only"),
         ({**GOOD, "label": [1], "pred": [1]}, "`label` must be a list"),
-        ({**GOOD, "judge": {"prompts": ["a"]}}, "`judge` must be an object"),
+        ({**GOOD, "judge": {"prompts": ["a"]}}, "must be objects"),
         (GOOD, "the same sampling, scoring, task and key as line 1"),
     ],
 )

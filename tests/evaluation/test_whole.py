@@ -1,6 +1,5 @@
 """Generate, judge, tables, report: one command, on the benchmark that ships with the tests."""
 
-import html
 import json
 import re
 import shutil
@@ -8,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import markupsafe
 import pytest
 import yaml
 from fake_judge import serving, write_pictures
@@ -70,18 +70,18 @@ def test_one_command(data, checkpoint, here, tmp_path, capsys):
         assert main([*command[: -len(FEW_STEPS)], "--only", "generate", *FEW_STEPS]) == 0
         assert (len(server.requests), len(here)) == (asked, 2), "the second time there is nothing left to do"
     assert "| **tiny**" in first.out
-    assert "generating round 2 of 2: pictures: 6 of 6" in first.err
-    assert re.search(r"judging: calls: 96 of 96, 0 failed, 0 tries repeated, 96.0K \+ 960 tokens, \$0\.20", first.err)
+    assert "generating round 2 of 2: 6 of 6 images" in first.err
+    assert re.search(r"judging: 96 of 96 calls, 0 failed, 0 requests retried, 96.0K \+ 960 tokens, \$0\.20", first.err)
     folder = EvaluationFolder(output)
     records = read_records(folder.scores, SCONEEVAL)
     assert [r["sampling"] for r in records] == [1] * 12 + [2] * 12
     for record in records:
         assert record["failure"] is None
         made = record["generation"]
-        assert (made["seed"], made["round"]) == (1234, record["sampling"] - 1)
+        assert (made["sampling"]["seed"], made["round"]) == (1234, record["sampling"] - 1)
         assert made["sampling"]["num_inference_steps"] == 2
-        assert made["sampling"]["guidance"]["rescale"] == "text_channel"
-    one, two = (folder.pictures_of(n) / "composition_single/0001.png" for n in (1, 2))
+        assert made["sampling"]["guidance_rescale"] == "text_channel"
+    one, two = (folder.images_of(n) / "composition_single/0001.png" for n in (1, 2))
     assert one.read_bytes() != two.read_bytes()
     table = json.loads((folder.tables / "table.json").read_text())
     assert (table["name"], table["combined"]["n_groups"]) == ("tiny", 4)
@@ -109,7 +109,7 @@ def test_steps_alone(data, checkpoint, here, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "| **another**" in text
     assert "Groups without every task have no average." in text
-    assert ">no picture<" not in (output / "report.html").read_text(), "where the pictures were is remembered"
+    assert ">no image<" not in (output / "report.html").read_text(), "where the pictures were is remembered"
     assert not here
     one = ["--only", "tables", "--tasks=composition_single", "--compare", str(output / "scores.jsonl")]
     assert main(arguments(data, output, *one)) == 0
@@ -156,7 +156,7 @@ def test_a_judge_that_could_judge_nothing_is_a_failure(data, tmp_path, capsys):
     ("more", "message"),
     [
         ([], "--checkpoint: give the folder"),
-        (["--only", "judge"], "holds no pictures"),
+        (["--only", "judge"], "no images"),
         (["--only", "tables"], "scores.jsonl: no such file"),
         (["--checkpoint", "x"], "$OPENAI_API_KEY is not set"),
         (["--checkpoint", "no/such", "--judge.base_url", "http://127.0.0.1:9"], "no/such"),
@@ -188,6 +188,7 @@ def test_the_sampler_is_the_one_of_the_predict_recipe():
 
     ours, recipe = (yaml.safe_load(f.read_text()) for f in (RECIPE, ROOT / "experiments/predict.yaml"))
     assert ours["model"]["class_path"] == recipe["model"]["class_path"]
+    recipe["model"]["init_args"]["sampling"].pop("seed")  # an argument of `evaluate`
     for name, value in ours["model"]["init_args"].items():
         assert recipe["model"]["init_args"][name] == value
 
@@ -229,11 +230,11 @@ def test_a_changed_item_does_not_keep_its_old_picture(items, checkpoint, tmp_pat
     monkeypatch.setattr(scone_pl.training.chain, "run_in_own_process", lambda command: ran.append(command) or 0)
     folder = EvaluationFolder(tmp_path)
     generate(folder, items, str(checkpoint), 1)
-    write_pictures(items, folder.pictures_of(1))
+    write_pictures(items, folder.images_of(1))
     changed = [replace(items[0], instruction="draw something else"), *items[1:]]
-    with pytest.raises(UserError, match=r"composition_single/0001\.png: was drawn from another instruction"):
+    with pytest.raises(UserError, match=r"composition_single/0001\.png: was generated from another instruction"):
         generate(folder, changed, str(checkpoint), 1)
-    folder.picture(items[0], 1).unlink()
+    folder.image(items[0], 1).unlink()
     generate(folder, changed, str(checkpoint), 1)
     assert len(ran) == 2
 
@@ -263,7 +264,7 @@ def report(folder, data, tmp_path):
         line["subject_list"] = [[name + NASTY for name in group] for group in line.get("subject_list", [])]
     (copy / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     items = read_items(SCONEEVAL, copy)
-    folder.picture(items[0], 1).unlink()
+    folder.image(items[0], 1).unlink()
     records = []
     for number, item in enumerate(items):
         record = {"sampling": 1, "scoring": 1, "key": item.key, "task_type": item.task_type, "PF": 8.0, "SC": 9.0}
@@ -280,7 +281,7 @@ def report(folder, data, tmp_path):
             record["pred"] = [[0, 0]]
         records.append(record)
     place = tmp_path / "report.html"
-    write_report(place, Summary.of(records, SCONEEVAL, NASTY), items, records, folder.picture)
+    write_report(place, Summary.of(records, SCONEEVAL, NASTY), items, records, folder.image)
     return place.read_text(encoding="ascii")
 
 
@@ -288,7 +289,7 @@ def test_the_report_escapes_everything(report):
     assert "<script>alert" not in report
     assert report.count("<script>") == 1
     assert report.count("<article ") == report.count("</article>") == 12
-    assert html.escape(NASTY, quote=True).encode("ascii", "xmlcharrefreplace").decode() in report
+    assert str(markupsafe.escape(NASTY)).encode("ascii", "xmlcharrefreplace").decode() in report
     assert not re.findall(r"""(?:src|href)=["'](?!data:image/)""", report), "nothing comes from elsewhere"
     assert "default-src 'none'" in report
     assert len(report) < 1_000_000
@@ -305,15 +306,15 @@ def test_the_report_filters_by_task_and_failure(report):
     assert float(cards[2][3]) == pytest.approx(72**0.5, abs=1e-3)
     options = re.findall(r'<option value="(\w+)">', report)
     assert {"redundancy", "omission", "consistency", "failed", *SCONEEVAL.tasks} <= set(options)
-    assert ">no picture<" in report
+    assert ">no image<" in report
     for name in re.findall(r'getElementById|"(task|fault|order|words)"', report):
         assert not name or f'id="{name}"' in report
 
 
 def test_pictures_in_the_report_are_small(folder, items, tmp_path):
-    big = folder.picture(items[0], 1)
+    big = folder.image(items[0], 1)
     Image.new("RGB", (1024, 512), "red").save(big)
     records = [{"sampling": 1, "scoring": 1, "key": i.key, "task_type": i.task_type} for i in items]
     records = [r | {"PF": 1, "SC": 1} for r in records[:2]]
-    write_report(tmp_path / "r.html", Summary.of(records, SCONEEVAL, "x"), items[:1], records, folder.picture)
+    write_report(tmp_path / "r.html", Summary.of(records, SCONEEVAL, "x"), items[:1], records, folder.image)
     assert 'width="256" height="128"' in (tmp_path / "r.html").read_text()
