@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from scone_pl.errors import UserError
+from scone_pl.files import read_text
 
 SOURCE = (
     "list values: peaks and memory as in the makers' data sheets (dense bf16 with float32 accumulation); prices are "
@@ -75,7 +76,7 @@ def read_gpus(file: str | os.PathLike[str] | None) -> dict[str, Gpu]:
     if file is None:
         return GPUS
     try:
-        content = yaml.safe_load(Path(file).read_text())
+        content = yaml.safe_load(read_text(Path(file)))
         items = dict(content).items()
     except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
         raise UserError(f"--gpu_file {file}: not a readable YAML table of GPUs ({error})") from error

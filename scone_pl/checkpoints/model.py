@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scone_pl.checkpoints import training_record
 from scone_pl.checkpoints.configs import decoder_keys
 from scone_pl.checkpoints.folder import AUTOENCODER_FILE, check_folder, open_weights, read_config
 from scone_pl.checkpoints.tensor_files import TensorSource, WeightFiles, write_tensors
@@ -35,8 +36,6 @@ from scone_pl.model.scone import Scone
 _log = logging.getLogger(__name__)
 
 AUTOENCODER_PREFIX = "autoencoder."
-TRAINING_FILE = "training.json"
-"""How weights came about."""
 CONFIG_FILES = (
     "llm_config.json",
     "vit_config.json",
@@ -172,7 +171,7 @@ def save_pretrained(
         for name, content in config_files(model.config).items():
             write_json(content, aside / name)
         if training is not None:
-            write_json(training, aside / TRAINING_FILE)
+            write_json(training, aside / training_record.FILE)
         for name in TOKENIZER_FILES:
             if assets_from is not None and (Path(assets_from) / name).is_file():
                 shutil.copyfile(Path(assets_from) / name, aside / name)
@@ -222,7 +221,7 @@ def save_derived(
             for name in (*CONFIG_FILES, *TOKENIZER_FILES, AUTOENCODER_FILE):
                 if (source_folder / name).is_file():
                     shutil.copyfile(source_folder / name, aside / name)
-            write_json(dict(training), aside / TRAINING_FILE)
+            write_json(dict(training), aside / training_record.FILE)
 
 
 def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:

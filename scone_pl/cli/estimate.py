@@ -14,7 +14,9 @@ from scone_pl.estimate.report import as_json, tables
 from scone_pl.estimate.settings import read_recipe
 from scone_pl.gpus import GPUS, Gpu, read_gpus
 from scone_pl.model.config import PRESETS
+from scone_pl.ranges import check_number, check_whole
 
+_MAX_DEVICES = 1_000_000
 WIDTH = 120
 """Columns of the tables in a file or pipe, at least."""
 
@@ -53,10 +55,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(args: list[str]) -> int:
     """Prints an estimate."""
     options, rest = _parser().parse_known_args(args)
-    if not 0 < options.mfu <= 1:
-        raise UserError(f"--mfu is {options.mfu}; it is a share of the peak, over 0 and at most 1")
-    if options.references < 1 or options.labels < 0:
-        raise UserError("--references must be at least 1 and --labels at least 0")
+    check_number("--mfu", options.mfu, above=0, maximum=1)
+    check_whole("--references", options.references, minimum=1, maximum=1000)
+    check_whole("--labels", options.labels)
     gpus = _chosen(options.gpu, read_gpus(options.gpu_file))
     recipe = read_recipe(rest, options.preset)
     ranks = _numbers(options.devices) if options.devices else [recipe.stages[0].plan.ranks]
@@ -84,6 +85,6 @@ def _numbers(text: str) -> list[int]:
         numbers = sorted({int(part) for part in text.split(",")})
     except ValueError:
         numbers = [0]
-    if numbers[0] < 1:
+    if numbers[0] < 1 or numbers[-1] > _MAX_DEVICES:
         raise UserError(f"--devices {text}: give numbers of GPUs, such as 1,2,4,8")
     return numbers

@@ -29,7 +29,9 @@ from scone_pl.evaluation.steps import (
 from scone_pl.evaluation.steps import judge as run_judge
 from scone_pl.evaluation.summary import Summary
 from scone_pl.files import read_json
+from scone_pl.ranges import check_whole
 
+_MAX_COUNT = 1_000_000
 Step = Literal["generate", "judge", "tables"]
 
 
@@ -72,7 +74,8 @@ def evaluate(
         extra: arguments for `predict`; type them behind a lone --.
     """
     chosen = BENCHMARKS[benchmark]
-    _at_least_one(rounds=rounds, scorings=scorings)
+    _check_counts(rounds=rounds, scorings=scorings, limit=limit)
+    check_whole("--seed", seed)
     generating = only in (None, "generate") and not pictures
     folder = EvaluationFolder.open(output, pictures, reuse=not generating)
     folder.check_writable()
@@ -149,8 +152,8 @@ def judge(
         dry_run: only count the questions and what they have cost so far.
         judge: whom to ask, and how.
     """
+    _check_counts(rounds=rounds, scorings=scorings, limit=limit)
     chosen, folder = BENCHMARKS[benchmark], EvaluationFolder.open(output, pictures)
-    _at_least_one(rounds=rounds, scorings=scorings)
     if not dry_run:
         folder.check_writable()
     items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
@@ -185,6 +188,7 @@ def tables(
         seed: of the bootstrap.
     """
     chosen = BENCHMARKS[benchmark]
+    check_whole("--seed", seed)
     if output is not None:
         check_tables_output(Path(output))
     records = read_records(scores, chosen, language)
@@ -236,10 +240,10 @@ def _of_items(records: Sequence[Record], wanted: set[tuple[str, str]], whose: st
     return found
 
 
-def _at_least_one(**numbers: int) -> None:
+def _check_counts(**numbers: int | None) -> None:
     for name, number in numbers.items():
-        if number < 1:
-            raise UserError(f"--{name} {number}: must be at least 1")
+        if number is not None:
+            check_whole(f"--{name}", number, minimum=1, maximum=_MAX_COUNT)
 
 
 def _name_of(checkpoint: str) -> str:

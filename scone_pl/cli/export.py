@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from scone_pl.checkpoints.training_record import FILE
 from scone_pl.cli.parsing import run_function
 from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
@@ -31,7 +32,7 @@ def export(
     """
     check_output_folder(output)
     snapshot = _snapshot(checkpoint)
-    if output.exists() and not (output / "training.json").is_file():
+    if output.exists() and not (output / FILE).is_file():
         raise UserError(f"{output}: exists and is no exported folder; choose another")
     training = export_snapshot(snapshot, output, start=start, ema=weights == "ema", dtype=DTYPES.get(dtype))
     print(f"{output}: {training['stage']} after step {training['steps']} of {snapshot}")

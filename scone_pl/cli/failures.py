@@ -152,7 +152,7 @@ def _missing_library(error: ImportError) -> str | None:
     """None = a module of our own, which is no library that could be installed."""
     found = _LIBRARY.search(str(error))
     name = (error.name or (next(filter(None, found.groups())) if found else "")).partition(".")[0]
-    if name == __package__:
+    if name == __package__.partition(".")[0]:
         return None
     line = " ".join(str(error).split())
     return f"{line}; pip install {_PACKAGES.get(name, name)}" if name and "pip install" not in line else line

@@ -27,6 +27,7 @@ from scone_pl.files import write_json
 from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
 from scone_pl.progress import Progress
+from scone_pl.ranges import check_whole
 from scone_pl.sampling.checks import as_device, as_dtype
 
 SHOWN = 8
@@ -59,8 +60,8 @@ def layers(
         tokens: most tokens of a forward pass; fewer need less memory (a longer sample is a pass by itself).
         packing: sizes of images, as `data.packing` of the recipe in question; by default those of sampling.
     """
-    if samples < 1 or tokens < 1:
-        raise UserError(f"--samples {samples} and --tokens {tokens} must be at least 1")
+    check_whole("--samples", samples, minimum=1)
+    check_whole("--tokens", tokens, minimum=1)
     if output is not None:
         check_output_folder(output, files=("layers.json", "maps.png"))
     place = as_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

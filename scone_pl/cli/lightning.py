@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl import deprecated
-from scone_pl.cli.parsing import close_option, one_line, read_renamed_keys
+from scone_pl.cli.parsing import check_digits, close_option, one_line, read_renamed_keys
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
 from scone_pl.files import read_text, write_text
@@ -51,6 +51,7 @@ from scone_pl.training.saving import Saving, Stopped
 from scone_pl.training.sharding import FullySharded
 from scone_pl.training.start import check_start
 from scone_pl.training.trainer_settings import check_trainer
+from scone_pl.training.values import check_stage, check_values
 
 FREE_ON_RESUME = {
     *("init_from", "attention", "activation_checkpointing", "layers_kept", "sharding", "nonfinite_gradient"),
@@ -102,11 +103,14 @@ class SconeCLI(LightningCLI):
         """Unknown keys and wrong types end in a `UserError` of one line."""
         read_renamed_keys()
         typed = sys.argv[1:] if args is None else list(args)
+        check_digits(typed)
         typed = [*typed[:1], *deprecated.rename_options(typed[1:], "fit", recipe=True)]
         complaints = io.StringIO()
         try:
             with contextlib.redirect_stderr(complaints):
                 self.config = parser.parse_args(typed)
+        except OverflowError as error:
+            raise UserError(f"a number in a configuration is too large ({error})") from None
         except SystemExit as stop:
             if stop.code in (None, 0):
                 raise
@@ -228,7 +232,8 @@ class SconeCLI(LightningCLI):
         end = f" of {outcome.max_steps}" if outcome.max_steps >= 0 else ""
         why = {"max_time": "trainer.max_time is over"}.get(outcome.reason, "a callback set should_stop")
         warn(
-            f"{folder.path}: stopped after step {outcome.steps}{end}, as {why}; all is saved, the same command goes on"
+            f"{folder.path}: stopped after step {outcome.steps}{end}, as {why}; state saved, run the same command to "
+            "resume"
         )
         # Lightning, which started the other ranks, would take their status for a crash.
         self.status = UNFINISHED_STATUS if self.trainer.is_global_zero else 0
@@ -331,6 +336,7 @@ def parse(args: list[str]) -> SconeCLI:
     sys.argv[1:] = args  # LightningCLI reads them there, and warns if they come another way
     cli = SconeCLI(until="parse")
     check_trainer(cli.settings.trainer, trains=cli.subcommand == "fit")
+    check_values(cli.settings)
     return cli
 
 
@@ -371,6 +377,8 @@ def commands(args: list[str]) -> list[list[str]]:
     settings = steps[0].settings
     if len(steps) > 1:
         check_data([step.settings for step in steps])
+        for step in steps[1:]:
+            check_stage(step.settings, steps[0].init_from)
     if settings.trainer.fast_dev_run:  # no step leaves weights, so all start from the same
         return [[*step.command, "--model.init_args.init_from", steps[0].init_from] for step in steps]
     check_ends(steps)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
 from scone_pl.cli.parsing import run_command
 from scone_pl.errors import UserError
+from scone_pl.files import read_json
 from scone_pl.outputs import check_output_folder
+from scone_pl.ranges import check_whole
 from scone_pl.worlds.shapes.episode import TASKS
 from scone_pl.worlds.shapes.shards import WORLD_SETS, write_world
 from scone_pl.worlds.shapes.world import World, WorldConfig, fixed_set
+
+_MAX_SAMPLES = 100_000_000
 
 
 def shards(
@@ -57,6 +61,10 @@ def shards(
         "multi_wide": multi_wide,
         "validation": validation,
     }
+    for name, samples in sizes.items():
+        check_whole(f"--{name}", samples, maximum=_MAX_SAMPLES)
+    check_whole("--seed", seed)
+    check_whole("--samples_per_shard", samples_per_shard, minimum=1)
     check_output_folder(output, folders=[name for name, samples in sizes.items() if samples])
     for name, samples in sizes.items():
         if not samples:
@@ -95,9 +103,10 @@ def picture(
     from scone_pl.image_files import check_image_output, write_image
     from scone_pl.worlds.shapes.picture import contact_sheet
 
+    check_whole("--per_task", per_task, minimum=1, maximum=1000)
+    check_whole("--scale", scale, minimum=1, maximum=1000)
+    check_whole("--seed", seed)
     check_image_output(output, "--output")
-    if per_task < 1 or scale < 1:
-        raise UserError(f"--per_task {per_task} and --scale {scale} must be at least 1")
     source = World(seed, world, stream=stream)
     rows = [[source.sample(task, index) for index in range(per_task)] for task in TASKS]
     write_image(contact_sheet(rows, scale), output)
@@ -121,6 +130,8 @@ def base(
     """
     from scone_pl.worlds.shapes.base import write_base
 
+    check_whole("--seed", seed)
+    check_whole("--canvas", canvas, minimum=1, maximum=4096)
     written = write_base(output, preset=preset, canvas=canvas, seed=seed)
     print(f"{output}: random weights of preset {preset}, {'written' if written else 'already there'}")
 
@@ -156,16 +167,16 @@ def evaluate(
     from scone_pl.worlds.shapes import evaluate as evaluation
     from scone_pl.worlds.shapes.gallery import gallery
 
-    if per_task < 1:
-        raise UserError(f"--per_task {per_task} must be at least 1")
-    check_output_folder(output, files=("scores.json", "pictures.png"))
-    config = SamplingConfig(
+    check_whole("--per_task", per_task, minimum=1, maximum=_MAX_SAMPLES)
+    settings = SamplingConfig(
         num_inference_steps=num_inference_steps,
         timestep_shift=timestep_shift,
         guidance_scale=1.0,
         image_guidance_scale=1.0,
-        bridge=evaluation.bridge_of(checkpoint) if mask == "trained" else None,
     )
+    check_output_folder(output, files=("scores.json", "pictures.png"))
+    bridge = evaluation.bridge_of(checkpoint) if mask == "trained" else None
+    config = dataclasses.replace(settings, bridge=bridge)
     config.check_bridge(read_config(checkpoint).decoder.num_layers)
     episodes = fixed_set(per_task, stream=stream, config=world)
     report, drawn = evaluation.evaluate(checkpoint, episodes, config, progress=progress)
@@ -189,8 +200,14 @@ def report(scores: list[Path], names: list[str]) -> None:
     for file in scores:
         if not file.is_file():
             raise UserError(f"report: no file {file}; `mini evaluate` writes it as OUTPUT/scores.json")
-    reports = {name: json.loads(file.read_text()) for name, file in zip(names, scores, strict=True)}
-    tables = [table(reports) for table in (score_table, task_table, failure_table, bridge_table)]
+    reports = {name: read_json(file, dict) for name, file in zip(names, scores, strict=True)}
+    try:
+        tables = [table(reports) for table in (score_table, task_table, failure_table, bridge_table)]
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+        files = ", ".join(map(str, scores))
+        raise UserError(
+            f"{files}: not what `mini evaluate` writes as scores.json ({type(error).__name__}: {error})"
+        ) from error
     print(*filter(None, tables), sep="\n\n")
 
 

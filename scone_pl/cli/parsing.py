@@ -9,7 +9,7 @@ import inspect
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
@@ -26,6 +26,7 @@ _WRAPPERS = (
 _TAIL = re.compile(r" - Expected a <class 'NoneType'>| Given value")
 _UNKNOWN = re.compile(r"Option '(?P<name>[^']+)' is not accepted|does not accept option '(?P<dotted>[^']+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (?P<option>--[^\s=]+)")
+_DIGITS = re.compile(r"\d{300,}")
 _SECTIONS = {
     "trainer": "lightning.pytorch.Trainer",
     "data": "scone_pl.data.datamodule.PackedDataModule",
@@ -98,15 +99,26 @@ def run_function(function: Callable[..., Any], prog: str, args: list[str], **opt
 
 def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
     """Parses; raises a `UserError` of one line where jsonargparse would print a page and exit."""
+    check_digits(args)
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
             return parser.parse_args(args)
+    except OverflowError as error:
+        raise UserError(f"a number in a configuration is too large ({error})") from None
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
         complaint = one_line(complaints.getvalue())
         raise UserError(complaint + close_option(complaint, parser)) from None
+
+
+def check_digits(args: Sequence[str]) -> None:
+    """Raises `UserError` for a typed number of more digits than any option takes, which Python may not even convert."""
+    for i, arg in enumerate(args):
+        if match := _DIGITS.search(arg):
+            name = next((a for a in reversed(args[: i + 1]) if a.startswith("--")), arg).partition("=")[0]
+            raise UserError(f"{name:.80}: a number of {len(match[0])} digits is out of every range")
 
 
 def close_option(complaint: str, parser: ArgumentParser) -> str:

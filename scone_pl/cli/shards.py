@@ -27,6 +27,7 @@ from scone_pl.errors import UserError
 from scone_pl.image_files import check_image_output, write_image
 from scone_pl.model.sequence import SequenceFormat
 from scone_pl.outputs import check_output_folder
+from scone_pl.ranges import check_whole
 
 _CORES = len(os.sched_getaffinity(0))
 
@@ -83,6 +84,7 @@ def convert(
             7B recipes); by default bytes are counted.
         workers: processes; by default one a core.
     """
+    check_workers(workers)
     config = ConvertConfig(
         samples_per_shard=samples_per_shard,
         limit=limit,
@@ -110,7 +112,6 @@ def convert(
     )
     _say(f"{source}: {len(opened)} items; read: {opened.describe()}")
     words = tokenizer and Tokenizer.from_folder(tokenizer)
-    check_workers(workers)
     before = conversion.finished(opened, output, config, tokenizer=words or None)
     manifest, faults = before or conversion.convert(opened, output, config, tokenizer=words or None, workers=workers)
     tokens = f", {manifest.tokens.total} tokens" if manifest.tokens else ""
@@ -131,6 +132,7 @@ def verify(folder: str, tokenizer: str | None = None, workers: int = _CORES, sho
         show: problems to list; all are counted.
     """
     check_workers(workers)
+    check_whole("--show", show)
     words = tokenizer and Tokenizer.from_folder(tokenizer)
     verdict = verify_shards(folder, tokenizer=words or None, workers=workers)
     _say(f"{folder}: {verdict.samples} samples looked at, {verdict.faults.total} problems")
@@ -162,8 +164,7 @@ def stats(
             runs/contact_sheets/NAME.png.
     """
     for name, value in (("ranks", ranks), ("latent_stride", latent_stride), ("vit_patch_size", vit_patch_size)):
-        if value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1")
+        check_whole(f"--{name}", value, minimum=1)
     sheet = check_image_output(
         contact_sheet or f"runs/contact_sheets/{folder.rstrip('/').rsplit('/', 1)[-1]}.png", "--contact_sheet"
     )

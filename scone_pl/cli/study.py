@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scone_pl.cli.parsing import run_command
 from scone_pl.errors import UserError
 from scone_pl.outputs import check_output_file, check_output_folder
+from scone_pl.ranges import check_whole
 
 if TYPE_CHECKING:
     from scone_pl.study.spec import Study
@@ -145,6 +146,7 @@ def arm(
     from scone_pl.study.run import run as run_arm
     from scone_pl.study.runner import end_with
 
+    check_whole("--seed", seed)
     if runner is not None:
         end_with(runner)
     read = _read(study, scale, evaluators, fit)
@@ -176,8 +178,7 @@ def _checked(study: Study, seeds: int | None, jobs: int | None, arms: list[str] 
         "jobs": study.jobs if jobs is None else jobs,
     }
     for name, number in numbers.items():
-        if number < 1:
-            raise UserError(f"--{name} {number} must be at least 1")
+        check_whole(f"--{name}", number, minimum=1, maximum=1000)
     for name in arms or ():
         study.arm(name)
     return numbers

@@ -25,9 +25,11 @@ from scone_pl.data.windows import WindowedLoader
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.model.sequence import SequenceFormat
+from scone_pl.ranges import check_number, check_whole
 
 _MIN_SAMPLES = 1000
 _MAX_SKIP_MESSAGES = 20
+_MAX_WORKERS = 1024
 
 
 class PackedDataModule(pl.LightningDataModule):
@@ -69,6 +71,14 @@ class PackedDataModule(pl.LightningDataModule):
             storage: how data sets behind a URL are fetched and cached.
         """
         super().__init__()
+        check_whole("data.num_workers", num_workers, maximum=_MAX_WORKERS)
+        check_whole("data.seed", seed)
+        check_whole("data.val_packs", val_packs, minimum=1)
+        check_number("data.max_skipped_share", max_skipped_share, minimum=0, maximum=1)
+        if shuffle_window is not None:
+            check_whole("data.shuffle_window", shuffle_window, minimum=1)
+        for source in [*(train or []), *(val or []), *(test or []), *(predict or [])]:
+            source.check()
         self.sources = {"train": train or [], "val": val or [], "test": test or [], "predict": predict or []}
         self.packing = packing or PackingConfig()
         self.num_workers = num_workers
@@ -92,10 +102,6 @@ class PackedDataModule(pl.LightningDataModule):
         self._tokenizer: Tokenizer | None = None
         self._mixtures: dict[str, Mixture] = {}
         self._requests: list[Request] = []
-        if not 0 <= max_skipped_share <= 1:
-            raise UserError(f"data.max_skipped_share is {max_skipped_share}; it is a fraction, from 0 to 1")
-        if val_packs < 1 or num_workers < 0:
-            raise UserError("data: val_packs must be at least 1 and num_workers at least 0")
 
     # ------------------------------------------------------------------ set-up
     def connect(self, sequence_format: SequenceFormat, tokenizer: Tokenizer) -> None:

@@ -19,6 +19,7 @@ from scone_pl.data.transforms import ImageResize, ResizeLimits, to_tensor
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat
+from scone_pl.ranges import check_number, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +53,10 @@ class PackingConfig:
     """Window of the shuffled order from which the samples that fill a pack best are chosen; larger packs better."""
 
     def __post_init__(self) -> None:
-        if self.token_budget < 1 or self.targets_per_sample < 1 or self.lookahead < 1:
-            raise UserError("packing: token_budget, targets_per_sample and lookahead must be at least 1")
+        for name in ("token_budget", "targets_per_sample", "lookahead"):
+            check_whole(f"packing.{name}", getattr(self, name), minimum=1)
         for name in ("instruction_dropout", "vae_dropout", "vit_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"packing.{name} is {getattr(self, name)}; it is a probability, from 0 to 1")
+            check_number(f"packing.{name}", getattr(self, name), minimum=0, maximum=1)
 
     def without_dropout(self) -> PackingConfig:
         """The same settings without dropout, for validation and prediction."""

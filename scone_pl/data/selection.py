@@ -13,7 +13,7 @@ from PIL import Image
 from scone_pl.data.decoding import ExifOrientation, decode_rgb, open_image, orientation_exif, orientation_of
 from scone_pl.data.members import MAX_SAMPLE_BYTES, sample_json
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample
-from scone_pl.errors import UserError
+from scone_pl.ranges import check_whole
 
 FILTER_REASONS = ("other kind", "small image")
 """Reasons of samples that the user filtered out: counted, not listed."""
@@ -46,14 +46,12 @@ class ConvertConfig:
     """Decode every image to find damaged ones; otherwise only headers are read."""
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_shard", "limit", "shrink", "quality"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
-        if self.min_side < 0:
-            raise UserError(f"min_side is {self.min_side}; it must be at least 0")
-        if self.quality > 100:
-            raise UserError(f"quality is {self.quality}; it must be 1 to 100")
+        check_whole("samples_per_shard", self.samples_per_shard, minimum=1)
+        check_whole("min_side", self.min_side)
+        check_whole("quality", self.quality, minimum=1, maximum=100)
+        for name in ("limit", "shrink"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), minimum=1)
 
 
 def as_stored(sample: Sample, config: ConvertConfig) -> Sample:

@@ -20,6 +20,7 @@ from scone_pl.data.storage import StorageConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
+from scone_pl.ranges import check_number, check_whole
 
 _MAX_DRAWS = 100_000_000
 """Maximum samples of a source per epoch; the order is planned in memory."""
@@ -52,12 +53,11 @@ class Source:
 
     def check(self) -> None:
         """Raises `UserError` if the weight is invalid or ambiguous."""
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise UserError(f"{self.path}: the weight is {self.weight}; it must be more than 0")
+        check_number(f"{self.path}: the weight", self.weight, above=0)
         if self.samples is not None and self.weight != 1:
             raise UserError(f"{self.path}: has both weight and samples; give one of them")
-        if self.samples is not None and self.samples < 1:
-            raise UserError(f"{self.path}: samples is {self.samples}; it must be at least 1")
+        if self.samples is not None:
+            check_whole(f"{self.path}: samples", self.samples, minimum=1)
 
     def check_epoch(self, usable: int) -> None:
         """Raises `UserError` if an epoch would have more samples than can be planned in memory."""
@@ -106,8 +106,6 @@ class Mixture:
             UserError: no sources; a source that is missing, damaged or empty; a duplicate key; an invalid weight; sizes
                 that exceed the model's position tables; or no sample within the token budget.
         """
-        if shuffle_window is not None and shuffle_window < 1:
-            raise UserError(f"data.shuffle_window is {shuffle_window}; it must be at least 1 shard, or null for all")
         if not sources:
             raise UserError("the list of data sources is empty; give at least one folder of shards")
         packing.check(sequence_format)

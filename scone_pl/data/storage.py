@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from scone_pl.errors import UserError
+from scone_pl.ranges import check_number, check_whole
 
 _MAX_BACKOFF_SECONDS = 30.0
 _RETRY_AFTER_SECONDS = 60.0
@@ -57,12 +58,12 @@ class StorageConfig:
     """Number of upcoming packs whose shards each worker prefetches in the background."""
 
     def __post_init__(self) -> None:
-        if not (
-            self.attempts >= 1 and self.backoff_seconds >= 0 and self.timeout_seconds > 0 and self.prefetch_packs >= 0
-        ):
-            raise UserError("storage: attempts must be at least 1, timeout_seconds more than 0, the others at least 0")
-        if self.cache_gigabytes is not None and not self.cache_gigabytes > 0:
-            raise UserError(f"storage.cache_gigabytes is {self.cache_gigabytes}; it must be more than 0")
+        check_whole("data.storage.attempts", self.attempts, minimum=1)
+        check_number("data.storage.backoff_seconds", self.backoff_seconds, minimum=0, maximum=3600)
+        check_number("data.storage.timeout_seconds", self.timeout_seconds, above=0, maximum=86400)
+        check_whole("data.storage.prefetch_packs", self.prefetch_packs)
+        if self.cache_gigabytes is not None:
+            check_number("data.storage.cache_gigabytes", self.cache_gigabytes, above=0, maximum=1e9)
 
     @property
     def cache(self) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scone_pl.errors import UserError
+from scone_pl.ranges import check_whole
 
 
 def to_tensor(image: Image.Image, *, interleaved: bool = False) -> Tensor:
@@ -49,7 +50,9 @@ class ResizeLimits:
     """Maximum pixels of an image (release: data/transforms.py)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_size <= self.max_size:
+        for name in ("min_size", "max_size", "max_pixels"):
+            check_whole(f"packing: {name} of a resize", getattr(self, name), minimum=1)
+        if self.min_size > self.max_size:
             raise UserError(
                 f"packing: a resize has min_size {self.min_size} and max_size {self.max_size}; "
                 "0 < min_size <= max_size must hold"

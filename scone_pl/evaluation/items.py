@@ -12,6 +12,7 @@ from scone_pl.data.prompts import requests_and_records
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark, CaseType
 from scone_pl.messages import warn
+from scone_pl.ranges import check_whole
 
 FILE = "data.jsonl"
 
@@ -122,8 +123,8 @@ def read_items(
 def _selected(
     items: Sequence[Item], file: Path, tasks: Sequence[str], limit: int | None, language: str | None
 ) -> list[Item]:
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: must be at least 1 (items per task)")
+    if limit is not None:
+        check_whole("--limit", limit, minimum=1)
     seen: Counter[str] = Counter()
     selected = []
     for item in items:

@@ -9,9 +9,13 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from scone_pl.errors import UserError
+from scone_pl.ranges import check_number, check_whole
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OPENAI = "https://api.openai.com/v1"
+MAX_SECONDS = 86400.0
+"""Of a time to wait: more than sockets and condition variables take on some systems is no use either."""
+MAX_CALLS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +60,10 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "max_tries", "max_answers", "stop_after"):
-            if getattr(self, name) < 1:
-                raise UserError(f"judge.{name} is {getattr(self, name)}; it must be at least 1")
+            check_whole(f"judge.{name}", getattr(self, name), minimum=1, maximum=MAX_CALLS)
         for name in ("timeout", "longest_wait"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"judge.{name} is {getattr(self, name)}; it must be more than 0 seconds")
-        if self.first_wait < 0:
-            raise UserError(f"judge.first_wait is {self.first_wait}; it cannot be negative")
+            check_number(f"judge.{name}", getattr(self, name), above=0, maximum=MAX_SECONDS)
+        check_number("judge.first_wait", self.first_wait, minimum=0, maximum=MAX_SECONDS)
         if not _VARIABLE.fullmatch(self.api_key_env):  # not quoted: it may be the key itself
             raise UserError("judge.api_key_env must be the name of an environment variable, such as OPENAI_API_KEY")
         parts = urlsplit(self.base_url)

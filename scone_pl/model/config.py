@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens
+from scone_pl.ranges import check_number, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,20 +152,21 @@ class BridgeConfig:
     Needs mode hard and `apply_mask`."""
 
     def __post_init__(self) -> None:
+        for name in ("source_layer", "first_masked_layer", "last_masked_layer"):
+            check_whole(f"bridge.{name}", getattr(self, name), maximum=10_000)
+        check_number("bridge.threshold", self.threshold, minimum=-1e6, maximum=1e6)
+        check_number("bridge.temperature", self.temperature, above=0, maximum=1e6)
+        if self.quantile is not None:
+            check_number("bridge.quantile", self.quantile, above=0, below=1)
         if not 0 <= self.source_layer < self.first_masked_layer <= self.last_masked_layer:
-            raise ValueError(
+            raise UserError(
                 "the bridge needs 0 <= source_layer < first_masked_layer <= last_masked_layer, got "
                 f"{self.source_layer}, {self.first_masked_layer}, {self.last_masked_layer}"
             )
-
-        if self.temperature <= 0:
-            raise ValueError(f"bridge.temperature is {self.temperature}; it must be more than 0")
-        if self.quantile is not None and not 0 < self.quantile < 1:
-            raise ValueError(f"bridge.quantile is {self.quantile}; it must lie between 0 and 1")
         if self.threshold_dtype == "bfloat16" and (self.mode != "hard" or self.quantile is not None):
-            raise ValueError("bridge.threshold_dtype bfloat16 needs bridge.mode hard and no bridge.quantile")
+            raise UserError("bridge.threshold_dtype bfloat16 needs bridge.mode hard and no bridge.quantile")
         if self.drop_blocked and not (self.mode == "hard" and self.apply_mask):
-            raise ValueError(
+            raise UserError(
                 "bridge.drop_blocked needs bridge.mode hard and bridge.apply_mask true, got "
                 f"{self.mode} and {str(self.apply_mask).lower()}"
             )

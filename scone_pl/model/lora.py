@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scone_pl.model.experts import GENERATION_MARK, is_generation_parameter
+from scone_pl.ranges import check_number, check_whole
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MARK = ".lora_"
@@ -35,8 +36,10 @@ class LoRAConfig:
     """Projections with an adapter, in every decoder layer."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.targets:
-            raise ValueError("lora: rank must be at least 1, and targets must name a projection")
+        check_whole("lora.rank", self.rank, minimum=1, maximum=4096)
+        check_number("lora.alpha", self.alpha, above=0, maximum=1e6)
+        if not self.targets:
+            raise ValueError("lora.targets is empty; name at least one projection, or set lora to null")
 
     @property
     def scale(self) -> float:

@@ -6,15 +6,18 @@ settings (docs/specification.md 7, docs/benchmarks.md 2).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
+from scone_pl.ranges import check_number, check_whole
 
 Rescale = Literal["global", "channel", "text_channel"]
-LARGEST_SEED = 2**63 - 1
+MAX_SIDE = 2**20
+"""Pixels; no position table is that large."""
+MAX_STEPS, MAX_SHIFT, MAX_SCALE = 10_000, 1e4, 1e4
+"""Beyond these, float32 holds no distinct times or finite velocities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +30,8 @@ class StepCacheConfig:
     """Degree of the polynomial in t: 0 = repeat the last velocity, 1 = straight line, 2 = parabola."""
 
     def __post_init__(self) -> None:
-        _check_integer("step_cache.interval", self.interval, 1)
-        _check_integer("step_cache.order", self.order, 0)
+        check_whole("step_cache.interval", self.interval, minimum=1)
+        check_whole("step_cache.order", self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +65,11 @@ class SamplingConfig:
     """Compute only some of the steps and extrapolate the others; null = compute all."""
 
     def __post_init__(self) -> None:
-        _check_integer("num_inference_steps", self.num_inference_steps, 1)
-        _check_number("guidance_scale", self.guidance_scale, 0)
-        _check_number("image_guidance_scale", self.image_guidance_scale, 0)
-        _check_number("guidance_rescale_min", self.guidance_rescale_min, 0, 1)
-        _check_number("timestep_shift", self.timestep_shift, 0)
-        if self.timestep_shift == 0:
-            raise UserError("timestep_shift is 0; it must be more than 0")
+        check_whole("num_inference_steps", self.num_inference_steps, minimum=1, maximum=MAX_STEPS)
+        check_number("guidance_scale", self.guidance_scale, minimum=0, maximum=MAX_SCALE)
+        check_number("image_guidance_scale", self.image_guidance_scale, minimum=0, maximum=MAX_SCALE)
+        check_number("guidance_rescale_min", self.guidance_rescale_min, minimum=0, maximum=1)
+        check_number("timestep_shift", self.timestep_shift, above=0, maximum=MAX_SHIFT)
         if self.guidance_rescale not in get_args(Rescale):
             raise UserError(
                 f"guidance_rescale is {self.guidance_rescale!r:.80}; it must be one of {', '.join(get_args(Rescale))}"
@@ -76,9 +77,9 @@ class SamplingConfig:
         object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         for name in ("height", "width"):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
+                check_whole(name, getattr(self, name), minimum=1, maximum=MAX_SIDE)
         if self.seed is not None:
-            _check_integer("seed", self.seed, 0, LARGEST_SEED)
+            check_whole("seed", self.seed)
         if self.guidance_scale <= 1 < self.image_guidance_scale:
             # The release's code applies no guidance at all then, the formula (specification 7) would: refused.
             raise UserError(
@@ -104,21 +105,8 @@ class SamplingConfig:
 def _interval(value: object) -> tuple[float, float]:
     try:
         low, high = value  # type: ignore[misc]
-        _check_number("guidance_interval[0]", low, 0, 1)
-        _check_number("guidance_interval[1]", high, low, 1)
+        check_number("guidance_interval[0]", low, minimum=0, maximum=1)
+        check_number("guidance_interval[1]", high, minimum=low, maximum=1)
     except (TypeError, ValueError):
         raise UserError(f"guidance_interval is {value!r:.80}; it must be two numbers, 0 <= low <= high <= 1") from None
     return low, high
-
-
-def _check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
-    if type(value) is not int or value < least or (most is not None and value > most):
-        limit = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise UserError(f"{name} is {value!r:.80}; it must be a whole number, {limit}")
-
-
-def _check_number(name: str, value: object, least: float, most: float = math.inf) -> None:
-    number = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    if not number or not least <= value <= most:  # type: ignore[operator]
-        limit = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise UserError(f"{name} is {value!r:.80}; it must be a finite number, {limit}")

@@ -12,6 +12,7 @@ from scone_pl.data.stream import Batch
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.model.sequence import PackedSequence
+from scone_pl.ranges import check_whole
 from scone_pl.sampling.prompts import prompts_of, target_image
 from scone_pl.sampling.sampler import Prompt, SampledLatents, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.sampling.visualize import Pixels, dim_blocked, image_grid, save_image
@@ -47,8 +48,8 @@ class Previews(pl.Callback):
         Raises:
             UserError: a number that makes no sense.
         """
-        if num_samples < 0 or every_n_validations < 1:
-            raise UserError("previews.num_samples must be at least 0, and previews.every_n_validations at least 1")
+        check_whole("previews.num_samples", num_samples)
+        check_whole("previews.every_n_validations", every_n_validations, minimum=1)
         self.num_samples = num_samples
         self.every_n_validations = every_n_validations
         self._validations = 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from scone_pl.messages import warn
+from scone_pl.training.lightning_internals import silent_experiment
 
 
 class Curves(TensorBoardLogger):
@@ -24,7 +24,7 @@ class Curves(TensorBoardLogger):
                 return super().experiment
             except OSError as error:
                 self._lose(error)
-        return _DummyExperiment()
+        return silent_experiment()
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         self._try(super().log_metrics, *args, **kwargs)

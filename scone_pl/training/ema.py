@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from scone_pl.ranges import check_number
 from scone_pl.training.gradients import local
 
 
@@ -21,8 +22,7 @@ class EMAConfig:
     """The stage's result, and so the next stage's start, is the average; false = the weights themselves."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"ema.decay is {self.decay}; it must be at least 0 and below 1")
+        check_number("model.ema.decay", self.decay, minimum=0, below=1)
 
 
 class EMA:

@@ -16,6 +16,7 @@ from scone_pl.model.bridge import BridgeState
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone, SconeOutput
 from scone_pl.model.sequence import PackedSequence
+from scone_pl.ranges import check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class AlignmentConfig:
     """Similarity enters as sigmoid((s - tau) / temperature), tau being the bridge's `threshold` or `quantile`."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.temperature <= 0:
-            raise ValueError("alignment.weight must be at least 0, and alignment.temperature more than 0")
+        check_number("model.alignment.weight", self.weight, minimum=0)
+        check_number("model.alignment.temperature", self.temperature, above=0)
 
 
 @dataclass(frozen=True)

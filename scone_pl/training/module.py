@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -27,7 +28,7 @@ from scone_pl.training.outcome import forget_stops
 from scone_pl.training.parts import count_trainable
 from scone_pl.training.predictor import Predictor
 from scone_pl.training.results import TrainedWeights
-from scone_pl.training.runs import weights_identity
+from scone_pl.training.runs import snapshot_identity, weights_identity
 from scone_pl.training.settings import StageSettings
 from scone_pl.training.sharding import FullySharded, check_sharding
 from scone_pl.training.snapshots import DESCRIPTION
@@ -76,8 +77,7 @@ class SconeModule(pl.LightningModule):
         if hasattr(self, "model"):
             return
         check_sharding(self.settings.sharding, self.trainer)
-        mesh = getattr(self, "_device_mesh", None)
-        self.model, read = self.network.build(self.trainer.strategy.root_device, mesh)
+        self.model, read = self.network.build(self.trainer.strategy.root_device, self.device_mesh)
         total = sum(p.numel() for p in self.model.parameters())
         trained = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in count_trainable(self.model).items())
         rank_zero_info(f"{type(self).__name__}: {total / 1e6:.2f} M parameters, training {trained}; {read}")
@@ -88,6 +88,12 @@ class SconeModule(pl.LightningModule):
             raise UserError("model.ema.decay needs trainer.strategy fully_sharded, which saves the average")
         if decay:
             self.ema = EMA(self.model.named_parameters(), decay)
+
+    @property
+    def evaluates_average(self) -> bool:
+        """Whether a snapshot's average is evaluated instead of the weights themselves: it is what would be exported."""
+        ema = self.settings.ema
+        return self.trainer.state.fn != TrainerFn.FITTING and bool(ema.decay) and ema.export
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config, max_steps = self.settings.optimizer, self.trainer.max_steps
@@ -192,10 +198,17 @@ class SconeModule(pl.LightningModule):
         """Refuses to add to images that were made with other settings."""
         recorded = {
             "weights": self._start_identity,
+            "snapshot": self._evaluated_snapshot(),
             "dtype": str(self.model.vae2llm.weight.dtype),
             "exif_orientation": self.trainer.datamodule.packing.exif_orientation,  # type: ignore[attr-defined]
         }
         self.predictor.begin(self.prediction_folder, recorded, write=self.trainer.is_global_zero)
+
+    def _evaluated_snapshot(self) -> str | None:
+        path = self.trainer.ckpt_path
+        if path is None:
+            return None
+        return snapshot_identity(Path(path)) + (" average" if self.evaluates_average else "")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Path]:
         """Generates an image per sample; see `Predictor.predict`."""

@@ -26,6 +26,7 @@ from scone_pl.gpus import peak_of
 from scone_pl.model.flops import StepFlops, count_tokens, spared_pairs, step_flops
 from scone_pl.model.scone import SconeOutput
 from scone_pl.model.sequence import PackedSequence
+from scone_pl.ranges import check_number
 from scone_pl.training.module import SconeModule
 from scone_pl.training.parts import EXPERTS
 
@@ -94,6 +95,8 @@ class Monitoring(pl.Callback):
             peak_tflops: Peak of a device in 10^12 FLOP/s that mfu refers to; null = known GPUs' list value (bf16), and
                 no mfu on other devices.
         """
+        if peak_tflops is not None:
+            check_number("monitoring.peak_tflops", peak_tflops, above=0, maximum=1e9)
         self.times = times
         self.mfu = mfu
         self.memory = memory

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from scone_pl.ranges import check_number, check_whole
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -25,6 +27,15 @@ class OptimizerConfig:
     """Steps from 0 to `lr`. The release's 2000 means that a 1000-step stage never reaches `lr`; kept as its default."""
     decay_steps: int = 0
     """Beyond the paper: last steps of the run, over which the rate falls linearly to 0; 0 = constant to the end."""
+
+    def __post_init__(self) -> None:
+        check_number("model.optimizer.lr", self.lr, minimum=0, maximum=1e4)
+        for i, beta in enumerate(self.betas):
+            check_number(f"model.optimizer.betas[{i}]", beta, minimum=0, below=1)
+        check_number("model.optimizer.eps", self.eps, minimum=0, maximum=1)
+        check_number("model.optimizer.weight_decay", self.weight_decay, minimum=0, maximum=1e4)
+        check_whole("model.optimizer.warmup_steps", self.warmup_steps)
+        check_whole("model.optimizer.decay_steps", self.decay_steps)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
         """AdamW over `parameters`, at its full rate."""

@@ -16,15 +16,15 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from scone_pl.checkpoints.training_record import steps_of
+from scone_pl.checkpoints.training_record import FILE, steps_of
 from scone_pl.errors import UserError
 from scone_pl.files import clear_leftovers, read_json, write_json
 from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
 from scone_pl.training.outcome import read_outcome
-from scone_pl.training.snapshots import snapshots, step_of
+from scone_pl.training.snapshots import RUN_FILE, snapshots, step_of
 
 SAMPLED_BLOCKS = 64
 SAMPLED_BYTES = 16384
@@ -35,16 +35,27 @@ def weights_identity(folder: str | os.PathLike[str]) -> str:
     """Tells two states of a checkpoint folder apart by a sample of its bytes, so that a copy counts as the same."""
     digest = hashlib.sha256()
     for file in sorted(Path(folder).glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            for part in range(SAMPLED_BLOCKS):
-                stream.seek(size * part // SAMPLED_BLOCKS)
-                digest.update(stream.read(SAMPLED_BYTES))
-    training = Path(folder) / "training.json"
+        _add_sample(digest, file)
+    training = Path(folder) / FILE
     if training.is_file():
         digest.update(training.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def snapshot_identity(path: Path) -> str:
+    """Tells two snapshots apart, by a sample of the file with their step and settings."""
+    digest = hashlib.sha256()
+    _add_sample(digest, path if path.is_file() else path / RUN_FILE)
+    return digest.hexdigest()[:16]
+
+
+def _add_sample(digest: Any, file: Path) -> None:
+    size = file.stat().st_size
+    digest.update(f"{file.name} {size}".encode())
+    with file.open("rb") as stream:
+        for part in range(SAMPLED_BLOCKS):
+            stream.seek(size * part // SAMPLED_BLOCKS)
+            digest.update(stream.read(SAMPLED_BYTES))
 
 
 @dataclass(frozen=True)

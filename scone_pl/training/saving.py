@@ -1,4 +1,4 @@
-"""When a run saves itself: every so many steps, at the end, and when it is told to stop."""
+"""When a run writes snapshots: every N steps, at the end, and on a stop request."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
+from scone_pl.ranges import check_whole
+from scone_pl.training.lightning_internals import flush_step_metrics, recount_packs, replace_signal_handlers
 from scone_pl.training.sharding import FullySharded
 from scone_pl.training.snapshots import SingleFileIO, prune, snapshot_name, snapshots
 
 _SHELL_STATUS = 128
 """Plus the signal's number: what a shell reports for it."""
-_MOST_FAILED = 2
+_MAX_FAILURES = 2
 """Snapshots in a row that cannot be written before the run stops: what it trained on would be lost anyway."""
 _SNAPSHOT_BYTES = 12
-"""Of a weight that trains: itself and AdamW's two moments, in float32."""
+"""Per trained weight: itself and AdamW's two moments, in float32."""
 _AVERAGE_BYTES = 4
-"""Of its average, if there is one."""
+"""Per trained weight, for its moving average if there is one."""
 
 
 class Stopped(SystemExit):
-    """A run that saved itself because it was told to stop; running the same command again goes on."""
+    """Raised after a stop request, once the state is saved; running the same command again resumes."""
 
 
 class Saving(Checkpoint):
     """Writes snapshots, counted in optimizer steps, and keeps the newest.
 
-    On SIGTERM (preemption) or Ctrl-C the step under way is finished, a snapshot written, and the process ends with
-    status 143 or 130. A second Ctrl-C stops at once.
+    On a stop request, SIGTERM (preemption) or Ctrl-C, the current step is finished, a snapshot written, and the process
+    exits with status 143 or 130. A second Ctrl-C stops at once.
     """
 
     def __init__(
@@ -46,18 +48,17 @@ class Saving(Checkpoint):
         """When to save and what to keep.
 
         Args:
-            every_n_steps: Optimizer steps between two snapshots; 0 = only at the end and when stopped.
-            keep_last: So many of the newest snapshots stay.
-            keep_every_n_steps: Snapshots at multiples of this stay for good; 0 = none.
-            background: Train on while a snapshot is written; it is copied to host memory first.
+            every_n_steps: Optimizer steps between two snapshots; 0 = only at the end and on a stop request.
+            keep_last: Number of newest snapshots that are kept.
+            keep_every_n_steps: Snapshots at multiples of this are never deleted; 0 = none.
+            background: Continue training while a snapshot is written; it is copied to host memory first.
 
         Raises:
             UserError: a number that makes no sense.
         """
-        if every_n_steps < 0 or keep_every_n_steps < 0 or keep_last < 1:
-            raise UserError(
-                "checkpoint: every_n_steps and keep_every_n_steps must be at least 0, and keep_last at least 1"
-            )
+        check_whole("checkpoint.every_n_steps", every_n_steps)
+        check_whole("checkpoint.keep_last", keep_last, minimum=1)
+        check_whole("checkpoint.keep_every_n_steps", keep_every_n_steps)
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last
         self.keep_every_n_steps = keep_every_n_steps
@@ -66,22 +67,22 @@ class Saving(Checkpoint):
         self.failed = self._failed_in_a_row = 0
         """Snapshots that could not be written."""
         self._saved = self._seen = 0
-        """Steps of the newest snapshot and of the last look."""
-        self._told = 0
-        self._handlers: dict[int, Any] = {}
+        """Optimizer steps of the newest snapshot, and of the last step that was looked at."""
+        self._signal = 0
+        """Number of the signal received, 0 if none."""
+        self._previous_handlers: dict[int, Any] = {}
         self._group: dist.ProcessGroup | None = None
 
-    # ------------------------------------------------------------------ being told to stop
+    # ------------------------------------------------------------------ stop requests
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if not isinstance(trainer.strategy, FullySharded):
             trainer.strategy.checkpoint_io = SingleFileIO()
-        # Lightning's own handlers save and talk to other ranks from within, wherever the signal came in.
         if stage == "fit":
-            trainer._signal_connector.register_signal_handlers = self._listen  # type: ignore[method-assign]
+            replace_signal_handlers(trainer, self._register_handlers)
 
-    def _listen(self) -> None:
+    def _register_handlers(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, self._note)
+            self._previous_handlers[number] = signal.signal(number, self._handle)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -96,33 +97,35 @@ class Saving(Checkpoint):
         size = _SNAPSHOT_BYTES + _AVERAGE_BYTES * (getattr(pl_module, "ema", None) is not None)
         if not trainer.fast_dev_run:
             check_disk(self.folder, trained * size, self.keep_last)
-        self._stop_if_told(trainer)
+        self._stop_if_requested(trainer)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        # Nothing more: the signal may come in the middle of a collective or of a file.
-        if self._told == number == signal.SIGINT:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # Nothing more: the signal may interrupt a collective or the writing of a file.
+        if self._signal == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._told = number
+        self._signal = number
 
-    def _told_by_any(self) -> int:
-        """The signal that any rank got; the same answer on all."""
+    def _signal_of_any_rank(self) -> int:
+        """The signal that any rank received, 0 if none; the same on all ranks."""
         if self._group is None:
-            return self._told
-        told = torch.tensor(self._told)
-        dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group)
-        return int(told)
+            return self._signal
+        number = torch.tensor(self._signal)
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group)
+        return int(number)
 
-    def _stop_if_told(self, trainer: pl.Trainer, *, logged: bool = True) -> None:
-        """Saves and stops; `logged` = Lightning has passed this step's metrics to the loggers already."""
-        number = self._told_by_any()
+    def _stop_if_requested(self, trainer: pl.Trainer, *, logged: bool = True) -> None:
+        """Saves and stops on a stop request; `logged`: this step's metrics have reached the loggers already."""
+        number = self._signal_of_any_rank()
         if not number:
             return
         if not logged:  # no later run makes this step again
-            trainer._logger_connector.update_train_step_metrics()
+            flush_step_metrics(trainer)
         self.save(trainer)
         self._wait(trainer, must=True)
         name = signal.Signals(number).name
-        rank_zero_info(f"stopped by {name} after step {trainer.global_step}, all is saved; the same command goes on")
+        rank_zero_info(
+            f"stopped by {name} after step {trainer.global_step}, state saved; run the same command to resume"
+        )
         # Lightning, which started the other ranks, would take their status for a crash and kill the first one.
         raise Stopped(_SHELL_STATUS + number if trainer.is_global_zero else 0)
 
@@ -136,26 +139,26 @@ class Saving(Checkpoint):
         self._seen = step
         if self.every_n_steps and step % self.every_n_steps == 0:
             self.save(trainer)
-        self._stop_if_told(trainer, logged=False)
+        self._stop_if_requested(trainer, logged=False)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._stop_if_told(trainer)
+            self._stop_if_requested(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last snapshot has to be there: what is exported and trained on starts from it."""
+        """The last snapshot must have been written: exports and later training start from it."""
         self.save(trainer)
         self._wait(trainer, must=True)
-        self._stop_if_told(trainer)  # in the meantime: no stage behind this one may start
+        self._stop_if_requested(trainer)  # meanwhile: no later stage may start
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+        while self._previous_handlers:
+            signal.signal(*self._previous_handlers.popitem())
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Begins a snapshot of the present step, unless there is one; of a trial run nobody wants any."""
+        """Begins a snapshot of the current step, unless there is one or this is a trial run."""
         step = trainer.global_step
         path = self.folder / snapshot_name(step)
         self._wait(trainer)
@@ -167,7 +170,11 @@ class Saving(Checkpoint):
             self._wait(trainer)
 
     def _wait(self, trainer: pl.Trainer, *, must: bool = False) -> None:
-        """For the snapshot under way; one that fails is told and counted, and the run goes on with those before."""
+        """Waits for the snapshot being written; failures are logged and counted, and the run continues.
+
+        Raises:
+            UserError: it could not be written, and it `must` be or too many in a row could not.
+        """
         if isinstance(trainer.strategy, FullySharded):
             try:
                 if trainer.strategy.wait_for_snapshot():
@@ -176,7 +183,7 @@ class Saving(Checkpoint):
                 self.failed += 1
                 self._failed_in_a_row += 1
                 self._saved = -1
-                if must or self._failed_in_a_row >= _MOST_FAILED:
+                if must or self._failed_in_a_row >= _MAX_FAILURES:
                     raise
                 warn(f"{error}; training goes on until the next one ({self.failed} failed so far)")
                 return
@@ -184,27 +191,17 @@ class Saving(Checkpoint):
             prune(self.folder, self.keep_last, self.keep_every_n_steps)
 
 
-def recount_packs(checkpoint: dict[str, Any], packs: int) -> None:
-    """Lets the packs of a step, of which there may be more or fewer than when it was saved, begin with the next one.
-
-    Lightning counts a rank's packs and makes a step where `packs` divides their number.
-    """
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    for counts in (progress["total"], progress["current"]):
-        surplus = checkpoint["global_step"] * packs - counts["ready"]
-        counts.update({stage: count + surplus for stage, count in counts.items()})
-
-
 def check_disk(folder: Path, size: int, keep_last: int) -> None:
-    """Raises `UserError` if the disk under `folder` has no room for the snapshots to come: before hours of training.
+    """Raises `UserError` if the disk has no room for the snapshots to come, before hours of training.
 
-    One more of `size` bytes than `keep_last`, until the oldest goes; those of a run that goes on are there already.
+    Room is needed for one more of `size` bytes than `keep_last`, until the oldest is deleted; those of a resumed run
+    are there already.
     """
     needed = size * max(1, keep_last + 1 - len(snapshots(folder)))
-    place = folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
             f"{folder}: {free / 1e9:.1f} GB free, but the snapshots to come need {needed / 1e9:.1f} GB there; make "

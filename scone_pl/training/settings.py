@@ -12,7 +12,8 @@ from typing import Any, Literal
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.lora import LoRAConfig
-from scone_pl.sampling.settings import SamplingConfig
+from scone_pl.ranges import check_number, check_whole
+from scone_pl.sampling.settings import MAX_SHIFT, SamplingConfig
 from scone_pl.training.ema import EMAConfig
 from scone_pl.training.losses import AlignmentConfig
 from scone_pl.training.optimizer import OptimizerConfig
@@ -65,7 +66,11 @@ class StageSettings:
     sampling_round: int = 0
 
     def __post_init__(self) -> None:
-        """Raises `UserError` for settings that contradict each other."""
+        """Raises `UserError` for numbers out of their range, and for settings that contradict each other."""
+        check_number("model.timestep_shift", self.timestep_shift, above=0, maximum=MAX_SHIFT)
+        check_number("model.text_loss_weight", self.text_loss_weight, minimum=0, maximum=1e6)
+        check_whole("model.layers_kept", self.layers_kept)
+        check_whole("model.sampling_round", self.sampling_round)
         if self.alignment.weight and self.bridge is None:
             raise UserError(
                 "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -21,7 +22,8 @@ from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.model.scone import Scone
-from scone_pl.training.snapshots import SnapshotWriter, read_run, read_tensors
+from scone_pl.ranges import check_whole
+from scone_pl.training.snapshots import SnapshotReader, SnapshotWriter, read_run, read_tensors
 
 LEAKING = re.compile(r"2\.1[0-2]\.")
 """Versions of torch whose FSDP2 leaks memory with AdamW; pyproject.toml excludes them."""
@@ -43,8 +45,7 @@ class ShardingConfig:
     a node and only gradients cross nodes. 1 = sharded over all ranks."""
 
     def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ValueError(f"sharding.replicas is {self.replicas}; it must be at least 1")
+        check_whole("model.sharding.replicas", self.replicas, minimum=1)
 
 
 class FullySharded(ModelParallelStrategy):
@@ -108,11 +109,19 @@ class FullySharded(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Fills weights and optimizer in place from a snapshot; returns its other state.
 
+        What is evaluated is what the run would export: with EMA, the average.
+
         Raises:
             UserError: it is damaged, or its names or shapes are not those of what trains here.
         """
         path = Path(self.broadcast(checkpoint_path))
         run = read_run(path)
+        if getattr(self.lightning_module, "evaluates_average", False):
+            if not SnapshotReader(path).shapes("ema"):
+                raise UserError(f"{path}: holds no average; evaluate its weights with --model.init_args.ema.decay 0")
+            read_tensors(path, {"ema": self.lightning_module_state_dict()}, "ema")
+            rank_zero_info(f"{path}: its average is evaluated (model.ema), as the run would export it")
+            return run
         tensors: dict[str, Any] = {"model": self.lightning_module_state_dict(), **self._average()}
         for i, optimizer in enumerate(self.optimizers):
             tensors[f"optimizer_{i}"] = self.optimizer_state(optimizer)

@@ -6,6 +6,8 @@ A test compares both tables with the Trainer's signature, so that an argument of
 from __future__ import annotations
 
 import importlib
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +15,12 @@ from typing import Any
 from lightning.fabric.plugins.environments import ClusterEnvironment
 
 from scone_pl.errors import UserError
+from scone_pl.ranges import LARGEST
 
 OBEYED = frozenset(
     {
-        *("accelerator", "devices", "num_nodes", "logger", "fast_dev_run", "min_steps", "max_time"),
-        *("num_sanity_val_steps", "enable_progress_bar", "enable_model_summary", "deterministic", "benchmark"),
+        *("accelerator", "devices", "logger"),
+        *("enable_progress_bar", "enable_model_summary", "deterministic", "benchmark"),
         *("inference_mode", "profiler", "detect_anomaly", "enable_autolog_hparams"),
     }
 )
@@ -39,7 +42,7 @@ def _only(*values: Any) -> Callable[[Any], bool]:
 
 
 def _count(least: int, *others: Any) -> Callable[[Any], bool]:
-    return lambda value: _only(*others)(value) or (type(value) is int and value >= least)
+    return lambda value: _only(*others)(value) or (type(value) is int and least <= value <= LARGEST)
 
 
 _LIMIT = "give a number of batches, or 0.0 or 1.0: streams have no length to take a fraction of"
@@ -81,6 +84,10 @@ def _whole_interval(value: Any) -> bool:
     return not isinstance(value, (int, float)) or _count(1, 1.0)(value)
 
 
+def _duration(value: Any) -> bool:
+    return not isinstance(value, str) or bool(re.fullmatch(r"\d{1,6}:\d\d:\d\d:\d\d", value.strip()))
+
+
 RULES: dict[str, Rule] = {
     "strategy": Rule(_strategy, "use fully_sharded, which is FSDP2 with snapshots for any number of ranks"),
     "precision": Rule(
@@ -88,6 +95,10 @@ RULES: dict[str, Rule] = {
         "would round the weights that the optimizer updates; use 32-true with model.sharding.compute_dtype bfloat16 "
         "(fully_sharded), or bf16-mixed",
     ),
+    "num_nodes": Rule(_count(1), "give the number of machines, at least 1"),
+    "fast_dev_run": Rule(_count(0, True, False), "give a number of batches, or true for 1"),
+    "min_steps": Rule(_count(0, None), "give a number of optimizer steps"),
+    "num_sanity_val_steps": Rule(_count(-1, None), "give a number of batches, or -1 for all"),
     "max_epochs": Rule(_only(None, -1), _ENDLESS),
     "min_epochs": Rule(_only(None, 0), _ENDLESS),
     "max_steps": Rule(_count(1, -1), "give a number of optimizer steps, at least 1; -1 trains until it is stopped"),
@@ -108,8 +119,10 @@ RULES: dict[str, Rule] = {
         _only(None, True), "a run always leaves a snapshot at its end; checkpoint.every_n_steps 0 writes no others"
     ),
     "accumulate_grad_batches": Rule(_count(1), "give a number of packs a rank and optimizer step"),
+    "max_time": Rule(_duration, "give a duration as DD:HH:MM:SS"),
     "gradient_clip_val": Rule(
-        lambda value: value is None or value >= 0, "give the largest norm of a gradient; 0 or null: it is not clipped"
+        lambda value: value is None or 0 <= value < math.inf,
+        "give the largest norm of a gradient; 0 or null: it is not clipped",
     ),
     "gradient_clip_algorithm": Rule(_only(None, "norm"), "only norm is supported"),
     "use_distributed_sampler": Rule(_only(True), "there is no sampler: a rank's packs follow from their numbers"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scone_pl.checkpoints import model as checkpoints
 from scone_pl.checkpoints.model import from_pretrained, read_config, save_pretrained
-from scone_pl.checkpoints.model import model as checkpoints
 from scone_pl.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden/parity"

@@ -23,7 +23,8 @@ from running import ROOT
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader, Dataset
 
-from scone_pl import __main__, failures
+from scone_pl import __main__
+from scone_pl.cli import failures
 from scone_pl.cli.failures import explain
 from scone_pl.errors import UserError
 

@@ -42,6 +42,16 @@ def test_files_exist() -> None:
     assert len(named) > 50
 
 
+def test_classes_and_bare_file_names_exist() -> None:
+    files = [file for folder in ("scone_pl", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    source = "\n".join(file.read_text() for file in files)
+    classes = {(f, c) for f, c in CODE if re.fullmatch(r"(?:[A-Z][a-z0-9]+){2,}|[A-Z]\w*[a-z][A-Z]\w*", c)}
+    assert {(file, name) for file, name in classes if not re.search(rf"\b{name}\b", source)} == set()
+    names = {(f, c) for f, c in CODE if re.fullmatch(r"\w+\.py", c)}
+    assert {(file, name) for file, name in names if name not in {file.name for file in files}} == set()
+    assert len(classes) > 15
+
+
 def test_tests_exist() -> None:
     source = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     named = {code for _, code in CODE if re.fullmatch(r"test_\w+", code)}
@@ -70,6 +80,15 @@ def test_keys_exist() -> None:
 def test_python_names_exist() -> None:
     for name in {match[0] for _, code in CODE if (match := _NAME.match(code))}:
         assert _resolves(name), name
+
+
+def test_messages_exist() -> None:
+    source = "\n".join(file.read_text() for file in (ROOT / "scone_pl").rglob("*.py"))
+    table = (ROOT / "docs/errors.md").read_text().partition("## Frequent messages")[2].partition("## ")[0]
+    messages = re.findall(r"^\| (?:[^`|]* )?`([^`]+)`", table, re.MULTILINE)
+    parts = [part.strip(" ,;:") for message in messages for part in message.split("...")]
+    assert [part for part in parts if part not in source] == []
+    assert len(messages) > 10
 
 
 def test_every_package_has_an_api_page() -> None:

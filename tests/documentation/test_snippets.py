@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from documents import Block, blocks
 
@@ -15,8 +17,7 @@ def test_snippets_run(block: Block) -> None:
     exec(compile(text, str(block), "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("block", [b for b in PYTHON if b.mode != "run"], ids=str)
+@pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_snippets_compile(block: Block) -> None:
     compile(block.text, str(block), "exec")
-    imports = [line for line in block.text.splitlines() if line.startswith(("import ", "from "))]
-    exec("\n".join(imports), {})
+    exec("\n".join(re.findall(r"^(?:import|from) .*$", block.text, re.MULTILINE)), {})

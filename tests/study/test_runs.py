@@ -107,7 +107,7 @@ def test_a_run_is_stopped_and_resumed(small):
         runner.kill()
     subprocess.run(command, env=ENVIRONMENT, check=True)
     log = (job.folder / "log.txt").read_text()
-    assert f"checkpoints/{reached}" in log.split("all is saved")[1]
+    assert f"checkpoints/{reached}" in log.split("state saved")[1]
     found = json.loads(Path("docs/evidence/small.json").read_text())["arms"]["plain"]["runs"][0]
     assert len(found["trained"]) == 2
     assert all(start["commit"] and start["versions"]["torch"] and start["seconds"] > 0 for start in found["trained"])

@@ -124,3 +124,33 @@ def test_fit_does_not_ignore_what_is_given(runs: Runs, capsys: pytest.CaptureFix
     for _ in range(2):
         assert main([*common, given, "--trainer.max_steps", "3"]) == 0
     assert loss(capsys, tmp_path / "begun") == loss(capsys, runs.single)
+
+
+def test_the_average_of_a_snapshot_is_evaluated_as_the_result_would_be(
+    runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ema = ["--model.init_args.ema.decay", "0.9"]
+    args = ["fit", *ARGS, "--chain", "null", "--output_dir", str(tmp_path), "--trainer.max_steps", "2", *ema]
+    assert main(args) == 0
+    result = loss(capsys, tmp_path, *ema)  # of weights/, which is the average
+    assert loss(capsys, tmp_path, *ema, "--ckpt_path", "last") == result
+    raw = loss(capsys, tmp_path, *ema, "--model.init_args.ema.export", "false", "--ckpt_path", "last")
+    assert raw != result
+    assert loss(capsys, tmp_path, "--ckpt_path", "last") == raw
+    refused = ["validate", *ARGS, "--chain", "null", "--output_dir", str(runs.single), *ema, "--ckpt_path", "last"]
+    assert main(refused) == 2
+    assert "step-000003: holds no average; evaluate its weights with" in capsys.readouterr().err
+
+
+def test_images_of_another_snapshot_are_not_taken_for_this_one_s(
+    runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    args = ["predict", *ARGS, "--chain", "null", "--output_dir", str(runs.single)]
+    args += ["--data.predict", "[{path: data_shards/mini/validation}]", "--trainer.limit_predict_batches", "1"]
+    args += ["--model.init_args.sampling.num_inference_steps", "2", "--ckpt_path"]
+    checkpoints = runs.single / "checkpoints"
+    for number in ("2", "2"):
+        assert main([*args, str(checkpoints / f"step-00000{number}")]) == 0
+    capsys.readouterr()
+    assert main([*args, str(checkpoints / "step-000003")]) == 2
+    assert "holds pictures made with other settings (snapshot was " in capsys.readouterr().err

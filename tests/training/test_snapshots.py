@@ -106,7 +106,7 @@ def test_damage_is_named(file: str, tmp_path: Path) -> None:
 
 
 def test_senseless_settings_and_full_disks_are_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="keep_last at least 1"):
+    with pytest.raises(UserError, match="keep_last is 0; it must be a whole number, at least 1"):
         Saving(keep_last=0)
     check_disk(tmp_path / "not/yet/there", 1, keep_last=2)
     with pytest.raises(UserError, match=r"GB free, but the snapshots to come need 3000000000\.0 GB"):
@@ -127,7 +127,7 @@ def test_a_run_that_goes_on_needs_room_for_what_is_not_there_yet(
 def test_told_while_the_last_snapshot_is_written(tmp_path: Path) -> None:
     """The stage's steps are done, but no stage behind it may start."""
     saves = Saving()
-    saves.folder, saves._told = tmp_path, signal.SIGTERM
+    saves.folder, saves._signal = tmp_path, signal.SIGTERM
     saved: list[Path] = []
     trainer: Any = SimpleNamespace(fast_dev_run=False, global_step=3, is_global_zero=True, strategy=None)
     trainer.save_checkpoint = lambda path, weights_only: saved.append(path)

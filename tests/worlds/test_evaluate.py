@@ -14,7 +14,7 @@ from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
 from scone_pl.sampling.sampler import SampledLatents
 from scone_pl.worlds.shapes.base import write_base
-from scone_pl.worlds.shapes.evaluate import Drawn, kept_tokens
+from scone_pl.worlds.shapes.evaluate import Drawn, bridge_of, kept_tokens
 from scone_pl.worlds.shapes.gallery import gallery
 from scone_pl.worlds.shapes.world import World, fixed_set
 
@@ -102,3 +102,20 @@ def test_evaluate_and_report(tmp_path, capsys):
         assert len({len(line) for line in table.splitlines()}) == 1
     with pytest.raises(UserError, match="2 --scores and 1 --names"):
         main(["report", "--scores", json.dumps(files), "--names", "[before]"])
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "{}", '{"tasks": 1}', '{"average": null, "failures": {}, "pictures": 0}', "\xff"]
+)
+def test_a_report_of_what_is_no_scores_file_is_one_line(content, tmp_path, capsys):
+    file = tmp_path / "scores.json"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"scores\.json: "):
+        main(["report", "--scores", f"[{file}]", "--names", "[a]"])
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"mask_sampling": true, "bridge": {"source_layer": "8"}}'])
+def test_a_damaged_training_record_is_one_line(content, tmp_path):
+    (tmp_path / "training.json").write_text(content)
+    with pytest.raises(UserError, match=r"training\.json"):
+        bridge_of(tmp_path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 from typing import Literal
 
 from scone_pl.checkpoints.model import save_pretrained
+from scone_pl.checkpoints.training_record import read_record
 from scone_pl.data.tokenizer import byte_tokenizer, word_tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.config import PRESETS, SconeConfig
@@ -31,8 +31,7 @@ def write_base(
     check_output_folder(folder)
     settings = {"stage": "random", "preset": preset, "canvas": canvas, "seed": seed, "steps": 0}
     if folder.exists():
-        record = folder / "training.json"
-        if record.is_file() and json.loads(record.read_text()) == settings:
+        if read_record(folder) == settings:
             return False
         raise UserError(f"{folder}: holds other weights; choose another --output")
     tokenizer = byte_tokenizer() if preset == "mini_photo" else word_tokenizer(WORDS)

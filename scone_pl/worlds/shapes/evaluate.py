@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from scone_pl.checkpoints.model import from_pretrained
+from scone_pl.checkpoints.training_record import FILE, bridge_from, read_record
 from scone_pl.data.packing import PackingConfig, add_sample
 from scone_pl.data.seeding import generator
 from scone_pl.data.tokenizer import Tokenizer
@@ -43,10 +43,15 @@ class Drawn:
 
 
 def bridge_of(folder: Path) -> BridgeConfig | None:
-    """The mask that a checkpoint folder's own `training.json` says it was sampled with; None = off."""
-    file = folder / "training.json"
-    training: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return BridgeConfig(**training["bridge"]) if training.get("mask_sampling") and training.get("bridge") else None
+    """The bridge that a checkpoint folder's own `training.json` says it was sampled with; None = off.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    record = read_record(folder)
+    if not record.get("mask_sampling") or not record.get("bridge"):
+        return None
+    return bridge_from(record["bridge"], f"{folder / FILE}: bridge")
 
 
 def packing_of(canvas: int, sequence_format: SequenceFormat) -> PackingConfig:

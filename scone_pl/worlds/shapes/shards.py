@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scone_pl.data.sample import Candidate
 from scone_pl.data.seeding import generator
 from scone_pl.errors import UserError
-from scone_pl.files import write_text
+from scone_pl.files import read_text, write_text
 from scone_pl.outputs import check_output_folder
 from scone_pl.worlds.shapes.episode import TASKS, Episode
 from scone_pl.worlds.shapes.questions import to_question
@@ -165,7 +165,7 @@ def write_world(
     text = json.dumps(settings, indent=1) + "\n"
     file = folder / SETTINGS
     if (folder / MANIFEST).exists():
-        if file.exists() and file.read_text("utf-8") == text:
+        if file.exists() and read_text(file) == text:
             ShardSet.open(folder)
             return None
         raise UserError(f"{folder} holds another data set; choose another --output")

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from scone_pl.errors import UserError
+from scone_pl.ranges import check_number, check_whole
 from scone_pl.worlds.shapes.episode import BACKGROUNDS, SLOTS, SLOTS_BY_COUNT, TASKS, Episode, Subject, slot_corner
 from scone_pl.worlds.shapes.questions import QUESTION_WORDS, hue_name
 from scone_pl.worlds.shapes.shapes import BASE_CELL, SHAPES
@@ -38,6 +39,7 @@ decides its episodes."""
 _FAR = 100.0
 """Two independent patterns differ by at least this (root mean square over patches and channels, of 255)."""
 _PROPOSALS = 6
+_MAX_SIDE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,9 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", tuple(self.shapes))
+        for name in ("canvas", "cell", "patches"):
+            check_whole(f"world.{name}", getattr(self, name), minimum=1, maximum=_MAX_SIDE)
+        check_number("world.similarity", self.similarity, minimum=0, maximum=1)
         if self.patches < 1 or self.cell < BASE_CELL or self.cell % BASE_CELL or self.cell % self.patches:
             raise UserError(f"cell {self.cell} must be a multiple of {BASE_CELL} and of patches {self.patches}")
         if self.naming not in ("place", "colour", "size"):
@@ -83,8 +88,6 @@ class WorldConfig:
             raise UserError(f"candidates {self.candidates} and references {self.references} must be 2, 3 or 4")
         if len(set(self.shapes)) <= self.references:
             raise UserError(f"{self.references} references need more than {self.references} shapes")
-        if not 0.0 <= self.similarity <= 1.0:
-            raise UserError(f"similarity {self.similarity} must lie in [0, 1]")
         if self.single_slot != "any" and self.single_slot not in SLOTS:
             raise UserError(f"single_slot {self.single_slot!r} must be any or one of {', '.join(SLOTS)}")
 
