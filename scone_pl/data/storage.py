@@ -29,6 +29,14 @@ _RETRY_AFTER_SECONDS = 60.0
 _CACHED_SHARDS = "/".join(("[0-9a-f]" * 16, "[0-9a-f]" * 16 + "-*.tar"))
 """Only these files are ever evicted."""
 _PERMANENT = (401, 403, 404, 410)
+_LIBRARIES = {
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+    "s3": "s3fs",
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    "hf": "huggingface_hub",
+    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
+}
+"""What to install for a URL's scheme."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _MAX_UNKNOWN_BYTES = 1 << 32
 """Limit for a manifest or index, whose size is not known in advance: a server's response may be endless."""
@@ -262,7 +270,9 @@ def _copy(url: str, part: Path, timeout: float, max_bytes: int) -> None:
         system, path = fsspec.core.url_to_fs(url, **_options(url, timeout))
     except (ImportError, ValueError) as error:
         text = " ".join(_without_password(f"{url}: {error}").split())
-        raise UserError(f"{text}; install that, or copy the data set here") from None
+        library = _LIBRARIES.get(url.partition("://")[0])
+        advice = f"pip install {library}, or " if isinstance(error, ImportError) and library else ""
+        raise UserError(f"{text}; {advice}copy the data set here") from None
     system.get_file(path, str(part), callback=Limit())
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -25,6 +26,7 @@ from scone_pl.model.scone import Scone
 from scone_pl.ranges import check_whole
 from scone_pl.training.snapshots import SnapshotReader, SnapshotWriter, read_run, read_tensors
 
+TORCH = torch.__version__
 LEAKING = re.compile(r"2\.1[0-2]\.")
 """Versions of torch whose FSDP2 leaks memory with AdamW; pyproject.toml excludes them."""
 
@@ -66,10 +68,12 @@ class FullySharded(ModelParallelStrategy):
         self._tensor_parallel_size = 1
         super().setup_environment()
         self._writer = SnapshotWriter()
-        if LEAKING.match(torch.__version__):
-            warn(
-                f"torch {torch.__version__} leaks memory at each step with FSDP2 and AdamW; use 2.9 or earlier, or 2.13"
-            )
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Warns before training on a torch that leaks; otherwise as Lightning does."""
+        if trainer.state.fn == TrainerFn.FITTING and LEAKING.match(TORCH):
+            warn(f"torch {TORCH} leaks memory at each step with FSDP2 and AdamW; use 2.9 or earlier, or 2.13 or later")
+        super().setup(trainer)
 
     @property
     def _network(self) -> Scone:

@@ -150,6 +150,6 @@ def test_a_missing_package_is_named(storage, monkeypatch, url, package):
     loaded = importlib.import_module("fsspec.registry")._registry
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(loaded, url.partition(":")[0], raising=False)
-    with pytest.raises(UserError, match=rf"{package}.*; install that, or copy the data set here") as error:
+    with pytest.raises(UserError, match=rf"{package}.*; pip install {package}, or copy the data set here") as error:
         ShardSet.open(url, storage)
     assert "\n" not in str(error.value)

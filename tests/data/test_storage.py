@@ -93,7 +93,7 @@ def test_no_data_set_there_is_one_line(tmp_path, storage):
         ShardSet.open(server.url, storage)
     assert "\n" not in str(error.value)
     assert sum(server.requests.values()) == 1  # a 404 is an answer
-    with pytest.raises(UserError, match=r"nosuch://bucket.*install that, or copy") as error:
+    with pytest.raises(UserError, match=r"nosuch://bucket.*; copy the data set here") as error:
         ShardSet.open("nosuch://bucket/set", storage)
     assert "\n" not in str(error.value)
 

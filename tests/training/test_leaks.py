@@ -10,6 +10,7 @@ import pytest
 from running import ROOT
 
 from scone_pl.__main__ import main
+from scone_pl.training import sharding
 
 COUNTING = """
 import gc, json
@@ -29,7 +30,18 @@ class Count(pl.Callback):
 """
 
 
-def test_no_tensor_stays(mini_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "leaks"),
+    [("2.9.1", False), ("2.10.0", True), ("2.11.0+cu130", True), ("2.12.1", True), ("2.13.0", False), ("2.1.2", False)],
+)
+def test_versions_that_leak(version: str, leaks: bool) -> None:
+    assert bool(sharding.LEAKING.match(version)) == leaks
+
+
+def test_no_tensor_stays_and_a_torch_that_leaks_is_warned_of(
+    mini_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sharding, "TORCH", "2.11.0")  # what is measured is the torch at hand
     (tmp_path / "counting_callback.py").write_text(COUNTING)
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("counting_callback", None)
@@ -42,6 +54,8 @@ def test_no_tensor_stays(mini_world: Path, tmp_path: Path, monkeypatch: pytest.M
     common += ["--trainer.overfit_batches", "1", "--trainer.max_steps", "8", "--trainer.callbacks", callback]
     common += ["--model.init_args.sharding.compute_dtype", "bfloat16", "--data.packing.token_budget", "400"]
     assert main(["fit", *common, "--trainer.enable_progress_bar", "false"]) == 0
+    warning = "warning: torch 2.11.0 leaks memory at each step with FSDP2 and AdamW; use 2.9 or earlier, or 2.13"
+    assert capsys.readouterr().err.count(warning) == 1
     counts = json.loads(file.read_text())
     assert len(counts) == 8
     settled = counts[3:]  # the first steps make the optimizer's state and the logger's sums

@@ -1,0 +1,87 @@
+"""A library that is not installed ends every verb in one line with the command that installs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from running import ROOT
+
+FIT = ["fit", "--config", str(ROOT / "experiments/mini/stage1.yaml"), "--chain", "null"]
+FIT += ["--data.num_workers", "0", "--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false"]
+QUICK = ("wandb", "psutil", "s3fs", "matplotlib")
+"""Of the cases below, what `make test` runs."""
+LOGGERS = "lightning.pytorch.loggers."
+BASE = str(ROOT / "experiments/mini/base_weights")
+
+CASES = {
+    "wandb": (["wandb"], [*FIT, "--trainer.logger", f"{LOGGERS}WandbLogger"], "wandb"),
+    "mlflow": (["mlflow", "mlflow_skinny"], [*FIT, "--trainer.logger", f"{LOGGERS}MLFlowLogger"], "mlflow"),
+    "comet": (["comet_ml"], [*FIT, "--trainer.logger", f"{LOGGERS}CometLogger"], "comet"),
+    "tensorboard": (["tensorboard", "tensorboardX"], FIT, "tensorboard"),
+    "psutil": (["psutil"], [*FIT, "--trainer.callbacks", "[{class_path: DeviceStatsMonitor}]"], "psutil"),
+    "s3fs": (["s3fs"], ["shards", "verify", "s3://bucket/set"], "s3fs"),
+    "gcsfs": (["gcsfs"], ["shards", "verify", "gs://bucket/set"], "gcsfs"),
+    "huggingface_hub": (
+        ["huggingface_hub"],
+        ["shards", "verify", "hf://datasets/a/b"],
+        "huggingface_hub",
+    ),
+    "fsspec": (["fsspec"], ["shards", "verify", "http://127.0.0.1:9/set"], "fsspec"),
+    "aiohttp": (["aiohttp"], ["shards", "verify", "http://127.0.0.1:9/set"], "aiohttp"),
+    "pyarrow": (["pyarrow"], ["shards", "convert", "{folder}/rows", "{folder}/out"], "pyarrow"),
+    "matplotlib": (["matplotlib"], ["layers", "--checkpoint", BASE, "--data", "absent"], "matplotlib"),
+    "scipy": (["scipy"], ["study", "page"], "scipy"),
+    "rich": (["rich"], ["estimate", "--config", "absent"], "rich"),
+    "yaml": (["yaml"], FIT, "PyYAML"),
+    "webdataset": (["webdataset"], ["mini", "shards", "--output", "{folder}/out"], "webdataset"),
+    "safetensors": (["safetensors"], ["export", "absent", "{folder}/out"], "safetensors"),
+}
+
+
+def run_without(libraries: list[str], args: list[str], output: Path) -> int:
+    """Exit status of the command line in a child process where `libraries` cannot be imported."""
+    child = os.fork()
+    if not child:
+        status = 99
+        try:
+            file = os.open(output, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            for name in list(sys.modules):
+                if name.partition(".")[0] == "scone_pl" or name.startswith("torch.utils.tensorboard"):
+                    del sys.modules[name]
+                if any(f"{name}.".startswith(f"{library}.") for library in libraries):
+                    sys.modules[name] = None  # type: ignore[assignment]
+            sys.modules |= dict.fromkeys(libraries)  # type: ignore[arg-type]
+            from scone_pl.__main__ import main
+
+            sys.argv = ["scone_pl"]
+            status = main(args)
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+def test_a_missing_library_is_one_line_with_its_installation(
+    name: str, mini_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries, args, package = CASES[name]
+    monkeypatch.chdir(mini_world)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/a.parquet").write_bytes(b"PAR1")
+    args = [arg.replace("{folder}", str(tmp_path)) for arg in args]
+    args += ["--output_dir", str(tmp_path / "run")] if args[0] == "fit" else []
+    status = run_without(libraries, args, tmp_path / "output")
+    output = (tmp_path / "output").read_text()
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, output
+    assert "Traceback" not in output
+    assert "pip install " in lines[0]
+    assert package in lines[0].split("pip install ", 1)[1]
+    assert status == 2
