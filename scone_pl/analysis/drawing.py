@@ -1,4 +1,4 @@
-"""A picture of similarity maps (the form of the paper's Fig. 11): experts side by side, layers in four groups."""
+"""A figure of similarity maps (the form of the paper's Fig. 11): experts side by side, layers in four groups."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class MapRow(NamedTuple):
     """One reference image."""
 
     label: str
-    picture: np.ndarray
+    image: np.ndarray
     """(H, W, 3) uint8."""
     maps: Mapping[str, np.ndarray]
     """Expert -> (layers, rows, columns) similarities."""
-    meant: Sequence[Sequence[float]]
-    """Left, top, right, bottom of the boxes of meant subjects, as fractions of the picture's sides."""
+    targets: Sequence[Sequence[float]]
+    """Left, top, right, bottom of the boxes of target subjects, as fractions of the image's sides."""
 
 
 def draw_maps(rows: Sequence[MapRow], file: Path) -> None:
     """Writes the PNG, a row an image.
 
     A map is one reference image's similarity with the instruction, averaged over a group of layers, its own lowest
-    value dark and its highest bright. A red frame surrounds each meant subject.
+    value dark and its highest bright. A red frame surrounds each target subject.
     """
     experts, layers = list(rows[0].maps), len(next(iter(rows[0].maps.values())))
     groups = np.array_split(np.arange(layers), min(GROUPS, layers))
@@ -56,12 +56,12 @@ def _draw(line: Sequence[Axes], row: MapRow, groups: Sequence[np.ndarray]) -> No
         axis.set_yticks([])
         for spine in axis.spines.values():
             spine.set_visible(False)
-    line[0].imshow(row.picture)
+    line[0].imshow(row.image)
     line[0].set_ylabel(row.label, rotation=0, ha="right", va="center", fontsize=7, multialignment="right")
-    height, width = row.picture.shape[:2]
+    height, width = row.image.shape[:2]
     maps = [layers[group].mean(0) for layers in row.maps.values() for group in groups]
     for axis, values in zip(line[1:], maps, strict=True):
         axis.imshow(values, cmap="viridis", extent=(0, width, height, 0))
-        for left, top, right, bottom in row.meant:
+        for left, top, right, bottom in row.targets:
             x, y = np.array([left, right, right, left, left]), np.array([top, top, bottom, bottom, top])
             axis.plot(x * width, y * height, color="#ef4444")

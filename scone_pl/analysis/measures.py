@@ -1,4 +1,4 @@
-"""How well a layer tells the meant subject from its distractors, with boxes as labels and without any label."""
+"""How well a layer separates the target subject from its distractors, with boxes as labels and without any label."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 @dataclass(frozen=True)
 class Separation:
-    """Meant against distractor tokens of one reference image, in one expert."""
+    """Target against distractor tokens of one reference image, in one expert."""
 
     auroc: np.ndarray
     """(layers,): see `auroc`."""
     gap: np.ndarray
-    """(layers,): mean similarity of meant minus distractor tokens."""
+    """(layers,): mean similarity of target minus distractor tokens."""
     moments: np.ndarray
     """(3, layers): count, sum and sum of squares of the similarities of both."""
     quantiles: dict[str, np.ndarray]
-    """`meant` and `others`: (layers, QUANTILES) of their similarities."""
+    """`target` and `others`: (layers, QUANTILES) of their similarities."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Reading:
     sensitivity: np.ndarray | None
     """(layers,): see `sensitivity`; None if no instruction was exchanged."""
     separation: Separation | None
-    """None without boxes of both meant subjects and distractors."""
+    """None without boxes of both target subjects and distractors."""
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -54,7 +54,7 @@ def sensitivity(one: np.ndarray, other: np.ndarray) -> float:
     """How far a map depends on the instruction, 0 to 2: 0 = only its mean changes, 1 = two maps without relation.
 
     `one` and `other` are the maps of one image under two instructions. Each is centred; their difference's mean square
-    over the sum of their own: needs no label, as nobody says what the instructions mean.
+    over the sum of their own: needs no label, so the instructions' meaning is not used.
     """
     a, b = one - one.mean(), other - other.mean()
     return float(((a - b) ** 2).mean() / max((a**2).mean() + (b**2).mean(), 1e-12))
@@ -69,7 +69,7 @@ def exchanged(instructions: Sequence[str]) -> list[str] | None:
 
 
 def subjects_of(sample: Sample, image: int) -> tuple[Candidate, ...]:
-    """The known subjects in a reference image, empty unless some are meant and some are not."""
+    """The known subjects in a reference image, empty unless some are targets and some are not."""
     if sample.candidates is None:
         return ()
     group = tuple(c for c in sample.candidates[image] if c.name != BACKGROUND)
@@ -77,14 +77,14 @@ def subjects_of(sample: Sample, image: int) -> tuple[Candidate, ...]:
 
 
 def measure(pairs: Iterable[tuple[ImageMaps, ImageMaps | None]], samples: Sequence[Sample]) -> dict[str, list[Reading]]:
-    """Expert -> a reading for every image of `similarity.read_images`, whose `samples` tell the boxes."""
-    found: dict[str, list[Reading]] = {expert: [] for expert in EXPERTS}
+    """Expert -> a reading for every image of `similarity.read_images`, whose `samples` hold the boxes."""
+    readings: dict[str, list[Reading]] = {expert: [] for expert in EXPERTS}
     for maps, changed in pairs:
         subjects = subjects_of(samples[maps.sample], maps.image)
         for expert in EXPERTS:
             own = getattr(maps, expert).astype(float)
             other = None if changed is None else getattr(changed, expert).astype(float)
-            found[expert].append(
+            readings[expert].append(
                 Reading(
                     sample=maps.sample,
                     quantiles=_quantiles(own.reshape(len(own), -1)),
@@ -92,21 +92,21 @@ def measure(pairs: Iterable[tuple[ImageMaps, ImageMaps | None]], samples: Sequen
                     separation=_separation(own, subjects),
                 )
             )
-    return found
+    return readings
 
 
 def _separation(maps: np.ndarray, subjects: Sequence[Candidate]) -> Separation | None:
     """`maps` (layers, rows, columns). Tokens in boxes of both kinds count as neither."""
     inside = [tokens_in([s for s in subjects if s.is_target == m], *maps.shape[1:]).numpy() for m in (True, False)]
-    meant, others = (maps[:, own & ~other] for own, other in (inside, inside[::-1]))  # (layers, tokens)
-    if not meant.size or not others.size:
+    target, others = (maps[:, own & ~other] for own, other in (inside, inside[::-1]))  # (layers, tokens)
+    if not target.size or not others.size:
         return None
-    both = np.concatenate([meant, others], axis=1)
+    both = np.concatenate([target, others], axis=1)
     return Separation(
-        auroc=np.array([*map(auroc, meant, others)]),
-        gap=meant.mean(1) - others.mean(1),
+        auroc=np.array([*map(auroc, target, others)]),
+        gap=target.mean(1) - others.mean(1),
         moments=np.stack([np.full(len(both), both.shape[1]), both.sum(1), (both**2).sum(1)]),
-        quantiles={"meant": _quantiles(meant), "others": _quantiles(others)},
+        quantiles={"target": _quantiles(target), "others": _quantiles(others)},
     )
 
 
@@ -123,27 +123,27 @@ def summary(readings: Sequence[Reading]) -> dict[str, list[float]]:
         `effect` (gap over the standard deviation of all these tokens); where instructions were exchanged:
         `sensitivity` (mean over images).
     """
-    found = {}
+    measures = {}
     if known := [r.separation for r in readings if r.separation is not None]:
         count, total, squares = np.sum([s.moments for s in known], axis=0)
         spread = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0))
         gap = np.mean([s.gap for s in known], axis=0)
-        found = {
+        measures = {
             "auroc": np.mean([s.auroc for s in known], axis=0),
             "gap": gap,
             "effect": gap / np.maximum(spread, 1e-9),
         }
     if changed := [r.sensitivity for r in readings if r.sensitivity is not None]:
-        found["sensitivity"] = np.mean(changed, axis=0)
-    return {name: values.tolist() for name, values in found.items()}
+        measures["sensitivity"] = np.mean(changed, axis=0)
+    return {name: values.tolist() for name, values in measures.items()}
 
 
 def quantiles(readings: Sequence[Reading]) -> dict[str, list[list[float]]]:
-    """`meant` and `others`, where boxes are known, and `all` tokens: layers of QUANTILES, in the mean image."""
+    """`target` and `others`, where boxes are known, and `all` tokens: layers of QUANTILES, in the mean image."""
     known = [r.separation.quantiles for r in readings if r.separation is not None]
-    found = {name: np.mean([k[name] for k in known], axis=0) for name in ("meant", "others") if known}
-    found["all"] = np.mean([r.quantiles for r in readings], axis=0)
-    return {name: values.tolist() for name, values in found.items()}
+    values_of = {name: np.mean([k[name] for k in known], axis=0) for name in ("target", "others") if known}
+    values_of["all"] = np.mean([r.quantiles for r in readings], axis=0)
+    return {name: values.tolist() for name, values in values_of.items()}
 
 
 def best_layer(values: Sequence[float]) -> int:

@@ -18,7 +18,7 @@ _COLUMNS = (
 """Of the table: head, expert, measure."""
 _CHOICES = {"by labels": "auroc", "without labels": "sensitivity"}
 """How a layer can be chosen, and by which measure of the understanding expert, which is what the bridge reads."""
-_TOKENS = {"meant": "meant subjects", "others": "other subjects", "all": "all"}
+_TOKENS = {"target": "target subjects", "others": "other subjects", "all": "all"}
 
 
 def report_of(readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
@@ -32,15 +32,15 @@ def report_of(readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
         `levels`, lists over layers; `suggested`: the `bridge.source_layer` by labels and without, as far as possible.
     """
     of_bridge = readings["understanding"]
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "images": len(of_bridge),
         "labelled_images": sum(r.separation is not None for r in of_bridge),
         "levels": list(QUANTILES),
         "experts": {name: {**summary(some), "quantiles": quantiles(some)} for name, some in readings.items()},
     }
-    own = found["experts"]["understanding"]
-    found["suggested"] = {how: best_layer(own[measure]) for how, measure in _CHOICES.items() if measure in own}
-    return found
+    own = report["experts"]["understanding"]
+    report["suggested"] = {how: best_layer(own[measure]) for how, measure in _CHOICES.items() if measure in own}
+    return report
 
 
 def words_of(report: Mapping[str, Any]) -> str:
@@ -71,7 +71,7 @@ def _suggestion(report: Mapping[str, Any]) -> str:
     own, suggested = report["experts"]["understanding"], report["suggested"]
     if not suggested:
         return (
-            "No layer can be suggested: no reference image has boxes of both meant and other subjects, and all "
+            "No layer can be suggested: no reference image has boxes of both target and other subjects, and all "
             "instructions are the same."
         )
     counts = {"by labels": report["labelled_images"], "without labels": report["images"]}

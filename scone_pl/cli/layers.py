@@ -158,9 +158,9 @@ def _row(sample: Sample, maps: ImageMaps, exif_orientation: ExifOrientation) -> 
     lines = textwrap.wrap(sample.instruction, 40, max_lines=5, placeholder=" ...")
     return MapRow(
         label="\n".join(lines),
-        picture=np.asarray(picture),
+        image=np.asarray(picture),
         maps={expert: getattr(maps, expert) for expert in EXPERTS},
-        meant=[s.box for s in subjects_of(sample, maps.image) if s.is_target],
+        targets=[s.box for s in subjects_of(sample, maps.image) if s.is_target],
     )
 
 

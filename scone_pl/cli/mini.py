@@ -101,7 +101,7 @@ def picture(
         scale: how many times each pixel is enlarged.
     """
     from scone_pl.image_files import check_image_output, write_image
-    from scone_pl.worlds.shapes.picture import contact_sheet
+    from scone_pl.worlds.shapes.contact_sheet import contact_sheet
 
     check_whole("--per_task", per_task, minimum=1, maximum=1000)
     check_whole("--scale", scale, minimum=1, maximum=1000)

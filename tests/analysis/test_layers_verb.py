@@ -37,12 +37,12 @@ def test_a_labelled_set_is_read_to_the_end(mini_base, tmp_path, capsys):
     assert f"bridge.source_layer: {suggested['by labels']} by labels" in text
     assert f"{suggested['without labels']} without labels" in text
     assert "choose bridge.threshold again" in text
-    low, median, high = own["quantiles"]["meant"][suggested["by labels"]]
+    low, median, high = own["quantiles"]["target"][suggested["by labels"]]
     assert f"{median:.3f}" in text
     assert low <= median <= high
-    with Image.open(tmp_path / "out/maps.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    assert (np.abs(pixels - (0xEF, 0x44, 0x44)).sum(-1) < 30).sum() > 100  # the frames of meant boxes
+    with Image.open(tmp_path / "out/maps.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert (np.abs(pixels - (0xEF, 0x44, 0x44)).sum(-1) < 30).sum() > 100  # the frames of target boxes
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["layers.json", "maps.png"]
 
 

@@ -14,7 +14,7 @@ LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 
 
 def sample_with(*candidates):
-    groups = (tuple(Candidate(box=box, is_target=meant, name=name) for box, meant, name in candidates),)
+    groups = (tuple(Candidate(box=box, is_target=is_target, name=name) for box, is_target, name in candidates),)
     return dataclasses.replace(mini_samples(1)[0], candidates=groups)
 
 

@@ -71,17 +71,17 @@ def looped_report(maps, changed, groups):
                 left, top, right, bottom = c.box
                 if left <= (column + 0.5) / columns < right and top <= (row + 0.5) / rows < bottom:
                     inside[c.is_target].append((row, column))
-        meant, others = ([[float(values[i][p]) for p in inside[m]] for i in range(layers)] for m in (True, False))
+        targets, others = ([[float(values[i][p]) for p in inside[m]] for i in range(layers)] for m in (True, False))
         labelled.append(
             {
                 "auroc": [
-                    np.mean([(a > b) + (a == b) / 2 for a in meant[i] for b in others[i]]) for i in range(layers)
+                    np.mean([(a > b) + (a == b) / 2 for a in targets[i] for b in others[i]]) for i in range(layers)
                 ],
-                "gap": [np.mean(meant[i]) - np.mean(others[i]) for i in range(layers)],
+                "gap": [np.mean(targets[i]) - np.mean(others[i]) for i in range(layers)],
             }
         )
         for i in range(layers):
-            pooled[i] += meant[i] + others[i]
+            pooled[i] += targets[i] + others[i]
     mean = {name: np.mean([one[name] for one in labelled], axis=0) for name in ("auroc", "gap")}
     change = []
     for one, other in zip(maps, changed, strict=True):

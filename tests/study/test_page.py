@@ -282,8 +282,8 @@ def test_maps_show_the_episode_of_their_world(tmp_path, monkeypatch):
     monkeypatch.setattr("scone_pl.study.plot.draw_rows", lambda found, file: rows.extend(found))
     found, episode = layered("test", {"candidates": 4, "similarity": 0.5})
     draw_maps(Result(found), "layers", tmp_path / "maps.png")
-    assert np.array_equal(rows[0].picture, episode.references[0])
-    assert not np.array_equal(rows[0].picture, World(0, stream="test").sample(episode.task, 0).references[0])
+    assert np.array_equal(rows[0].image, episode.references[0])
+    assert not np.array_equal(rows[0].image, World(0, stream="test").sample(episode.task, 0).references[0])
 
 
 def test_layers_are_drawn_of_test_episodes(tmp_path):

@@ -58,7 +58,7 @@ def test_the_base_is_of_this_world():
 
 
 @torch.no_grad()
-def test_the_base_answers_and_tells_the_meant_subject():
+def test_the_base_answers_and_finds_the_target_subject():
     model, tokenizer = from_pretrained(BASE), Tokenizer.from_folder(BASE)
     limits = ResizeLimits(max_size=16, min_size=16)
     packing = PackingConfig(vae_resize=limits, vit_resize=limits).without_dropout()

@@ -1,4 +1,4 @@
-"""Scoring a checkpoint folder: report, tables, picture grid."""
+"""Scoring a checkpoint folder: report, tables, image grid."""
 
 import dataclasses
 import json
@@ -20,16 +20,16 @@ from scone_pl.worlds.shapes.world import World, fixed_set
 
 
 def answer(episode, blocked):
-    """The perfect picture, with a mask over a grid of 4 x 4 tokens a reference."""
+    """The perfect image, with a mask over a grid of 4 x 4 tokens a reference."""
     return Drawn(episode, episode.target, SampledLatents(torch.zeros(16, 48), (4, 4), blocked=blocked))
 
 
-def test_kept_tokens_are_compared_with_the_box_of_the_meant_subject():
+def test_kept_tokens_are_compared_with_the_box_of_the_target_subject():
     episode = World(0).sample("distinction_single_intra", 0)
-    meant = torch.zeros(4, 4, dtype=torch.bool)
-    column = next(s for s in episode.candidates[0] if s.meant).box[0] // 4
-    meant[1:3, column : column + 2] = True
-    assert kept_tokens([answer(episode, (~meant,))]) == {episode.task: {"precision": 1.0, "recall": 1.0}}
+    target = torch.zeros(4, 4, dtype=torch.bool)
+    column = next(s for s in episode.candidates[0] if s.is_target).box[0] // 4
+    target[1:3, column : column + 2] = True
+    assert kept_tokens([answer(episode, (~target,))]) == {episode.task: {"precision": 1.0, "recall": 1.0}}
     everything, nothing = torch.zeros(4, 4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)
     assert kept_tokens([answer(episode, (everything,))]) == {episode.task: {"precision": 0.5, "recall": 1.0}}
     assert kept_tokens([answer(episode, (nothing,))]) == {episode.task: {"precision": 0.0, "recall": 0.0}}
@@ -60,9 +60,9 @@ def test_the_shipped_base_can_be_asked_anything_of_the_world(tmp_path, world):
     ("option", "value", "says"),
     [
         ("--per_task", "0", "--per_task 0 must be at least 1"),
-        ("--num_inference_steps", "0", "num_inference_steps is 0; it must be at least 1"),
+        ("--num_inference_steps", "0", "num_inference_steps is 0; it must be a whole number, at least 1"),
         ("--timestep_shift", "0", "timestep_shift is 0.0; it must be more than 0"),
-        ("--world", "{canvas: 32}", "world.canvas is 32, but this checkpoint's pictures have at most 16 pixels a side"),
+        ("--world", "{canvas: 32}", "world.canvas is 32, but this checkpoint's images have at most 16 pixels a side"),
     ],
 )
 def test_settings_out_of_range_are_named(option, value, says, tmp_path):

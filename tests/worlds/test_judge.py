@@ -1,4 +1,4 @@
-"""The judge on hand-made pictures of every failure, with the exact scores they must get."""
+"""The judge on hand-made images of every failure, with the exact scores they must get."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scone_pl.evaluation.scores import distinction_scores, item_scores
-from scone_pl.worlds.shapes.episode import BACKGROUNDS, TASKS, Episode, Subject, draw_picture, slot_corner
+from scone_pl.worlds.shapes.episode import BACKGROUNDS, TASKS, Episode, Subject, draw_image, slot_corner
 from scone_pl.worlds.shapes.judge import judge
 from scone_pl.worlds.shapes.world import World, WorldConfig, fixed_set
 
@@ -14,15 +14,15 @@ RED, GREEN, BLUE, YELLOW = (240, 20, 20), (20, 240, 20), (20, 20, 240), (240, 24
 CYAN, PINK = (20, 240, 240), (240, 20, 240)
 
 
-def subject(shape, colours, slot, meant=False):
+def subject(shape, colours, slot, is_target=False):
     pattern = np.array(colours, dtype=np.uint8).reshape(2, 2, 3)
-    return Subject(shape, pattern, slot, slot_corner(slot, 16, 8), 8, meant)
+    return Subject(shape, pattern, slot, slot_corner(slot, 16, 8), 8, is_target)
 
 
 def make_episode(task, *groups, background="black"):
     slots = ("centre",) if len(groups) == 1 else ("left", "right")
-    meant = [next(s for s in group if s.meant) for group in groups]
-    asked = tuple(s.moved(slot, 16) for s, slot in zip(meant, slots, strict=True))
+    target = [next(s for s in group if s.is_target) for group in groups]
+    asked = tuple(s.moved(slot, 16) for s, slot in zip(target, slots, strict=True))
     return Episode(
         key="hand-made",
         task=task,
@@ -34,20 +34,20 @@ def make_episode(task, *groups, background="black"):
     )
 
 
-MEANT = subject("star", (RED, GREEN, BLUE, YELLOW), "left", meant=True)
+TARGET = subject("star", (RED, GREEN, BLUE, YELLOW), "left", is_target=True)
 TWIN = subject("star", (CYAN, PINK, YELLOW, RED), "right")
 OTHER = subject("ring", (CYAN, PINK, YELLOW, RED), "right")
-SECOND = subject("ring", (PINK, BLUE, CYAN, GREEN), "left", meant=True)
+SECOND = subject("ring", (PINK, BLUE, CYAN, GREEN), "left", is_target=True)
 THIRD = subject("cross", (YELLOW, CYAN, RED, BLUE), "right")
 
-INTRA = make_episode("distinction_single_intra", (MEANT, TWIN))
-CROSS = make_episode("distinction_single_cross", (MEANT, OTHER))
-PAIR = make_episode("composition_multi", (MEANT,), (SECOND,))
-MULTI = make_episode("distinction_multi_cross", (MEANT, TWIN), (SECOND, THIRD))
+INTRA = make_episode("distinction_single_intra", (TARGET, TWIN))
+CROSS = make_episode("distinction_single_cross", (TARGET, OTHER))
+PAIR = make_episode("composition_multi", (TARGET,), (SECOND,))
+MULTI = make_episode("distinction_multi_cross", (TARGET, TWIN), (SECOND, THIRD))
 
 
 def paint(*placed, background="black"):
-    return draw_picture(tuple(s.moved(slot, 16) for s, slot in placed), BACKGROUNDS[background], canvas=16)
+    return draw_image(tuple(s.moved(slot, 16) for s, slot in placed), BACKGROUNDS[background], canvas=16)
 
 
 def check(episode, image, *, pf, sc, presence, failure, places=None, extra=False, background=True):
@@ -59,7 +59,7 @@ def check(episode, image, *, pf, sc, presence, failure, places=None, extra=False
     assert verdict.extra == extra
     assert verdict.background_right == background
     if places is not None:
-        assert verdict.places == places
+        assert verdict.slots == places
     return verdict
 
 
@@ -80,7 +80,7 @@ def test_nothing_drawn(episode):
 
 @pytest.mark.parametrize("episode", [INTRA, CROSS])
 def test_both_drawn(episode):
-    drawn = paint((MEANT, "left"), (episode.candidates[0][1], "right"))
+    drawn = paint((TARGET, "left"), (episode.candidates[0][1], "right"))
     found = check(
         episode,
         drawn,
@@ -95,17 +95,17 @@ def test_both_drawn(episode):
 
 
 def test_something_extra_beside_the_asked_subjects():
-    drawn = paint((MEANT, "left"), (SECOND, "right"))
+    drawn = paint((TARGET, "left"), (SECOND, "right"))
     found = check(MULTI, drawn, pf=10, sc=10, presence=((1, 0), (1, 0)), failure="none")
     assert dis(found) == 10
     drawn[14:] = 255
     check(MULTI, drawn, pf=5, sc=10, presence=((1, 0), (1, 0)), failure="redundancy", extra=True)
 
 
-def test_blend_of_the_two_pictures():
+def test_blend_of_the_two_images():
     # Each patch differs from its twin's in one channel of three, by 220, so the average is off by 110 there.
     twin = subject("star", (YELLOW, YELLOW, PINK, RED), "right")
-    episode = make_episode("distinction_single_intra", (MEANT, twin))
+    episode = make_episode("distinction_single_intra", (TARGET, twin))
     drawn = ((episode.target.astype(int) + paint((twin, "centre"))) // 2).astype(np.uint8)
     expected = 10 * (1 - 1.1 / np.sqrt(3))
     found = check(episode, drawn, pf=10, sc=expected, presence=((0, 0),), failure="blending", places=(1.0,))
@@ -127,7 +127,7 @@ def test_blend_in_patches():
 
 
 def test_blend_of_two_references():
-    mixed = ((paint((MEANT, "left"), (SECOND, "right")).astype(int) + paint((SECOND, "left"))) // 2).astype(np.uint8)
+    mixed = ((paint((TARGET, "left"), (SECOND, "right")).astype(int) + paint((SECOND, "left"))) // 2).astype(np.uint8)
     mixed[:, 8:] = paint((SECOND, "right"))[:, 8:]
     found = judge(PAIR, mixed)
     assert found.failure == "blending"
@@ -153,20 +153,20 @@ def test_an_invented_pattern_is_distorted():
 
 @pytest.mark.parametrize("slot", ["left", "right", "northeast"])
 def test_the_right_one_in_the_wrong_place(slot):
-    drawn = paint((MEANT, slot))
+    drawn = paint((TARGET, slot))
     found = check(INTRA, drawn, pf=5, sc=10, presence=((1, 0),), failure="none", places=(0.5,))
     assert dis(found) == 10
 
 
 @pytest.mark.parametrize("background", ["white", "red", "purple"])
 def test_the_wrong_background(background):
-    drawn = paint((MEANT, "centre"), background=background)
+    drawn = paint((TARGET, "centre"), background=background)
     found = check(INTRA, drawn, pf=5, sc=10, presence=((1, 0),), failure="none", places=(1.0,), background=False)
     assert dis(found) == 10
 
 
 def test_the_right_pattern_in_the_wrong_shape():
-    drawn = paint((replace(MEANT, shape="ring"), "centre"))
+    drawn = paint((replace(TARGET, shape="ring"), "centre"))
     found = judge(CROSS, drawn)
     assert found.presence == ((0, 0),)
     assert found.prompt_following == 0
@@ -174,31 +174,31 @@ def test_the_right_pattern_in_the_wrong_shape():
 
 
 def test_two_subjects_swapped():
-    drawn = paint((SECOND, "left"), (MEANT, "right"))
+    drawn = paint((SECOND, "left"), (TARGET, "right"))
     check(PAIR, drawn, pf=5, sc=10, presence=((1,), (1,)), failure="none", places=(0.5, 0.5))
 
 
 def test_one_of_two_missing():
-    drawn = paint((MEANT, "left"))
+    drawn = paint((TARGET, "left"))
     found = judge(PAIR, drawn)
     assert found.presence == ((1,), (0,))
     assert found.prompt_following == 5
-    assert found.places == (1.0, 0.0)
+    assert found.slots == (1.0, 0.0)
     assert found.failure == "omission"
 
 
 def test_one_of_two_replaced_by_its_neighbour():
-    drawn = paint((MEANT, "left"), (THIRD, "right"))
+    drawn = paint((TARGET, "left"), (THIRD, "right"))
     found = judge(MULTI, drawn)
     assert found.presence == ((1, 0), (0, 1))
-    assert found.places == (1.0, 0.0)
+    assert found.slots == (1.0, 0.0)
     assert found.failure == "wrong_subject"
     assert dis(found) == 5
 
 
 def test_of_two_look_alikes_only_the_nearer_one_is_present():
-    near = replace(MEANT, colours=MEANT.colours ^ 16, slot="right", meant=False)
-    episode = make_episode("distinction_single_intra", (MEANT, near))
+    near = replace(TARGET, colours=TARGET.colours ^ 16, slot="right", is_target=False)
+    episode = make_episode("distinction_single_intra", (TARGET, near))
     assert judge(episode, episode.target).presence == ((1, 0),)
     assert judge(episode, paint((near, "centre"))).presence == ((0, 1),)
     between = ((episode.target.astype(int) + paint((near, "centre"))) // 2).astype(np.uint8)
@@ -206,18 +206,18 @@ def test_of_two_look_alikes_only_the_nearer_one_is_present():
     assert judge(episode, between).failure == "blending"
 
 
-@pytest.mark.parametrize("near", [MEANT, TWIN])
+@pytest.mark.parametrize("near", [TARGET, TWIN])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_choice_is_told_from_painting_too_bad_to_be_present(near, seed):
     noise = np.random.default_rng(seed).normal(0, 70, (16, 16, 3))
     found = judge(INTRA, np.clip(paint((near, "centre")) + noise, 0, 255).round().astype(np.uint8))
     assert found.presence == ((0, 0),)
     assert found.failure == "distorted"
-    assert found.choices == (near is MEANT,)
+    assert found.choices == (near is TARGET,)
 
 
 def test_one_of_two_choices():
-    found = judge(MULTI, paint((MEANT, "left"), (THIRD, "right")))
+    found = judge(MULTI, paint((TARGET, "left"), (THIRD, "right")))
     assert found.choices == (True, False)
     assert found.record("distinction_multi_cross", "k")["choice"] == 0.5
     assert "choice" not in judge(PAIR, PAIR.target).record("composition_multi", "k")
@@ -259,26 +259,26 @@ def test_perfect_and_slightly_noisy_answers_everywhere(task, config):
         WorldConfig(references=4),
     ],
 )
-def test_a_distractor_in_place_of_the_meant_one_is_a_wrong_subject(config):
+def test_a_distractor_in_place_of_the_target_is_a_wrong_subject(config):
     for episode in fixed_set(12, tasks=TASKS[3:6:2], config=config):
-        wrong = [next(s for s in group if not s.meant) for group in episode.candidates]
+        wrong = [next(s for s in group if not s.is_target) for group in episode.candidates]
         placed = [replace(s, cell=8).moved(asked.slot, 16) for s, asked in zip(wrong, episode.asked, strict=True)]
-        verdict = judge(episode, draw_picture(tuple(placed), BACKGROUNDS[episode.background], 16))
+        verdict = judge(episode, draw_image(tuple(placed), BACKGROUNDS[episode.background], 16))
         assert verdict.failure == "wrong_subject"
         assert not any(verdict.choices)
         assert verdict.presence == tuple(tuple(int(s in wrong) for s in group) for group in episode.candidates)
-        assert verdict.places == (1.0,) * len(wrong)
+        assert verdict.slots == (1.0,) * len(wrong)
 
 
 def test_a_small_one_drawn_small_is_not_as_asked():
     for episode in fixed_set(12, tasks=TASKS[3:4], config=WorldConfig(naming="size")):
-        drawn = draw_picture((replace(episode.asked[0], cell=4),), BACKGROUNDS[episode.background], 16)
+        drawn = draw_image((replace(episode.asked[0], cell=4),), BACKGROUNDS[episode.background], 16)
         verdict = judge(episode, drawn)
         assert verdict.presence == ((0, 0),)
         assert verdict.prompt_following == 0
 
 
-def test_a_picture_of_another_size_is_refused():
+def test_an_image_of_another_size_is_refused():
     with pytest.raises(ValueError, match="16, 16, 3"):
         judge(INTRA, np.zeros((32, 32, 3), dtype=np.uint8))
 

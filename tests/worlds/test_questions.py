@@ -19,7 +19,7 @@ def questions(task, count=200):
 
 
 @pytest.mark.parametrize("task", [TASKS[0], *TASKS[2:4]])
-def test_answers_are_true_of_the_picture(task):
+def test_answers_are_true_of_the_image(task):
     kinds = set()
     for episode, sample in questions(task):
         group = episode.candidates[0]

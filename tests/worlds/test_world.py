@@ -47,8 +47,8 @@ def test_shipped_weights_and_written_sets_know_these_very_episodes(name):
         for task in TASKS:
             for index in (0, 7, 2000):
                 episode = World(0, CONFIGS[name], stream=stream).sample(task, index)
-                instruction, *pictures = fingerprint(episode)
-                for part in (episode.key.encode(), instruction.encode(), *pictures):
+                instruction, *images = fingerprint(episode)
+                for part in (episode.key.encode(), instruction.encode(), *images):
                     digest.update(part)
     assert digest.hexdigest()[:16] == UNCHANGED[name]
 
@@ -101,7 +101,7 @@ def test_fixed_sets_grow_without_changing():
 
 
 def words_that_fit(subject, config):
-    """What may stand before its shape, worked out from the pictures' truth alone."""
+    """What may stand before its shape, worked out from the ground truth of the images alone."""
     size = {config.cell: "four", config.cell // 2: "one"}[subject.cell]
     return {"only", subject.slot, hue_name(subject.colours[0, 0]), size}
 
@@ -111,7 +111,7 @@ KINDS_OF_WORD = {"place": set(SLOTS), "colour": set(HUES), "size": set(SIZES)}
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("task", TASKS)
-def test_the_instruction_means_exactly_the_meant_subjects(task, name):
+def test_the_instruction_names_exactly_the_target_subjects(task, name):
     config = CONFIGS[name]
     if len(config.shapes) <= config.references:
         pytest.skip("too few shapes")
@@ -132,7 +132,7 @@ def test_the_instruction_means_exactly_the_meant_subjects(task, name):
             assert len(group) == num_candidates
             fitting = [s for s in everyone if s.shape == shape and which in words_that_fit(s, config)]
             assert len(fitting) == 1
-            assert [s for s in group if s.meant] == fitting
+            assert [s for s in group if s.is_target] == fitting
             assert which in (KINDS_OF_WORD[config.naming] if "intra" in task else {"only"})
             assert asked.cell == config.cell
             assert asked.shape == shape
@@ -140,7 +140,7 @@ def test_the_instruction_means_exactly_the_meant_subjects(task, name):
             if "intra" in task:
                 assert {s.shape for s in group} == {shape}
             elif num_candidates > 1:
-                assert shape not in [s.shape for s in group if not s.meant]
+                assert shape not in [s.shape for s in group if not s.is_target]
         assert tuple(s.slot for s in episode.asked) == SLOTS_BY_COUNT[num_references]
 
 
@@ -168,7 +168,7 @@ def test_named_hues_are_different_and_patterns_far_apart(name):
     for episode in fixed_set(40, tasks=TASKS[3:6:2], config=CONFIGS[name]):
         for group in episode.candidates:
             assert len({hue_name(s.colours[0, 0]) for s in group}) == len(group)
-            used |= {hue_name(s.colours[0, 0]) for s in group if s.meant}
+            used |= {hue_name(s.colours[0, 0]) for s in group if s.is_target}
             gaps = [np.sqrt(((a.colours.astype(float) - b.colours) ** 2).mean()) for a, b in combinations(group, 2)]
             assert min(gaps) > 70
     assert used == set(HUES)
@@ -188,23 +188,23 @@ def test_naming_changes_only_what_it_names(task):
 
 @pytest.mark.parametrize("name", ["by size", "by size, crowded"])
 def test_small_subjects_fill_one_token_of_four(name):
-    meant_sizes = set()
+    target_sizes = set()
     for episode in fixed_set(20, tasks=["distinction_multi_intra"], config=CONFIGS[name]):
-        for picture, group in zip(episode.references, episode.candidates, strict=True):
-            (meant,) = [s for s in group if s.meant]
-            assert {s.cell for s in group if not s.meant} == {12 - meant.cell}
-            meant_sizes.add(meant.cell)
+        for image, group in zip(episode.references, episode.candidates, strict=True):
+            (target,) = [s for s in group if s.is_target]
+            assert {s.cell for s in group if not s.is_target} == {12 - target.cell}
+            target_sizes.add(target.cell)
             for subject in group:
                 left, top, right, bottom = subject.box
                 assert (right - left, bottom - top) == (subject.cell, subject.cell)
                 tokens = tokens_of([subject], 16, (4, 4))
                 assert tokens.sum() == (subject.cell // 4) ** 2
                 assert tokens[top // 4, left // 4]
-                cell = picture[top:bottom, left:right]
+                cell = image[top:bottom, left:right]
                 np.testing.assert_array_equal(cell[subject.mask], subject.pattern[subject.mask])
                 quarter = subject.cell // 2
                 np.testing.assert_array_equal(subject.pattern[quarter, 0], subject.colours[1, 0])
-    assert meant_sizes == {4, 8}
+    assert target_sizes == {4, 8}
 
 
 def test_subject_colours_stand_out_from_every_background():
@@ -217,20 +217,20 @@ def test_subject_colours_stand_out_from_every_background():
         assert np.sqrt(((np.array(one, float) - other) ** 2).mean()) > 60
 
 
-def test_the_truth_describes_the_pictures():
+def test_the_ground_truth_describes_the_images():
     episode = World(1, WorldConfig(canvas=32, cell=16)).sample("distinction_multi_cross", 4)
     for reference, group, number in zip(episode.references, episode.candidates, range(2), strict=True):
-        subject = next(s for s in group if s.meant)
+        subject = next(s for s in group if s.is_target)
         left, top, right, bottom = subject.box
         cell = reference[top:bottom, left:right]
         assert (cell[subject.mask] == subject.pattern[subject.mask]).all()
         assert (cell[~subject.mask] == 128).all()
-        assert episode.meant_mask(number).sum() == subject.mask.sum()
-        np.testing.assert_array_equal(reference[episode.meant_mask(number)], subject.pattern[subject.mask])
+        assert episode.target_mask(number).sum() == subject.mask.sum()
+        np.testing.assert_array_equal(reference[episode.target_mask(number)], subject.pattern[subject.mask])
     assert tuple(episode.target[0, 0]) == BACKGROUNDS[episode.background]
 
 
-def test_samples_carry_pictures_boxes_and_task():
+def test_samples_carry_images_boxes_and_task():
     episode = World(1).sample("distinction_single_intra", 7)
     sample = episode.to_sample()
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sample.target))), episode.target)

@@ -1,4 +1,4 @@
-"""Base weights of the mini-world: a checkpoint folder with random weights, in the place that BAGEL has at 7B."""
+"""Base weights of the mini-world: a checkpoint folder with random weights, in the role that BAGEL has at 7B."""
 
 from __future__ import annotations
 

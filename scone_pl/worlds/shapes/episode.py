@@ -1,4 +1,4 @@
-"""One episode of the mini-world: pictures, instruction and the whole truth about them.
+"""One episode of the mini-world: images, instruction and the ground truth about them.
 
 H, W are the canvas sides, `cell` the side of a subject, all in pixels.
 """
@@ -49,7 +49,7 @@ SLOTS: dict[str, tuple[int, int]] = {
     "southwest": (1, 3),
     "southeast": (3, 3),
 }
-"""Named places: (x, y) of a subject's centre in quarters of the canvas."""
+"""Named slots: (x, y) of a subject's centre in quarters of the canvas."""
 
 SLOTS_BY_COUNT: dict[int, tuple[str, ...]] = {
     1: ("centre",),
@@ -57,7 +57,7 @@ SLOTS_BY_COUNT: dict[int, tuple[str, ...]] = {
     3: ("northwest", "northeast", "southwest"),
     4: ("northwest", "northeast", "southwest", "southeast"),
 }
-"""Where so many subjects stand in one picture, in the order of the references (target) or at random (reference)."""
+"""Where so many subjects stand in one image, in the order of the references (target) or at random (reference)."""
 
 
 def slot_corner(slot: str, canvas: int, cell: int) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def slot_corner(slot: str, canvas: int, cell: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One subject standing in one picture."""
+    """One subject standing in one image."""
 
     shape: str
     """Its category, which the instruction can name."""
@@ -80,8 +80,8 @@ class Subject:
     """(left, top) of its cell in pixels."""
     cell: int
     """Side of its cell in pixels."""
-    meant: bool
-    """Whether the instruction means it."""
+    is_target: bool
+    """Whether the instruction refers to it."""
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -106,11 +106,11 @@ class Subject:
         np.copyto(image[top:bottom, left:right], self.pattern, where=self.mask[:, :, None])
 
     def moved(self, slot: str, canvas: int) -> Subject:
-        """The same subject in another place."""
+        """The same subject in another slot."""
         return replace(self, slot=slot, corner=slot_corner(slot, canvas, self.cell))
 
 
-def draw_picture(subjects: tuple[Subject, ...], background: tuple[int, int, int], canvas: int) -> np.ndarray:
+def draw_image(subjects: tuple[Subject, ...], background: tuple[int, int, int], canvas: int) -> np.ndarray:
     """(canvas, canvas, 3) uint8: `subjects` on a plain `background`."""
     image = np.empty((canvas, canvas, 3), dtype=np.uint8)
     image[:] = background
@@ -132,33 +132,33 @@ class Episode:
     background: str
     """Key of `BACKGROUNDS`: what the target must stand on."""
     canvas: int
-    """Sides of all pictures in pixels."""
+    """Sides of all images in pixels."""
     candidates: tuple[tuple[Subject, ...], ...]
     """Per reference image the subjects standing in it, in the order of their slots."""
     asked: tuple[Subject, ...]
-    """The meant subjects as they must stand in the target, one for each reference, in that order."""
+    """The target subjects as they must stand in the target, one for each reference, in that order."""
 
     @cached_property
     def references(self) -> np.ndarray:
         """(R, H, W, 3) uint8."""
-        return np.stack([draw_picture(group, REFERENCE_GREY, self.canvas) for group in self.candidates])
+        return np.stack([draw_image(group, REFERENCE_GREY, self.canvas) for group in self.candidates])
 
     @cached_property
     def target(self) -> np.ndarray:
         """(H, W, 3) uint8: the perfect answer."""
-        return draw_picture(self.asked, BACKGROUNDS[self.background], self.canvas)
+        return draw_image(self.asked, BACKGROUNDS[self.background], self.canvas)
 
     @property
     def labels(self) -> tuple[tuple[int, ...], ...]:
-        """Per reference and candidate 1 if it is meant, as SconeEval's `subject_label`."""
-        return tuple(tuple(int(subject.meant) for subject in group) for group in self.candidates)
+        """Per reference and candidate 1 if it is a target, as SconeEval's `subject_label`."""
+        return tuple(tuple(int(subject.is_target) for subject in group) for group in self.candidates)
 
-    def meant_mask(self, reference: int) -> np.ndarray:
-        """(H, W) bool: the pixels of the meant subject in reference image number `reference`."""
+    def target_mask(self, reference: int) -> np.ndarray:
+        """(H, W) bool: the pixels of the target subject in reference image number `reference`."""
         mask = np.zeros((self.canvas, self.canvas), dtype=bool)
         for subject in self.candidates[reference]:
             left, top, right, bottom = subject.box
-            if subject.meant:
+            if subject.is_target:
                 mask[top:bottom, left:right] = subject.mask
         return mask
 
@@ -174,7 +174,7 @@ class Episode:
                 tuple(
                     Candidate(
                         box=tuple(side / self.canvas for side in subject.box),
-                        is_target=subject.meant,
+                        is_target=subject.is_target,
                         name=f"{subject.slot} {subject.shape}",
                     )
                     for subject in group

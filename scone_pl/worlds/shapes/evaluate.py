@@ -55,17 +55,17 @@ def bridge_of(folder: Path) -> BridgeConfig | None:
 
 
 def packing_of(canvas: int, sequence_format: SequenceFormat) -> PackingConfig:
-    """Pictures of the mini-world as they are.
+    """Images of the mini-world as they are.
 
     Raises:
-        UserError: the model has no positions for pictures of `canvas` pixels a side.
+        UserError: the model has no positions for images of `canvas` pixels a side.
     """
     most = min(
         sequence_format.latent_positions_per_side * sequence_format.latent_stride,
         sequence_format.vit_positions_per_side * sequence_format.vit_patch_size,
     )
     if canvas > most:
-        raise UserError(f"world.canvas is {canvas}, but this checkpoint's pictures have at most {most} pixels a side")
+        raise UserError(f"world.canvas is {canvas}, but this checkpoint's images have at most {most} pixels a side")
     limits = ResizeLimits(max_size=canvas, min_size=canvas)
     return PackingConfig(vae_resize=limits, vit_resize=limits).without_dropout()
 
@@ -96,8 +96,8 @@ def draw(
             )
             for p, e in zip(prompts, chunk, strict=True)
         ]
-        for episode, found in zip(chunk, sample(model, sequence_format, prompts, config, noise), strict=True):
-            drawn.append(Drawn(episode, to_uint8(decode_latents(model, found)).numpy(), found))
+        for episode, latents in zip(chunk, sample(model, sequence_format, prompts, config, noise), strict=True):
+            drawn.append(Drawn(episode, to_uint8(decode_latents(model, latents)).numpy(), latents))
     return drawn
 
 
@@ -107,7 +107,7 @@ def evaluate(
     """Scores a checkpoint folder.
 
     Returns:
-        The report (scores per task, averages, failures, every item), and the pictures.
+        The report (scores per task, averages, failures, every item), and the images.
     """
     model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
     drawn = draw(model, tokenizer, episodes, config, progress=progress)
@@ -135,30 +135,30 @@ def evaluate(
 
 def choice_means(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Task -> mean `choice` of its records, in [0, 1]: the chance is one in so many candidates; without composition."""
-    found: dict[str, list[float]] = {}
+    choices: dict[str, list[float]] = {}
     for record in records:
         if "choice" in record:
-            found.setdefault(record["task_type"], []).append(record["choice"])
-    return {task: float(np.mean(values)) for task, values in found.items()}
+            choices.setdefault(record["task_type"], []).append(record["choice"])
+    return {task: float(np.mean(values)) for task, values in choices.items()}
 
 
 def kept_tokens(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:
-    """Per task how well the bridge told the meant subjects' reference tokens from their distractors'.
+    """Per task how well the bridge separated the target subjects' reference tokens from their distractors'.
 
     Returns:
-        Task -> precision (of the kept tokens that show a subject, the share that show a meant one) and recall (of the
-        tokens that show a meant subject, the share that are kept), in [0, 1]; empty without a mask.
+        Task -> precision (of the kept tokens that show a subject, the fraction that show a target) and recall (of the
+        tokens that show a target subject, the fraction that are kept), in [0, 1]; empty without a mask.
     """
     counts: dict[str, Counter[str]] = {}
     for one in drawn:
         for candidates, blocked in zip(one.episode.candidates, one.latents.blocked, strict=False):
             kept = ~blocked.cpu().numpy()
-            meant = tokens_of([s for s in candidates if s.meant], one.episode.canvas, kept.shape)
+            targets = tokens_of([s for s in candidates if s.is_target], one.episode.canvas, kept.shape)
             shown = tokens_of(candidates, one.episode.canvas, kept.shape)
             count = counts.setdefault(one.episode.task, Counter())
-            count.update(kept=int((kept & shown).sum()), meant=int(meant.sum()), both=int((kept & meant).sum()))
+            count.update(kept=int((kept & shown).sum()), targets=int(targets.sum()), both=int((kept & targets).sum()))
     return {
-        task: {"precision": c["both"] / max(c["kept"], 1), "recall": c["both"] / max(c["meant"], 1)}
+        task: {"precision": c["both"] / max(c["kept"], 1), "recall": c["both"] / max(c["targets"], 1)}
         for task, c in counts.items()
     }
 
@@ -166,18 +166,18 @@ def kept_tokens(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:
 def tokens_of(subjects: Sequence[Subject], canvas: int, grid: tuple[int, ...]) -> np.ndarray:
     """(rows, columns) bool: tokens whose centre lies in the box of one of `subjects`."""
     y, x = ((np.arange(n) + 0.5) / n * canvas for n in grid)
-    found = np.zeros(grid, dtype=bool)
+    inside = np.zeros(grid, dtype=bool)
     for subject in subjects:
         left, top, right, bottom = subject.box
-        found |= ((y >= top) & (y < bottom))[:, None] & (x >= left) & (x < right)
-    return found
+        inside |= ((y >= top) & (y < bottom))[:, None] & (x >= left) & (x < right)
+    return inside
 
 
 def score_table(reports: dict[str, dict[str, Any]]) -> str:
     """Composition, distinction and overall of several reports side by side, as Markdown.
 
-    Chosen: the share of references whose meant candidate is the nearest to what was drawn. Meant only: the share of
-    pictures with the meant subjects and nothing else.
+    Chosen: the fraction of references whose target candidate is the nearest to what was drawn. Target only: the
+    fraction of images with the target subjects and nothing else.
     """
     rows = []
     for name, report in reports.items():
@@ -187,7 +187,7 @@ def score_table(reports: dict[str, dict[str, Any]]) -> str:
         chosen = f"{np.mean(list(report['choice'].values())):.0%}" if report["choice"] else "-"
         rows.append([name, *(f"{s:.2f}" for s in scores), chosen, f"{right:.0%}"])
     return markdown_table(
-        ["weights", "composition (COM)", "distinction (DIS)", "overall", "chosen", "meant only"], rows
+        ["weights", "composition (COM)", "distinction (DIS)", "overall", "chosen", "target only"], rows
     )
 
 
@@ -204,11 +204,11 @@ def task_table(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def failure_table(reports: dict[str, dict[str, Any]]) -> str:
-    """How many pictures failed in which way, as Markdown."""
+    """How many images failed in which way, as Markdown."""
     names: tuple[str, ...] = get_args(Failure)
     rows = [[name, *(str(report["failures"].get(f, 0)) for f in names)] for name, report in reports.items()]
-    heads = ["meant only" if f == "none" else f.replace("_", " ") for f in names]
-    return markdown_table(["pictures", *heads], rows)
+    heads = ["target only" if f == "none" else f.replace("_", " ") for f in names]
+    return markdown_table(["images", *heads], rows)
 
 
 def bridge_table(reports: dict[str, dict[str, Any]]) -> str:

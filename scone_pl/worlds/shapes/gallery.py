@@ -1,4 +1,4 @@
-"""A picture grid of answers: references, what the bridge blocked, target, generated."""
+"""An image grid of answers: references, what the bridge blocked, target, generated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gallery(drawn: Sequence[Drawn], per_task: int = 2) -> Pixels:
 
 
 def _cells(one: Drawn, references: int, *, masked: bool) -> list[Pixels | None]:
-    """The pictures of a row; None leaves a column empty."""
+    """The images of a row; None leaves a column empty."""
     given = list(one.episode.references)
     blank = [None] * (references - len(given))
     cells: list[Pixels | None] = [*given, *blank]
@@ -49,26 +49,26 @@ def _cells(one: Drawn, references: int, *, masked: bool) -> list[Pixels | None]:
 def _caption(one: Drawn) -> tuple[str, str]:
     """What was asked, and what the judge says."""
     verdict = judge(one.episode, one.image)
-    fault = "meant only" if verdict.failure == "none" else verdict.failure.replace("_", " ")
-    found = f"prompt {verdict.prompt_following:.1f}, subject {verdict.subject_consistency:.1f}, {fault}"
-    return one.episode.instruction, f"{one.episode.task.replace('_', ' ')}: {found}"
+    fault = "target only" if verdict.failure == "none" else verdict.failure.replace("_", " ")
+    verdict_text = f"prompt {verdict.prompt_following:.1f}, subject {verdict.subject_consistency:.1f}, {fault}"
+    return one.episode.instruction, f"{one.episode.task.replace('_', ' ')}: {verdict_text}"
 
 
 def _sheet(titles: Sequence[str], rows: Sequence[tuple[list[Pixels | None], str, str]], columns: int = 2) -> Pixels:
-    """Blocks of two lines of text and the pictures below them, `columns` side by side under the column heads."""
+    """Blocks of two lines of text and the images below them, `columns` side by side under the column heads."""
     bold, plain = ImageFont.load_default(15), ImageFont.load_default(13)
-    texts = max(max(bold.getlength(asked), plain.getlength(found)) for _, asked, found in rows)
+    texts = max(max(bold.getlength(asked), plain.getlength(judged)) for _, asked, judged in rows)
     width = max(int(texts), len(titles) * (_CELL + _GAP)) + 2 * _GAP
     height = 2 * _LINE + _CELL + 2 * _GAP
     columns = min(columns, len(rows))
     head = _LINE + _GAP
     canvas = Image.new("RGB", (columns * width, head + -(-len(rows) // columns) * height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    for i, (cells, asked, found) in enumerate(rows):
+    for i, (cells, asked, judged) in enumerate(rows):
         left, top = i % columns * width + _GAP, head + i // columns * height
         draw.line((left, top + _GAP // 2, left + width - 3 * _GAP, top + _GAP // 2), fill=(210, 210, 210))
         draw.text((left, top + _GAP), asked, fill=_INK, font=bold)
-        draw.text((left, top + _GAP + _LINE), found, fill=_PALE_INK, font=plain)
+        draw.text((left, top + _GAP + _LINE), judged, fill=_PALE_INK, font=plain)
         for c, (title, cell) in enumerate(zip(titles, cells, strict=True)):
             x = left + c * (_CELL + _GAP)
             if i < columns:

@@ -4,14 +4,14 @@ Errors are root mean squares over pixels and channels, in units of 0..255. Every
 background that was *drawn* (b, a median), so a wrong background is counted once and hides nothing else.
 
 - Prompt following, 0-10, identity ignored: `10 * B * S * X`. B is 1 on the named background, else 0.5. S is the mean
-  over the asked places of 1 (the named shape stands there), 0.5 (it stands in another slot) or 0. X is 0.5 if
+  over the asked slots of 1 (the named shape stands there), 0.5 (it stands in another slot) or 0. X is 0.5 if
   anything else is drawn, else 1.
-- Subject consistency, 0-10, place ignored: mean over the meant subjects of `10 * max(0, 1 - e / 100)`, where e is the
-  colour error inside the subject's silhouette at the offset where it fits best.
+- Subject consistency, 0-10, position ignored: mean over the target subjects of `10 * max(0, 1 - e / 100)`, where e is
+  the colour error inside the subject's silhouette at the offset where it fits best.
 - Presence of each candidate: at some offset the cell (silhouette, pattern and b around it) has an error of at most
-  40, and the picture is there less than a fifth of the way towards any other candidate. So of two look-alikes only
+  40, and the image is there less than a fifth of the way towards any other candidate. So of two look-alikes only
   the nearer one is present, and an even mixture is neither (doubtful means absent, docs/benchmarks.md 3.3).
-- Choice: of each reference's candidates the one whose cell the picture comes nearest to, however badly it is painted.
+- Choice: of each reference's candidates the one whose cell the image comes nearest to, however badly it is painted.
   Presence asks for choosing and painting, this for choosing alone; by chance it is right once in so many candidates.
 """
 
@@ -36,10 +36,10 @@ FOREGROUND = 32.0
 """A pixel farther than this from the drawn background belongs to a subject; subjects differ from it by 50."""
 SHAPE_OVERLAP = 0.75
 """Least intersection over union of the foreground with a silhouette to be taken for it."""
-EXTRA_SHARE = 0.125
-"""Foreground outside the explained places, as a share of a cell's pixels, that counts as something extra."""
-OCCUPIED_SHARE = 0.25
-"""Foreground inside a place, as a share of a cell's pixels, from which on the place is not empty."""
+EXTRA_FRACTION = 0.125
+"""Foreground outside the explained slots, as a fraction of a cell's pixels, that counts as something extra."""
+OCCUPIED_FRACTION = 0.25
+"""Foreground inside a slot, as a fraction of a cell's pixels, from which on the slot is not empty."""
 CONSISTENCY_SCALE = 100.0
 """Colour error at which subject consistency reaches 0. Independent patterns differ by as much and more."""
 PRESENCE_TOLERANCE = 40.0
@@ -50,7 +50,7 @@ MIXTURE = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the judge found in one picture."""
+    """The judge's verdict on one image."""
 
     prompt_following: float
     """0-10, see the module."""
@@ -59,20 +59,20 @@ class Verdict:
     presence: tuple[tuple[int, ...], ...]
     """Per reference and candidate 1 if it was drawn: SconeEval's `pred`."""
     labels: tuple[tuple[int, ...], ...]
-    """Per reference and candidate 1 if it was meant: SconeEval's `label`."""
+    """Per reference and candidate 1 if it is a target: SconeEval's `label`."""
     choices: tuple[bool, ...]
-    """Per reference whether the meant one of its candidates is the nearest to what was drawn."""
+    """Per reference whether the target of its candidates is the nearest to what was drawn."""
     background_right: bool
     """Whether the drawn background is the named one."""
-    places: tuple[float, ...]
-    """Per asked place 1 (named shape there), 0.5 (in another slot) or 0 (nowhere)."""
+    slots: tuple[float, ...]
+    """Per asked slot 1 (named shape there), 0.5 (in another slot) or 0 (nowhere)."""
     extra: bool
     """Whether anything was drawn that was not asked for."""
     failure: Failure
-    """The failure signature, `none` if the meant subjects were drawn, wherever, and nothing else."""
+    """The failure signature, `none` if the target subjects were drawn, wherever, and nothing else."""
 
     def record(self, task: str, key: str) -> dict[str, Any]:
-        """The verdict as a judged item in SconeEval's form, ready for `scone_pl.evaluation.scores`."""
+        """The verdict as a judged item in SconeEval's format, ready for `scone_pl.evaluation.scores`."""
         judged = {
             "task_type": task,
             "key": key,
@@ -96,24 +96,24 @@ def judge(episode: Episode, image: np.ndarray) -> Verdict:
     drawn = _Drawn(episode, image.astype(np.float64))
     named = np.array(BACKGROUNDS[episode.background], dtype=np.float64)
     background_right = _rms(drawn.background - named) <= BACKGROUND_TOLERANCE
-    places, extra = drawn.places_and_extra()
+    slots, extra = drawn.slots_and_extra()
     consistency = np.maximum(0.0, 1.0 - drawn.colour_errors() / CONSISTENCY_SCALE)
     factor = (1.0 if background_right else 0.5) * (0.5 if extra else 1.0)
     return Verdict(
-        prompt_following=10.0 * factor * float(np.mean(places)),
+        prompt_following=10.0 * factor * float(np.mean(slots)),
         subject_consistency=10.0 * float(consistency.mean()),
         presence=drawn.presence(),
         labels=episode.labels,
         choices=drawn.choices(),
         background_right=bool(background_right),
-        places=places,
+        slots=slots,
         extra=extra,
         failure=drawn.failure(extra),
     )
 
 
 class _Drawn:
-    """One picture under the judge's eyes. O offsets of a cell, C candidates of all references, K = cell^2 * 3."""
+    """One image being judged. O offsets of a cell, C candidates of all references, K = cell^2 * 3."""
 
     def __init__(self, episode: Episode, image: np.ndarray) -> None:
         self.episode = episode
@@ -136,8 +136,8 @@ class _Drawn:
         return np.where(subject.mask[:, :, None], subject.pattern, self.background).ravel()
 
     # ------------------------------------------------------------------ prompt following
-    def places_and_extra(self) -> tuple[tuple[float, ...], bool]:
-        """Credit of each asked place, and whether more was drawn than asked."""
+    def slots_and_extra(self) -> tuple[tuple[float, ...], bool]:
+        """Credit of each asked slot, and whether more was drawn than asked."""
         seen = {slot: self._shape_in(slot) for slot in self.slots}
         asked = {subject.slot: subject.shape for subject in self.episode.asked}
         credits, explained = [], [slot_corner(slot, self.episode.canvas, self.cell) for slot in asked]
@@ -149,7 +149,7 @@ class _Drawn:
         rest = self.foreground.copy()
         for corner in explained:
             rest[_area(corner, self.cell)] = False
-        return tuple(credits), bool(rest.sum() >= EXTRA_SHARE * self.cell**2)
+        return tuple(credits), bool(rest.sum() >= EXTRA_FRACTION * self.cell**2)
 
     def _shape_in(self, slot: str) -> str | None:
         """The shape standing in `slot`, whatever its colours; None if no silhouette fits."""
@@ -161,26 +161,26 @@ class _Drawn:
 
     # ------------------------------------------------------------------ subject consistency
     def colour_errors(self) -> np.ndarray:
-        """(references,): least colour error of each meant subject inside its silhouette, over all offsets."""
+        """(references,): least colour error of each target subject inside its silhouette, over all offsets."""
         inside = np.stack([np.repeat(subject.mask.ravel(), 3) for subject in self.episode.asked])
         patterns = np.stack([subject.pattern.ravel() for subject in self.episode.asked])
         return self._errors(patterns.astype(np.float64), inside.astype(np.float64)).min(0)
 
-    def _errors(self, wanted: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """(O, N): error of every offset against each of `wanted` (N, K), over the values of weight 1 in `weights`."""
+    def _errors(self, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(O, N): error of every offset against each of `expected` (N, K), over the values of weight 1 in `weights`."""
         # |x - w|^2 multiplied out, so that no (O, N, K) array is made; whole numbers stay exact in float64.
-        squares = self.windows**2 @ weights.T - 2 * self.windows @ (weights * wanted).T
-        squares += (weights * wanted**2).sum(-1)
+        squares = self.windows**2 @ weights.T - 2 * self.windows @ (weights * expected).T
+        squares += (weights * expected**2).sum(-1)
         return np.sqrt(squares.clip(0.0) / weights.sum(-1))
 
     # ------------------------------------------------------------------ presence
     def presence(self) -> tuple[tuple[int, ...], ...]:
         """Per reference and candidate whether it was drawn, anywhere."""
-        flat = iter([bool(corners) for corners in self.found])
+        flat = iter([bool(corners) for corners in self.cells_found])
         return tuple(tuple(int(next(flat)) for _ in group) for group in self.episode.candidates)
 
     @cached_property
-    def found(self) -> list[list[tuple[int, int]]]:
+    def cells_found(self) -> list[list[tuple[int, int]]]:
         """Per candidate the (left, top) of every cell that shows it."""
         return [self._cells_showing(number, self.errors[:, number]) for number in range(len(self.candidates))]
 
@@ -190,9 +190,9 @@ class _Drawn:
         return self._errors(self.rendered, np.ones_like(self.rendered))
 
     def choices(self) -> tuple[bool, ...]:
-        """Per reference whether no candidate's cell comes nearer to the picture than the meant one's, anywhere."""
+        """Per reference whether no candidate's cell comes nearer to the image than the target's, anywhere."""
         nearest = iter(self.errors.min(0))
-        groups = [[(next(nearest), candidate.meant) for candidate in group] for group in self.episode.candidates]
+        groups = [[(next(nearest), candidate.is_target) for candidate in group] for group in self.episode.candidates]
         return tuple(min(group, key=lambda one: one[0])[1] for group in groups)
 
     def _cells_showing(self, number: int, errors: np.ndarray) -> list[tuple[int, int]]:
@@ -200,7 +200,7 @@ class _Drawn:
         own = self.rendered[number]
         towards = self.rendered - own  # (C, K)
         length = (towards**2).sum(-1)
-        # An identical twin cannot be told apart and so does not contradict.
+        # An identical twin is indistinguishable and so does not contradict.
         rivals = length > 1.0
         way = (self.windows[near] - own) @ towards[rivals].T / length[rivals]
         columns = self.episode.canvas - self.cell + 1
@@ -210,12 +210,12 @@ class _Drawn:
     def failure(self, extra: bool) -> Failure:
         """Names what went wrong; of several faults the first of blending, wrong subject, distorted and omission.
 
-        Wrong subject: a distractor was drawn. Distorted: what stands in the place of a meant subject is no candidate.
+        Wrong subject: a distractor was drawn. Distorted: what stands in the slot of a target subject is no candidate.
         """
-        drawn = list(zip(self.candidates, self.found, strict=True))
-        # One meant candidate a reference, so these run like `asked`.
-        present = [bool(corners) for candidate, corners in drawn if candidate.meant]
-        distractor = any(corners and not candidate.meant for candidate, corners in drawn)
+        drawn = list(zip(self.candidates, self.cells_found, strict=True))
+        # One target candidate a reference, so these run like `asked`.
+        present = [bool(corners) for candidate, corners in drawn if candidate.is_target]
+        distractor = any(corners and not candidate.is_target for candidate, corners in drawn)
         if all(present):
             return "redundancy" if distractor or extra else "none"
         if self._mixture():
@@ -227,7 +227,7 @@ class _Drawn:
 
     def _mixture(self) -> bool:
         """Whether a slot that no candidate explains shows two of them mixed."""
-        explained = [corner for corners in self.found for corner in corners]
+        explained = [corner for corners in self.cells_found for corner in corners]
         for slot in self.slots:
             left, top = slot_corner(slot, self.episode.canvas, self.cell)
             if not any(abs(x - left) < self.cell and abs(y - top) < self.cell for x, y in explained):
@@ -238,7 +238,7 @@ class _Drawn:
 
     def _occupied(self, asked: Subject) -> bool:
         """Whether something stands where `asked` should."""
-        return bool(self.foreground[_area(asked.corner, self.cell)].mean() >= OCCUPIED_SHARE)
+        return bool(self.foreground[_area(asked.corner, self.cell)].mean() >= OCCUPIED_FRACTION)
 
 
 def _is_mixture(cell: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
@@ -274,13 +274,13 @@ def _quarters(cell: int) -> np.ndarray:
 
 @cache
 def _slots(canvas: int, cell: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Per slot where to look, (H, W) bool, and the silhouettes standing in it, (shapes, H, W) bool.
+    """Per slot the window to search, (H, W) bool, and the silhouettes standing in it, (shapes, H, W) bool.
 
-    The look goes a quarter of a cell beyond the cell, so that a piece of something larger is no shape, but not into
-    slots that another subject could fill at the same time.
+    The window extends a quarter of a cell beyond the cell, so that a piece of something larger is no shape, but not
+    into slots that another subject could fill at the same time.
     """
     corners = {slot: slot_corner(slot, canvas, cell) for slot in SLOTS}
-    found = {}
+    slots = {}
     for slot, (left, top) in corners.items():
         margin = cell // 4
         window = np.zeros((canvas, canvas), dtype=bool)
@@ -292,5 +292,5 @@ def _slots(canvas: int, cell: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         masks = np.zeros((len(SHAPES), canvas, canvas), dtype=bool)
         for mask, shape in zip(masks, SHAPES, strict=True):
             mask[_area((left, top), cell)] = shape_mask(shape, cell)
-        found[slot] = window, masks
-    return found
+        slots[slot] = window, masks
+    return slots

@@ -20,7 +20,7 @@ from scone_pl.worlds.shapes.evaluate import packing_of
 
 
 def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Per expert, task and layer how the tokens of meant subjects compare with those of their distractors.
+    """Per expert, task and layer how the tokens of target subjects compare with those of their distractors.
 
     Args:
         folder: checkpoint folder.
@@ -35,7 +35,9 @@ def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str,
     asked = [e for e in episodes if any(len(group) > 1 for group in e.candidates)]
     if not asked:
         tasks = ", ".join(dict.fromkeys(e.task for e in episodes)) or "none"
-        raise UserError(f"tasks: a look at layers needs a distinction task and at least one episode of it, not {tasks}")
+        raise UserError(
+            f"tasks: an evaluation of layers needs a distinction task and at least one episode of it, not {tasks}"
+        )
     samples, others = [e.to_sample() for e in asked], instructions_exchanged(asked)
     model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
     pairs = read_images(model, tokenizer, samples, _packing(model, tokenizer, asked), others)
@@ -47,7 +49,7 @@ def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str,
 
 
 def _packing(model: Scone, tokenizer: Tokenizer, episodes: Sequence[Episode]) -> PackingConfig:
-    """Pictures as they are; those of one set have one size."""
+    """Images as they are; those of one set have one size."""
     (canvas,) = {episode.canvas for episode in episodes}
     return packing_of(canvas, model.config.sequence_format(tokenizer.special))
 
@@ -58,16 +60,18 @@ def instructions_exchanged(episodes: Sequence[Episode]) -> list[str]:
     Raises:
         UserError: there is none.
     """
-    places: dict[str, list[int]] = {}
-    for place, episode in enumerate(episodes):
-        places.setdefault(episode.task, []).append(place)
-    found: dict[int, str] = {}
-    for task, row in places.items():
-        others = exchanged([episodes[place].instruction for place in row])
+    indices: dict[str, list[int]] = {}
+    for index, episode in enumerate(episodes):
+        indices.setdefault(episode.task, []).append(index)
+    result: dict[int, str] = {}
+    for task, row in indices.items():
+        others = exchanged([episodes[index].instruction for index in row])
         if others is None:
-            raise UserError(f"{task}: a look at layers exchanges instructions, but all are the same; raise per_task")
-        found |= zip(row, others, strict=True)
-    return [found[place] for place in range(len(episodes))]
+            raise UserError(
+                f"{task}: an evaluation of layers exchanges instructions, but all are the same; raise per_task"
+            )
+        result |= zip(row, others, strict=True)
+    return [result[index] for index in range(len(episodes))]
 
 
 def examples(folder: Path, episodes: Sequence[Episode]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ def map_row(label: str, example: Mapping[str, Any], config: WorldConfig) -> MapR
     episode = World(int(seed), config, stream=stream).sample(task, int(index))
     return MapRow(
         label=f"{label}\n{example['instruction']}",
-        picture=episode.references[0],
+        image=episode.references[0],
         maps={expert: np.array(example[expert]) for expert in EXPERTS},
-        meant=[np.array(s.box) / episode.canvas for s in episode.candidates[0] if s.meant],
+        targets=[np.array(s.box) / episode.canvas for s in episode.candidates[0] if s.is_target],
     )

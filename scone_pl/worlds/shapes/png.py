@@ -1,4 +1,4 @@
-"""A PNG writer for tiny pictures: eight times faster than Pillow's at 16 x 16, which decides how fast shards grow."""
+"""A PNG writer for tiny images: eight times faster than Pillow's at 16 x 16, which decides how fast shards grow."""
 
 from __future__ import annotations
 

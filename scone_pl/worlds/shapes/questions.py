@@ -1,10 +1,10 @@
-"""Questions about the pictures of an episode, with answers of a word or two: the mini twin of understanding data.
+"""Questions about the images of an episode, with answers of a word or two: the mini twin of understanding data.
 
 They use the names that instructions use by default (`the left star`, whatever `WorldConfig.naming` says), so that what
 is learned about them serves generation.
 
-- which: `the only star` -> `left`, and where a place is given already, `the left star` -> `green`: which candidate is
-  meant decides. Half of all; only these tell boxes. Two references make it two names and two answers.
+- which: `the only star` -> `left`, and where a position is given already, `the left star` -> `green`: the target
+  decides. Half of all; only these have boxes. Two references make it two names and two answers.
 - name: `what the left` -> `star`
 - count: `count star` -> `two`
 - colour: `colour the only star` -> `green`, the nearest named hue of its first patch
@@ -40,7 +40,7 @@ def to_question(episode: Episode, rng: np.random.Generator, shapes: Sequence[str
     """
     sample = replace(episode.to_sample(), target=b"")
     if rng.random() < 0.5:
-        asked = [next(s for s in group if s.meant) for group in episode.candidates]
+        asked = [next(s for s in group if s.is_target) for group in episode.candidates]
         names = [_name(s, group) for s, group in zip(asked, episode.candidates, strict=True)]
         answers = [
             s.slot if "only" in name else hue_name(s.colours[0, 0]) for s, name in zip(asked, names, strict=True)
@@ -58,7 +58,7 @@ def to_question(episode: Episode, rng: np.random.Generator, shapes: Sequence[str
 
 
 def _name(subject: Subject, group: Sequence[Subject]) -> str:
-    """As instructions name it: by its shape if no other candidate has it, else by its place too."""
+    """As instructions name it: by its shape if no other candidate has it, else by its position too."""
     alone = sum(other.shape == subject.shape for other in group) == 1
     return f"the {'only' if alone else subject.slot} {subject.shape}"
 

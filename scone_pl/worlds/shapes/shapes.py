@@ -21,7 +21,7 @@ _DRAWINGS = {
 }
 
 SHAPES: tuple[str, ...] = tuple(_DRAWINGS)
-"""Every category. Worlds draw from the first six unless told otherwise; the rest are there as unseen categories."""
+"""Every category. Worlds draw from the first six by default; the others are unseen categories."""
 
 BASE_CELL = 8
 """Side of a silhouette as drawn; cells are whole multiples of it, or of half of it."""

@@ -46,12 +46,12 @@ class WorldSet:
     """What each of `tasks` changes in the `WorldConfig`; empty = nothing."""
 
     def sample_of(self, episode: Episode, config: WorldConfig) -> Sample:
-        """The episode as this set tells it.
+        """The episode as a sample of this set.
 
-        In drawings the background counts as meant, so that the mask hides distractors only and what is left looks like
-        a reference of Stage I. Not so elsewhere, where telling subjects from background is a step on the way to shapes.
-        Lone subjects tell no boxes: as every word means all there is, all shapes would come to look alike (measured: an
-        AUROC of 0.9 fell to 0.5 within 120 steps).
+        In drawings the background counts as a target, so that the mask hides distractors only and what is left looks
+        like a reference of Stage I. Not so elsewhere, where separating subjects from background is a step on the way to
+        shapes. Lone subjects have no boxes: as every word refers to the whole image, all shapes would come to look
+        alike (measured: an AUROC of 0.9 fell to 0.5 within 120 steps).
         """
         if self.form == "question":
             sample = to_question(episode, generator("question", episode.key), config.shapes)
@@ -68,7 +68,7 @@ class WorldSet:
 
 
 def _background(group: Sequence[Candidate]) -> list[Candidate]:
-    """What of a picture is no subject, as something that is meant: all around a lone subject, else above and below."""
+    """What of an image is no subject, as a target: all around a lone subject, else above and below."""
     if len(group) == 1:
         boxes = [(0.0, 0.0, 1.0, 1.0)]
     else:

@@ -26,7 +26,7 @@ WORDS: tuple[str, ...] = tuple(
 """Every word of instructions, questions and answers, whatever the settings."""
 
 SIZES: tuple[str, str] = ("one", "four")
-"""Words for the small and the large one of a picture: how many quarters of its place it fills.
+"""Words for the small and the large one of an image: how many quarters of its slot it fills.
 
 The shipped tokenizer is as old as the base weights and has no `small` or `large`, but it has numbers. The base learned
 numbers as answers about counts (never `four`), not as a size: their meaning here is new to it, as that of any word is.
@@ -47,7 +47,7 @@ class WorldConfig:
     """The sizes and the difficulty of a mini-world."""
 
     canvas: int = 16
-    """Sides of all pictures in pixels."""
+    """Sides of all images in pixels."""
     cell: int = 8
     """Sides of a subject in pixels, a multiple of 8."""
     patches: int = 2
@@ -59,13 +59,13 @@ class WorldConfig:
     references: int = 2
     """Reference images of a `_multi` task, 2 to 4."""
     similarity: float = 0.0
-    """How far distractors approach the meant subject's colours, in [0, 1]: 0 independent, 1 the same pattern."""
+    """How far distractors approach the target subject's colours, in [0, 1]: 0 independent, 1 the same pattern."""
     single_slot: str = "any"
     """Where the only subject of a reference stands: `any` (centre, left or right) or a key of `SLOTS`."""
     naming: Literal["place", "colour", "size"] = "place"
-    """What tells the meant subject from its likes in intra-category tasks: its place, the hue of its first patch, or
+    """What tells the target subject from its likes in intra-category tasks: its place, the hue of its first patch, or
     its size (`SIZES`). By size it is the small one among large ones or the other way round. A small subject stands in
-    the upper left quarter of its place, and is asked for at full size, so to draw it is to enlarge it."""
+    the upper left quarter of its slot, and is asked for at full size, so to draw it is to enlarge it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", tuple(self.shapes))
@@ -117,22 +117,22 @@ class World:
 
         background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
         shapes = self._shapes(rng, num_references, num_candidates, intra=likes == ["intra"])
-        meant = rng.integers(num_candidates, size=num_references)
-        colours = self._colours(rng, num_references, num_candidates, meant, name_hues=named_by == "colour")
-        cells = self._cells(rng, num_references, num_candidates, meant, differ=named_by == "size")
+        targets = rng.integers(num_candidates, size=num_references)
+        colours = self._colours(rng, num_references, num_candidates, targets, name_hues=named_by == "colour")
+        cells = self._cells(rng, num_references, num_candidates, targets, differ=named_by == "size")
         candidates = []
         for i in range(num_references):
             slots = SLOTS_BY_COUNT[num_candidates] if num_candidates > 1 else (self._single_slot(rng),)
-            # The meant subject's shape was drawn first; it changes places with whoever stands in its slot.
+            # The target subject's shape was drawn first; it changes places with whoever stands in its slot.
             row = list(shapes[i])
-            row[0], row[meant[i]] = row[meant[i]], row[0]
+            row[0], row[targets[i]] = row[targets[i]], row[0]
             candidates.append(
                 tuple(
-                    self._subject(row[j], colours[i, j], slot, int(cells[i, j]), meant=bool(j == meant[i]))
+                    self._subject(row[j], colours[i, j], slot, int(cells[i, j]), is_target=bool(j == targets[i]))
                     for j, slot in enumerate(slots)
                 )
             )
-        chosen = [group[place] for group, place in zip(candidates, meant, strict=True)]
+        chosen = [group[place] for group, place in zip(candidates, targets, strict=True)]
         target_slots = SLOTS_BY_COUNT[num_references]
         names = [f"the {self._word(s, named_by)} {s.shape}" for s in chosen]
         return Episode(
@@ -153,10 +153,10 @@ class World:
         key = (self.seed << 80) | (STREAMS.index(self.stream) << 72) | (TASKS.index(task) << 64) | index
         return np.random.Generator(np.random.Philox(key=key))
 
-    def _subject(self, shape: str, colours: np.ndarray, slot: str, cell: int, *, meant: bool) -> Subject:
+    def _subject(self, shape: str, colours: np.ndarray, slot: str, cell: int, *, is_target: bool) -> Subject:
         # The corner is that of a whole cell: a small subject then fills whole tokens of the model's grid.
         corner = slot_corner(slot, self.config.canvas, self.config.cell)
-        return Subject(shape, colours, slot, corner, cell, meant)
+        return Subject(shape, colours, slot, corner, cell, is_target)
 
     def _word(self, subject: Subject, named_by: str) -> str:
         """What stands between `the` and the shape."""
@@ -175,47 +175,53 @@ class World:
     def _shapes(
         self, rng: np.random.Generator, num_references: int, num_candidates: int, *, intra: bool
     ) -> list[list[str]]:
-        """Per reference the shapes of its candidates, the meant one first; a meant shape never occurs elsewhere."""
+        """Per reference the shapes of its candidates, the target first; a target shape never occurs elsewhere."""
         order = [self.config.shapes[k] for k in rng.permutation(len(self.config.shapes))]
-        meant, others = order[:num_references], order[num_references:]
+        targets, others = order[:num_references], order[num_references:]
         if intra:
-            return [[shape] * num_candidates for shape in meant]
+            return [[shape] * num_candidates for shape in targets]
         distractors = num_candidates - 1
         # Going round `others` keeps distractors of one reference apart as long as there are enough shapes.
         return [
             [shape, *(others[(i * distractors + j) % len(others)] for j in range(distractors))]
-            for i, shape in enumerate(meant)
+            for i, shape in enumerate(targets)
         ]
 
     def _cells(
-        self, rng: np.random.Generator, num_references: int, num_candidates: int, meant: np.ndarray, *, differ: bool
+        self, rng: np.random.Generator, num_references: int, num_candidates: int, targets: np.ndarray, *, differ: bool
     ) -> np.ndarray:
-        """(references, candidates) sides in pixels; if they `differ`, the meant one or all others have half."""
+        """(references, candidates) sides in pixels; if they `differ`, the target or all others have half."""
         cells = np.full((num_references, num_candidates), self.config.cell)
         if differ:
-            cells[(np.arange(num_candidates) == meant[:, None]) == rng.integers(2, size=(num_references, 1))] //= 2
+            cells[(np.arange(num_candidates) == targets[:, None]) == rng.integers(2, size=(num_references, 1))] //= 2
         return cells
 
     def _colours(
-        self, rng: np.random.Generator, num_references: int, num_candidates: int, meant: np.ndarray, *, name_hues: bool
+        self,
+        rng: np.random.Generator,
+        num_references: int,
+        num_candidates: int,
+        targets: np.ndarray,
+        *,
+        name_hues: bool,
     ) -> np.ndarray:
         """(references, candidates, P, P, 3) uint8 patterns, apart by `_FAR` but for `similarity`.
 
         With `name_hues` the first patches of a reference's candidates have different names; it draws until they do.
         """
         while True:
-            patterns = self._some_colours(rng, num_references, num_candidates, meant)
+            patterns = self._some_colours(rng, num_references, num_candidates, targets)
             if not name_hues or all(len({hue_name(p[0, 0]) for p in group}) == num_candidates for group in patterns):
                 return patterns
 
     def _some_colours(
-        self, rng: np.random.Generator, num_references: int, num_candidates: int, meant: np.ndarray
+        self, rng: np.random.Generator, num_references: int, num_candidates: int, targets: np.ndarray
     ) -> np.ndarray:
         side = self.config.patches
         proposals = _propose_patterns(rng, num_references * num_candidates, side * side)
         picked = _pick_far(proposals).reshape(num_references, num_candidates, side * side, 3)
         if self.config.similarity and num_candidates > 1:
-            own = picked[np.arange(num_references), meant][:, None]
+            own = picked[np.arange(num_references), targets][:, None]
             picked = _approach(picked, own, self.config.similarity)
         rgb = _rgb(picked)
         return rgb.round().astype(np.uint8).reshape(num_references, num_candidates, side, side, 3)

@@ -20,7 +20,7 @@ def contact_sheet(rows: Sequence[Sequence[Episode]], scale: int = 6) -> Image.Im
     """
     episodes = [episode for row in rows for episode in row]
     # The widest instruction in Pillow's built-in font takes 6 pixels a letter.
-    width = max(max(_picture(e, scale).shape[1], 6 * len(e.instruction)) for e in episodes) + 2 * _MARGIN
+    width = max(max(_panel(e, scale).shape[1], 6 * len(e.instruction)) for e in episodes) + 2 * _MARGIN
     height = max(e.canvas for e in episodes) * scale + 2 * _CAPTION + 2 * _MARGIN
     sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), (250, 250, 250))
     draw = ImageDraw.Draw(sheet)
@@ -30,11 +30,11 @@ def contact_sheet(rows: Sequence[Sequence[Episode]], scale: int = 6) -> Image.Im
             if x == 0:
                 draw.text((left, top), episode.task, fill=(120, 120, 120))
             draw.text((left, top + _CAPTION), episode.instruction, fill=(0, 0, 0))
-            sheet.paste(Image.fromarray(_picture(episode, scale)), (left, top + 2 * _CAPTION))
+            sheet.paste(Image.fromarray(_panel(episode, scale)), (left, top + 2 * _CAPTION))
     return sheet
 
 
-def _picture(episode: Episode, scale: int) -> np.ndarray:
+def _panel(episode: Episode, scale: int) -> np.ndarray:
     """References, a gap, the target: (H, W, 3) uint8."""
     gap = np.full((episode.canvas * scale, scale, 3), 250, dtype=np.uint8)
     wide_gap = np.full((episode.canvas * scale, 3 * scale, 3), 250, dtype=np.uint8)
