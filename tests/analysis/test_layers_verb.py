@@ -78,9 +78,9 @@ def test_mistakes_are_one_line(mini_base, tmp_path, capsys):
         (mini_base, bare, (), "no sample with reference images and an instruction"),
         (mini_base, broken, (), "1 are broken, the first:"),
         (mini_base, foreign, (), "the word 'a' in 'a photograph' is not in"),
-        (mini_base, file, ("--samples", "0"), "must be at least 1"),
+        (mini_base, file, ("--samples", "0"), "samples is 0; it must be a whole number"),
         (mini_base, file, ("--device", "gpu"), "device gpu can not be used"),
-        (mini_base, file, ("--output", str(file)), "exists and is no folder"),
+        (mini_base, file, ("--output", str(file)), "not a folder; choose another"),
         (mini_base, file, ("--tokenz", "3"), "did you mean --tokens?"),
         (mini_base, file, ("--packing", "{vae_resize: {max_size: 512, min_size: 16}}"), "packing.vae_resize.max_size"),
     ):

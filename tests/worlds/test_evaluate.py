@@ -59,9 +59,9 @@ def test_the_shipped_base_can_be_asked_anything_of_the_world(tmp_path, world):
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--per_task", "0", "--per_task 0 must be at least 1"),
-        ("--num_inference_steps", "0", "num_inference_steps is 0; it must be a whole number, at least 1"),
-        ("--timestep_shift", "0", "timestep_shift is 0.0; it must be more than 0"),
+        ("--per_task", "0", "--per_task is 0; it must be a whole number, from 1"),
+        ("--num_inference_steps", "0", "num_inference_steps is 0; it must be a whole number, from 1"),
+        ("--timestep_shift", "0", "timestep_shift is 0.0; it must be a finite number, more than 0"),
         ("--world", "{canvas: 32}", "world.canvas is 32, but this checkpoint's images have at most 16 pixels a side"),
     ],
 )
@@ -73,7 +73,7 @@ def test_settings_out_of_range_are_named(option, value, says, tmp_path):
 
 
 def test_a_sheet_of_no_episodes_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--per_task 0 and --scale 6 must be at least 1"):
+    with pytest.raises(UserError, match="--per_task is 0; it must be a whole number, from 1"):
         main(["picture", "--per_task", "0", "--output", str(tmp_path / "sheet.png")])
 
 
