@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## train both stages in the miniature world and score them: under 4 minutes on 2 cores
+demo: install ## train both stages in the mini-world and score them: under 4 minutes on 2 cores
 	$(SCONE) mini shards --output data_shards/mini --plain 0 --question_pairs 0
 	$(SCONE) fit --config experiments/mini/stage1.yaml
 	$(SCONE) mini evaluate --checkpoint runs/mini/stage1/refined/weights --output runs/mini/before
@@ -42,7 +42,7 @@ demo: install ## train both stages in the miniature world and score them: under 
 tensorboard: install ## TensorBoard of all runs
 	$(BIN)/tensorboard --logdir runs
 
-clean: ## remove runs, builds and miniature shards; .venv stays
+clean: ## remove runs, builds and shards of the mini-world; .venv stays
 	rm -rf runs data_shards/mini .pytest_cache .ruff_cache .gpu-packages site *.egg-info
 
 ##@ Develop
@@ -94,8 +94,8 @@ photos: install ## two steps of every stage on the shipped photographs, at real 
 	$(SCONE) mini base --preset mini_photo --output runs/photos/base
 	$(SCONE) fit --config experiments/photos/stages.yaml
 
-##@ Studies in the miniature world (options: SEEDS=5 QUICK=0 JOBS=2)
-mini-data: install ## shards and random weights of the miniature world
+##@ Studies in the mini-world (options: SEEDS=5 QUICK=0 JOBS=2)
+mini-data: install ## shards and random weights of the mini-world
 	$(SCONE) mini shards --output data_shards/mini --multi_wide 10000
 	$(SCONE) mini base --output runs/mini/random
 	$(SCONE) mini base --preset mini_dense --output runs/mini/random_dense
