@@ -64,8 +64,11 @@ def _check_output(path: Path, kind: Callable[[int], bool], complaint: str) -> No
         limit = os.pathconf(above, "PC_NAME_MAX")
         if long := [part for part in path.parts if len(os.fsencode(part)) > limit]:
             raise OSError(errno.ENAMETOOLONG, f"{os.strerror(errno.ENAMETOOLONG)}: {len(long[0])} characters")
-        with tempfile.TemporaryFile(dir=above):
-            pass
+        try:
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:  # which names the temporary file
+            raise OSError(error.errno, error.strerror, str(above)) from error
     except OSError as error:
         raise unwritable(path, error) from error
 

@@ -217,6 +217,6 @@ def test_a_folder_without_permission_is_refused_before(tmp_path: Path) -> None:
         try:
             check_output_folder(tmp_path / "run")
         except UserError as error:
-            os._exit(7 if "Permission denied" in str(error) else 8)
+            os._exit(7 if f"({tmp_path}: Permission denied)" in str(error) else 8)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
