@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def run(
         seeds: runs of each arm; by default as the file says.
         jobs: runs side by side; by default as the file says.
         quick: fewer steps and items, to see whether all works.
-        arms: only these arms.
+        arms: only these, such as a_direct,b_two_step.
         evaluators: settings of evaluations, by the name of their evaluator: {sconeeval: {data: ../SconeEval}}.
         output: folder of results that are kept; by default docs/evidence, at another scale runs/evidence/SCALE/results.
         fit: arguments for every fit; type them behind a lone --.
@@ -193,10 +194,9 @@ def main(args: list[str]) -> int:
     spelled = []
     for i, word in enumerate(before):
         switch = word in _SWITCHES and before[i + 1 : i + 2] not in (["true"], ["false"])
-        spelled.append(f"{word}=true" if switch else word)
+        names = "," in word and before[i - 1 : i] == ["--arms"] and not word.startswith("[")
+        spelled.append(f"{word}=true" if switch else json.dumps(word.split(",")) if names else word)
     if behind:
-        import json
-
         spelled += ["--fit", json.dumps(behind)]
     run_command(COMMANDS, "python -m scone_pl study", spelled, as_positional=True)
     return 0
