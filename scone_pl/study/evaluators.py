@@ -13,6 +13,7 @@ REGISTRY = {
     "shapes": "scone_pl.worlds.shapes.evaluator:ShapesEvaluator",
     "sconeeval": "scone_pl.evaluation.judged:SconeEvalEvaluator",
     "omnicontext": "scone_pl.evaluation.judged:OmniContextEvaluator",
+    "layers": "scone_pl.evaluation.layers:LayersEvaluator",
 }
 DEFAULT = "shapes"
 """Of an evaluation that names none, and of results that were stored before there was a choice."""

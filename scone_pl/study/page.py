@@ -188,7 +188,8 @@ def _layer_table(result: Result, evaluation: str) -> str:
             ("mean sensitivity", "understanding", "sensitivity", tasks),
             ("generation expert: mean AUROC", "generation", "auroc", tasks),
         ]
-        for title, expert, measure, over in asked:
+        measured = layers[0]["understanding"][tasks[0]]  # without boxes there is sensitivity alone
+        for title, expert, measure, over in (row for row in asked if row[2] in measured):
             rows.append([arm["label"], title, *map(str, layer_estimates(layers, expert, measure, over))])
     return markdown_table(["weights", "similarity", *(f"layer {i}" for i in range(len(rows[0]) - 2))], rows)
 

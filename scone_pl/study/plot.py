@@ -63,10 +63,13 @@ def _lines(axes: Axes, result: Result, evaluation: str) -> None:
     for number, (name, arm) in enumerate(result.arms.items()):
         layers = result.layers(name, evaluation)
         for style, expert in (("-", "understanding"), (":", "generation")):
-            means = [e.mean for e in layer_estimates(layers, expert, "auroc", list(layers[0][expert]))]
+            tasks = list(layers[0][expert])
+            measure = "auroc" if "auroc" in layers[0][expert][tasks[0]] else "sensitivity"  # without boxes
+            means = [e.mean for e in layer_estimates(layers, expert, measure, tasks)]
             label = f"{arm['label']}, {expert}"
             axes.plot(range(len(means)), means, style, marker="o", color=f"C{number}", label=label)
-    axes.axhline(0.5, color="0.8", linewidth=1)
+    if measure == "auroc":
+        axes.axhline(0.5, color="0.8", linewidth=1)
     axes.set_xlabel("decoder layer")
-    axes.set_ylabel("AUROC of s, mean of tasks")
+    axes.set_ylabel("AUROC of s, mean of tasks" if measure == "auroc" else "sensitivity of s to the instruction")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

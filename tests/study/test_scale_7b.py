@@ -99,6 +99,28 @@ def test_an_arm_of_table_5_is_trained_generated_judged_and_collected(
     assert "paper (SconeEval, 14.6 B parameters)" in page
 
 
+def test_layers_are_read_from_data_with_and_without_boxes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scone_pl.training.chain, "run_in_own_process", main)
+    (here / "prompts.jsonl").write_text(
+        "".join(
+            json.dumps({"key": str(n), "instruction": f"a {word}", "input_images": [str(image)]}) + "\n"
+            for n, (word, image) in enumerate(zip("ab", sorted((BENCHMARK / "images").iterdir()), strict=False))
+        )
+    )
+    for data, measures in (("data_shards/scone_s2i/multi_candidate", {"auroc", "effect"}), ("prompts.jsonl", set())):
+        evaluators = {"layers": {"data": data, "samples": 2}}
+        study = Study.read("figure11", "7b", Overrides(evaluators=evaluators))
+        run(study, "stage1", 0, fit=scone_pl.cli.lightning.main)
+        (job,) = jobs_of(study, ["stage1"], [0])
+        report = read_json(job.result, dict)["evaluations"]["layers"]
+        assert measures <= report["layers"]["understanding"]["all"].keys()
+        assert len(report["layers"]["generation"]["all"]["sensitivity"]) == LAYERS
+        keep(study, [job], here / f"results of {len(measures)}")
+        page = (here / f"results of {len(measures)}.md").read_text()
+        assert "mean sensitivity" in page
+        assert ("mean effect" in page) == bool(measures)
+
+
 @pytest.mark.slow
 def test_the_command_runs_two_arms_with_processes_of_their_own(here: Path) -> None:
     with serving() as server:
