@@ -217,6 +217,17 @@ def test_a_folder_without_permission_is_refused_before(tmp_path: Path) -> None:
         try:
             check_output_folder(tmp_path / "run")
         except UserError as error:
-            os._exit(7 if f"({tmp_path}: Permission denied)" in str(error) else 8)
+            os._exit(7 if "Permission denied" in str(error) else 8)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_a_folder_that_takes_no_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/tmp123")
+
+    monkeypatch.setattr("scone_pl.outputs.tempfile.TemporaryFile", refuse)
+    with pytest.raises(UserError) as refused:
+        check_output_folder(tmp_path / "a/run")
+    line = f"{tmp_path}/a/run: cannot be written ({tmp_path}: Permission denied); choose another"
+    assert str(refused.value) == line
