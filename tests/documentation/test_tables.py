@@ -1,0 +1,34 @@
+"""Tables of settings in the documentation are complete, and their defaults are the code's."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from running import ROOT
+
+from scone_pl.model.config import BridgeConfig
+from scone_pl.sampling.settings import SamplingConfig
+
+
+def test_sampling_settings() -> None:
+    section = (ROOT / "docs/sampling.md").read_text().partition("## Settings")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    documented = {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    shown = {f.name: "null" if f.default is None else str(f.default) for f in dataclasses.fields(SamplingConfig)}
+    assert documented == shown
+
+
+def test_bridge_settings() -> None:
+    text = (ROOT / "docs/bridge.md").read_text()
+    missing = [f.name for f in dataclasses.fields(BridgeConfig) if not re.search(rf"`{f.name}\b", text)]
+    assert missing == []
+
+
+def test_exit_statuses() -> None:
+    """Every status that the table names is one that the code has, or the shell's for a signal."""
+    table = (ROOT / "docs/errors.md").read_text().partition("## Exit status")[2].partition("\n## ")[0]
+    documented = {int(n) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for n in row.split(",")}
+    source = "\n".join(file.read_text() for file in (ROOT / "scone_pl").rglob("*.py"))
+    named = {int(number) for number in re.findall(r"^[A-Z_]+ = (\d+)$", source, re.MULTILINE)}
+    assert documented - {0, 1, 143} <= named
