@@ -43,10 +43,10 @@ tensorboard: install ## TensorBoard of all runs
 	$(BIN)/tensorboard --logdir runs
 
 clean: ## remove runs, builds and shards of the mini-world; .venv stays
-	rm -rf runs data_shards/mini .pytest_cache .ruff_cache .gpu-packages site *.egg-info
+	rm -rf runs data_shards/mini .pytest_cache .ruff_cache .mypy_cache .gpu-packages site *.egg-info
 
 ##@ Develop
-test: install ## lint, then the test suite without its slow tests
+test: install ## ruff, then the test suite without its slow tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 -m "not slow"
@@ -54,8 +54,8 @@ test: install ## lint, then the test suite without its slow tests
 test-slow: install ## the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow
 
-lint: install ## check style (ruff), as the pre-commit hook does
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: install ## check style (ruff) and types (mypy), as the pre-commit hooks do
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 format: install ## fix style (ruff)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

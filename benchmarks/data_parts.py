@@ -43,7 +43,7 @@ def simulated_lengths(count: int = 56_751, seed: int = 0) -> np.ndarray:
 def measure_packing(shards: Path, sequence_format: SequenceFormat) -> None:
     """How full packs are, and how long planning takes."""
     words, packing = byte_tokenizer(), PackingConfig()
-    sample = np.array([sample_length(entry, sequence_format, words, packing) for entry in ShardSet.open(shards).index])
+    sample = np.array([sample_length(entry, sequence_format, words, packing) for entry in ShardSet(shards).index])
     sample = np.random.default_rng(0).permutation(sample)
     print(f"\npacking to {BUDGET} tokens: share of the tokens used (seconds to plan an epoch)")
     for name, lengths in (("the sample", sample), ("simulated 57K", simulated_lengths())):

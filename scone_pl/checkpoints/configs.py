@@ -74,7 +74,8 @@ class ConfigFile:
             or (positive and value <= 0)
         ):
             raise self.refused(key, f"a finite {'positive ' if positive else ''}number will do")
-        return value
+        number: float = value
+        return number
 
     def flag(self, key: str, default: bool) -> bool:
         """A switch."""

@@ -178,7 +178,7 @@ def write_tensors(tensors: Mapping[str, TensorSource], file: Path) -> None:
                     f"{file}: {name} is NaN or infinite in {TYPE_NAMES[source.dtype]}, so the weights are unusable; "
                     "export an earlier snapshot, or with --dtype float32 if only this type is too narrow"
                 )
-            stream.write(whole.flatten().view(torch.uint8).numpy())
+            stream.write(whole.flatten().view(torch.uint8).numpy().data)
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -68,7 +68,7 @@ def _fits(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if hint is float:
-        return type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value)  # type: ignore[arg-type, operator]
+        return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e30 and math.isfinite(value)
     options = get_args(hint)
     return any(_fits(value, option) for option in options) if options else type(value) is hint
 

@@ -20,7 +20,6 @@ from scone_pl.data.sample import Kind
 from scone_pl.data.selection import FILTER_REASONS, ConvertConfig
 from scone_pl.data.statistics import contact_sheet as draw_contact_sheet
 from scone_pl.data.statistics import shard_statistics
-from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
 from scone_pl.data.verify import verify_shards
 from scone_pl.errors import UserError
@@ -51,7 +50,6 @@ def convert(
     quality: int = 85,
     exif_orientation: ExifOrientation = "apply",
     decode: bool = True,
-    tokenizer: str | None = None,
     workers: int = _CORES,
 ) -> int:
     """Convert parquet, JSONL + images, or another shard set to shards; the same command goes on after a stop.
@@ -80,8 +78,6 @@ def convert(
             re-encoded images are turned; ignore = neither is (the release). Images that are not turned keep their
             orientation data, so data.packing.exif_orientation can still be either.
         decode: decode every image now to find damaged ones; otherwise only their headers are read.
-        tokenizer: checkpoint folder with tokenizer files, for the token counts that are stored (at the sizes of the
-            7B recipes); by default bytes are counted.
         workers: processes; by default one a core.
     """
     check_workers(workers)
@@ -111,30 +107,26 @@ def convert(
         has_field_options=True,
     )
     _say(f"{source}: {len(opened)} items; read: {opened.describe()}")
-    words = tokenizer and Tokenizer.from_folder(tokenizer)
-    before = conversion.finished(opened, output, config, tokenizer=words or None)
-    manifest, faults = before or conversion.convert(opened, output, config, tokenizer=words or None, workers=workers)
-    tokens = f", {manifest.tokens.total} tokens" if manifest.tokens else ""
+    before = conversion.finished(opened, output, config)
+    manifest, faults = before or conversion.convert(opened, output, config, workers=workers)
     size = f"{len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB"
     kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(manifest.kinds.items()))
-    _say(f"{output}: {'already converted: ' if before else ''}{manifest.samples} samples ({kinds}) in {size}{tokens}")
+    _say(f"{output}: {'already converted: ' if before else ''}{manifest.samples} samples ({kinds}) in {size}")
     _say_faults(faults, "left out", 20)
     return 0
 
 
-def verify(folder: str, tokenizer: str | None = None, workers: int = _CORES, show: int = 100) -> int:
+def verify(folder: str, workers: int = _CORES, show: int = 100) -> int:
     """Decode everything in a shard set, check it against checksums and index; exits with 1 if anything is wrong.
 
     Args:
         folder: folder or URL of the shard set.
-        tokenizer: the checkpoint folder given to convert, if any; stored token counts of another are not checked.
         workers: processes; by default one a core.
         show: problems to list; all are counted.
     """
     check_workers(workers)
     check_whole("--show", show)
-    words = tokenizer and Tokenizer.from_folder(tokenizer)
-    verdict = verify_shards(folder, tokenizer=words or None, workers=workers)
+    verdict = verify_shards(folder, workers=workers)
     _say(f"{folder}: {verdict.samples} samples looked at, {verdict.faults.total} problems")
     _say_faults(verdict.faults, "problems", show)
     if verdict.by_shard:
@@ -176,7 +168,7 @@ def stats(
         vit_patch_size=vit_patch_size,
         vit_positions_per_side=packing.vit_resize.max_size,
     )
-    _say(shard_statistics(folder, TokenCounter(sequence_format, words, packing)).report(ranks))
+    _say(shard_statistics(folder, sequence_format, words, packing).report(ranks))
     write_image(draw_contact_sheet(folder, exif_orientation=packing.exif_orientation), sheet)
     _say(f"contact sheet     {sheet}")
     return 0

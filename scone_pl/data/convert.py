@@ -20,21 +20,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from scone_pl.data.faults import Faults
-from scone_pl.data.index import INDEX, IndexEntry
+from scone_pl.data.index import INDEX, IndexEntry, duplicates
 from scone_pl.data.inputs import Input, ShardInput
 from scone_pl.data.jobs import Tick, check_workers, run_jobs
-from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo, TokenCounts
+from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo
 from scone_pl.data.sample import BrokenSampleError, Sample
-from scone_pl.data.seeding import seed_of
 from scone_pl.data.selection import ConvertConfig, as_stored
 from scone_pl.data.shard_writer import shard_info, write_manifest, write_tar
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import sha256_of
-from scone_pl.data.token_counts import TokenCounter
-from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.files import clear_leftovers, read_json, writing
 from scone_pl.outputs import check_output_folder
@@ -52,7 +47,6 @@ class _Shared:
     output: Path
     duplicates: frozenset[int]
     """Items whose key an earlier item has."""
-    counter: TokenCounter
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,6 @@ def convert(
     output: str | Path,
     config: ConvertConfig | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
     workers: int = 1,
     progress: bool = True,
 ) -> tuple[Manifest, Faults]:
@@ -97,7 +90,6 @@ def convert(
         source: see `inputs.open_input`.
         output: folder of the data set; one that the same call has already written is returned as it is.
         config: which samples to keep and how to store them.
-        tokenizer: for the token counts in index and manifest, see `TokenCounter.published`.
         workers: number of processes.
         progress: whether to show a progress bar.
 
@@ -111,13 +103,12 @@ def convert(
     if folder is not None and folder in (output.resolve(), *output.resolve().parents):
         raise UserError(f"{output} is or lies in the source {folder}; choose another output folder")
     check_output_folder(output)
-    if result := finished(source, output, config, tokenizer=tokenizer):
+    if result := finished(source, output, config):
         return result
-    counter = TokenCounter.published(tokenizer)
     try:
         with _lock(output):
-            _start_or_resume(output, _plan(source, config, counter))
-            shared = _Shared(source, config, output, _duplicate_items(source), counter)
+            _start_or_resume(output, _plan(source, config))
+            shared = _Shared(source, config, output, frozenset(duplicates(source.keys(), len(source))))
             return _convert_all(shared, workers, progress)
     except OSError as error:
         raise UserError(
@@ -125,9 +116,7 @@ def convert(
         ) from error
 
 
-def finished(
-    source: Input, output: str | Path, config: ConvertConfig | None = None, *, tokenizer: Tokenizer | None = None
-) -> tuple[Manifest, Faults] | None:
+def finished(source: Input, output: str | Path, config: ConvertConfig | None = None) -> tuple[Manifest, Faults] | None:
     """The result of an earlier `convert` with these arguments; None if `output` holds no data set yet.
 
     Raises:
@@ -140,18 +129,24 @@ def finished(
         record = read_json(output / RECORD, dict) if (output / RECORD).exists() else {}
     except OSError as error:
         raise UserError(f"{output}: cannot be read ({error.strerror or error})") from None
-    if record.get("plan") != _plan(source, config or ConvertConfig(), TokenCounter.published(tokenizer)):
+    if _without_tokens(record.get("plan")) != _plan(source, config or ConvertConfig()):
         raise UserError(
             f"{output} already holds a data set, of another source or with other settings; choose another folder"
         )
-    manifest, faults = ShardSet.open(output).manifest, record.get("faults") or {"counts": {}, "examples": []}
+    manifest, faults = ShardSet(output).manifest, record.get("faults") or {"counts": {}, "examples": []}
     shutil.rmtree(output / WORK, ignore_errors=True)  # the conversion may have been killed just before this
     return manifest, Faults.from_json(faults)
 
 
-def _plan(source: Input, config: ConvertConfig, counter: TokenCounter) -> dict[str, Any]:
+def _plan(source: Input, config: ConvertConfig) -> dict[str, Any]:
     """Everything that the result depends on, as parsed from JSON."""
-    return json.loads(json.dumps({"source": source.identity(), "config": asdict(config), "tokens": counter.settings}))
+    plan: dict[str, Any] = json.loads(json.dumps({"source": source.identity(), "config": asdict(config)}))
+    return plan
+
+
+def _without_tokens(plan: Any) -> Any:
+    """A stored plan without the settings of token counts, which older versions stored."""
+    return {name: value for name, value in plan.items() if name != "tokens"} if isinstance(plan, dict) else plan
 
 
 def _convert_all(shared: _Shared, workers: int, progress: bool) -> tuple[Manifest, Faults]:
@@ -211,7 +206,7 @@ def _start_or_resume(output: Path, plan: dict[str, Any]) -> None:
             for record in (output / WORK).glob("[0-9]*.json"):
                 record.unlink()
         else:
-            if stored != plan:
+            if _without_tokens(stored) != plan:
                 raise UserError(
                     f"{output} holds an unfinished conversion of another source or with other settings; use the same "
                     "source and settings to resume, or choose another folder"
@@ -221,14 +216,6 @@ def _start_or_resume(output: Path, plan: dict[str, Any]) -> None:
         raise UserError(f"{output} holds {unexpected[0]}, which no conversion has written; choose another folder")
     with writing(plan_file) as file:
         file.write(json.dumps(plan, indent=1).encode())
-
-
-def _duplicate_items(source: Input) -> frozenset[int]:
-    hashes = np.fromiter((seed_of(key) for key in source.keys()), dtype=np.int64, count=len(source))  # noqa: SIM118
-    _, first = np.unique(hashes, return_index=True)
-    duplicate = np.ones(len(hashes), dtype=bool)
-    duplicate[first] = False
-    return frozenset(np.flatnonzero(duplicate).tolist())
 
 
 def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _RangeResult:
@@ -245,9 +232,9 @@ def _convert_range(shared: _Shared, range_: _Range, tick: Tick) -> _RangeResult:
     )
     with writing(index) as file:
         for entry in entries:
-            file.write(dataclasses.replace(entry, tokens=shared.counter(entry)).to_json().encode() + b"\n")
+            file.write(entry.to_json().encode() + b"\n")
     shard = shard_info(tar, len(entries)) if entries else None
-    kinds = dict(Counter(entry.kind for entry in entries))
+    kinds = dict(Counter[str](entry.kind for entry in entries))
     record = {
         "most": range_.max_samples,
         "shard": shard and asdict(shard),
@@ -304,7 +291,7 @@ def _remove_files(range_: _Range, output: Path) -> None:
 
 def _finish(shared: _Shared, accepted: list[_RangeResult], ranges: list[_Range]) -> tuple[Manifest, Faults]:
     output = shared.output
-    faults, kinds, shards, tokens = Faults(), Counter[str](), [], 0
+    faults, kinds, shards = Faults(), Counter[str](), list[ShardInfo]()
     for range_ in ranges[len(accepted) :]:
         _remove_files(range_, output)
     clear_leftovers(output)
@@ -320,7 +307,6 @@ def _finish(shared: _Shared, accepted: list[_RangeResult], ranges: list[_Range])
                 for lines, line in enumerate(stream, 1):
                     entry = IndexEntry.from_json(line, f"{index_lines}: line {lines}")
                     index.write(dataclasses.replace(entry, shard=len(shards)).to_json().encode() + b"\n")
-                    tokens += entry.tokens or 0
             if lines != result.samples:
                 raise UserError(f"{index_lines} has changed; run the same command to write it again")
             shards.append(result.shard)
@@ -329,11 +315,9 @@ def _finish(shared: _Shared, accepted: list[_RangeResult], ranges: list[_Range])
         (output / INDEX).unlink()
         first = f", first {faults.examples[0]}" if faults.examples else ""
         raise UserError(f"{output}: the source has no valid sample ({faults}{first}); check the source and options")
-    plan = _plan(shared.source, shared.config, shared.counter)
+    plan = _plan(shared.source, shared.config)
     with writing(output / RECORD) as record:
         record.write(json.dumps({"plan": plan, "faults": faults.to_json()}, indent=1).encode())
-    manifest = write_manifest(
-        output, kinds, shards, TokenCounts(tokens, shared.counter.settings), shared.config.exif_orientation
-    )
+    manifest = write_manifest(output, kinds, shards, shared.config.exif_orientation)
     shutil.rmtree(output / WORK)
     return manifest, faults

@@ -98,16 +98,21 @@ class PackedDataModule(pl.LightningDataModule):
         self._cursor = Cursor()
         self._loaded_fingerprint: str | None = None
         self._loaded_packing: dict[str, Any] = {}
-        self._sequence_format: SequenceFormat | None = None
-        self._tokenizer: Tokenizer | None = None
+        self._connected: tuple[SequenceFormat, Tokenizer] | None = None
         self._mixtures: dict[str, Mixture] = {}
         self._requests: list[Request] = []
 
     # ------------------------------------------------------------------ set-up
     def connect(self, sequence_format: SequenceFormat, tokenizer: Tokenizer) -> None:
         """Sets the model's sequence format and tokenizer; without this call the trainer's module provides them."""
-        self._sequence_format, self._tokenizer = sequence_format, tokenizer
+        self._connected = sequence_format, tokenizer
         self._mixtures.clear()
+
+    @property
+    def _model(self) -> tuple[SequenceFormat, Tokenizer]:
+        if self._connected is None:
+            raise RuntimeError("call setup() or connect(sequence_format, tokenizer) first")
+        return self._connected
 
     def setup(self, stage: str | None = None) -> None:
         """Opens and checks the data sets that `stage` needs.
@@ -115,11 +120,11 @@ class PackedDataModule(pl.LightningDataModule):
         Raises:
             UserError: see `Mixture`.
         """
-        if self._sequence_format is None or self._tokenizer is None:
-            module = self.trainer.lightning_module if self.trainer else None
+        if self._connected is None:
+            module: Any = self.trainer.lightning_module if self.trainer else None
             if module is None:
                 raise RuntimeError("call connect(sequence_format, tokenizer) when there is no trainer")
-            self._sequence_format, self._tokenizer = module.sequence_format, module.tokenizer
+            self._connected = module.sequence_format, module.tokenizer
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         for split in needed.get(stage or "", tuple(self.sources)):
             if split == "predict" and self._jsonl_files():
@@ -140,15 +145,11 @@ class PackedDataModule(pl.LightningDataModule):
     def mixture(self, split: str) -> Mixture:
         """The opened data sets of `train`, `val`, `test` or `predict`."""
         if split not in self._mixtures:
-            if self._sequence_format is None or self._tokenizer is None:
-                raise RuntimeError("call setup() or connect(sequence_format, tokenizer) first")
             packing = self.packing if split == "train" else self.packing.without_dropout()
             if split == "predict":  # one sample per batch: no budget applies
                 packing = replace(packing, token_budget=sys.maxsize)
             window = self.shuffle_window if split == "train" else None
-            mixture = Mixture(
-                self.sources[split], self._sequence_format, self._tokenizer, packing, self.storage, window
-            )
+            mixture = Mixture(self.sources[split], *self._model, packing, self.storage, window)
             self._mixtures[split] = mixture
             if message := mixture.over_budget_message():
                 warn(f"data.{split}: {message}")
@@ -171,11 +172,7 @@ class PackedDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> PackLoader:
         if self._requests:
-            if self._sequence_format is None or self._tokenizer is None:
-                raise RuntimeError("call setup() first")
-            prompts = JsonlPrompts(
-                self._requests, self._sequence_format, self._tokenizer, *self._consumer(), self.packing.exif_orientation
-            )
+            prompts = JsonlPrompts(self._requests, *self._model, *self._consumer(), self.packing.exif_orientation)
             return self._loader(prompts)
         return self._loader(SingleSamples(self._maker("predict"), None, *self._consumer()))
 
@@ -184,12 +181,9 @@ class PackedDataModule(pl.LightningDataModule):
 
     def _maker(self, split: str) -> PackMaker:
         mixture = self.mixture(split)
-        if self._sequence_format is None or self._tokenizer is None:
-            raise RuntimeError("call setup() first")
         return PackMaker(
             mixture,
-            self._sequence_format,
-            self._tokenizer,
+            *self._model,
             mixture.packing,
             self.seed,
             split,
@@ -202,10 +196,8 @@ class PackedDataModule(pl.LightningDataModule):
         kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
         return kwargs["rank"], kwargs["num_replicas"]
 
-    def _loader(self, dataset: IterableDataset) -> PackLoader:
-        if self._sequence_format is None:
-            raise RuntimeError("call setup() first")
-        return PackLoader(dataset, self._sequence_format, self.num_workers)
+    def _loader(self, dataset: IterableDataset[Batch]) -> PackLoader:
+        return PackLoader(dataset, self._model[0], self.num_workers)
 
     # ------------------------------------------------------------------ progress
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, overload
@@ -15,6 +15,7 @@ import numpy as np
 from scone_pl.data.decoding import MAX_DECODED_PIXELS
 from scone_pl.data.members import is_key
 from scone_pl.data.sample import Kind
+from scone_pl.data.seeding import seed_of
 from scone_pl.errors import UserError
 from scone_pl.files import decode, parse_json
 
@@ -45,17 +46,14 @@ class IndexEntry:
     """See `Sample.answer`."""
     crc32: int | None = None
     """Checksum of its members, see `members.checksum`; None in sets of format 1."""
-    tokens: int | None = None
-    """Token count at the settings in the manifest; None = not counted at conversion."""
 
     def to_json(self) -> str:
         """A line of the index, without the newline."""
         content = asdict(self)
         if not self.answer:
             del content["answer"]  # indices of sets without answers keep their checksum
-        for name in ("tokens", "crc32"):
-            if content[name] is None:
-                del content[name]
+        if self.crc32 is None:
+            del content["crc32"]
         return json.dumps(content, ensure_ascii=False)
 
     @classmethod
@@ -70,6 +68,7 @@ class IndexEntry:
             UserError: it is damaged or has an invalid value.
         """
         content = parse_json(decode(line, source) if isinstance(line, bytes) else line, source, dict)
+        content.pop("tokens", None)  # a count in older sets that nothing reads
         if missing := _REQUIRED - content.keys():
             raise UserError(f"{source} is damaged: it has no {', '.join(sorted(missing))}")
         if unknown := content.keys() - _NAMES:
@@ -84,7 +83,7 @@ class IndexEntry:
 
 
 _NAMES = {field.name for field in fields(IndexEntry)}
-_REQUIRED = _NAMES - {"answer", "tokens", "crc32"}
+_REQUIRED = _NAMES - {"answer", "crc32"}
 
 
 def _is_number(value: Any, minimum: int, maximum: int = 2**63 - 1) -> bool:
@@ -111,7 +110,6 @@ _CHECKS = {
     "references": (lambda value: type(value) is list and all(map(_is_size, value)), f"a list of {_SIZE}"),
     "target": (lambda value: value is None or _is_size(value), f"null or {_SIZE}"),
     "answer": (lambda value: type(value) is str, "text"),
-    "tokens": (lambda value: value is None or _is_number(value, 1), "a whole number, at least 1"),
     "crc32": (lambda value: value is None or _is_number(value, 0, 2**32 - 1), "a whole number below 2 ** 32"),
 }
 """Key -> (validator, description of valid values)."""
@@ -164,14 +162,18 @@ class Index(Sequence[IndexEntry]):
         """Whether the last line ends with a newline."""
         return int(self._bounds[-1]) == len(self._lines)
 
-    def first_repeated(self, hashes: np.ndarray) -> str | None:
-        """The key of a sample that an earlier one has too, given a hash of every key; 8 bytes a sample are enough."""
-        order = np.argsort(hashes, kind="stable")
-        for i in np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]).tolist():
-            first, second = self[int(order[i])].key, self[int(order[i + 1])].key
-            if first == second:
-                return first
-        return None
-
     def __reduce__(self) -> tuple[type[Index], tuple[Path, str]]:
         return Index, (self.file, self.name)
+
+
+def duplicates(keys: Iterable[str], count: int) -> list[int]:
+    """Indices of the items whose key an earlier item has, ascending; holds a 64-bit hash per item.
+
+    Args:
+        keys: keys of all items, in order.
+        count: their number.
+    """
+    hashes = np.fromiter(map(seed_of, keys), dtype=np.int64, count=count)
+    _, first = np.unique(hashes, return_index=True)
+    repeated: list[int] = np.setdiff1d(np.arange(count), first).tolist()
+    return repeated

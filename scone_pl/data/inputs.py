@@ -130,8 +130,9 @@ def open_input(
     options.append((f"fields.{named}", named, ("jsonl", "parquet")))
     for name, value, formats in options:
         if value is not None and format not in formats:
-            formats = " and ".join(formats)
-            raise UserError(f"--{name} is for {formats} sources, but {source} is read as {format}; leave it out")
+            raise UserError(
+                f"--{name} is for {' and '.join(formats)} sources, but {source} is read as {format}; leave it out"
+            )
     if format == "shards":
         return ShardInput(source, storage)
     rules = RowRules(

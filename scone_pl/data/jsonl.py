@@ -18,7 +18,7 @@ from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat
 
 
-class JsonlPrompts(IterableDataset):
+class JsonlPrompts(IterableDataset[Batch]):
     """Batches of one request; each rank gets every `world_size`-th."""
 
     def __init__(

@@ -31,7 +31,7 @@ def _ignore_signals(worker: int) -> None:
 class PackLoader:
     """A DataLoader for datasets that yield whole batches."""
 
-    def __init__(self, dataset: IterableDataset, sequence_format: SequenceFormat, num_workers: int) -> None:
+    def __init__(self, dataset: IterableDataset[Batch], sequence_format: SequenceFormat, num_workers: int) -> None:
         """`sequence_format`: for the empty batch that carries a failure."""
         self.dataset = dataset
         self.num_workers = num_workers

@@ -41,19 +41,6 @@ class ShardInfo:
             raise ValueError(f"{self.file}: {self.samples!r} samples, {self.bytes!r} bytes")
 
 
-@dataclass(frozen=True)
-class TokenCounts:
-    """Token counts stored in the index."""
-
-    total: int
-    settings: dict[str, Any]
-    """Settings for which they are valid, see `TokenCounter.settings`."""
-
-    def __post_init__(self) -> None:
-        if not _is_count(self.total) or not isinstance(self.settings, dict):
-            raise ValueError(f"tokens: total {self.total!r} or settings of a wrong type")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`manifest.json`. Written last, so a folder with a manifest is complete."""
@@ -65,8 +52,6 @@ class Manifest:
     """Samples of each kind."""
     index_sha256: str
     shards: tuple[ShardInfo, ...]
-    tokens: TokenCounts | None = None
-    """None = not counted at conversion; they are optional."""
     exif_orientation: ExifOrientation = "ignore"
     """Whether image sizes in the index have the EXIF orientation applied. Older sets lack the key and have the sizes as
     stored; packs are the same either way."""
@@ -93,8 +78,6 @@ class Manifest:
 
     def to_json(self) -> str:
         fields = asdict(self)
-        if self.tokens is None:
-            del fields["tokens"]
         if self.exif_orientation == "ignore":
             del fields["exif_orientation"]
         return json.dumps(fields, indent=1) + "\n"
@@ -135,8 +118,7 @@ class Manifest:
             content["shards"] = tuple(
                 ShardInfo(**_with_keys_of(shard, ShardInfo)) for shard in _list_of(content, "shards")
             )
-            if content.get("tokens") is not None:
-                content["tokens"] = TokenCounts(**_with_keys_of(content["tokens"], TokenCounts))
+            content.pop("tokens", None)  # counts in older sets that nothing reads
             return cls(**_with_keys_of(content, cls))
         except ValueError as error:
             raise UserError(

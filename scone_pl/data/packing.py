@@ -232,7 +232,7 @@ def prepare_sample(
             sequence_format,
             config,
             drop=tuple(drop),
-            candidates=sample.candidates and sample.candidates[number],
+            candidates=None if sample.candidates is None else sample.candidates[number],
         )
         for number, (data, drop) in enumerate(zip(sample.references, drop_images, strict=True))
     )

@@ -198,7 +198,8 @@ def _values(batch: pyarrow.RecordBatch) -> dict[str, Any]:
 
 def _groups(reader: pyarrow.parquet.ParquetFile, start: int, stop: int) -> tuple[list[int], int]:
     """Row groups that hold the rows from `start` to `stop`, and the index of their first row."""
-    groups, first, row = [], start, 0
+    groups: list[int] = []
+    first, row = start, 0
     for group in range(reader.num_row_groups):
         rows = reader.metadata.row_group(group).num_rows
         if row < stop and row + rows > start:

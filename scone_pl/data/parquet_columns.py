@@ -105,7 +105,7 @@ def columns_of(schema: pyarrow.Schema, rules: RowRules, source: str, first: Mapp
 
 def _column(schema: pyarrow.Schema, names: FieldNames, role: str) -> str | None:
     """Name of the column for a field; None if there is none."""
-    named = getattr(names, role)
+    named: str | None = getattr(names, role)
     if named is not None:
         return named
     return next((name for name in USUAL_NAMES.get(role, ()) if name in schema.names), None)

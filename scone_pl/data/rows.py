@@ -227,7 +227,8 @@ def _kind(
         raise BrokenSampleError("wrong field", f"{where}: `{name}` must be one of {get_args(Kind)}, not {value!r:.80}")
     if value == "single" and is_multi:
         raise BrokenSampleError("wrong field", f"{where}: `{name}` is 'single', but a reference has several candidates")
-    return value
+    kind: Kind = value
+    return kind
 
 
 def _candidates(

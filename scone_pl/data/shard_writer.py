@@ -11,7 +11,7 @@ import webdataset
 
 from scone_pl.data.decoding import ExifOrientation, image_size, open_image
 from scone_pl.data.index import INDEX, IndexEntry, Size
-from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo, TokenCounts
+from scone_pl.data.manifest import MANIFEST, Manifest, ShardInfo
 from scone_pl.data.members import checksum, is_key, sample_json
 from scone_pl.data.sample import Sample
 from scone_pl.data.storage import sha256_of
@@ -113,7 +113,6 @@ def write_manifest(
     folder: Path,
     kinds: Mapping[str, int],
     shards: Sequence[ShardInfo],
-    tokens: TokenCounts | None = None,
     exif_orientation: ExifOrientation = "apply",
 ) -> Manifest:
     """Writes the manifest, which marks the data set as complete."""
@@ -123,7 +122,6 @@ def write_manifest(
         kinds=dict(sorted(kinds.items())),
         index_sha256=sha256_of(folder / INDEX),
         shards=tuple(shards),
-        tokens=tokens,
         exif_orientation=exif_orientation,
     )
     with writing(folder / MANIFEST) as file:

@@ -57,11 +57,6 @@ class ShardSet:
                 f"{file}: its checksum differs from the one in {MANIFEST}; copy the data set again or convert it again"
             )
 
-    @classmethod
-    def open(cls, path: str | Path, storage: StorageConfig | None = None) -> ShardSet:
-        """Opens the data set in a folder or behind a URL."""
-        return cls(path, storage)
-
     def _read_manifest(self) -> Manifest:
         if isinstance(self.storage, LocalFolder):
             return Manifest.read(self.storage.path)

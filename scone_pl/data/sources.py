@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from scone_pl.data.index import duplicates
 from scone_pl.data.packing import PackingConfig, sample_length
 from scone_pl.data.planning import plan_packs
 from scone_pl.data.sample import Sample
@@ -112,12 +113,12 @@ class Mixture:
         self.sources = tuple(sources)
         for source in self.sources:
             source.check()
-        self.sets = tuple(ShardSet.open(source.path, storage) for source in self.sources)
+        self.sets = tuple(ShardSet(source.path, storage) for source in self.sources)
         self.packing = packing
         self.storage = storage or StorageConfig()
         self.shuffle_window = shuffle_window
         self._shard_ends = [np.cumsum([shard.samples for shard in shards.manifest.shards]) for shards in self.sets]
-        self.lengths = [_lengths(shards, sequence_format, tokenizer, packing) for shards in self.sets]
+        self.lengths = [sample_lengths(shards, sequence_format, tokenizer, packing) for shards in self.sets]
         """Per source (samples,) int64: tokens of every sample."""
         budget = packing.token_budget
         self.usable = [np.flatnonzero(lengths <= budget) for lengths in self.lengths]
@@ -275,17 +276,24 @@ def _restore(state: dict[str, object]) -> Mixture:
     return mixture
 
 
-def _lengths(
+def sample_lengths(
     shards: ShardSet, sequence_format: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig
 ) -> np.ndarray:
+    """(samples,) int64: tokens of every sample of a data set before dropout, from its index.
+
+    Raises:
+        UserError: two samples have the same key; see also `ShardSet.entries`.
+    """
     lengths = np.zeros(len(shards), dtype=np.int64)
-    keys = np.zeros(len(shards), dtype=np.int64)
-    for i, entry in enumerate(shards.entries()):
-        lengths[i] = sample_length(entry, sequence_format, tokenizer, packing)
-        keys[i] = hash(entry.key)
-    if (duplicate := shards.index.first_repeated(keys)) is not None:
+
+    def keys() -> Iterator[str]:  # in the same pass over the index
+        for i, entry in enumerate(shards.entries()):
+            lengths[i] = sample_length(entry, sequence_format, tokenizer, packing)
+            yield entry.key
+
+    if repeated := duplicates(keys(), len(shards)):
         raise UserError(
-            f"{shards.storage.name}: two samples have the key {duplicate!r}; run `shards convert` from this set to "
-            "another folder, which skips the second"
+            f"{shards.storage.name}: two samples have the key {shards.index[repeated[0]].key!r}; run `shards convert` "
+            "from this set to another folder, which skips the second"
         )
     return lengths

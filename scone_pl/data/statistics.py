@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.index import Size
+from scone_pl.data.packing import PackingConfig
 from scone_pl.data.planning import next_fit_packs, plan_packs
 from scone_pl.data.sample import BrokenSampleError, Candidate
 from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet
+from scone_pl.data.sources import sample_lengths
 from scone_pl.data.storage import StorageConfig
-from scone_pl.data.token_counts import TokenCounter
+from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
+from scone_pl.model.sequence import SequenceFormat
 
 _BAR = 40
 _MAX_REFERENCES = 12
@@ -39,8 +44,6 @@ class Statistics:
     """The most frequent image sizes (width, height), with the number of images."""
     lengths: np.ndarray
     """(samples,) int64: tokens of every sample."""
-    stored: bool
-    """Whether they equal the counts stored with the data set."""
     token_budget: int
     over_budget: int
     packs: int
@@ -59,7 +62,7 @@ class Statistics:
             "image sizes       " + ", ".join(f"{w}x{h}: {n}" for (w, h), n in self.sizes),
             "reference images  per sample",
             *(_row(f"{number}", count, self.references) for number, count in self.references.items()),
-            f"tokens            {self.lengths.sum()} ({'as stored with the set' if self.stored else 'counted now'})",
+            f"tokens            {self.lengths.sum()}",
             f"tokens per sample min {self.lengths.min()}, mean {self.lengths.mean():.0f}, "
             f"median {np.median(self.lengths):.0f}, max {self.lengths.max()}",
         ]
@@ -76,7 +79,13 @@ class Statistics:
         return "\n".join(lines)
 
 
-def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageConfig | None = None) -> Statistics:
+def shard_statistics(
+    path: str | Path,
+    sequence_format: SequenceFormat,
+    tokenizer: Tokenizer,
+    packing: PackingConfig,
+    storage: StorageConfig | None = None,
+) -> Statistics:
     """Statistics of a data set, computed from its index.
 
     Raises:
@@ -86,16 +95,16 @@ def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageCo
     if not len(shards):
         raise UserError(f"{path}: has no samples; convert it again")
     kinds: Counter[str] = Counter()
-    lengths = counter.count_all(shards)
+    lengths = sample_lengths(shards, sequence_format, tokenizer, packing)
     references: Counter[int] = Counter()
     sizes: Counter[Size] = Counter()
     for entry in shards.index:
         kinds[entry.kind] += 1
         references[len(entry.references)] += 1
         sizes.update((*entry.references, entry.target) if entry.target else entry.references)
-    shuffled = generator("statistics").permutation(lengths)
-    budget = counter.packing.token_budget
-    plan, greedy = plan_packs(shuffled, budget, counter.packing.lookahead), next_fit_packs(shuffled, budget)
+    shuffled = generator("statistics").permutation(lengths).tolist()
+    budget = packing.token_budget
+    plan, greedy = plan_packs(shuffled, budget, packing.lookahead), next_fit_packs(shuffled, budget)
     return Statistics(
         samples=len(shards),
         bytes=shards.manifest.bytes,
@@ -104,7 +113,6 @@ def shard_statistics(path: str | Path, counter: TokenCounter, storage: StorageCo
         references=dict(sorted(references.items())),
         sizes=sizes.most_common(8),
         lengths=lengths,
-        stored=counter.agrees_with(shards),
         token_budget=budget,
         over_budget=len(plan.over_budget),
         packs=len(plan.packs),
@@ -165,7 +173,7 @@ def _draw_candidates(
         draw.rectangle(corners, outline="limegreen" if candidate.is_target else "red", width=2)
 
 
-def _row(name: str, count: int, table: dict) -> str:
+def _row(name: str, count: int, table: Mapping[Any, int]) -> str:
     return f"  {name:>18} {count:8d} {'#' * round(_BAR * count / max(table.values()))}"
 
 

@@ -259,7 +259,7 @@ def _copy(url: str, part: Path, timeout: float, max_bytes: int) -> None:
     """Downloads a file of at most `max_bytes` bytes; a larger one is an `OSError`."""
     import fsspec
 
-    class Limit(fsspec.Callback):
+    class Limit(fsspec.Callback):  # type: ignore[misc]  # fsspec has no annotations
         def relative_update(self, inc: int = 1) -> None:
             super().relative_update(inc)
             if self.value > max_bytes:

@@ -168,7 +168,7 @@ class Cursor:
     """`StreamPosition.number` of that epoch's first pack."""
 
 
-class PackStream(IterableDataset):
+class PackStream(IterableDataset[Batch]):
     """The infinite training stream of one rank; iteration starts at `cursor`."""
 
     def __init__(self, maker: PackMaker, cursor: Cursor, rank: int = 0, world_size: int = 1, repeated: int = 0) -> None:
@@ -212,7 +212,7 @@ class PackStream(IterableDataset):
             epoch, start = epoch + 1, start + len(packs)
 
 
-class FixedPacks(IterableDataset):
+class FixedPacks(IterableDataset[Batch]):
     """The packs of epoch 0 in every pass, the same number on every rank (repeated if they do not divide evenly)."""
 
     def __init__(self, maker: PackMaker, packs_per_rank: int | None = None, rank: int = 0, world_size: int = 1) -> None:

@@ -6,9 +6,7 @@ tokens that frame splits.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -40,21 +38,20 @@ class Tokenizer:
             UserError: a special token is missing or shares its id with another token, or the tokenizer drops bytes or
                 is stochastic.
         """
-        ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
-        missing = [token for token, id_ in zip(SPECIAL_TOKENS, ids, strict=True) if id_ is None]
-        if missing:
+        special = {token: id_ for token in SPECIAL_TOKENS if (id_ := backend.token_to_id(token)) is not None}
+        if missing := [token for token in SPECIAL_TOKENS if token not in special]:
             raise UserError(
                 f"{origin}: the tokenizer lacks {' '.join(missing)}; use the tokenizer files that come with the "
                 "checkpoint (Qwen2.5's have all four)"
             )
-        _check_vocabulary(backend, dict(zip(SPECIAL_TOKENS, ids, strict=True)), origin)
+        _check_vocabulary(backend, special, origin)
         # `tokenizer.json` may enable them; instructions are neither truncated nor padded.
         backend.no_truncation()
         backend.no_padding()
         # A token listed without "special": true would be recognised inside instructions.
         backend.add_special_tokens(list(SPECIAL_TOKENS))
         backend.encode_special_tokens = True
-        self.special = SpecialTokens(*ids)
+        self.special = SpecialTokens(*special.values())
         self.vocab_size = max(backend.get_vocab().values()) + 1
         self.origin = origin
         self._backend = backend
@@ -75,11 +72,6 @@ class Tokenizer:
                 f"{self.vocab_size} words; reword the instruction"
             )
         return encoding.ids
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the tokenizer's definition."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
 
     def check_embedding(self, rows: int) -> None:
         """Raises `UserError` if the embedding has too few `rows`."""

@@ -7,19 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from scone_pl.data.faults import Faults
-from scone_pl.data.index import INDEX, IndexEntry
+from scone_pl.data.index import INDEX, IndexEntry, duplicates
 from scone_pl.data.jobs import Tick, check_workers, run_jobs
 from scone_pl.data.manifest import MANIFEST
 from scone_pl.data.sample import BrokenSampleError
-from scone_pl.data.seeding import seed_of
 from scone_pl.data.selection import check_images
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import StorageConfig, sha256_of
-from scone_pl.data.token_counts import TokenCounter
-from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.progress import Progress
 
 _SAMPLES_PER_JOB = 256
@@ -44,7 +39,6 @@ class VerifyResult:
 def verify_shards(
     path: str | Path,
     *,
-    tokenizer: Tokenizer | None = None,
     workers: int = 1,
     progress: bool = True,
     storage: StorageConfig | None = None,
@@ -53,7 +47,6 @@ def verify_shards(
 
     Args:
         path: folder or URL of the data set.
-        tokenizer: the tokenizer of the conversion; token counts stored with another one are not checked.
         workers: number of processes.
         progress: whether to show a progress bar.
         storage: how a URL is fetched.
@@ -71,16 +64,9 @@ def verify_shards(
     _check_totals(shards, keys)
     result.add(INDEX, keys)
     with Progress(shards.storage.name, len(shards), unit="samples", show=progress) as bar:
-        shared = _Shared(shards, TokenCounter.published(tokenizer))
-        for number, faults in run_jobs(_verify, shared, _jobs(shards), workers=workers, bar=bar):
+        for number, faults in run_jobs(_verify, shards, _jobs(shards), workers=workers, bar=bar):
             result.add(shards.manifest.shards[number].file, faults)
     return result
-
-
-@dataclass(frozen=True)
-class _Shared:
-    shards: ShardSet
-    counter: TokenCounter
 
 
 @dataclass(frozen=True)
@@ -100,8 +86,7 @@ def _jobs(shards: ShardSet) -> Iterator[_Job]:
         start += info.samples
 
 
-def _verify(shared: _Shared, job: _Job, tick: Tick) -> tuple[int, Faults]:
-    shards, counter = shared.shards, shared.counter if shared.counter.agrees_with(shared.shards) else None
+def _verify(shards: ShardSet, job: _Job, tick: Tick) -> tuple[int, Faults]:
     faults, file = Faults(), shards.manifest.shards[job.shard].file
     if job.check_tar:
         try:
@@ -119,8 +104,6 @@ def _verify(shared: _Shared, job: _Job, tick: Tick) -> tuple[int, Faults]:
             if entry.shard != job.shard or entry.offset + entry.length > shards.manifest.shards[job.shard].bytes:
                 raise BrokenSampleError("index differs", f"listed outside this file, in shard number {entry.shard}")
             _check_sample(shards, i, entry)
-            if counter and (tokens := counter(entry)) != entry.tokens:
-                raise BrokenSampleError("wrong token count", f"{tokens}, but the index says {entry.tokens}")
         except BrokenSampleError as error:
             faults.add(f"{file}: {entry.key}", error)
         tick()
@@ -129,9 +112,7 @@ def _verify(shared: _Shared, job: _Job, tick: Tick) -> tuple[int, Faults]:
 
 def _find_duplicates(shards: ShardSet, faults: Faults) -> None:
     """Adds duplicate keys to `faults`."""
-    hashes = np.fromiter((seed_of(entry.key) for entry in shards.index), dtype=np.int64, count=len(shards))
-    _, first = np.unique(hashes, return_index=True)
-    for i in np.setdiff1d(np.arange(len(hashes)), first).tolist():
+    for i in duplicates((entry.key for entry in shards.index), len(shards)):
         entry = shards.index[i]
         where = f"{shards.manifest.shards[shards.shard_of(i)].file}: {entry.key}"
         faults.add(where, BrokenSampleError("duplicate key", "an earlier sample has this key"))
@@ -141,10 +122,6 @@ def _check_totals(shards: ShardSet, faults: Faults) -> None:
     kinds = dict(Counter(entry.kind for entry in shards.index))
     if kinds != {kind: count for kind, count in shards.manifest.kinds.items() if count}:
         faults.add(INDEX, BrokenSampleError("index differs", f"{kinds}, but {MANIFEST} says {shards.manifest.kinds}"))
-    stored = shards.manifest.tokens
-    total = sum(entry.tokens or 0 for entry in shards.index) if stored else 0
-    if stored and total != stored.total:
-        faults.add(INDEX, BrokenSampleError("wrong token count", f"{total} in all, but {MANIFEST} says {stored.total}"))
 
 
 def _check_gaps(shards: ShardSet, number: int, faults: Faults) -> None:

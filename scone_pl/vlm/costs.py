@@ -34,9 +34,10 @@ class Price:
 
     def of(self, usage: Mapping[str, Any]) -> float:
         """Cost of one answer in dollars."""
-        cached = usage.get("cached_tokens", 0)
-        uncached = usage.get("prompt_tokens", 0) - cached
-        return (uncached * self.input + cached * self.cached + usage.get("completion_tokens", 0) * self.output) / 1e6
+        cached: int = usage.get("cached_tokens", 0)
+        uncached: int = usage.get("prompt_tokens", 0) - cached
+        completion: int = usage.get("completion_tokens", 0)
+        return (uncached * self.input + cached * self.cached + completion * self.output) / 1e6
 
 
 def price_of(model: str, file: str | Path | None = None) -> Price | None:

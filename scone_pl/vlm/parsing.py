@@ -118,13 +118,15 @@ def _answer(raw: str | None) -> str:
 
 
 def _load(text: str) -> dict[str, Any]:
+    content: dict[str, Any]
     try:
         try:
-            return json.loads(text, strict=False, object_pairs_hook=_unique)
+            content = json.loads(text, strict=False, object_pairs_hook=_unique)
         except json.JSONDecodeError:
-            return json.loads(_TRAILING_COMMA.sub(r"\1", text), strict=False, object_pairs_hook=_unique)
+            content = json.loads(_TRAILING_COMMA.sub(r"\1", text), strict=False, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    return content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

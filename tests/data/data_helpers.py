@@ -57,7 +57,7 @@ def members_of(sample):
 def write_raw(folder, samples, spoil, samples_per_shard=1000):
     """A shard set as a careless tool would write it: `spoil(key, members)` changes what is in the tar."""
     write_shards(samples, folder, samples_per_shard=samples_per_shard, progress=False)
-    shards = ShardSet.open(folder)
+    shards = ShardSet(folder)
     infos, lines = [], []
     for number, info in enumerate(shards.manifest.shards):
         tar = io.BytesIO()

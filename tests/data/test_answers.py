@@ -29,7 +29,7 @@ SAMPLES = [answered(0), answered(1, target=True), make_sample(2), answered(3, re
 @pytest.fixture
 def shards(tmp_path):
     write_shards(SAMPLES, tmp_path / "set", progress=False)
-    return ShardSet.open(tmp_path / "set")
+    return ShardSet(tmp_path / "set")
 
 
 def test_answers_survive_the_shards_and_samples_without_look_as_ever(shards):

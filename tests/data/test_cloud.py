@@ -104,14 +104,14 @@ def storage(tmp_path):
 def test_s3_recovers_and_is_fetched_once(bucket, shard_folder, storage):
     requests = bucket(lambda path, count: count == 1)
     for _ in range(2):
-        assert list(ShardSet.open("s3://data/set", storage)) == list(ShardSet.open(shard_folder))
+        assert list(ShardSet("s3://data/set", storage)) == list(ShardSet(shard_folder))
     read = {path: count for (verb, path), count in requests.items() if verb == "GET" and path.endswith(".tar")}
     assert read == {f"/data/set/{i:05d}.tar": 2 for i in range(5)}  # once in vain
 
 
 def test_s3_that_stays_broken_is_a_counted_skip(bucket, storage):
     bucket(lambda path, count: path.endswith("00001.tar"))
-    shards = ShardSet.open("s3://data/set", storage)
+    shards = ShardSet("s3://data/set", storage)
     with pytest.raises(BrokenSampleError, match=r"s3://data/set/00001\.tar: cannot be fetched") as error:
         shards.read(13)
     assert error.value.reason == "unreadable shard"
@@ -122,7 +122,7 @@ def test_s3_that_stays_broken_is_a_counted_skip(bucket, storage):
 def test_nothing_there_is_one_line(bucket, storage, url, said):
     bucket()
     with pytest.raises(UserError, match=rf"{url}/manifest\.json: cannot be fetched \({said}") as error:
-        ShardSet.open(url, storage)
+        ShardSet(url, storage)
     assert "\n" not in str(error.value)
 
 
@@ -133,7 +133,7 @@ def test_s3_without_credentials_is_one_line(bucket, storage, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", storage.cache_dir)
     with pytest.raises(UserError, match=r"manifest\.json: cannot be fetched .*[Cc]redentials") as error:
-        ShardSet.open("s3://data/set", storage)
+        ShardSet("s3://data/set", storage)
     assert "\n" not in str(error.value)
 
 
@@ -141,7 +141,7 @@ def test_hugging_face_without_network_is_one_line(storage, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"hf://datasets/me/set/manifest\.json: cannot be fetched \(Offline") as error:
-        ShardSet.open("hf://datasets/me/set", storage)
+        ShardSet("hf://datasets/me/set", storage)
     assert "\n" not in str(error.value)
 
 
@@ -151,5 +151,5 @@ def test_a_missing_package_is_named(storage, monkeypatch, url, package):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(loaded, url.partition(":")[0], raising=False)
     with pytest.raises(UserError, match=rf"{package}.*; pip install {package}, or copy the data set here") as error:
-        ShardSet.open(url, storage)
+        ShardSet(url, storage)
     assert "\n" not in str(error.value)

@@ -13,7 +13,6 @@ from scone_pl.data.sample import Sample
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.statistics import contact_sheet, shard_statistics
-from scone_pl.data.token_counts import TokenCounter
 from scone_pl.data.verify import verify_shards
 from scone_pl.errors import UserError
 
@@ -61,7 +60,7 @@ def test_rows_become_samples_and_faults_are_counted(source, tmp_path):
         "unreadable image": 1,
     }
     assert any("x_multi-00000-000002" in line for line in faults.examples)
-    shards = ShardSet.open(tmp_path / "out")
+    shards = ShardSet(tmp_path / "out")
     assert [e.key for e in shards.index][:2] == ["x_multi-00000-000000", "x_multi-00000-000008"]
     sample = shards.read(0)
     assert (sample.references, sample.target) == ((encode(16, 8),), encode(8, 16))
@@ -71,7 +70,7 @@ def test_rows_become_samples_and_faults_are_counted(source, tmp_path):
 def test_subset_kind_limit_and_shrink(source, tmp_path):
     manifest, _ = convert_parquet(source, tmp_path / "out", subset="x_single", kind="multi", limit=2, shrink=4)
     assert manifest.kinds == {"multi": 2}
-    entry = ShardSet.open(tmp_path / "out").index[0]
+    entry = ShardSet(tmp_path / "out").index[0]
     assert (entry.references, entry.target) == (((4, 2),), (2, 4))
 
 
@@ -106,7 +105,7 @@ def test_verify_finds_each_problem(shard_folder, tmp_path):
     folder.mkdir()
     for file in shard_folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    shards = ShardSet.open(folder)
+    shards = ShardSet(folder)
     entry = shards.index[1]
     tar = bytearray((folder / "00000.tar").read_bytes())
     image = tar.index(b"IDAT", entry.offset)
@@ -124,7 +123,7 @@ def test_verify_finds_each_problem(shard_folder, tmp_path):
 
 
 def test_statistics(shard_folder, sequence_format, tokenizer, packing):
-    statistics = shard_statistics(shard_folder, TokenCounter(sequence_format, tokenizer, packing))
+    statistics = shard_statistics(shard_folder, sequence_format, tokenizer, packing)
     assert statistics.samples == 60
     assert statistics.references == {0: 20, 1: 20, 2: 20}
     assert 0.5 < statistics.efficiency <= 1

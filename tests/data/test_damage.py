@@ -318,7 +318,6 @@ ODD_VALUES = [
     ("references", [5, None, [[16]], [[16, 16, 16]], [["16", 16]], [[16.0, 16]], [[float("nan"), 16]], [[0, 16]]]),
     ("target", [5, [], [16], [0, 16], [-1, 16], [2**31, 2**31], [True, 1], {"w": 16}, "16x16"]),
     ("answer", [5, None, ["x"]]),
-    ("tokens", [0, -1, 1.5, "5", float("nan")]),
     ("crc32", [-1, 2**32, 1.0, "5", None]),
     ("extra", [1]),
 ]
@@ -330,7 +329,7 @@ def test_odd_values_in_the_index_are_one_line(name, values, pristine, tmp_path):
     lines = (pristine / "index.jsonl").read_text().splitlines()
     without = {key: value for key, value in json.loads(lines[1]).items() if key != name}
     changed = [json.dumps({**without, name: value}) for value in values]
-    if name not in ("extra", "answer", "tokens"):
+    if name not in ("extra", "answer"):
         changed.append(json.dumps(without))
     for line in changed:
         (folder / "index.jsonl").write_text("\n".join([lines[0], line, *lines[2:], ""]))
@@ -394,9 +393,6 @@ def test_a_byte_order_mark_and_a_cut_last_line(pristine, tmp_path):
         {"shards": [5]},
         {"shards": [{}]},
         {"shards": None},
-        {"tokens": 5},
-        {"tokens": {"total": 1.5, "settings": {}}},
-        {"tokens": {"total": 5, "settings": []}},
         {"extra": 1},
     ],
 )

@@ -225,7 +225,7 @@ def test_overfitting_repeats_each_rank_s_first_packs_and_goes_on_repeating(build
 
 
 def broken_copy(shard_folder, folder, count):
-    write_shards(ShardSet.open(shard_folder), folder, progress=False)
+    write_shards(ShardSet(shard_folder), folder, progress=False)
     path = folder / "00000.tar"
     path.write_bytes(path.read_bytes().replace(b"IDAT", b"XDAT", count))
     return folder

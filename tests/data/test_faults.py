@@ -108,11 +108,11 @@ def test_a_torn_tar_loses_only_what_is_gone(sequence_format, tokenizer, packing,
     samples = [make_sample(i) for i in range(12)]
     write_shards(samples, tmp_path / "s", samples_per_shard=4, progress=False)
     tar = tmp_path / "s" / "00001.tar"
-    entries = [entry for entry in ShardSet.open(tmp_path / "s").index if entry.shard == 1]
+    entries = [entry for entry in ShardSet(tmp_path / "s").index if entry.shard == 1]
     whole = tar.read_bytes()
     tar.write_bytes(whole[: entries[2].offset + 700])
     with pytest.raises(UserError, match=r"00001\.tar has \d+ bytes where"):
-        ShardSet.open(tmp_path / "s")
+        ShardSet(tmp_path / "s")
     tar.write_bytes(whole[: entries[2].offset + 700].ljust(len(whole), b"\0"))  # the right size, the end lost
     keys, skipped, _ = epoch_of(tmp_path / "s", sequence_format, tokenizer, packing)
     assert len(keys) == 10

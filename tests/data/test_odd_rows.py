@@ -77,7 +77,7 @@ def test_what_is_converted_is_read_again(folder, tmp_path):
     manifest, faults = convert(source, tmp_path / "out", progress=False)
     assert manifest.samples + faults.total == len(source)
     assert manifest.samples > 30
-    assert len(list(ShardSet.open(tmp_path / "out"))) == manifest.samples
+    assert len(list(ShardSet(tmp_path / "out"))) == manifest.samples
 
 
 def test_odd_prompts(folder):

@@ -48,7 +48,7 @@ def source(tmp_path):
 
 def shards_of(source, output, **config):
     convert(open_input(str(source)), output, ConvertConfig(**config), progress=False)
-    return ShardSet.open(output)
+    return ShardSet(output)
 
 
 @pytest.mark.parametrize("reencode", [None, "png", "jpeg", "webp"])
@@ -80,7 +80,7 @@ def test_sets_without_the_rule_have_sizes_as_stored(source, tmp_path):
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     (tmp_path / "out/manifest.json").write_text(json.dumps({**manifest, "exif_orientation": "sometimes"}))
     with pytest.raises(UserError, match="exif_orientation 'sometimes'"):
-        ShardSet.open(tmp_path / "out")
+        ShardSet(tmp_path / "out")
     (tmp_path / "out/manifest.json").write_text(json.dumps({**manifest, "exif_orientation": "apply"}))
     assert verify_shards(tmp_path / "out", progress=False).faults.counts["index differs"] == 1
 

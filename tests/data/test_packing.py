@@ -95,7 +95,7 @@ def test_golden_pack():
 @pytest.mark.parametrize("targets", [1, 3])
 def test_length_is_exact_without_decoding(shard_folder, sequence_format, tokenizer, packing, vit_source, targets):
     config = dataclasses.replace(packing, vit_source=vit_source, targets_per_sample=targets).without_dropout()
-    shards = ShardSet.open(shard_folder)
+    shards = ShardSet(shard_folder)
     for i, entry in enumerate(shards.index[:24]):
         builder = SequenceBuilder(sequence_format)
         add_sample(builder, shards.read(i), tokenizer, config, generator(i))

@@ -186,7 +186,7 @@ def test_lists_of_json_are_read_like_lines(folder):
     (folder / "list/rows.json").write_text(json.dumps(rows))
     _, faults = convert(open_input(str(folder / "list"), image_root=str(folder)), folder / "out", progress=False)
     assert faults.total == 0
-    assert [entry.instruction for entry in ShardSet.open(folder / "out").index] == expected
+    assert [entry.instruction for entry in ShardSet(folder / "out").index] == expected
 
 
 def test_every_reason_has_an_example_whatever_comes_first():

@@ -14,7 +14,7 @@ from scone_pl.errors import UserError
 
 
 def test_round_trip(shard_folder):
-    shards = ShardSet.open(shard_folder)
+    shards = ShardSet(shard_folder)
     assert len(shards) == 60
     assert [shard.samples for shard in shards.manifest.shards] == [13, 13, 13, 13, 8]
     for i, sample in enumerate(shards):
@@ -22,7 +22,7 @@ def test_round_trip(shard_folder):
 
 
 def test_random_access_equals_sequential(shard_folder):
-    shards = ShardSet.open(shard_folder)
+    shards = ShardSet(shard_folder)
     sequential = list(shards)
     copy = pickle.loads(pickle.dumps(shards))  # noqa: S301
     for i in (59, 0, 13, 12, 26):
@@ -30,7 +30,7 @@ def test_random_access_equals_sequential(shard_folder):
 
 
 def test_index_tells_what_the_samples_hold(shard_folder):
-    shards = ShardSet.open(shard_folder)
+    shards = ShardSet(shard_folder)
     for entry, sample in zip(shards.index, shards, strict=True):
         assert (entry.key, entry.kind, entry.instruction) == (sample.key, sample.kind, sample.instruction)
         assert entry.references == tuple(decode_rgb(data).size for data in sample.references)
@@ -59,7 +59,7 @@ def test_plain_webdataset_reads_it(shard_folder):
 
 def test_target_is_optional(tmp_path):
     write_shards([dataclasses.replace(make_sample(1), target=b"")], tmp_path / "s", progress=False)
-    shards = ShardSet.open(tmp_path / "s")
+    shards = ShardSet(tmp_path / "s")
     assert shards.index[0].target is None
     assert shards.read(0).target == b""
 
@@ -67,18 +67,18 @@ def test_target_is_optional(tmp_path):
 def test_image_formats_keep_their_bytes(tmp_path):
     images = tuple(encode(8, 8, format=name) for name in ("JPEG", "WEBP", "PNG"))
     write_shards([dataclasses.replace(make_sample(0), references=images)], tmp_path / "s", progress=False)
-    assert ShardSet.open(tmp_path / "s").read(0).references == images
+    assert ShardSet(tmp_path / "s").read(0).references == images
 
 
 def test_more_than_ten_references_keep_their_order(tmp_path):
     sample = make_sample(0, references=12)
     write_shards([sample], tmp_path / "s", progress=False)
-    assert ShardSet.open(tmp_path / "s").read(0) == sample
+    assert ShardSet(tmp_path / "s").read(0) == sample
 
 
 @pytest.mark.parametrize("kind", ["single", "multi"])
 def test_committed_tiny_sets(kind):
-    shards = ShardSet.open(TINY / kind)
+    shards = ShardSet(TINY / kind)
     assert len(shards) == 8
     assert {entry.kind for entry in shards.index} == {kind}
     for sample in shards:
@@ -97,7 +97,7 @@ def test_unusable_samples_are_refused(tmp_path):
     for name in "abcd":
         assert not list((tmp_path / name).iterdir())
         with pytest.raises(UserError, match=r"manifest\.json is missing"):
-            ShardSet.open(tmp_path / name)
+            ShardSet(tmp_path / name)
 
 
 def copy_of(shard_folder, tmp_path):
@@ -126,7 +126,7 @@ def test_an_index_that_does_not_fit_is_told_before_training(shard_folder, tmp_pa
     first, *rest = file.read_text().splitlines(keepends=True)
     file.write_text(json.dumps({**json.loads(first), **change}) + "\n" + "".join(rest))
     with pytest.raises(UserError, match=message):
-        list(ShardSet.open(file.parent).entries())
+        list(ShardSet(file.parent).entries())
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_manifest_names_no_files_elsewhere(shard_folder, tmp_path, change, mes
     manifest["shards"][0].update(change)
     file.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=message):
-        ShardSet.open(file.parent)
+        ShardSet(file.parent)
 
 
 def test_existing_data_set_is_not_overwritten(shard_folder):
@@ -169,24 +169,24 @@ def test_incomplete_folders_are_one_line(shard_folder, tmp_path, break_it, named
     folder = copy_of(shard_folder, tmp_path)
     break_it(folder)
     with pytest.raises(UserError, match=named) as error:
-        ShardSet.open(folder)
+        ShardSet(folder)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_missing_folder(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        ShardSet.open(tmp_path / "nowhere")
+        ShardSet(tmp_path / "nowhere")
 
 
 def test_damaged_samples_have_a_reason(shard_folder, tmp_path):
     folder = copy_of(shard_folder, tmp_path)
-    entry = ShardSet.open(folder).index[1]
+    entry = ShardSet(folder).index[1]
     tar = bytearray((folder / "00000.tar").read_bytes())
     begin = tar.index(b'"instruction"', entry.offset)
     tar[begin] = ord("?")
     (folder / "00000.tar").write_bytes(tar)
-    shards = ShardSet.open(folder)
+    shards = ShardSet(folder)
     with pytest.raises(BrokenSampleError) as error:
         shards.read(1)
     assert error.value.reason == "wrong JSON"

@@ -66,7 +66,7 @@ def test_json_lines_of_several_styles(lists, tmp_path):
         "unreadable image": 1,
     }
     assert any("list.jsonl:12: must be a JSON object" in line for line in faults.examples)
-    uno, x2i, own = ShardSet.open(tmp_path / "out")
+    uno, x2i, own = ShardSet(tmp_path / "out")
     assert (uno.key, uno.instruction, uno.target) == ("list-000000000", "uno", encode(32, 32))
     assert uno.references == (encode(16, 16), encode(24, 24))
     assert x2i.metadata == {"task_type": "edit", "source": {"file": "list.jsonl"}}
@@ -83,12 +83,12 @@ def test_fields_keys_and_root_can_be_named(lists, tmp_path):
     manifest, faults = convert(source, tmp_path / "out", progress=False)
     assert manifest.samples == 1
     assert faults.counts == {"duplicate key": 1}
-    assert ShardSet.open(tmp_path / "out").index[0].key.startswith("x_1-")
+    assert ShardSet(tmp_path / "out").index[0].key.startswith("x_1-")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a", "image_paths": []}\n')
     source = open_input(str(prompts), require_target=False)
     convert(source, tmp_path / "prompts", progress=False)
-    assert ShardSet.open(tmp_path / "prompts").read(0).target == b""
+    assert ShardSet(tmp_path / "prompts").read(0).target == b""
 
 
 def test_two_conversions_into_one_folder_are_refused(lists, tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_names_that_no_key_can_have_stay_apart(lists, tmp_path):
     source = open_input(str(lists.parent), fields=FieldNames(key="id"))
     manifest, _ = convert(source, tmp_path / "named", progress=False)
     assert manifest.samples == len(names)
-    keys = [entry.key for entry in ShardSet.open(tmp_path / "named").index]
+    keys = [entry.key for entry in ShardSet(tmp_path / "named").index]
     assert {"a_b", "plain-1"} < set(keys)
     assert all(re.fullmatch("[A-Za-z0-9_-]{1,80}", key) for key in keys)
     (tmp_path / "other.jsonl").rename(lists.parent / "\u72ac.jsonl")
@@ -149,13 +149,13 @@ def test_wrong_lists_are_one_line(tmp_path, content, options, message):
 def test_from_another_shard_set(shard_folder, tmp_path):
     source = open_input(str(shard_folder))
     convert(source, tmp_path / "same", ConvertConfig(samples_per_shard=25), progress=False)
-    assert list(ShardSet.open(tmp_path / "same")) == list(ShardSet.open(shard_folder))
-    assert [shard.samples for shard in ShardSet.open(tmp_path / "same").manifest.shards] == [25, 25, 10]
+    assert list(ShardSet(tmp_path / "same")) == list(ShardSet(shard_folder))
+    assert [shard.samples for shard in ShardSet(tmp_path / "same").manifest.shards] == [25, 25, 10]
     config = ConvertConfig(only="multi", limit=7, shrink=20, reencode="webp")
     manifest, faults = convert(source, tmp_path / "some", config, progress=False)
     assert manifest.kinds == {"multi": 7}
     assert set(faults.counts) == {"other kind"}
-    assert max(side for sample in ShardSet.open(tmp_path / "some").index for side in sample.target) <= 20
+    assert max(side for sample in ShardSet(tmp_path / "some").index for side in sample.target) <= 20
     assert b"webp" in (tmp_path / "some/00000.tar").read_bytes()
     with pytest.raises(UserError, match=r"the source has no valid sample \(60 small image, first s0000"):
         convert(source, tmp_path / "none", ConvertConfig(min_side=17), progress=False)

@@ -36,8 +36,8 @@ def stream_of(url, sequence_format, tokenizer, packing, storage, window=None):
 def test_remote_equals_local_and_is_fetched_once(shard_folder, storage):
     with Server(shard_folder) as server:
         for _ in range(2):
-            shards = ShardSet.open(server.url, storage)
-            assert list(shards) == list(ShardSet.open(shard_folder))
+            shards = ShardSet(server.url, storage)
+            assert list(shards) == list(ShardSet(shard_folder))
         tars = {path: count for path, count in server.requests.items() if path.endswith(".tar")}
     assert tars == {f"/{i:05d}.tar": 1 for i in range(5)}
     assert not list(storage.cache.rglob("*.part"))
@@ -47,7 +47,7 @@ def test_memory_file_system(shard_folder, storage):
     import fsspec
 
     fsspec.filesystem("memory").put(str(shard_folder), "/set", recursive=True)
-    assert ShardSet.open("memory://set", storage).read(3) == make_sample(3)
+    assert ShardSet("memory://set", storage).read(3) == make_sample(3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -67,7 +67,7 @@ def test_a_server_that_recovers_leaves_no_trace(shard_folder, sequence_format, t
 
 def test_a_shard_that_cannot_be_had_is_skipped_and_not_asked_for_again_at_once(shard_folder, storage):
     with Server(shard_folder, lambda path, count: 500 if path == "/00001.tar" else None) as server:
-        shards = ShardSet.open(server.url, storage)
+        shards = ShardSet(server.url, storage)
         for i in (13, 14):
             with pytest.raises(BrokenSampleError, match=r"00001\.tar.*500") as error:
                 shards.read(i)
@@ -82,7 +82,7 @@ def test_wrong_bytes_are_never_cached(shard_folder, storage, tmp_path):
     tar = (folder / "00000.tar").read_bytes()
     (folder / "00000.tar").write_bytes(tar[:-100])
     with Server(folder) as server:
-        shards = ShardSet.open(server.url, storage)
+        shards = ShardSet(server.url, storage)
         with pytest.raises(BrokenSampleError, match="checksum differs"):
             shards.read(0)
     assert not list(storage.cache.rglob("*.tar"))
@@ -90,16 +90,16 @@ def test_wrong_bytes_are_never_cached(shard_folder, storage, tmp_path):
 
 def test_no_data_set_there_is_one_line(tmp_path, storage):
     with Server(tmp_path) as server, pytest.raises(UserError, match=r"manifest\.json: cannot be fetched") as error:
-        ShardSet.open(server.url, storage)
+        ShardSet(server.url, storage)
     assert "\n" not in str(error.value)
     assert sum(server.requests.values()) == 1  # a 404 is an answer
     with pytest.raises(UserError, match=r"nosuch://bucket.*; copy the data set here") as error:
-        ShardSet.open("nosuch://bucket/set", storage)
+        ShardSet("nosuch://bucket/set", storage)
     assert "\n" not in str(error.value)
 
 
 def _read_all(url, storage):
-    assert len(list(ShardSet.open(url, storage))) == 60
+    assert len(list(ShardSet(url, storage))) == 60
 
 
 def test_processes_share_a_cache(shard_folder, storage):
@@ -118,8 +118,8 @@ def test_cache_limit(shard_folder, storage):
     sizes = [path.stat().st_size for path in sorted(shard_folder.glob("*.tar"))]
     limited = StorageConfig(cache_dir=storage.cache_dir, cache_gigabytes=2.5 * max(sizes) / 1e9)
     with Server(shard_folder) as server:
-        shards = ShardSet.open(server.url, limited)
-        assert list(shards) == list(ShardSet.open(shard_folder))
+        shards = ShardSet(server.url, limited)
+        assert list(shards) == list(ShardSet(shard_folder))
         assert sum(path.stat().st_size for path in limited.cache.rglob("*.tar")) <= 2.5 * max(sizes)
         assert shards.read(0) == make_sample(0)  # fetched again
 
@@ -130,7 +130,7 @@ def test_what_else_lies_in_the_cache_folder_is_left_alone(shard_folder, storage)
     own.write_bytes(bytes(10_000_000))
     os.utime(own, (0, 0))
     with Server(shard_folder) as server:
-        shards = ShardSet.open(server.url, dataclasses.replace(storage, cache_gigabytes=1e-9))
+        shards = ShardSet(server.url, dataclasses.replace(storage, cache_gigabytes=1e-9))
         assert [shards.read(i).key for i in range(3)]
     assert own.stat().st_size == 10_000_000
 
@@ -138,7 +138,7 @@ def test_what_else_lies_in_the_cache_folder_is_left_alone(shard_folder, storage)
 def test_passwords_in_urls_are_not_written(storage):
     url = "http://me:secret@127.0.0.1:9/set"
     with pytest.raises(UserError, match="manifest") as error:
-        ShardSet.open(url, dataclasses.replace(storage, attempts=1))
+        ShardSet(url, dataclasses.replace(storage, attempts=1))
     assert "secret" not in str(error.value)
     folder = copy.copy(RemoteFolder(url, storage))  # as a worker gets it
     assert folder._url == url
@@ -183,7 +183,7 @@ def test_processes_in_too_small_a_cache_still_read_the_right_samples(shard_folde
 
 
 def _read_scattered(url, storage, seed):
-    shards = ShardSet.open(url, storage)
+    shards = ShardSet(url, storage)
     for i in np.random.default_rng(seed).permutation(60).tolist():
         assert shards.read(i) == make_sample(i)
 

@@ -89,24 +89,24 @@ PAGE = b"<html><body>Please log in</body></html>"
 def test_wrong_answers_name_the_url_and_are_not_kept(file, wrong, folder, storage):
     with Answers(folder, {f"/{file}": wrong}) as server:
         if file.endswith(".tar"):
-            shards = ShardSet.open(server.url, storage)
+            shards = ShardSet(server.url, storage)
             with pytest.raises(BrokenSampleError) as error:
                 shards.read(0)
             assert error.value.reason == "unreadable shard"
             assert shards.read(3) == SAMPLES[3]
         else:
             with pytest.raises(UserError) as error:
-                ShardSet.open(server.url, storage)
+                ShardSet(server.url, storage)
         assert f"{server.url}/{file}" in str(error.value)
         assert "\n" not in str(error.value)
         server.answers.clear()
-        assert list(ShardSet.open(server.url, storage)) == SAMPLES
+        assert list(ShardSet(server.url, storage)) == SAMPLES
 
 
 def test_an_answer_without_end_is_cut_off(folder, storage):
     with Answers(folder, {"/00000.tar": endless}) as server:
         with pytest.raises(BrokenSampleError, match=r"00000\.tar: cannot be fetched .*received more than \d+ bytes"):
-            ShardSet.open(server.url, storage).read(0)
+            ShardSet(server.url, storage).read(0)
         assert max((path.stat().st_size for path in storage.cache.rglob("*00000*")), default=0) < 1 << 20
 
 
@@ -114,7 +114,7 @@ def test_damage_of_an_index_names_its_url(folder, storage):
     (folder / "index.jsonl").write_text((folder / "index.jsonl").read_text().replace('"shard": 1', '"shard": 1.5'))
     sign_index(folder)
     with Server(folder) as server:
-        shards = ShardSet.open(server.url, storage)
+        shards = ShardSet(server.url, storage)
         with pytest.raises(UserError, match=rf"^{server.url}/index\.jsonl: line 4 is damaged"):
             list(shards.entries())
 
@@ -123,19 +123,19 @@ def test_a_redirected_set_is_read(folder, storage, tmp_path):
     with Server(folder) as there:
         answers = {f"/{p.name}": answer(b"", 302, Location=f"{there.url}/{p.name}") for p in folder.iterdir()}
         with Answers(tmp_path, answers) as server:
-            assert list(ShardSet.open(server.url, storage)) == SAMPLES
+            assert list(ShardSet(server.url, storage)) == SAMPLES
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut", "flipped"])
 @pytest.mark.parametrize("name", ["index.jsonl", "00000.tar"])
 def test_a_spoilt_copy_is_fetched_again(name, damage, folder, storage):
     with Server(folder) as server:
-        list(ShardSet.open(server.url, storage))
+        list(ShardSet(server.url, storage))
         (copy,) = (path for path in storage.cache.rglob(f"*{name}") if not path.name.startswith("."))
         content = copy.read_bytes()
         flipped = content[:1500] + bytes([content[1500] ^ 4]) + content[1501:] if name.endswith("tar") else b"{" * 9
         copy.write_bytes({"emptied": b"", "cut": content[:700], "flipped": flipped}[damage])
-        assert list(ShardSet.open(server.url, storage)) == SAMPLES
+        assert list(ShardSet(server.url, storage)) == SAMPLES
         assert copy.read_bytes() == content
         assert server.requests[f"/{name}"] == 2
 
@@ -148,7 +148,7 @@ def test_what_is_damaged_there_is_hashed_once_and_not_fetched_again(folder, stor
 
     raw = write_raw(folder.parent / "raw", SAMPLES, spoil)
     with Server(raw) as server:
-        shards = ShardSet.open(server.url, storage)
+        shards = ShardSet(server.url, storage)
         for i in (1, 2, 1):
             with pytest.raises(BrokenSampleError, match="lacks its JSON"):
                 shards.read(i)
@@ -160,7 +160,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(blocked, folder, tmp_path):
     (tmp_path / "file").write_text("")
     config = StorageConfig(cache_dir=str(tmp_path / blocked), attempts=1)
     with Server(folder) as server, pytest.raises(UserError, match="cache cannot be written") as error:
-        ShardSet.open(server.url, config)
+        ShardSet(server.url, config)
     assert "storage.cache_dir" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -174,7 +174,7 @@ def test_a_full_cache_is_no_fault_of_the_server(folder, storage, monkeypatch):
     with Server(folder) as server:
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match=r"cache cannot be written \(No space left on device\)"):
-            ShardSet.open(server.url, storage)
+            ShardSet(server.url, storage)
         assert server.requests["/manifest.json"] == 1
     assert not list(storage.cache.rglob("*.part"))
 

@@ -149,7 +149,7 @@ def test_equal_layouts_are_adjacent(maker):
 
 
 def test_sharding_does_not_change_the_draws(shard_folder, sequence_format, tokenizer, packing, tmp_path):
-    write_shards(ShardSet.open(shard_folder), tmp_path / "other", samples_per_shard=7, progress=False)
+    write_shards(ShardSet(shard_folder), tmp_path / "other", samples_per_shard=7, progress=False)
     makers = [
         maker_of([Source(str(folder))], sequence_format, tokenizer, packing)
         for folder in (shard_folder, tmp_path / "other")
@@ -160,7 +160,7 @@ def test_sharding_does_not_change_the_draws(shard_folder, sequence_format, token
 
 def damage(folder, keys):
     """Zeroes the pixels of some samples in place, file sizes unchanged."""
-    shards = ShardSet.open(folder)
+    shards = ShardSet(folder)
     for entry in shards.index:
         if entry.key in keys:
             path = folder / shards.manifest.shards[entry.shard].file

@@ -87,7 +87,7 @@ def test_other_mistakes(data, tmp_path):
         read_items(SCONEEVAL, data, tasks=["single"])
     with pytest.raises(UserError, match="language fr"):
         read_items(SCONEEVAL, data, language="fr")
-    with pytest.raises(UserError, match="--limit 0"):
+    with pytest.raises(UserError, match="--limit is 0"):
         read_items(SCONEEVAL, data, limit=0)
 
 

@@ -33,7 +33,7 @@ def test_every_set_is_written_once(tmp_path, capsys):
     assert "written" in capsys.readouterr().out
     kinds = {}
     for name in WORLD_SETS:
-        shards = ShardSet.open(tmp_path / name)
+        shards = ShardSet(tmp_path / name)
         samples = list(shards)
         kinds[name] = {s.kind for s in samples}
         assert {s.metadata["task"] for s in samples} == set(WORLD_SETS[name].tasks)

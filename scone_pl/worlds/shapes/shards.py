@@ -166,7 +166,7 @@ def write_world(
     file = folder / SETTINGS
     if (folder / MANIFEST).exists():
         if file.exists() and read_text(file) == text:
-            ShardSet.open(folder)
+            ShardSet(folder)
             return None
         raise UserError(f"{folder} holds another data set; choose another --output")
     write_text(text, file)
