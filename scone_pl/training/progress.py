@@ -59,19 +59,40 @@ class StepLines(ProgressBar):
             print(line, file=sys.stderr, flush=True)
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
+        self.has_dataloader_changed(dataloader_idx)
         if trainer.state.fn == "validate":
             self._show("validate: pack", batch_idx + 1, self.total_val_batches_current_dataloader)
 
     def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
+        self.has_dataloader_changed(dataloader_idx)
         self._show("test: pack", batch_idx + 1, self.total_test_batches_current_dataloader)
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
+        self.has_dataloader_changed(dataloader_idx)
         self._show("predict: sample", batch_idx + 1, self.total_predict_batches_current_dataloader)
 
 
