@@ -121,8 +121,8 @@ class Evaluator(ABC):
 
 def mean(values: Iterable[float]) -> float:
     """Arithmetic mean; nan of none."""
-    found = list(values)
-    return sum(found) / len(found) if found else float("nan")
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
 def digest(content: Any) -> str:

@@ -102,8 +102,12 @@ class Comparisons:
         rows = [pair for row in (*self.with_baseline, *self.within_arms) for pair in row.pairs]
         family: dict[Pair, Estimate] = {}
         for pair in (*rows, *(pair for pair, _ in self.with_paper)):
-            if pair.turned not in family and (found := self.difference(pair)) and not math.isnan(found.half_width):
-                family[pair] = found
+            if (
+                pair.turned not in family
+                and (estimate := self.difference(pair))
+                and not math.isnan(estimate.half_width)
+            ):
+                family[pair] = estimate
         return family
 
     @cached_property
@@ -117,21 +121,21 @@ class Comparisons:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Differences; of these, those whose own interval excludes 0; and those that hold after the correction."""
-        alone = sum(found.excludes_zero for found in self.family.values())
+        alone = sum(estimate.excludes_zero for estimate in self.family.values())
         return len(self.family), alone, sum(p < ALPHA for p in self._adjusted.values())
 
     def cell(self, pair: Pair) -> str:
         """As Markdown: bold where it holds after the correction, in italics where only its own interval excludes 0."""
-        found = self.difference(pair)
-        if found is None:
+        estimate = self.difference(pair)
+        if estimate is None:
             return ""
-        mark = "**" if self.adjusted_p(pair) < ALPHA else "_" if found.excludes_zero else ""
-        return f"{mark}{found}{mark}"
+        mark = "**" if self.adjusted_p(pair) < ALPHA else "_" if estimate.excludes_zero else ""
+        return f"{mark}{estimate}{mark}"
 
     def verdict(self, pair: Pair, theirs: float) -> str:
         """Whether the difference has the sign of the paper's."""
-        found = self.difference(pair)
-        if found is None or not found.excludes_zero:
+        estimate = self.difference(pair)
+        if estimate is None or not estimate.excludes_zero:
             return "not resolved"
-        agrees = "agrees" if found.mean * theirs > 0 else "opposite"
+        agrees = "agrees" if estimate.mean * theirs > 0 else "opposite"
         return agrees if self.adjusted_p(pair) < ALPHA else f"{agrees}, not after correction"

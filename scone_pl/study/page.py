@@ -220,10 +220,10 @@ def _paper_tables(comparisons: Comparisons) -> list[str]:
     lines = [
         [
             f"{_label(result, pair.one)} - {_label(result, pair.other)}",
-            *(pair.metric, f"{theirs:+.2f}", str(found), comparisons.verdict(pair, theirs)),
+            *(pair.metric, f"{theirs:+.2f}", str(difference), comparisons.verdict(pair, theirs)),
         ]
         for pair, theirs in comparisons.with_paper
-        if (found := comparisons.difference(pair))
+        if (difference := comparisons.difference(pair))
     ]
     return [*tables, markdown_table(["difference", "score", "paper", "ours (paired)", "ordering"], lines)][
         : 1 + bool(lines)
@@ -265,13 +265,13 @@ def filled(text: str, comparisons: Comparisons) -> str:
 
 
 def _part(comparisons: Comparisons, pair: Pair, part: str) -> str:
-    found = comparisons.difference(pair)
-    if found is None:
+    difference = comparisons.difference(pair)
+    if difference is None:
         return "(one seed)"
     if part == "p":
         p = comparisons.adjusted_p(pair)
         if math.isnan(p):
             raise ValueError("not among the differences that the study tests")
         return f"{p:.2g}"
-    ends = {"low": found.mean - found.half_width, "high": found.mean + found.half_width}
-    return f"{ends[part]:+.2f}" if part else str(found)
+    ends = {"low": difference.mean - difference.half_width, "high": difference.mean + difference.half_width}
+    return f"{ends[part]:+.2f}" if part else str(difference)

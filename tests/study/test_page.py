@@ -27,8 +27,8 @@ def report(com, dis):
     kept = {"distinction_single_cross": {"precision": 0.9, "recall": 0.8}}
     failures = {"none": 6, "blending": 2}
     choice = {"distinction_single_cross": 0.625}
-    found = {"mask": True, "tasks": tasks, "kept": kept, "choice": choice, "failures": failures}
-    return {**found, "pictures": 8, "blocked_share": 0.25}
+    content = {"mask": True, "tasks": tasks, "kept": kept, "choice": choice, "failures": failures}
+    return {**content, "pictures": 8, "blocked_share": 0.25}
 
 
 def result(name="demo", seeds=3):
@@ -60,10 +60,10 @@ def result(name="demo", seeds=3):
 
 
 def test_intervals_are_students():
-    found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found.mean == 3.0
-    assert found.half_width == pytest.approx(2.7764451 * math.sqrt(2.5) / math.sqrt(5))
-    assert str(found) == "3.00 ± 1.96"
+    interval = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert interval.mean == 3.0
+    assert interval.half_width == pytest.approx(2.7764451 * math.sqrt(2.5) / math.sqrt(5))
+    assert str(interval) == "3.00 ± 1.96"
     assert str(estimate([2.0])) == "2.00"
     assert str(Estimate(0.599, 0.6004, ())) == "0.599 ± 0.600"
     paired = difference([1.0, 2.0, 3.0], [0.0, 1.1, 1.9])
@@ -92,9 +92,9 @@ def test_holm_corrects_a_family():
     assert holm([0.5, math.nan, 0.9])[::2] == [1.0, 1.0]
     assert math.isnan(holm([0.5, math.nan, 0.9])[1])
     values = [0.4, 0.9, 0.2, 0.6, 0.1]
-    found = estimate(values)
-    assert found.p_value == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
-    assert (found.p_value < 0.05) == found.excludes_zero
+    interval = estimate(values)
+    assert interval.p_value == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+    assert (interval.p_value < 0.05) == interval.excludes_zero
     assert (estimate([1.0, 1.0]).p_value, estimate([0.0, 0.0]).p_value) == (0.0, 1.0)
 
 
@@ -188,8 +188,8 @@ COSTS = (
 
 def case(row, share, value):
     """What was measured, or why not."""
-    found = {"error": value} if isinstance(value, str) else dict.fromkeys(COSTS, value)
-    return {"row": row, "blocked_percent": share, **found}
+    content = {"error": value} if isinstance(value, str) else dict.fromkeys(COSTS, value)
+    return {"row": row, "blocked_percent": share, **content}
 
 
 def costs(folder, cases, **made):
@@ -225,12 +225,12 @@ def test_a_single_seed_has_no_differences(tmp_path):
 
 
 def test_evaluations_are_compared_within_an_arm(tmp_path):
-    found = result()
-    found["evaluations"] = {"main": {"kind": "score", "label": "with"}, "less": {"kind": "score", "label": "without"}}
-    for arm in found["arms"].values():
+    content = result()
+    content["evaluations"] = {"main": {"kind": "score", "label": "with"}, "less": {"kind": "score", "label": "without"}}
+    for arm in content["arms"].values():
         for run in arm["runs"]:
             run["evaluations"]["less"] = report(4, 5)
-    compared = Result({**found, "contrasts": [["main", "less"]]})
+    compared = Result({**content, "contrasts": [["main", "less"]]})
     text = section(Comparisons(compared), tmp_path)
     com = compared.difference("two", "two", "main", "COM", "less")
     assert com.mean == pytest.approx(2.1)
@@ -244,20 +244,20 @@ def test_a_quick_run_has_no_findings(tmp_path):
 
 
 def test_seeds_are_paired_by_their_number():
-    found = result()
-    found["arms"]["two"] = {**found["arms"]["one"], "runs": found["arms"]["one"]["runs"][::-1]}
-    assert Result(found).difference("one", "two", "main", "COM").values == (0.0, 0.0, 0.0)
+    content = result()
+    content["arms"]["two"] = {**content["arms"]["one"], "runs": content["arms"]["one"]["runs"][::-1]}
+    assert Result(content).difference("one", "two", "main", "COM").values == (0.0, 0.0, 0.0)
 
 
 def test_only_runs_that_trained_count_as_training(tmp_path):
-    found = result()
-    runs = [run for arm in found["arms"].values() for run in arm["runs"]]
+    content = result()
+    runs = [run for arm in content["arms"].values() for run in arm["runs"]]
     for run, seconds in zip(runs, (90.0, 60.0, 5.0, 0.01, 0.01, 0.01), strict=True):
         run["seconds"]["training"] = seconds
-    assert "; the median run trained for 60 s, " in section(Comparisons(Result(found)), tmp_path)
+    assert "; the median run trained for 60 s, " in section(Comparisons(Result(content)), tmp_path)
     for run in runs:
         run["seconds"]["training"] = 0.01
-    assert "; nothing was trained, " in section(Comparisons(Result(found)), tmp_path)
+    assert "; nothing was trained, " in section(Comparisons(Result(content)), tmp_path)
 
 
 def layered(stream, world):
@@ -279,17 +279,17 @@ def layered(stream, world):
 
 def test_maps_show_the_episode_of_their_world(tmp_path, monkeypatch):
     rows = []
-    monkeypatch.setattr("scone_pl.study.plot.draw_rows", lambda found, file: rows.extend(found))
-    found, episode = layered("test", {"candidates": 4, "similarity": 0.5})
-    draw_maps(Result(found), "layers", tmp_path / "maps.png")
+    monkeypatch.setattr("scone_pl.study.plot.draw_rows", lambda drawn, file: rows.extend(drawn))
+    content, episode = layered("test", {"candidates": 4, "similarity": 0.5})
+    draw_maps(Result(content), "layers", tmp_path / "maps.png")
     assert np.array_equal(rows[0].image, episode.references[0])
     assert not np.array_equal(rows[0].image, World(0, stream="test").sample(episode.task, 0).references[0])
 
 
 def test_layers_are_drawn_of_test_episodes(tmp_path):
-    found, _ = layered("test", {})
+    content, _ = layered("test", {})
     chosen, _ = layered("validation", {})
-    both = {**found, "evaluations": {"chosen": chosen["evaluations"]["layers"], **found["evaluations"]}}
+    both = {**content, "evaluations": {"chosen": chosen["evaluations"]["layers"], **content["evaluations"]}}
     assert Result(both).of_kind("layers", "test") == ["layers"]
     plot(Result(both), tmp_path / "both.png")  # no arm has numbers of `chosen`
     assert Image.open(tmp_path / "both.png").size[0] > 500

@@ -108,10 +108,10 @@ def test_a_run_is_stopped_and_resumed(small):
     subprocess.run(command, env=ENVIRONMENT, check=True)
     log = (job.folder / "log.txt").read_text()
     assert f"checkpoints/{reached}" in log.split("state saved")[1]
-    found = json.loads(Path("docs/evidence/small.json").read_text())["arms"]["plain"]["runs"][0]
-    assert len(found["trained"]) == 2
-    assert all(start["commit"] and start["versions"]["torch"] and start["seconds"] > 0 for start in found["trained"])
-    assert found["seconds"]["training"] == sum(start["seconds"] for start in found["trained"])
+    result = json.loads(Path("docs/evidence/small.json").read_text())["arms"]["plain"]["runs"][0]
+    assert len(result["trained"]) == 2
+    assert all(start["commit"] and start["versions"]["torch"] and start["seconds"] > 0 for start in result["trained"])
+    assert result["seconds"]["training"] == sum(start["seconds"] for start in result["trained"])
     assert fit.finished_steps == 80
 
 
@@ -229,26 +229,26 @@ def test_runs_are_made_once_and_collected(small):
     with pytest.raises(UserError, match="small has no arm agian: choose from plain, soft, again"):
         small.arm("agian")
     with pytest.raises(UserError, match="no weights in"):
-        jobs_of(small, ["again"], [0])  # looks at weights that are not there yet
+        jobs_of(small, ["again"], [0])  # evaluates weights that do not exist yet
     assert sources_of(small, ["plain", "again"]) == {"small": ["soft"]}
     jobs = jobs_of(small, ["plain", "soft"], [0])
     run_all(jobs, side_by_side=2)
     first = [job.result.stat().st_mtime_ns for job in jobs]
     subprocess.run(command, env=ENVIRONMENT, check=True)
     assert [job.result.stat().st_mtime_ns for job in jobs] == first
-    found = json.loads(Path("docs/evidence/small.json").read_text())
-    assert set(found["arms"]) == {"plain", "soft", "again"}
-    run = found["arms"]["soft"]["runs"][0]
+    result = json.loads(Path("docs/evidence/small.json").read_text())
+    assert set(result["arms"]) == {"plain", "soft", "again"}
+    run = result["arms"]["soft"]["runs"][0]
     assert run["commit"]
     assert run["versions"]["torch"]
-    assert run["trained"] == found["arms"]["again"]["runs"][0]["trained"]
-    assert found["arms"]["again"]["runs"][0]["seconds"]["training"] == 0
+    assert run["trained"] == result["arms"]["again"]["runs"][0]["trained"]
+    assert result["arms"]["again"]["runs"][0]["seconds"]["training"] == 0
     assert run["evaluations"]["main"]["mask"]
-    assert not found["arms"]["plain"]["runs"][0]["evaluations"]["main"]["mask"]
+    assert not result["arms"]["plain"]["runs"][0]["evaluations"]["main"]["mask"]
     assert len(run["evaluations"]["layers"]["layers"]["generation"]["distinction_single_cross"]["auroc"]) == 6
     assert Path("docs/evidence/small_maps.png").is_file()
-    found["arms"]["soft"]["runs"] *= 2
-    kept = json.dumps(found)
+    result["arms"]["soft"]["runs"] *= 2
+    kept = json.dumps(result)
     Path("docs/evidence/small.json").write_text(kept)
     printed = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
     assert "3 already finished" in printed
