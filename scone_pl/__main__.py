@@ -73,6 +73,9 @@ def _run(args: list[str]) -> int:
         print(f"error: no verb {verb}; one of {', '.join(VERBS)}", file=sys.stderr)
         return USER_ERROR
     messages.configure()
+    from scone_pl.cli.parsing import check_typed  # not for --help alone: jsonargparse takes its time
+
+    check_typed(args[1:])
     module = importlib.import_module(VERBS[verb][0])
     return module.main(args if verb in SHARED else args[1:])
 

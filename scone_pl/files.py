@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import yaml
+
 from scone_pl.errors import UserError
 from scone_pl.outputs import check_kind, check_output_folder, unwritable
 
@@ -28,6 +30,7 @@ _COUNTER = itertools.count()
 _OLD = re.compile(r"\.(?P<name>.+)\.\d+\.old")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Of Linux's renameat2: paths count from the working folder; both names change places at once."""
+_YAML_NAMES = {dict: "a mapping (`key: value` lines)", list: "a list"}
 _JSON_NAMES = {dict: "a JSON object", list: "a JSON list", str: "a JSON string"}
 
 
@@ -134,6 +137,47 @@ def parse_json(text: str, source: str, expected: type[T]) -> T:
     if not isinstance(content, expected):
         raise UserError(f"{source}: must be {_JSON_NAMES.get(expected, expected.__name__)}")
     return content
+
+
+def read_yaml(file: Path, expected: type[T]) -> T:
+    """Content of a YAML file; an empty file holds an empty `expected`.
+
+    Raises:
+        UserError: `file` cannot be read, is not YAML, has a key twice in one mapping, or holds a value of another type.
+    """
+    text = read_text(file)
+    try:
+        check_yaml_keys(text)
+        content = yaml.safe_load(text)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: YAML is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, a number of 5000 digits
+        raise UserError(f"{file}: not YAML ({error})") from error
+    if not isinstance(content, expected) and content is not None:
+        raise UserError(f"{file}: must be {_YAML_NAMES.get(expected, expected.__name__)}")
+    return expected() if content is None else content  # type: ignore[return-value]
+
+
+def check_yaml_keys(text: str) -> None:
+    """Raises `UserError` if a mapping has a key twice: of two values one would silently not count."""
+    waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            twice = [name for name, count in names.items() if count > 1 and name != "<<"]
+            if twice:
+                line = node.start_mark.line + 1
+                raise UserError(f"the key {twice[0]!r} comes twice in one mapping, which begins in line {line}")
+            waiting += [part for pair in node.value for part in pair]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

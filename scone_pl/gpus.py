@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scone_pl.errors import UserError
-from scone_pl.files import read_text
+from scone_pl.files import read_yaml
+from scone_pl.ranges import check_number
 
 SOURCE = (
     "list values: peaks and memory as in the makers' data sheets (dense bf16 with float32 accumulation); prices are "
@@ -76,19 +75,23 @@ def read_gpus(file: str | os.PathLike[str] | None) -> dict[str, Gpu]:
     if file is None:
         return GPUS
     try:
-        content = yaml.safe_load(read_text(Path(file)))
-        items = dict(content).items()
-    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
-        raise UserError(f"--gpu_file {file}: not a readable YAML table of GPUs ({error})") from error
+        content = read_yaml(Path(file), dict)
+    except UserError as error:
+        raise UserError(f"--gpu_file {error}") from error
     table = dict(GPUS)
-    for key, fields in items:
+    for key, fields in content.items():
         table[str(key)] = _laid_over(table.get(str(key)), str(key), fields, file)
     return table
 
 
 def _laid_over(gpu: Gpu | None, key: str, fields: Any, file: str | os.PathLike[str]) -> Gpu:
     try:
-        values = {name: value if name == "name" else float(value) for name, value in dict(fields).items()}
+        values = {name: str(value) if name == "name" else float(value) for name, value in dict(fields).items()}
+        for name, value in values.items():
+            if name != "name":
+                check_number(f"--gpu_file {file}: {name} of {key}", value, minimum=0, maximum=1e9)
         return Gpu(**({"name": key} | values)) if gpu is None else dataclasses.replace(gpu, **values)
-    except (TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"--gpu_file {file}: {key} needs tflops, memory_gib and price as numbers ({error})") from error

@@ -114,6 +114,10 @@ def _line(error: BaseException) -> str | None:
         return f"text that is not {error.encoding} at byte {error.start} ({error.reason}); save the file as UTF-8"
     if isinstance(error, UnicodeEncodeError):
         return f"text that {error.encoding} cannot hold ({error.reason}); set PYTHONIOENCODING=utf-8"
+    if isinstance(error, ValueError) and "null byte" in text:
+        return "a path or name in a configuration holds a null byte"
+    if isinstance(error, ValueError) and text.startswith("Exceeds the limit"):
+        return "a number has too many digits"
     if isinstance(error, RecursionError):
         return "a configuration, JSON or archive is nested too deeply"
     if "JSONDecodeError" in kinds:

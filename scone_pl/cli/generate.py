@@ -85,13 +85,13 @@ def generate(
 def main(args: list[str]) -> int:
     """Runs `generate`; `--image` may be repeated, switches need no `true`; errors are one line."""
     from scone_pl import deprecated
-    from scone_pl.cli.parsing import StrictParser, parse_quietly
+    from scone_pl.cli.parsing import StrictParser, instantiate, parse_quietly
 
     parser = StrictParser(prog="python -m scone_pl generate", description=(generate.__doc__ or "").split("\n")[0])
     parser.add_function_arguments(generate, skip={"settings"})
     parser.add_class_arguments(SamplingConfig, skip={"bridge"})
     args = _spelled_out(deprecated.rename_options(args, "generate"))
-    given = parser.instantiate_classes(parse_quietly(parser, args)).as_dict()
+    given = instantiate(parser, parse_quietly(parser, args)).as_dict()
     names = [f.name for f in dataclasses.fields(SamplingConfig) if f.name != "bridge"]
     settings = SamplingConfig(**{name: given.pop(name) for name in names})
     return generate(**given, settings=settings)

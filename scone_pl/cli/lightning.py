@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl import deprecated
-from scone_pl.cli.parsing import check_digits, close_option, one_line, read_renamed_keys
+from scone_pl.cli.parsing import close_option, one_line, read_renamed_keys
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
 from scone_pl.files import read_text, write_text
@@ -103,7 +103,6 @@ class SconeCLI(LightningCLI):
         """Unknown keys and wrong types end in a `UserError` of one line."""
         read_renamed_keys()
         typed = sys.argv[1:] if args is None else list(args)
-        check_digits(typed)
         typed = [*typed[:1], *deprecated.rename_options(typed[1:], "fit", recipe=True)]
         complaints = io.StringIO()
         try:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from scone_pl.cli.parsing import run_command
 from scone_pl.errors import UserError
-from scone_pl.files import read_json
 from scone_pl.outputs import check_output_folder
 from scone_pl.ranges import check_whole
 from scone_pl.worlds.shapes.episode import TASKS
@@ -193,21 +192,14 @@ def report(scores: list[Path], names: list[str]) -> None:
         scores: scores.json files that `mini evaluate` wrote.
         names: what to call each.
     """
-    from scone_pl.worlds.shapes.evaluate import bridge_table, failure_table, score_table, task_table
+    from scone_pl.worlds.shapes.evaluate import TABLES, read_report
 
     if len(scores) != len(names):
         raise UserError(f"report: {len(scores)} --scores and {len(names)} --names; give each file a name")
-    for file in scores:
-        if not file.is_file():
-            raise UserError(f"report: no file {file}; `mini evaluate` writes it as OUTPUT/scores.json")
-    reports = {name: read_json(file, dict) for name, file in zip(names, scores, strict=True)}
-    try:
-        tables = [table(reports) for table in (score_table, task_table, failure_table, bridge_table)]
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
-        files = ", ".join(map(str, scores))
-        raise UserError(
-            f"{files}: not what `mini evaluate` writes as scores.json ({type(error).__name__}: {error})"
-        ) from error
+    if len(set(names)) != len(names):
+        raise UserError(f"report: --names {' '.join(names)}: a name comes twice")
+    reports = {name: read_report(file) for name, file in zip(names, scores, strict=True)}
+    tables = [table(reports) for table in TABLES]
     print(*filter(None, tables), sep="\n\n")
 
 

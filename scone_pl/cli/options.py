@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 
-from scone_pl.cli.parsing import StrictParser, parse_quietly
+from scone_pl.cli.parsing import StrictParser, instantiate, parse_quietly
 
 _LISTS = ("--tasks", "--pictures", "--compare")
 _SWITCHES = ("--json", "--dry_run")
@@ -30,7 +30,7 @@ def parse(verb: str, function: Callable[..., int], args: Sequence[str]) -> dict[
     parser = StrictParser(prog=f"python -m scone_pl {verb}", description=summary)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_function_arguments(function, as_group=False, skip={"extra"})
-    settings = parser.instantiate_classes(parse_quietly(parser, _spelled_out(args)))
+    settings = instantiate(parser, parse_quietly(parser, _spelled_out(args)))
     given = settings.as_dict()
     given.pop("config", None)
     return given | ({"judge": settings.judge} if "judge" in given else {})

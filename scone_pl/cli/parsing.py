@@ -7,16 +7,21 @@ import difflib
 import importlib
 import inspect
 import io
+import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 from yaml import YAMLError
 
 from scone_pl import deprecated
 from scone_pl.errors import UserError
+from scone_pl.files import check_yaml_keys, read_text
 
 _WRAPPERS = (
     re.compile(r'Parser key "(?P<key>[^"]+)": (?P<rest>.*)'),
@@ -94,12 +99,11 @@ def run_function(function: Callable[..., Any], prog: str, args: list[str], **opt
     parser = StrictParser(prog=prog, description=(function.__doc__ or "").split("\n")[0])
     parser.add_function_arguments(function, **options)
     settings = parse_quietly(parser, args)
-    return function(**parser.instantiate_classes(settings).as_dict())
+    return function(**instantiate(parser, settings).as_dict())
 
 
 def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
     """Parses; raises a `UserError` of one line where jsonargparse would print a page and exit."""
-    check_digits(args)
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
@@ -113,12 +117,67 @@ def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
         raise UserError(complaint + close_option(complaint, parser)) from None
 
 
-def check_digits(args: Sequence[str]) -> None:
-    """Raises `UserError` for a typed number of more digits than any option takes, which Python may not even convert."""
+def instantiate(parser: ArgumentParser, settings: Namespace) -> Namespace:
+    """Arguments by name, dataclasses built.
+
+    Raises:
+        UserError: a section is no mapping, which jsonargparse lets pass.
+    """
+    try:
+        return parser.instantiate_classes(settings)
+    except TypeError as error:
+        if "must be a mapping" not in str(error):
+            raise
+        lists = [name for name, value in vars(settings).items() if isinstance(value, list)]
+        raise UserError(f"{' or '.join(lists) or 'a section'}: must be a mapping (`key: value` lines)") from None
+
+
+def check_typed(args: Sequence[str]) -> None:
+    """Checks what must not even be parsed.
+
+    Raises:
+        UserError: half a surrogate pair, which no file, log or tokenizer can hold; a number of more digits than any
+            option takes, which Python may refuse to convert; or a pipe or device in place of a file, which reading
+            might never end.
+    """
     for i, arg in enumerate(args):
+        name = next((a for a in reversed(args[: i + 1]) if a.startswith("-")), arg).partition("=")[0]
+        try:
+            os.fsencode(arg)
+        except UnicodeEncodeError:
+            raise UserError(f"{name:.80}: half a surrogate pair; write characters whole") from None
+        if "\0" in arg:
+            raise UserError(f"{name:.80}: a null byte, which no path can hold")
+        if name == "--instruction":
+            continue
         if match := _DIGITS.search(arg):
-            name = next((a for a in reversed(args[: i + 1]) if a.startswith("--")), arg).partition("=")[0]
             raise UserError(f"{name:.80}: a number of {len(match[0])} digits is out of every range")
+        value = arg.partition("=")[2] if arg.startswith("-") else arg
+        if _is_special(value):
+            raise UserError(f"{name:.80}: {value} is not a regular file")
+        if name in ("--config", "-c") and os.path.isfile(value):
+            _check_recipe(Path(value))
+
+
+def _check_recipe(file: Path) -> None:
+    """Raises `UserError`, with the file's name, for what jsonargparse takes silently or reports without it."""
+    text = read_text(file)
+    try:
+        check_yaml_keys(text)
+        yaml.safe_load(text)
+    except (YAMLError, RecursionError):
+        return  # jsonargparse says so too
+    except ValueError as error:  # a key twice, a date that does not exist, a number of 5000 digits
+        raise UserError(f"{file}: {error}") from None
+
+
+def _is_special(path: str) -> bool:
+    """Whether there is a pipe, device or socket."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def close_option(complaint: str, parser: ArgumentParser) -> str:

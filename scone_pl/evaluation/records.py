@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scone_pl.data.json_rows import JsonRows
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.calls import Judgement
 from scone_pl.evaluation.judge import Verdict, verdict_on
 from scone_pl.evaluation.scores import is_complete
-from scone_pl.files import parse_json, read_text, write_text
+from scone_pl.files import write_text
 from scone_pl.vlm.parsing import Score
 from scone_pl.vlm.store import AnswerStore
 
@@ -82,7 +83,7 @@ def read_records(file: str | Path, benchmark: Benchmark, language: str | None = 
     """Reads and checks records.
 
     Args:
-        file: JSON lines.
+        file: an object a line, or one list of objects.
         benchmark: their benchmark.
         language: keep only records of this `instruction_language`.
 
@@ -91,19 +92,18 @@ def read_records(file: str | Path, benchmark: Benchmark, language: str | None = 
             group. Also if no record remains.
     """
     path = Path(file)
-    lines = read_text(path).split("\n")  # JSON strings may contain separators that `splitlines` splits at
+    rows = JsonRows.open(path)
     records: list[Record] = []
-    seen: dict[tuple[Any, ...], int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        record = parse_json(line, where, dict)
+    seen: dict[tuple[Any, ...], str] = {}
+    for number, record in rows.read():
+        if isinstance(record, UserError):
+            raise record
+        where = rows.where(number)
         check_record(record, benchmark, where)
         identity = (record["sampling"], record["scoring"], record["task_type"], str(record["key"]))
         if identity in seen:
-            raise UserError(f"{where}: the same sampling, scoring, task and key as line {seen[identity]}")
-        seen[identity] = number
+            raise UserError(f"{where}: the same sampling, scoring, task and key as {seen[identity]}")
+        seen[identity] = where
         if language in (None, record.get("instruction_language")):
             records.append(record)
     if not records:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from scone_pl import files
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Evaluator, digest
-from scone_pl.files import read_text
 from scone_pl.study.evaluators import evaluator_of
 
 FOLDER = Path("experiments/studies")
@@ -205,7 +203,7 @@ class Study:
             weights: identity of the weights it starts from.
             quick: see `quick`.
         """
-        recipes = [read_text(Path(recipe)) for recipe in self.recipes_of(arm)]
+        recipes = [files.read_text(Path(recipe)) for recipe in self.recipes_of(arm)]
         arguments = [list(self.overrides.fit)] if self.overrides.fit else []
         return digest([recipes, self.settings_of(arm, 0, quick=quick), weights, *arguments])
 
@@ -293,13 +291,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, or holds something else.
     """
-    try:
-        content = yaml.safe_load(read_text(Path(file)))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict | None):
-        raise UserError(f"{file}: must hold `key: value` lines")
-    return content or {}
+    return files.read_yaml(Path(file), dict)
 
 
 def _shortened(step: dict[str, Any], fraction: float) -> dict[str, Any]:

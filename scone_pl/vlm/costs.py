@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scone_pl.errors import UserError
-from scone_pl.files import read_text
+from scone_pl.files import read_yaml
 
 FILE = Path(__file__).parent / "prices.yaml"
 _DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}$")
@@ -48,10 +46,12 @@ def price_of(model: str, file: str | Path | None = None) -> Price | None:
     """
     path = FILE if file is None else Path(file)
     try:
-        prices = yaml.safe_load(read_text(path)) or {}
+        prices = read_yaml(path, dict)
         entry = prices.get(model) or prices.get(_DATED.sub("", model))
         price = None if entry is None else Price(**{name: float(value) for name, value in entry.items()})
-    except (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: must hold lines such as `model: {{input: 2.0, output: 8.0}}` ({error})") from None
     if price and not all(math.isfinite(value) and value >= 0 for value in (price.input, price.output, price.cached)):
         raise UserError(f"{path}: prices of {model} must be dollars, 0 or more")

@@ -263,7 +263,7 @@ GOOD = {"sampling": 1, "scoring": 1, "key": "k", "task_type": "distinction_singl
         ({**GOOD, "label": [[1]], "pred": [[2]]}, "`pred` must hold 0 and 1 only"),
         ({**GOOD, "label": [1], "pred": [1]}, "`label` must be a list"),
         ({**GOOD, "judge": {"prompts": ["a"]}}, "must be objects"),
-        (GOOD, "the same sampling, scoring, task and key as line 1"),
+        (GOOD, "the same sampling, scoring, task and key as "),
     ],
 )
 def test_bad_records_are_named(record, message, tmp_path, capsys):

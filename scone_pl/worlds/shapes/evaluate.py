@@ -19,6 +19,7 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS, average_row, overall_score, task_means
+from scone_pl.files import read_json
 from scone_pl.markdown import markdown_table
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
@@ -133,6 +134,22 @@ def evaluate(
     return report, drawn
 
 
+def read_report(file: Path) -> dict[str, Any]:
+    """A report as `mini evaluate` writes it.
+
+    Raises:
+        UserError: it cannot be read, or lacks what the tables show.
+    """
+    report = read_json(file, dict)
+    try:
+        for table in TABLES:
+            table({"": report})
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file}: not a scores.json of `mini evaluate` ({reason:.100})") from error
+    return report
+
+
 def choice_means(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Task -> mean `choice` of its records, in [0, 1]: the chance is one in so many candidates; without composition."""
     choices: dict[str, list[float]] = {}
@@ -223,3 +240,7 @@ def bridge_table(reports: dict[str, dict[str, Any]]) -> str:
     ]
     heads = ["weights", "blocked", "task", "subject tokens kept: precision", "recall"]
     return markdown_table(heads, rows) if rows else ""
+
+
+TABLES = (score_table, task_table, failure_table, bridge_table)
+"""What `mini report` prints."""
