@@ -1,0 +1,120 @@
+"""A study measures whatever an evaluator measures: one class, one line in the registry (docs/studies.md)."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+import scone_pl.study
+from scone_pl.errors import UserError
+from scone_pl.evaluation.evaluator import Column, Evaluator, Report, with_at_most
+from scone_pl.files import read_json
+from scone_pl.study import evaluators
+from scone_pl.study.kept import keep
+from scone_pl.study.run import run
+from scone_pl.study.runner import jobs_of, run_study
+from scone_pl.study.spec import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class BytesEvaluator(Evaluator):
+    """The size of the first files of a checkpoint folder, as a score."""
+
+    files: int = 3
+    """How many, in alphabetical order."""
+
+    name: ClassVar[str] = "bytes"
+    metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {"size": lambda report: report["bytes"] / 1e3}
+    compared: ClassVar[tuple[Column, ...]] = (Column("size", "size"),)
+    plotted: ClassVar[tuple[str, ...]] = ("size",)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.settings
+
+    def shortened(self, per_task: int) -> BytesEvaluator:
+        return with_at_most(self, files=per_task)
+
+    def evaluate(self, weights: Path, folder: Path) -> dict[str, Any]:
+        return {"bytes": sum(file.stat().st_size for file in sorted(weights.iterdir())[: self.files])}
+
+    @classmethod
+    def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:
+        return [("checkpoint", (Column("size", "size", " kB"),))]
+
+
+def not_called(command: list[str]) -> int:
+    raise AssertionError(command)
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(evaluators.REGISTRY, "bytes", f"{__name__}:BytesEvaluator")
+    for name, size in (("small", 10), ("large", 3000)):
+        (tmp_path / name).mkdir()
+        for file in ("llm_config.json", "model.safetensors"):
+            (tmp_path / name / file).write_bytes(b" " * size)
+    content = {
+        "title": "Sizes",
+        "question": "Which is larger?",
+        "baseline": "one",
+        "arms": {"one": {"label": "one", "weights": "small"}, "two": {"label": "two", "weights": "large"}},
+        "evaluations": {"main": {"evaluator": "bytes"}},
+        "quick": {"per_task": 1},
+    }
+    (tmp_path / "sizes.yaml").write_text(yaml.safe_dump(content))
+    return Study.read(tmp_path / "sizes.yaml")
+
+
+def test_a_new_evaluator_is_run_and_its_page_written(study: Study, tmp_path: Path) -> None:
+    for quick, expected in ((False, "6.00 kB"), (True, "3.00 kB")):
+        for arm in study.arms:
+            run(study, arm, 0, fit=not_called, quick=quick)
+        jobs = run_study(study, 1, not_called, jobs=1, quick=quick)
+        assert [read_json(job.result, dict)["trained"] for job in jobs] == [[], []], "weights of unknown training"
+        keep(study, jobs, tmp_path / "results", quick=quick)
+        folder = tmp_path / ("runs/evidence/quick" if quick else "results")
+        page = folder.with_suffix(".md").read_text()
+        assert f"| {expected} |" in page
+        assert "trained at commit unknown (2 of 2 runs)" in page
+        assert (folder / "sizes.png").is_file()
+
+
+def test_other_settings_of_an_evaluation_are_another_result(study: Study, tmp_path: Path) -> None:
+    (before,) = jobs_of(study, ["one"], [0])
+    file = tmp_path / "sizes.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["evaluations"]["main"]["files"] = 1
+    file.write_text(yaml.safe_dump(content))
+    (after,) = jobs_of(Study.read(file), ["one"], [0])
+    assert before.folder == after.folder
+    assert before.result != after.result
+
+
+def test_its_settings_are_checked(study: Study) -> None:
+    with pytest.raises(UserError, match="evaluator bytes has no key file; its keys are label, files"):
+        evaluators.evaluator_of({"evaluator": "bytes", "file": 1})
+
+
+def test_studies_know_no_world_and_no_command_line() -> None:
+    folder = Path(scone_pl.study.__file__).parent
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [n for n in names if n.startswith(("scone_pl.worlds", "scone_pl.cli"))], file
+
+
+def test_every_registered_evaluator_reads_reports() -> None:
+    for name in evaluators.REGISTRY:
+        evaluator = evaluators.evaluator_class(name)
+        assert evaluator.name == name
+        assert {column.metric for column in evaluator.compared} <= evaluator.metrics.keys()
+        assert set(evaluator.plotted) <= evaluator.metrics.keys()
