@@ -1,13 +1,14 @@
-"""Time of sampling, per step and per picture, against doing everything again in every step; error of the step cache.
+"""Time of sampling, per step and per image, against the release's algorithm; error of the step cache.
 
 A random model and one prompt with two references, guided by text and references (three branches). Rows:
 
-    naive            the branches one after the other, each step with references encoded and contexts run again
+    release          a key/value cache for each branch, the branches one after the other (`release.py`)
     ours             contexts prefilled once, all branches in one pass, keys and values in place
-    ours, bridge n%  the same with n % of the reference tokens hidden from the picture in the masked layers
+    ours, bridge n%  the same with n % of the reference tokens hidden from the target in the masked layers
     ours, cache k/o  every k-th step computed, the others extrapolated with order o
 
-Per picture = prefill + 49 steps (Scone's published number), from the median step; ratios are to naive in the same run.
+Per image = prefill + 49 steps (Scone's published number), from the fastest step; ratios are to `release` in the same
+run.
 The error of a cache row is the largest difference of its final latents from those of all steps, over their largest
 value, in a run of `--cache-steps` steps; with `--checkpoint` that model's, where velocities are not random.
 """
@@ -18,27 +19,25 @@ import argparse
 import dataclasses
 import statistics
 import time
+from collections.abc import Iterable
 from itertools import pairwise
 
+import release
 import torch
 from torch import Tensor, nn
 
-from scone_pl import flow
 from scone_pl.checkpoints.model import from_pretrained
-from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.initialize import random_model
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens
 from scone_pl.sampling.context import Prompt, prefill
-from scone_pl.sampling.guidance import guide
 from scone_pl.sampling.sampler import initial_noise, sample
 from scone_pl.sampling.settings import SamplingConfig, StepCacheConfig
 
 PUBLISHED_STEPS = 49
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = CLOCKS["wall"]
-SETTINGS = SamplingConfig()
 
 
 def benchmark_model(options: argparse.Namespace) -> Scone:
@@ -73,33 +72,16 @@ def benchmark_prompt(sequence_format: SequenceFormat, pixels: int, references: i
     return Prompt(pairs, tuple(4 + i % 20 for i in range(60)), (vae, vae))
 
 
-@torch.no_grad()
-def naive(model: Scone, sequence_format: SequenceFormat, prompt: Prompt, noise: Tensor, steps: int) -> list[float]:
-    """Seconds of each step."""
-    packs = []
-    for references, text in ((True, True), (True, False), (False, True)):
-        builder = SequenceBuilder(sequence_format)
-        builder.begin_sample()
-        for i, (vae, vit) in enumerate(prompt.references if references else ()):
-            builder.add_vae(vae, reference=i)
-            builder.add_vit(vit, reference=i)
-        if text:
-            builder.add_text(list(prompt.text_ids or ()))
-        builder.add_targets(torch.zeros(3, *prompt.size), [0.0])
-        packs.append(builder.build())
-    times, latents, seconds = flow.time_grid(PUBLISHED_STEPS, 3.0), noise, []
-    for i in range(steps):
-        start = clock()
-        velocities = []
-        for pack in packs:
-            clean = model.encode_images(pack).clone()
-            clean[pack.target_in_latents] = latents
-            t = torch.zeros(len(pack.latent_splits))
-            t[-1] = times[i]
-            velocities.append(model(pack, clean, t).velocity)
-        latents = flow.euler_step(latents, guide(SETTINGS, *velocities), times[i], times[i + 1])
-        seconds.append(clock() - start)
-    return seconds
+def steps_of(latents: Iterable[Tensor]) -> tuple[float, list[float]]:
+    """Of a sampler that yields after each step: see `ours`."""
+    marks = [clock()]
+    marks.extend(clock() for _ in latents)
+    return _prefill_and_steps(marks)
+
+
+def _prefill_and_steps(marks: list[float]) -> tuple[float, list[float]]:
+    seconds = [b - a for a, b in pairwise(marks)]
+    return max(0.0, seconds[0] - statistics.median(seconds[1:])), seconds[1:]
 
 
 def ours(
@@ -108,8 +90,7 @@ def ours(
     """Seconds until the first step is done, less a median step (the prefill); seconds of the other steps."""
     marks = [clock()]
     sample(model, sequence_format, [prompt], config, [noise], lambda *_: marks.append(clock()))
-    seconds = [b - a for a, b in pairwise(marks)]
-    return max(0.0, seconds[0] - statistics.median(seconds[1:])), seconds[1:]
+    return _prefill_and_steps(marks)
 
 
 def bridge_blocking(
@@ -136,22 +117,23 @@ def time_rows(options: argparse.Namespace) -> None:
     noise = initial_noise(prompt, model, sequence_format, torch.Generator().manual_seed(0))
     config = SamplingConfig(num_inference_steps=options.steps)
     ours(model, sequence_format, prompt, noise, dataclasses.replace(config, num_inference_steps=2))  # starts threads
-    plain = statistics.median(naive(model, sequence_format, prompt, noise, options.naive_steps))
-    reference = plain * PUBLISHED_STEPS
-    print("| sampling | s a step | / naive | s a picture | / naive |\n|---|---|---|---|---|")
-    print(f"| naive | {plain:.3f} | 1 | {reference:.1f} | 1 |", flush=True)
+    print("| sampling | image / release | step / release | s per image | s per step |\n|---|---|---|---|---|")
+    reference: list[float] = []
 
-    def row(name: str, settings: SamplingConfig) -> None:
-        prefilled, seconds = ours(model, sequence_format, prompt, noise, settings)
-        step = statistics.median(seconds)
-        picture = prefilled + PUBLISHED_STEPS * step
-        print(f"| {name} | {step:.3f} | {step / plain:.2f} | {picture:.1f} | {picture / reference:.2f} |", flush=True)
+    def row(name: str, prefilled: float, seconds: list[float]) -> None:
+        step = min(seconds)
+        image = prefilled + PUBLISHED_STEPS * step
+        reference[:] = reference or [image, step]
+        ratios = f"{image / reference[0]:.2f} | {step / reference[1]:.2f}"
+        print(f"| {name} | {ratios} | {image:.1f} | {step:.3f} |", flush=True)
 
-    row("ours", config)
+    row("release", *steps_of(release.sample(model, sequence_format, prompt, noise, config)))
+    row("ours", *ours(model, sequence_format, prompt, noise, config))
     for percent in options.blocked:
         bridge = bridge_blocking(model, sequence_format, prompt, percent / 100, options)
         layers = f"layers {bridge.first_masked_layer}-{bridge.last_masked_layer} of {options.layers}"
-        row(f"ours, bridge {percent} % ({layers})", dataclasses.replace(config, bridge=bridge))
+        settings = dataclasses.replace(config, bridge=bridge)
+        row(f"ours, bridge {percent} % ({layers})", *ours(model, sequence_format, prompt, noise, settings))
 
 
 def cache_rows(options: argparse.Namespace) -> None:
@@ -182,8 +164,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8, help="decoder layers (%(default)s)")
     parser.add_argument("--pixels", type=int, default=512, help="side of references and picture (%(default)s)")
     parser.add_argument("--references", type=int, default=2, help="reference images (%(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="steps timed of ours (%(default)s)")
-    parser.add_argument("--naive-steps", type=int, default=2, help="steps timed of naive (%(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="steps timed (%(default)s)")
     parser.add_argument("--blocked", type=int, nargs="*", default=[0, 50, 90], help="%% of reference tokens hidden")
     parser.add_argument("--last-masked-layer", type=int, help="by default the paper's share of the layers (15 of 28)")
     parser.add_argument("--cache-steps", type=int, default=49, help="steps of the step cache's runs (%(default)s)")

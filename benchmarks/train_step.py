@@ -1,11 +1,12 @@
-"""One whole training step on one sample: encode, noise, forward, backward, clip, AdamW.
+"""One whole training step: encode, noise, forward, backward, clip, AdamW; against the release's algorithm.
 
-The data is packed before. One column is without the bridge, one with the paper's hard bridge in its layers, and one
-with a soft bridge in all layers behind the one that it reads, as in `experiments/ablations/soft_bridge.yaml`; each runs
-in a process of its own. Reported: seconds and tokens a second (best of the repeats), CPU seconds of all threads (for
-ratios on a busy machine), peak resident memory of the process, matrix-product FLOPs (attended pairs only, see
-scone_pl/model/flops.py), and how many times longer the step takes than those FLOPs would at the rate of a large matrix
-product, measured just before. The autoencoder is a space-to-depth, so encoding costs next to nothing; the ViT runs.
+The data is packed before. Each bridge mode has two columns: the release's algorithm (`release.py`) and scone_pl, each
+in a process of its own; ratios are to the first column of the same mode. The modes: no bridge, the paper's hard
+bridge in its layers, and a soft bridge in all layers behind the one that it reads.
+
+CPU seconds are of all threads (best of the repeats), so that other work on the machine matters little; the
+matrix-product rate is measured in them as well, just before. FLOPs are those of matrix products, attended pairs only
+(scone_pl/model/flops.py). The autoencoder is a space-to-depth, so encoding costs next to nothing; the ViT runs.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
+from release import ReleasePlan, release_layers
 from workload import SEQUENCE_FORMAT, in_own_process, matmul_rate, memory, training_pack
 
+from scone_pl.model.attention import ATTENTION_BACKENDS
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.flops import TRAINED, count_tokens, step_flops
 from scone_pl.model.initialize import random_model
@@ -26,6 +30,8 @@ from scone_pl.model.sequence import PackedSequence
 from scone_pl.training import losses
 from scone_pl.training.heap import trim_heap_before
 from scone_pl.training.parts import set_trainable
+
+ATTENTION_BACKENDS["release"] = ReleasePlan
 
 
 def model_config(options: argparse.Namespace) -> SconeConfig:
@@ -77,13 +83,16 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     config = model_config(options)
     model = random_model(config, seed=0).train()
-    model.attention = options.attention
+    release = options.implementation[0] == "release"
+    model.attention = "release" if release else options.attention
     model.language_model.model.activation_checkpointing = options.checkpointing
     trim_heap_before(model.language_model.model.layers)
     set_trainable(model, TRAINED)  # type: ignore[arg-type]
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-5, betas=(0.9, 0.95), eps=1e-15, weight_decay=0.0)
-    pack = training_pack(options.tokens, pixels=True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=2e-5, betas=(0.9, 0.95), eps=1e-15, weight_decay=0.0, fused=not release
+    )
+    pack = training_pack(options.tokens, pixels=True, samples=options.samples)
     bridge = bridge_config(options)
     if bridge is not None:
         bridge = calibrate(model, pack, bridge, options.blocked / 100)
@@ -92,13 +101,15 @@ def run(options: argparse.Namespace) -> dict[str, float]:
 
     best = best_cpu = float("inf")
     for _ in range(options.repeats):
+        layers = release_layers() if release else nullcontext()
         start, start_cpu = time.perf_counter(), time.process_time()
         with torch.no_grad():
             clean = model.encode_images(pack, sample=True)
         noise = torch.randn(clean.shape)
-        result = losses.flow_matching(model, pack, clean, noise, bridge=bridge)
-        loss = result.squared_error.mean() + losses.text_cross_entropy(result.output, pack)
-        loss.backward()
+        with layers:
+            result = losses.flow_matching(model, pack, clean, noise, bridge=bridge)
+            loss = result.squared_error.mean() + losses.text_cross_entropy(result.output, pack)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -128,31 +139,31 @@ def described(case: dict[str, float], first: dict[str, float]) -> dict[str, str]
     ideal = case["flops"] / case["rate"]
     spent = (case["flops"] + case["recomputed"]) / case["rate"]
     return {
+        "step / the release's, CPU time": f"{case['cpu_seconds'] / first['cpu_seconds']:.2f}",
+        "peak memory / the release's": f"{case['peak'] / first['peak']:.2f}",
+        "CPU time / time of its FLOPs at the matrix-product rate": f"{case['cpu_seconds'] / ideal:.2f}",
+        "the same, recomputed FLOPs included": f"{case['cpu_seconds'] / spent:.2f}",
         "tokens": f"{case['tokens']:,}",
         "parameters": f"{case['parameters']:,}",
         "reference tokens blocked": f"{case['blocked']:.0%}",
         "loss": f"{case['loss']:.4f}",
         "step": f"{case['seconds']:.2f} s",
         "CPU time of a step": f"{case['cpu_seconds']:.2f} s",
-        "step / the first column's": f"{case['seconds'] / first['seconds']:.2f}",
-        "CPU time / the first column's": f"{case['cpu_seconds'] / first['cpu_seconds']:.2f}",
         "tokens/s": f"{case['tokens'] / case['seconds']:,.0f}",
         "peak resident memory, whole process": f"{case['peak'] / 1e9:.2f} GB",
         "of that grown in the steps": f"{case['growth'] / 1e9:.2f} GB",
-        "peak / the first column's": f"{case['peak'] / first['peak']:.2f}",
         "FLOPs a step": f"{case['flops'] / 1e9:,.0f} G",
         "recomputed by activation checkpointing": f"{case['recomputed'] / 1e9:,.0f} G",
         "matrix-product rate": f"{case['rate'] / 1e9:,.0f} G/s",
-        "step / time of its FLOPs at that rate": f"{case['seconds'] / ideal:.2f}",
-        "the same, recomputed ones included": f"{case['seconds'] / spent:.2f}",
     }
 
 
 def report(cases: dict[str, dict[str, float]]) -> str:
     """A Markdown table with a column each case."""
-    columns = [described(case, next(iter(cases.values()))) for case in cases.values()]
+    first: dict[str, dict[str, float]] = {}
+    columns = [described(case, first.setdefault(name.split(", ")[0], case)) for name, case in cases.items()]
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
-    head = ["what", *(f"bridge {name}" for name in cases)]
+    head = ["what", *cases]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
@@ -164,6 +175,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="decoder layers (%(default)s)")
     parser.add_argument("--heads", type=int, default=8, help="query heads (%(default)s)")
     parser.add_argument("--kv-heads", type=int, default=8, help="key/value heads (%(default)s)")
+    parser.add_argument("--samples", type=int, default=1, help="samples of the pack (%(default)s)")
+    names = ["release", "ours"]
+    parser.add_argument("--implementation", nargs="+", choices=names, default=names, help="one case each")
     parser.add_argument("--attention", choices=["split", "dense"], default="split", help="backend (%(default)s)")
     modes = ["off", "hard", "soft"]
     parser.add_argument("--bridge", nargs="+", choices=modes, default=modes, help="its mode; one case each")
@@ -174,16 +188,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="measure in this process and print JSON")
     options = parser.parse_args()
     if options.json:
-        if len(options.bridge) > 1:
-            parser.error("--json measures in this process: name one --bridge")
+        if len(options.bridge) > 1 or len(options.implementation) > 1:
+            parser.error("--json measures in this process: name one --bridge and one --implementation")
         print(json.dumps(run(options)))
         return
     flags = [
         f"--{name.replace('_', '-')}={value}" for name, value in vars(options).items() if type(value) in (int, str)
     ]
     flags.append("--checkpointing" if options.checkpointing else "--no-checkpointing")
-    cases = {mode: in_own_process([__file__, "--json", f"--bridge={mode}", *flags]) for mode in options.bridge}
-    failed = [f"bridge {mode}: {case['error']}" for mode, case in cases.items() if "error" in case]
+    cases = {
+        f"bridge {mode}, {name}": in_own_process(
+            [__file__, "--json", f"--bridge={mode}", f"--implementation={name}", *flags]
+        )
+        for mode in options.bridge
+        for name in options.implementation
+    }
+    failed = [f"{name}: {case['error']}" for name, case in cases.items() if "error" in case]
     print("\n".join(failed) if failed else report(cases))
 
 

@@ -28,31 +28,34 @@ INSTRUCTION = 62
 """Words of an instruction (+ 2 frame tokens)."""
 
 
-def training_pack(tokens: int, *, pixels: bool = False, seed: int = 0) -> PackedSequence:
-    """One sample of about `tokens` tokens: two references, an instruction, a target of the references' size.
+def training_pack(tokens: int, *, pixels: bool = False, seed: int = 0, samples: int = 1) -> PackedSequence:
+    """Samples of about `tokens` tokens in all: two references, an instruction, a target of the references' size.
 
     Args:
         tokens: wanted length; grids round it.
         pixels: with random images; else empty ones, for attention alone.
         seed: of images and noise level.
+        samples: number of samples; their instructions differ in length.
     """
     random = torch.Generator().manual_seed(seed)
     frames = 5 * 2
-    per_image = (tokens - frames - INSTRUCTION - 2) / (3 + 2 * VIT_SHARE)
     builder = SequenceBuilder(SEQUENCE_FORMAT)
-    builder.begin_sample()
-    vae, vit = (
-        _image(count, stride, random, pixels)
-        for count, stride in (
-            (per_image, SEQUENCE_FORMAT.latent_stride),
-            (per_image * VIT_SHARE, SEQUENCE_FORMAT.vit_patch_size),
+    for sample in range(samples):
+        words = INSTRUCTION + 3 * sample
+        per_image = (tokens / samples - frames - words - 2) / (3 + 2 * VIT_SHARE)
+        builder.begin_sample()
+        vae, vit = (
+            _image(count, stride, random, pixels)
+            for count, stride in (
+                (per_image, SEQUENCE_FORMAT.latent_stride),
+                (per_image * VIT_SHARE, SEQUENCE_FORMAT.vit_patch_size),
+            )
         )
-    )
-    for number in range(2):
-        builder.add_vae(vae, reference=number)
-        builder.add_vit(vit, reference=number)
-    builder.add_text([4 + i % 250 for i in range(INSTRUCTION)])
-    builder.add_targets(vae.flip(-1), [0.3])
+        for number in range(2):
+            builder.add_vae(vae, reference=number)
+            builder.add_vit(vit, reference=number)
+        builder.add_text([4 + i % 250 for i in range(words)])
+        builder.add_targets(vae.flip(-1), [0.3])
     return builder.build()
 
 
@@ -94,11 +97,11 @@ def in_own_process(arguments: list[str]) -> dict[str, Any]:
 
 @torch.no_grad()
 def matmul_rate(size: int = 2048, repeats: int = 8) -> float:
-    """FLOPs a second of a float32 matrix product on this machine, the best of `repeats`."""
+    """FLOPs a CPU second of a float32 matrix product on this machine, the best of `repeats`."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return 2 * size**3 / best

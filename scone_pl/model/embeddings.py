@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from scone_pl.model.fused import Rotate
+
 
 class PositionTable(nn.Module):
     """Fixed 2-D sin-cos position table, added to embedded image tokens.
@@ -67,15 +69,14 @@ class TimestepEmbedder(nn.Module):
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary embedding, each (N, 1, E) float32, for `position_ids` (N,)."""
+    """Cosines (N, 1, E) and sines (N, 1, E / 2) of the rotary embedding, float32, for `position_ids` (N,)."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
-    angles = position_ids.float()[:, None] * theta**-exponents  # (N, E/2)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    angles = position_ids.float()[:, None, None] * theta**-exponents  # (N, 1, E/2)
+    cos = angles.cos()
+    return torch.cat([cos, cos], dim=-1), angles.sin()
 
 
 def apply_rotary(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Rotates `x` (N, H, E) by `rotary_tables`, in the halves convention of Qwen2."""
     cos, sin = (table.to(x.dtype) for table in tables)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return Rotate.apply(x, cos, sin)

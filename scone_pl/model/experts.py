@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scone_pl.model.config import DecoderConfig
+from scone_pl.model.fused import Divide, Merge, RMSNormFunction
 from scone_pl.model.sequence import PackedSequence
 
 
@@ -43,28 +44,26 @@ class Routing:
     def __init__(self, pack: PackedSequence) -> None:
         self.understanding_index = pack.understanding_index
         self.generation_index = pack.latent_index
-        self.merge_index = pack.merge_index
+        self.length = len(pack)
 
     @classmethod
     def between(cls, understanding_index: Tensor, generation_index: Tensor, length: int) -> Routing:
         """Routing of tokens at any indices (U,) and (N,) of a sequence of `length` tokens.
 
-        At an index without a token `merge` gives the first token's state, which no query may see.
+        `merge` gives 0 at an index without a token.
         """
         routing = cls.__new__(cls)
         routing.understanding_index, routing.generation_index = understanding_index, generation_index
-        index = torch.cat([understanding_index, generation_index])
-        routing.merge_index = index.new_zeros(length)
-        routing.merge_index[index] = torch.arange(len(index), device=index.device)
+        routing.length = length
         return routing
 
     def merge(self, x: ByExpert) -> Tensor:
         """-> (L, ...) in sequence order."""
-        return torch.cat(x).index_select(0, self.merge_index)
+        return Merge.apply(*x, self.understanding_index, self.generation_index, self.length)
 
     def divide(self, x: Tensor) -> ByExpert:
         """(L, ...) -> by expert."""
-        return ByExpert(x.index_select(0, self.understanding_index), x.index_select(0, self.generation_index))
+        return ByExpert(*Divide.apply(x, self.understanding_index, self.generation_index))
 
 
 GENERATION_MARK = "_moe_gen"
@@ -89,7 +88,7 @@ def training_together(parts: Collection[str], config: DecoderConfig) -> frozense
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32."""
+    """Root-mean-square norm, computed in at least float32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -97,6 +96,4 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
+        return RMSNormFunction.apply(x, self.weight, self.eps)

@@ -40,7 +40,7 @@ class OptimizerConfig:
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
         """AdamW over `parameters`, at its full rate."""
         return torch.optim.AdamW(
-            list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+            list(parameters), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
         )
 
     def rate_factor(self, step: int, max_steps: int) -> float:

@@ -5,6 +5,7 @@ import random
 
 import torch
 
+from scone_pl.model.attention import SplitPlan
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import AutoencoderConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.initialize import random_model
@@ -129,3 +130,10 @@ def noisy_inputs(model, pack, seed=0):
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     times = flow.timesteps_from_logits(pack.timestep_logits)
     return flow.add_noise(clean, noise, pack.expand_latent_splits(times)), times
+
+
+class ComposedPlan(SplitPlan):
+    """As on devices other than the CPU."""
+
+    def __call__(self, q, k, v, layer):
+        return self.composed(q, k, v)

@@ -10,14 +10,15 @@ from model_helpers import (
     SEVERAL_TARGETS,
     TEXT_TO_IMAGE,
     TWO_REFERENCES,
+    ComposedPlan,
     make_pack,
     random_blocked,
     random_pack,
 )
 
-from scone_pl.model.attention import DensePlan, FlexPlan, SplitPlan, attended_pairs, dense_mask
+from scone_pl.model.attention import DensePlan, FlexPlan, SplitPlan, attended_pairs, dense_mask, pieces
 from scone_pl.model.attention.batches import batches_of
-from scone_pl.model.attention.split import QUERY_CHUNK
+from scone_pl.model.attention.pieces import QUERY_CHUNK
 from scone_pl.model.sequence import SplitKind
 
 HEADS = [(4, 4), (4, 2), (6, 1)]
@@ -114,12 +115,14 @@ def test_attended_pairs_counts_the_mask(pack, blocked):
     assert attended_pairs(pack, blocked) == dense_mask(pack, blocked).sum().item()
 
 
+@pytest.mark.usefixtures("in_pieces")
+@pytest.mark.parametrize("kind", [SplitPlan, ComposedPlan])
 @pytest.mark.parametrize(("pack", "blocked"), cases())
-def test_split_equals_dense_with_gradients(pack, blocked):
+def test_split_equals_dense_with_gradients(pack, blocked, kind):
     """Outputs and the gradients of q, k, v to 1e-10 in float64."""
     qkv = inputs(pack)
     weights = torch.randn(len(pack), 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-    output = plan_of(SplitPlan, pack, blocked)(*qkv, layer=0)
+    output = plan_of(kind, pack, blocked)(*qkv, layer=0)
     expected = reference(pack, *qkv, blocked)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
     gradients = torch.autograd.grad((output * weights).sum(), qkv)
@@ -127,12 +130,33 @@ def test_split_equals_dense_with_gradients(pack, blocked):
         torch.testing.assert_close(actual, exact, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", [SplitPlan, ComposedPlan])
+@pytest.mark.parametrize("mode", ["off", "hard", "soft"])
+@pytest.mark.parametrize("name", ["everything", "random 1", "target alone", "no references"])
+def test_small_samples_in_one_piece(name, mode, kind, monkeypatch):
+    """Equal to several pieces, gradients included."""
+    pack, results = PACKS[name], []
+    bias = torch.where(random_blocked(pack, 4, 0.6), -1.5, 0.0).double().requires_grad_()
+    for size in (0, 128):
+        monkeypatch.setattr(pieces, "SMALL_SAMPLE", size)
+        plan = kind(pack)
+        if mode != "off":
+            plan = plan.biased(bias) if mode == "soft" else plan.hiding(bias < -1)
+        qkv = inputs(pack, 4, 2)
+        output = plan(*qkv, layer=0)
+        of_inputs = [*qkv, bias] if mode == "soft" else qkv
+        results.append([output, *torch.autograd.grad(output.square().sum(), of_inputs)])
+    for several, one in zip(*results, strict=True):
+        torch.testing.assert_close(one, several, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("in_pieces")
 @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
 def test_grouped_query_heads(heads, kv_heads):
     pack, blocked = uneven_batch()
     qkv = inputs(pack, heads, kv_heads)
     expected = reference(pack, *qkv, blocked)
-    for kind in (SplitPlan, DensePlan):
+    for kind in (SplitPlan, ComposedPlan, DensePlan):
         torch.testing.assert_close(plan_of(kind, pack, blocked)(*qkv, layer=0), expected, rtol=0, atol=1e-10)
 
 
@@ -199,6 +223,7 @@ def test_hiding_leaves_the_first_plan_alone():
     assert torch.equal(changed, with_blocked & only_targets), "only latents of targets see less"
 
 
+@pytest.mark.usefixtures("in_pieces")
 def test_blocked_keys_are_left_out_of_the_product():
     """Not masked in it: not even a nan there does harm."""
     pack = make_pack(TWO_REFERENCES)
@@ -215,7 +240,8 @@ MEMORY = """
     import torch
     from model_helpers import SEQUENCE_FORMAT, make_pack
     from workload import memory, training_pack
-    from scone_pl.model.attention import DensePlan, SplitPlan
+    from scone_pl.model.attention import pieces
+from scone_pl.model.attention import DensePlan, SplitPlan
 
     torch.set_num_threads(1)
     kind, case, tokens, kv_heads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -13,6 +13,7 @@ from model_helpers import (
     SEQUENCE_FORMAT,
     SEVERAL_TARGETS,
     TWO_REFERENCES,
+    ComposedPlan,
     make_pack,
     random_blocked,
     random_layout,
@@ -31,6 +32,9 @@ PACKS = {
     "several targets": make_pack(SEVERAL_TARGETS, SEVERAL_TARGETS, {"targets": [(2, 3)]}),
 }
 HEAD_DIMS = [32, 64, 72, 80, 128]
+
+
+pytestmark = pytest.mark.usefixtures("in_pieces")
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +108,7 @@ def test_every_head_dimension(kind: type[AttentionPlan], size: int) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", PACKS)
-@pytest.mark.parametrize("kind", [SplitPlan, FlexPlan, DensePlan])
+@pytest.mark.parametrize("kind", [SplitPlan, ComposedPlan, FlexPlan, DensePlan])
 def test_every_structure(kind: type[AttentionPlan], name: str, fraction: float) -> None:
     compare(kind, PACKS[name], (4, 2), 16, fraction, torch.float64)
 

@@ -6,120 +6,118 @@ sample, C of them before its first target.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from scone_pl.model.attention import pieces
 from scone_pl.model.attention.batches import SampleBatch, batches_of
+from scone_pl.model.attention.cpu import CPUAttention, Pieces
+from scone_pl.model.attention.pieces import (
+    QUERY_CHUNK,
+    Piece,
+    causal_strip,
+    context_pieces,
+    gather_inputs,
+    masked_piece,
+    target_pieces,
+    visible_context,
+)
 from scone_pl.model.attention.plan import AttentionPlan
 from scone_pl.model.attention.sdpa import attend
-from scone_pl.model.attention.targets import Limits, SoftBias, attend_targets, visible_context
-from scone_pl.model.sequence import PackedSequence, SplitKind
-
-QUERY_CHUNK = 256
-"""Text queries that share one causal mask of (chunk, keys): bounds its memory for texts of any length."""
+from scone_pl.model.sequence import PackedSequence
 
 
 class SplitPlan(AttentionPlan):
-    """A batch of samples at a time, split by split."""
+    """A batch of samples at a time, piece by piece."""
 
-    def __init__(self, pack: PackedSequence) -> None:
+    def __init__(self, pack: PackedSequence, present: Tensor | None = None) -> None:
+        """`present`: see `AttentionPlan.over`."""
         self.batches = batches_of(pack)
         self._pack = pack
-        self._limits = (Limits(),) * len(self.batches)
-        self._causal = _causal_strip(self.batches, pack.device)
-
-    def hiding(self, blocked: Tensor) -> SplitPlan:
-        visible = [
-            ~blocked[b.start : b.start + b.num_tokens].view(b.num_samples, -1)[:, : b.context_length]
+        # Samples on their own are never padded with filler.
+        self._present = [
+            None if present is None or b.num_samples == 1 else _of_context(b, present)[:, None, None]
             for b in self.batches
         ]
-        counts = torch.cat([v.sum(1) for v in visible]).tolist()  # the one device-to-host copy
-        limits = []
-        for batch, rows in zip(self.batches, visible, strict=True):
-            own, counts = counts[: batch.num_samples], counts[batch.num_samples :]
-            hides = bool(batch.targets) and min(own) < batch.context_length
-            limits.append(Limits(visible=visible_context(batch, rows, own) if hides else None))
-        return self._limited(limits)
-
-    def biased(self, bias: Tensor) -> SplitPlan:
-        is_latent = self._pack.target_tokens
-        limits = []
-        for batch, of_context in zip(self.batches, self._of_context(bias), strict=True):
-            of_query = is_latent[batch.start + batch.context_length : batch.start + batch.length, None]
-            limits.append(Limits(bias=SoftBias(of_context.transpose(2, 3), of_query) if batch.targets else None))
-        return self._limited(limits)
-
-    def over(self, pack: PackedSequence, present: Tensor | None) -> SplitPlan:
-        plan = SplitPlan(pack)
-        if present is None:
-            return plan
-        rows = zip(plan.batches, plan._of_context(present), strict=True)
-        return plan._limited([Limits(present=row if batch.num_samples > 1 else None) for batch, row in rows])
-
-    def _of_context(self, values: Tensor) -> tuple[Tensor, ...]:
-        """(L,) -> per batch (G, 1, 1, C)."""
-        rows = values.split([batch.num_tokens for batch in self.batches])
-        return tuple(
-            row.view(batch.num_samples, -1)[:, None, None, : batch.context_length]
-            for batch, row in zip(self.batches, rows, strict=True)
+        causal = causal_strip(self.batches, pack.device)
+        self._context = [context_pieces(b, causal, p) for b, p in zip(self.batches, self._present, strict=True)]
+        self._bias: Tensor | None = None
+        self._pieces = self._with_targets(
+            [target_pieces(b, present=p) for b, p in zip(self.batches, self._present, strict=True)]
         )
 
-    def _limited(self, limits: list[Limits]) -> SplitPlan:
-        """The same plan with `limits`, one a batch, in place of its own."""
+    def hiding(self, blocked: Tensor) -> SplitPlan:
+        visible = [~_of_context(batch, blocked) for batch in self.batches]
+        counts = torch.cat([v.sum(1) for v in visible]).tolist()  # the one device-to-host copy
+        targets = []
+        for batch, rows in zip(self.batches, visible, strict=True):
+            own, counts = counts[: batch.num_samples], counts[batch.num_samples :]
+            if not batch.targets or min(own) == batch.context_length:
+                targets.append(target_pieces(batch))
+            else:
+                small = batch.length <= pieces.SMALL_SAMPLE
+                targets.append(target_pieces(batch, rows if small else visible_context(batch, rows, own)))
         plan = copy(self)
-        plan._limits = tuple(limits)
+        plan._bias, plan._pieces = None, self._with_targets(targets)
         return plan
 
+    def biased(self, bias: Tensor) -> SplitPlan:
+        biased = [self._pack.target_tokens[b.start : b.start + b.length] for b in self.batches]
+        targets = [target_pieces(b, biased=of_query) for b, of_query in zip(self.batches, biased, strict=True)]
+        plan = copy(self)
+        plan._bias, plan._pieces = bias, self._with_targets(targets, biased)
+        return plan
+
+    def _with_targets(self, targets: list[list[Piece]], biased: Sequence[Tensor | None] | None = None) -> Pieces:
+        """All pieces of each batch, given those of its targets and which queries are biased."""
+        result: list[list[Piece]] = []
+        parts = zip(self.batches, self._context, targets, biased or [None] * len(targets), strict=True)
+        for batch, of_context, of_targets, of_query in parts:
+            both = of_context + of_targets
+            small = batch.length <= pieces.SMALL_SAMPLE and len(both) > 1
+            result.append([masked_piece(batch, both, self._pack.device, of_query)] if small else both)
+        return result
+
+    def over(self, pack: PackedSequence, present: Tensor | None) -> SplitPlan:
+        return SplitPlan(pack, present)
+
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        return self.fused(q, k, v) if q.device.type == "cpu" else self.composed(q, k, v)
+
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One autograd function, for the CPU."""
+        return CPUAttention.apply(q, k, v, self._bias, self.batches, self._pieces)
+
+    def composed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`scaled_dot_product_attention` by piece, for any device."""
         sizes = [batch.num_tokens for batch in self.batches]
-        parts = zip(self.batches, self._limits, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
-        return torch.cat([self._attend_batch(*part) for part in parts])
+        parts = zip(self.batches, self._pieces, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+        outputs = [self._attend_batch(*part) for part in parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _attend_batch(self, batch: SampleBatch, limits: Limits, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        qs, ks, vs = (x.view(batch.num_samples, batch.length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-        outputs = []
-        *context_q, target_q = qs.split([*(s.length for s in batch.context), batch.length - batch.context_length], 2)
-        stop = 0
-        for split, split_q in zip(batch.context, context_q, strict=True):
-            start, stop = stop, stop + split.length
-            keys, values = ks[:, :, :stop], vs[:, :, :stop]
-            present = None if limits.present is None else limits.present[..., :stop]
-            if split.kind == SplitKind.TEXT:
-                outputs += self._attend_text(split_q, keys, values, start, present)
-            else:
-                outputs.append(attend(split_q, keys, values, present))
-        if batch.targets:
-            outputs += attend_targets(batch, limits, target_q, k, v, ks, vs)
-        return torch.cat(outputs, dim=2).transpose(1, 2).flatten(0, 1)
-
-    def _attend_text(self, q: Tensor, k: Tensor, v: Tensor, prefix: int, present: Tensor | None) -> list[Tensor]:
-        if prefix == 0:
-            return [attend(q, k, v, causal=True)]
-        outputs = []
-        for i, chunk in enumerate(q.split(QUERY_CHUNK, dim=2)):
-            start, length = prefix + i * QUERY_CHUNK, chunk.shape[2]
-            stop = start + length
-            offset = self._causal.shape[1] - QUERY_CHUNK - start
-            mask = self._causal[:length, offset : offset + stop]
-            mask = mask if present is None else mask & present[..., :stop]
-            arguments = chunk, k[:, :, :stop], v[:, :, :stop], mask
+    def _attend_batch(self, batch: SampleBatch, of_batch: Sequence[Piece], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(G * S, ...) -> (G * S, H, E)."""
+        q, k, v = (x.view(batch.num_samples, batch.length, *x.shape[1:]) for x in (q, k, v))
+        bias = None if self._bias is None else _of_context(batch, self._bias)
+        parts: dict[int, Tensor] = {}
+        for piece in of_batch:
+            arguments = (*gather_inputs(piece, q, k, v, bias), piece.mask)
             # SDPA keeps a float mask for its backward pass: of a text of many chunks these would add up to L x L.
-            one = q.shape[2] <= QUERY_CHUNK
-            outputs.append(attend(*arguments) if one else checkpoint(attend, *arguments, use_reentrant=False))
-        return outputs
+            if piece.mask is not None and piece.mask.shape[-2] == QUERY_CHUNK:
+                output = checkpoint(attend, *arguments, use_reentrant=False)
+            else:
+                output = attend(*arguments, causal=piece.causal, scale=q.shape[-1] ** -0.5)
+            output = output[..., : q.shape[-1]].transpose(1, 2)
+            first, last, step = piece.queries.indices(batch.length)
+            parts |= zip(range(first, last, step), output.split(1, 1), strict=True) if step > 1 else {first: output}
+        return torch.cat([parts[first] for first in sorted(parts)], dim=1).flatten(0, 1)
 
 
-def _causal_strip(batches: tuple[SampleBatch, ...], device: torch.device) -> Tensor | None:
-    """(chunk, longest prefix + chunk) bool, whose slices are the masks of all chunks; None if no text needs one.
-
-    Row i of a chunk behind P tokens sees P + i + 1 of them, so every chunk's mask is the same strip, cut on the left.
-    """
-    stops = [split.stop - b.start for b in batches for split in b.context[1:] if split.kind == SplitKind.TEXT]
-    if not stops:
-        return None
-    prefix = max(stops)
-    columns = torch.arange(prefix + QUERY_CHUNK, device=device)
-    return columns <= prefix + torch.arange(QUERY_CHUNK, device=device)[:, None]
+def _of_context(batch: SampleBatch, values: Tensor) -> Tensor:
+    """(L,) -> (G, C)."""
+    rows = values[batch.start : batch.start + batch.num_tokens]
+    return rows.view(batch.num_samples, -1)[:, : batch.context_length]
