@@ -61,6 +61,8 @@ def generate(
     plan = plan_generation(
         checkpoint, image or [], instruction, settings, dtype=dtype, exif_orientation=exif_orientation
     )
+    if settings.bridge is not None and not image:
+        raise UserError("--bridge hides parts of reference images, but there is none; give --image, or --bridge off")
     if dry_run:
         print(plan.report())
         return 0

@@ -131,6 +131,8 @@ def base(
 
     check_whole("--seed", seed)
     check_whole("--canvas", canvas, minimum=1, maximum=4096)
+    if preset == "mini_photo" and canvas != 16:
+        raise UserError("--canvas is of the mini-world; preset mini_photo takes real resolutions")
     written = write_base(output, preset=preset, canvas=canvas, seed=seed)
     print(f"{output}: random weights of preset {preset}, {'written' if written else 'already there'}")
 

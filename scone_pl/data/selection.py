@@ -13,6 +13,7 @@ from PIL import Image
 from scone_pl.data.decoding import ExifOrientation, decode_rgb, open_image, orientation_exif, orientation_of
 from scone_pl.data.members import MAX_SAMPLE_BYTES, sample_json
 from scone_pl.data.sample import BrokenSampleError, Kind, Sample
+from scone_pl.errors import UserError
 from scone_pl.ranges import check_whole
 
 FILTER_REASONS = ("other kind", "small image")
@@ -49,6 +50,8 @@ class ConvertConfig:
         check_whole("samples_per_shard", self.samples_per_shard, minimum=1)
         check_whole("min_side", self.min_side)
         check_whole("quality", self.quality, minimum=1, maximum=100)
+        if self.quality != 85 and (self.reencode == "png" or (self.reencode is None and self.shrink is None)):
+            raise UserError(f"quality {self.quality} is of images re-encoded as jpeg or webp; set reencode or shrink")
         for name in ("limit", "shrink"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), minimum=1)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from scone_pl.data.stream import Batch
+from scone_pl.errors import UserError
 from scone_pl.gpus import peak_of
 from scone_pl.model.flops import StepFlops, count_tokens, spared_pairs, step_flops
 from scone_pl.model.scone import SconeOutput
@@ -97,6 +98,8 @@ class Monitoring(pl.Callback):
         """
         if peak_tflops is not None:
             check_number("monitoring.peak_tflops", peak_tflops, above=0, maximum=1e9)
+            if not mfu:
+                raise UserError("monitoring.peak_tflops is what monitoring.mfu refers to, which is false")
         self.times = times
         self.mfu = mfu
         self.memory = memory

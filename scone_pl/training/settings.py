@@ -79,6 +79,16 @@ class StageSettings:
             raise UserError(
                 "model.mask_sampling applies model.bridge, which is null; set the bridge, or mask_sampling false"
             )
+        if self.mask_sampling and self.sampling.bridge is not None:
+            raise UserError(
+                "model.mask_sampling applies model.bridge in place of model.sampling.bridge; give one of them"
+            )
+        if self.lora is not None and not {"understanding", "generation"} & set(self.trainable):
+            raise UserError(
+                "model.lora adapts experts, but model.trainable names none; add one, or set model.lora to null"
+            )
+        if not self.ema.export and not self.ema.decay:
+            raise UserError("model.ema.export chooses between weights and their average; it needs model.ema.decay")
         if self.layers_kept and not self.activation_checkpointing:
             raise UserError("model.layers_kept leaves layers out of model.activation_checkpointing, which is false")
         if self.sampling.seed is None:

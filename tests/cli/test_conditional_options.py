@@ -1,0 +1,64 @@
+"""Options that act only together with others are refused without them, not ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import ROOT
+
+from scone_pl.__main__ import main
+from scone_pl.data.selection import ConvertConfig
+from scone_pl.errors import UserError
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.lora import LoRAConfig
+from scone_pl.sampling.settings import SamplingConfig
+from scone_pl.training.ema import EMAConfig
+from scone_pl.training.monitoring import Monitoring
+from scone_pl.training.settings import StageSettings
+
+
+def stage(**settings: Any) -> StageSettings:
+    return StageSettings(**{"init_from": "x", "trainable": ("understanding",), **settings})
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("mask_sampling", lambda: stage(mask_sampling=True)),
+        (
+            "sampling.bridge",
+            lambda: stage(mask_sampling=True, bridge=BridgeConfig(), sampling=SamplingConfig(bridge=BridgeConfig())),
+        ),
+        ("lora", lambda: stage(trainable=("connector",), lora=LoRAConfig())),
+        ("ema.export", lambda: stage(ema=EMAConfig(export=False))),
+        ("layers_kept", lambda: stage(layers_kept=1, activation_checkpointing=False)),
+        ("peak_tflops", lambda: Monitoring(mfu=False, peak_tflops=1.0)),
+        ("quality", lambda: ConvertConfig(quality=70)),
+        ("quality", lambda: ConvertConfig(quality=70, reencode="png")),
+    ],
+)
+def test_settings_without_effect_are_refused(name: str, build: Callable[[], Any]) -> None:
+    with pytest.raises(UserError, match=name):
+        build()
+
+
+def test_the_same_settings_pass_where_they_act() -> None:
+    stage(mask_sampling=True, bridge=BridgeConfig())
+    stage(lora=LoRAConfig(), ema=EMAConfig(export=False, decay=0.9), layers_kept=1)
+    Monitoring(peak_tflops=1.0)
+    ConvertConfig(quality=70, shrink=100)
+    ConvertConfig(quality=70, reencode="webp")
+
+
+def test_commands_refuse_options_without_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bridge = '{"source_layer": 0, "first_masked_layer": 1, "last_masked_layer": 2}'
+    base = ["--checkpoint", f"{ROOT}/experiments/mini/base_weights", "--instruction", "draw the only star on red"]
+    for args, name in (
+        (["generate", *base, "--output", f"{tmp_path}/x.png", "--bridge", bridge], "--bridge"),
+        (["mini", "base", "--output", f"{tmp_path}/b", "--preset", "mini_photo", "--canvas", "32"], "--canvas"),
+    ):
+        assert main(args) == 2
+        assert f"error: {name}" in capsys.readouterr().err
