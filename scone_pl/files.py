@@ -1,6 +1,6 @@
-"""Reading and writing of small files: one way to read text and JSON; files and folders appear whole or not at all.
+"""Validated reading of small text and JSON files; atomic, durable writing of files and folders.
 
-What is written is synced before it gets its name, and the name after that, so it also survives a power cut.
+Data are synced before they are renamed into place, and the rename after that, so writes survive a power failure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _COUNTER = itertools.count()
 _OLD = re.compile(r"\.(?P<name>.+)\.\d+\.old")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-"""Of Linux's renameat2: paths count from the working folder; both names change places at once."""
+"""Flags of Linux's renameat2: paths relative to the working directory; atomic exchange."""
 _YAML_NAMES = {dict: "a mapping (`key: value` lines)", list: "a list"}
 _JSON_NAMES = {dict: "a JSON object", list: "a JSON list", str: "a JSON string"}
 
@@ -46,10 +46,10 @@ def read_bytes(file: Path) -> bytes:
 
 @contextmanager
 def readable(file: Path) -> Iterator[int]:
-    """Checks a regular file of unknown origin and turns what goes wrong while it is read into one line.
+    """Checks that `file` is a regular file, and converts errors while it is read to `UserError`.
 
     Yields:
-        Bytes in the file.
+        Size of the file in bytes.
 
     Raises:
         UserError: `file` cannot be read, or is a folder, pipe or device, which might never end.
@@ -79,11 +79,11 @@ def read_text(file: Path) -> str:
 
 
 def decode(content: bytes, source: str) -> str:
-    """UTF-8 text without its byte order mark.
+    """Decodes UTF-8 text, without its byte order mark.
 
     Args:
         content: encoded text.
-        source: what a message calls it: a file, or a file and a line.
+        source: its file, or file and line, for messages.
 
     Raises:
         UserError: `content` is not UTF-8.
@@ -95,7 +95,7 @@ def decode(content: bytes, source: str) -> str:
 
 
 def replace_surrogates(text: str) -> str:
-    """Text that can be encoded: pairs of surrogates joined, single ones replaced by U+FFFD."""
+    """Text that can be encoded: surrogate pairs are joined, lone surrogates replaced by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -104,25 +104,25 @@ def read_json(file: Path, expected: type[T]) -> T:
 
     Args:
         file: a regular UTF-8 file.
-        expected: type that the outermost value must have, `dict` or `list`.
+        expected: required type of the outermost value, `dict` or `list`.
 
     Raises:
-        UserError: `file` cannot be read, is not JSON, or holds a value of another type.
+        UserError: `file` cannot be read, is not JSON, or has another type.
     """
     return parse_json(read_text(file), str(file), expected)
 
 
 def parse_json(text: str, source: str, expected: type[T]) -> T:
-    """Parses JSON of unknown origin.
+    """Parses user-supplied JSON.
 
     Args:
         text: JSON.
-        source: what a message calls it: a file, or a file and a line.
-        expected: type that the outermost value must have.
+        source: its file, or file and line, for messages.
+        expected: required type of the outermost value.
 
     Raises:
-        UserError: `text` is not JSON, is nested too deeply, has a key twice in one object or half a surrogate pair in a
-            string (which no file or tokenizer can take), or holds a value of another type.
+        UserError: `text` is not JSON, is nested too deeply, has a duplicate key in an object or a lone surrogate in a
+            string (which cannot be encoded), or has another type.
     """
     try:
         content = _DECODER.decode(text)
@@ -193,81 +193,81 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 @contextmanager
 def writing(file: Path) -> Iterator[IO[bytes]]:
-    """A binary file to fill, which replaces `file` when all is written, or vanishes if that fails.
+    """A temporary binary file that atomically replaces `file` on success and is removed on failure.
 
-    Its folder is made if needed.
+    Parent folders are created.
 
     Raises:
         UserError: it cannot be written, such as on a full disk, or `file` is a folder, pipe or device.
     """
-    # A short name: what `file` is called may be as long as the file system allows.
-    aside = file.with_name(f".{file.name[:40]}.{os.getpid()}-{next(_COUNTER)}.partial")
+    # Truncated, since the name of `file` may be as long as the file system allows.
+    temporary = file.with_name(f".{file.name[:40]}.{os.getpid()}-{next(_COUNTER)}.partial")
     try:
         if "\0" in str(file):
             raise UserError(f"{str(file)!r}: a path cannot hold a null byte")
         check_kind(file, stat.S_ISREG, "not a regular file")
         make_folder(file.parent)
-        with aside.open("xb") as stream:
+        with temporary.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(aside, file)
+        os.replace(temporary, file)
         sync_folder(file.parent)
     except OSError as error:
-        if error.filename in (None, *map(str, (aside, file, *file.parents))):
+        if error.filename in (None, *map(str, (temporary, file, *file.parents))):
             raise unwritable(file, error) from error
-        raise  # what the block read
+        raise  # raised by reading within the block
     finally:
-        _remove(aside)
+        _remove(temporary)
 
 
 def write_bytes(content: bytes, file: Path) -> None:
-    """Replaces `file`, making its folder if needed; see `writing`."""
+    """Atomically replaces `file`; see `writing`."""
     with writing(file) as stream:
         stream.write(content)
 
 
 def write_text(text: str, file: Path) -> None:
-    """Replaces `file`, making its folder if needed; see `writing`."""
+    """Atomically replaces `file`; see `writing`."""
     write_bytes(text.encode(), file)
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:
-    """Replaces `file`, making its folder if needed; see `writing`."""
+    """Atomically replaces `file`; see `writing`."""
     write_text(json.dumps(content, indent=1) + "\n", file)
 
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A folder to fill, which replaces `path` when all is written, or vanishes if that fails.
+    """A temporary folder that replaces `path` on success and is removed on failure.
 
     Raises:
-        UserError: it cannot be written, such as on a full disk, or `path` is no folder.
+        UserError: it cannot be written, such as on a full disk, or `path` is not a folder.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         check_output_folder(path)
         make_folder(path.parent)
         restore(path)
-        _remove(aside)
-        aside.mkdir()
-        yield aside
-        replace_folder(aside, path)
+        _remove(temporary)
+        temporary.mkdir()
+        yield temporary
+        replace_folder(temporary, path)
     except OSError as error:
-        # Of a copy that found the disk full, the source is named.
+        # If a copy fills the disk, the error names its source.
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(aside):
+        if full or error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(temporary):
             raise unwritable(path, error) from error
-        raise  # what the block read
+        raise  # raised by reading within the block
     finally:
-        _remove(aside)
+        _remove(temporary)
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Renames `new` to `path`; what was there is deleted.
+    """Renames `new` to `path` and deletes the folder that was there.
 
-    At no moment a crash leaves neither: both change places at once where the system can do that. Where it cannot, the
-    old one has another name in between, by which `restore` finds it.
+    One of both survives a crash at any time: they are exchanged atomically if the system supports it; otherwise the old
+    folder temporarily has a name by which `restore` finds it.
     """
     sync_tree(new)
     if not os.path.lexists(path):
@@ -287,24 +287,24 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def restore(path: Path) -> None:
-    """Finishes or undoes a `replace_folder` that a crash has interrupted: `path` is the new or the old folder."""
-    for left in path.parent.glob(".*.old"):
-        match = _OLD.fullmatch(left.name)
+    """Completes or reverts an interrupted `replace_folder`; `path` is then the new or the old folder."""
+    for leftover in path.parent.glob(".*.old"):
+        match = _OLD.fullmatch(leftover.name)
         if match is not None and match["name"] == path.name:
-            _restore_from(left, path)
+            _restore_from(leftover, path)
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Restores what an interrupted `replace_folder` has moved aside in `folder`, and deletes what is half-written.
+    """Reverts interrupted calls of `replace_folder` in `folder`, and deletes temporary files and folders.
 
-    To be called by whoever may write there alone.
+    The caller must be the only writer.
     """
-    for left in folder.glob(".*.old"):
-        match = _OLD.fullmatch(left.name)
+    for leftover in folder.glob(".*.old"):
+        match = _OLD.fullmatch(leftover.name)
         if match is not None:
-            _restore_from(left, folder / match["name"])
-    for left in folder.glob(".*.partial"):
-        _remove(left)
+            _restore_from(leftover, folder / match["name"])
+    for leftover in folder.glob(".*.partial"):
+        _remove(leftover)
 
 
 def _restore_from(old: Path, path: Path) -> None:
@@ -315,21 +315,21 @@ def _restore_from(old: Path, path: Path) -> None:
         sync_folder(path.parent)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Lets two paths change places at once; False where kernel or file system cannot."""
+def _exchange(first: Path, second: Path) -> bool:
+    """Atomically exchanges two paths; False if kernel or file system do not support it."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
-    if not rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)):
+    if not rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), ctypes.c_uint(_RENAME_EXCHANGE)):
         return True
     number = ctypes.get_errno()
     if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
-    raise OSError(number, os.strerror(number), str(one), None, str(other))
+    raise OSError(number, os.strerror(number), str(first), None, str(second))
 
 
 def _remove(path: Path) -> None:
-    """Deletes a file, a link or a folder, as far as that is possible."""
+    """Deletes a file, link or folder; errors are ignored."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -338,7 +338,7 @@ def _remove(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, so that they survive a power cut."""
+    """Creates a folder and its parents durably."""
     missing = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -346,15 +346,15 @@ def make_folder(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Makes a folder with all that is in it survive a power cut."""
-    for place, _, files in os.walk(path):
+    """Syncs a folder and its contents to disk."""
+    for folder, _, files in os.walk(path):
         for file in files:
-            _sync(os.path.join(place, file))
-        _sync(place)
+            _sync(os.path.join(folder, file))
+        _sync(folder)
 
 
 def sync_folder(path: Path) -> None:
-    """Makes renames within a folder survive a power cut."""
+    """Syncs renames within a folder to disk."""
     _sync(path)
 
 

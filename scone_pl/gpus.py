@@ -1,4 +1,4 @@
-"""What GPUs can do and about what they cost: for the estimator and for the share of the peak that training reaches."""
+"""Peak performance, memory and approximate prices of GPUs, for the estimator and for MFU in training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCE = (
     "list values: peaks and memory as in the makers' data sheets (dense bf16 with float32 accumulation); prices are "
     "rounded on-demand offers of clouds as of 2025, not looked up again: give your own with --gpu_file"
 )
-"""Of the numbers below."""
+"""Source of the numbers below."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Gpu:
     tflops: float
     """Peak of dense bf16 matrix products, 10^12 FLOP/s."""
     memory_gib: float
-    """What a process finds, GiB."""
+    """Memory available to a process, GiB."""
     price: float
-    """USD an hour."""
+    """USD per hour."""
 
 
 GPUS = {
@@ -42,7 +42,7 @@ GPUS = {
     "rtx4090": Gpu("RTX 4090 24GB", 165, 23.5, 0.40),
     "rtx5090": Gpu("RTX 5090 32GB", 209, 31.4, 0.70),
 }
-"""By the name that options use; see `SOURCE`."""
+"""Name in options -> GPU; see `SOURCE`."""
 
 _DEVICE_NAMES = {
     "H100": "h100",
@@ -55,11 +55,11 @@ _DEVICE_NAMES = {
     "4090": "rtx4090",
     "5090": "rtx5090",
 }
-"""Parts of the names that CUDA reports; the first that occurs counts."""
+"""Substrings of CUDA's device names -> keys of `GPUS`; the first match applies."""
 
 
 def peak_of(device_name: str) -> float | None:
-    """Peak in FLOP/s of the GPU that CUDA calls `device_name`; None if it is not in the table."""
+    """Peak in FLOP/s of a GPU by CUDA's device name; None if it is not in the table."""
     if "H100" in device_name and ("PCIe" in device_name or "NVL" in device_name):
         return None  # slower than the SXM one
     key = next((key for part, key in _DEVICE_NAMES.items() if part in device_name), None)
@@ -67,10 +67,10 @@ def peak_of(device_name: str) -> float | None:
 
 
 def read_gpus(file: str | os.PathLike[str] | None) -> dict[str, Gpu]:
-    """The table, with a YAML file's entries laid over it: `{h100: {price: 2.5}, mine: {name, tflops, ...}}`.
+    """The table, updated from a YAML file: `{h100: {price: 2.5}, mine: {name, tflops, ...}}`.
 
     Raises:
-        UserError: the file can not be read, names an unknown field, or leaves out one of a GPU that is new.
+        UserError: the file cannot be read, has an unknown field, or lacks a field of a new GPU.
     """
     if file is None:
         return GPUS
@@ -80,11 +80,11 @@ def read_gpus(file: str | os.PathLike[str] | None) -> dict[str, Gpu]:
         raise UserError(f"--gpu_file {error}") from error
     table = dict(GPUS)
     for key, fields in content.items():
-        table[str(key)] = _laid_over(table.get(str(key)), str(key), fields, file)
+        table[str(key)] = _updated(table.get(str(key)), str(key), fields, file)
     return table
 
 
-def _laid_over(gpu: Gpu | None, key: str, fields: Any, file: str | os.PathLike[str]) -> Gpu:
+def _updated(gpu: Gpu | None, key: str, fields: Any, file: str | os.PathLike[str]) -> Gpu:
     try:
         values = {name: str(value) if name == "name" else float(value) for name, value in dict(fields).items()}
         for name, value in values.items():

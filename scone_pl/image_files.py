@@ -1,4 +1,4 @@
-"""Image files that are written: the extension decides the format, and a file appears whole or not at all."""
+"""Atomic writing of image files; the extension determines the format."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ".jpeg": {"format": "JPEG", "quality": _QUALITY, "subsampling": "4:4:4"},
     ".webp": {"format": "WEBP", "quality": _QUALITY},
 }
-_LONGEST_SIDE = {"JPEG": 65535, "WEBP": 16383}
+_MAX_SIDE = {"JPEG": 65535, "WEBP": 16383}
 
 
 def check_image_output(file: str | os.PathLike[str], option: str) -> Path:
-    """The path of an image file to write, checked before the work that leads to it.
+    """The path of an image file to write, checked in advance.
 
     Args:
-        file: as the person named it.
-        option: what a message calls it, such as `--output`.
+        file: path given by the user.
+        option: its option, such as `--output`, for messages.
 
     Raises:
-        UserError: its extension is none that can be written, or no file can be made there.
+        UserError: an unsupported extension, or the file cannot be written.
     """
     path = Path(file)
     if not _is_unicode(str(path)):
@@ -45,14 +45,14 @@ def check_image_output(file: str | os.PathLike[str], option: str) -> Path:
 
 
 def write_image(image: Image.Image, file: str | os.PathLike[str]) -> None:
-    """Replaces `file`, in the format of its extension, making its folder if needed.
+    """Atomically replaces `file`, in the format of its extension.
 
     Raises:
-        UserError: an extension that is none of an image's, or an image too large for the format.
+        UserError: an unsupported extension, or an image too large for the format.
     """
     path = Path(file)
     options = _options_of(path, "image")
-    longest = _LONGEST_SIDE.get(options["format"])
+    longest = _MAX_SIDE.get(options["format"])
     if longest is not None and max(image.size) > longest:
         raise UserError(f"{path}: {options['format']} holds sides of at most {longest} pixels; name it .png")
     content = io.BytesIO()
@@ -61,7 +61,7 @@ def write_image(image: Image.Image, file: str | os.PathLike[str]) -> None:
 
 
 def write_figure(figure: Figure, file: Path, *, dpi: int) -> None:
-    """Replaces the PNG `file` with a drawing, making its folder if needed."""
+    """Atomically replaces the PNG `file` with a figure."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
     write_bytes(content.getvalue(), file)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: Collection[int] = (0,)) -> str:
-    """Columns aligned, so that it reads well in a terminal too; `text` says which hold text, the others numbers."""
+    """A table with aligned columns; `text` are the indices of text columns, the others are right-aligned."""
     widths = [max(3, *(len(row[c]) for row in (heads, *rows))) for c in range(len(heads))]
     lines = [[head.ljust(width) for head, width in zip(heads, widths, strict=True)]]
     lines.append(["-" * w if c in text else "-" * (w - 1) + ":" for c, w in enumerate(widths)])

@@ -1,7 +1,7 @@
-"""What users must see: one line each on stderr, through `logging`, so that no filter of Python warnings hides it.
+"""One-line messages on stderr through `logging`, so that no filter of Python warnings hides them.
 
-Lightning tells much through Python warnings. Those that never apply here are silenced one by one, with the reason; the
-others are shown in one line each.
+Lightning emits many Python warnings. Those that never apply here are silenced individually, with the reason; the others
+are shown in one line each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 logger = logging.getLogger("scone_pl")
 
-NOT_HERE = {
+IGNORED_WARNINGS = {
     r"The '\w+_dataloader' does not have many workers": "data.num_workers is the recipe's choice",
     r"Checkpoint directory .* exists and is not empty": "a run goes on in its own folder",
     r"`ModelCheckpoint\(.*": "snapshots are `checkpoint`'s",
@@ -25,13 +25,13 @@ NOT_HERE = {
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated": "between Lightning and torch",
     r"The `srun` command is available on your system but is not used": "one process is one rank here",
 }
-"""Beginnings of Python warnings (regular expressions) that are silenced -> why they do not apply."""
-_NOISE = ("litlogger", "TPU available", "MEMBER: 1/1", "Starting with 1 processes")
-"""Lightning's log lines about hardware that is not there, products to try, and processes without peers."""
+"""Silenced Python warnings (regular expressions matched at the beginning) -> reason."""
+_IGNORED = ("litlogger", "TPU available", "MEMBER: 1/1", "Starting with 1 processes")
+"""Irrelevant log lines of Lightning: absent hardware, product advertisements, single processes."""
 
 
 class _Lines(logging.Handler):
-    """`warning: ...` on whatever stderr is at the time."""
+    """Prints `warning: ...` to the current `sys.stderr`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
@@ -39,21 +39,21 @@ class _Lines(logging.Handler):
 
 
 def warn(message: str) -> None:
-    """Tells the user something in one line, on the first rank only."""
+    """Logs a warning in one line, on rank 0 only."""
     if getattr(rank_zero_only, "rank", 0) == 0:
         logger.warning(message)
 
 
 def configure() -> None:
-    """For a command line: messages as lines on stderr, Python warnings of others as one line each."""
+    """Sets up the command line's logging: messages and other libraries' warnings as one line each on stderr."""
     if not any(isinstance(handler, _Lines) for handler in logger.handlers):
         logger.addHandler(_Lines())
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
-        logging.getLogger(name).addFilter(_worth_reading)
-    for beginning in NOT_HERE:
+        logging.getLogger(name).addFilter(_is_relevant)
+    for beginning in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=beginning)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
 
 
-def _worth_reading(record: logging.LogRecord) -> bool:
-    return not any(text in record.getMessage() for text in _NOISE)
+def _is_relevant(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _IGNORED)

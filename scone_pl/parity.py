@@ -1,7 +1,7 @@
-"""The verb `parity` asks whether this code computes what the published implementation computed.
+"""The verb `parity` compares this code with numbers computed by the published implementation.
 
-A parity folder is a checkpoint folder plus `expected.json` and `expected.safetensors` (tests/golden/parity is one).
-Everything in it is computed again from the images and token ids, by the code that trains and samples.
+A parity folder is a checkpoint folder plus `expected.json` and `expected.safetensors` (such as tests/golden/parity).
+All its tensors are recomputed from images and token ids, with the code of training and sampling.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from scone_pl.training.losses import flow_matching
 from scone_pl.training.parts import count_parameters
 
 TOLERANCE = 1e-4
-"""Relative to a tensor's largest value: what float32 reaches (golden README)."""
+"""Relative to a tensor's largest magnitude; the accuracy of float32 (golden README)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Comparison:
 
     name: str
     error: float
-    """Relative for floats, a count of differing entries for whole numbers and masks, levels for pictures."""
+    """Relative for floats, number of differing entries for integers and masks, levels (of 255) for images."""
     tolerance: float
 
     @property
@@ -64,7 +64,7 @@ class Comparison:
 
 
 def exact(name: str, ours: Tensor | list[Any], theirs: Tensor | list[Any]) -> Comparison:
-    """Counts differing entries of whole numbers, masks or shapes."""
+    """Number of differing entries of integers, masks or shapes."""
     a, b = (torch.as_tensor(x).cpu() for x in (ours, theirs))
     if a.shape != b.shape:
         return Comparison(name, float("inf"), 0)
@@ -76,15 +76,15 @@ def close(name: str, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE)
     a, b = ours.detach().cpu().double(), theirs.cpu().double()
     if a.shape != b.shape:
         return Comparison(name, float("inf"), tolerance)
-    both = torch.isinf(b) & (a == b)
-    a, b = a.masked_fill(both, 0), b.masked_fill(both, 0)
+    equal_infinities = torch.isinf(b) & (a == b)
+    a, b = a.masked_fill(equal_infinities, 0), b.masked_fill(equal_infinities, 0)
     scale = b.abs().max().clamp(min=1e-12) if b.numel() else 1.0
     error = float((a - b).abs().max() / scale) if b.numel() else 0.0
     return Comparison(name, error if error == error else float("inf"), tolerance)
 
 
-class _Noted(dict[str, Tensor]):
-    """Tensors by name that remember which were asked for, so that nothing in a folder passes unread."""
+class _TrackedTensors(dict[str, Tensor]):
+    """Named tensors that record which were read, so that none is left uncompared."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__(tensors)
@@ -92,13 +92,13 @@ class _Noted(dict[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self:
-            raise UserError(f"expected.safetensors: no tensor {name}; is the parity folder whole?")
+            raise UserError(f"expected.safetensors: no tensor {name}; is the parity folder complete?")
         self.read.add(name)
         return super().__getitem__(name)
 
 
-class _GivenIds:
-    """Stands in for a tokenizer where the ids are given."""
+class _FixedIds:
+    """A stand-in for a tokenizer that returns given ids."""
 
     def __init__(self, ids: list[int]) -> None:
         self.ids = ids
@@ -119,7 +119,7 @@ class ParityCase:
         self.expected: dict[str, Any] = read_json(folder / "expected.json", dict)
         read_header(folder / "expected.safetensors")
         try:
-            self.tensors = _Noted(load_file(folder / "expected.safetensors"))
+            self.tensors = _TrackedTensors(load_file(folder / "expected.safetensors"))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{folder / 'expected.safetensors'}: cannot be read ({error})") from error
         self.config = self.expected["config"]
@@ -157,34 +157,34 @@ class ParityCase:
         if not isinstance(self.expected["samples"], list) or not self.expected["samples"]:
             raise UserError("expected.json: samples must be a list of at least one sample")
 
-    # ------------------------------------------------------------------ inputs, by the data room's own code
+    # ------------------------------------------------------------------ inputs, with the code of `data`
     def prepare(self, number: int, vit_source: Literal["original", "vae_resized"]) -> PreparedSample:
         """Sample `number` decoded and transformed as training (or sampling) does it."""
-        described = self.expected["samples"][number]
-        encoded = [_png(self.tensors[f"sample{number}.image{i}"]) for i in range(described["num_refs"] + 1)]
+        description = self.expected["samples"][number]
+        encoded = [_png(self.tensors[f"sample{number}.image{i}"]) for i in range(description["num_refs"] + 1)]
         packing = PackingConfig(
-            # Sampling always has its instruction; dropping it is for training.
-            instruction_dropout=1.0 if described["drop_text"] and vit_source == "original" else 0.0,
+            # The instruction is dropped in training only.
+            instruction_dropout=1.0 if description["drop_text"] and vit_source == "original" else 0.0,
             vae_resize=self._limits("vae_transform"),
             vit_resize=self._limits("vit_transform"),
             vit_source=vit_source,
         )
-        whole = Sample(key=f"sample{number}", references=tuple(encoded[:-1]), instruction="given", target=encoded[-1])
-        tokenizer: Any = _GivenIds(described["text_ids"])
-        return prepare_sample(whole, self.sequence_format, tokenizer, packing, np.random.default_rng(0))
+        full = Sample(key=f"sample{number}", references=tuple(encoded[:-1]), instruction="given", target=encoded[-1])
+        tokenizer: Any = _FixedIds(description["text_ids"])
+        return prepare_sample(full, self.sequence_format, tokenizer, packing, np.random.default_rng(0))
 
     def _limits(self, name: str) -> ResizeLimits:
         limits = self.config[name]
         return ResizeLimits(max_size=limits["max_image_size"], min_size=limits["min_image_size"])
 
     def pack(self) -> PackedSequence:
-        """All samples in one sequence, the targets as noisy as expected."""
+        """All samples in one sequence, with the expected timesteps."""
         times = iter(self.tensors["pack.packed_timesteps"].split(self._latent_lengths()))
         builder = SequenceBuilder(self.sequence_format)
-        for number, described in enumerate(self.expected["samples"]):
-            of_splits = list(islice(times, described["num_refs"] + 1))
+        for number, description in enumerate(self.expected["samples"]):
+            split_timesteps = list(islice(times, description["num_refs"] + 1))
             prepared = self.prepare(number, "original")
-            dataclasses.replace(prepared, timestep_logits=[of_splits[-1][0].item()]).append_to(builder)
+            dataclasses.replace(prepared, timestep_logits=[split_timesteps[-1][0].item()]).append_to(builder)
         return builder.build().to(self.device)
 
     def _latent_lengths(self) -> list[int]:
@@ -192,7 +192,7 @@ class ParityCase:
 
     # ------------------------------------------------------------------ comparisons
     def compare(self) -> Iterator[Comparison]:
-        """Everything in the folder, in the order in which it is computed."""
+        """All comparisons, in the order of computation."""
         pack = self.pack()
         yield from self._packing(pack)
         yield from self._autoencoder(pack)
@@ -213,7 +213,7 @@ class ParityCase:
         yield exact("pack.patchified_vae_latent_shapes", grids, expected["patchified_vae_latent_shapes"])
         yield exact("pack.patchified_vit_token_shapes", list(pack.vit_grids), expected["patchified_vit_token_shapes"])
         lengths = [rows * columns for rows, columns in pack.vit_grids]
-        whole = {
+        integers = {
             "packed_text_ids": pack.text_ids,
             "packed_text_indexes": pack.text_index,
             "packed_instruc_indexes": pack.instruction_index,
@@ -225,7 +225,7 @@ class ParityCase:
             "packed_latent_position_ids": pack.latent_positions,
             "mse_loss_indexes": pack.target_index,
         }
-        for name, ours in whole.items():
+        for name, ours in integers.items():
             yield exact(f"pack.{name}", ours, tensors[f"pack.{name}"])
         yield close("pack.packed_vit_tokens", pack.vit_patches, tensors["pack.packed_vit_tokens"])
         times = pack.expand_latent_splits(pack.timestep_logits)
@@ -279,7 +279,7 @@ class ParityCase:
             raise UserError(
                 f"expected.json: gradient norms of parameters that the model lacks: {', '.join(unknown[:3])}"
             )
-        # A norm far below the others is rounding noise of sums that cancel; it is measured against their scale.
+        # A norm far below the others is rounding noise of cancelling sums, so its error is relative to their scale.
         floor = 1e-3 * max(expected.values())
         errors = {n: abs(ours[n] - norm) / max(norm, floor) for n, norm in expected.items()}
         errors |= {n: math.inf for n, norm in expected.items() if (norm == 0) != (ours[n] == 0)}
@@ -301,7 +301,7 @@ class ParityCase:
                 guidance_rescale_min=run.get("cfg_renorm_min", 0.0),
             )
             steps: list[tuple[float, Tensor]] = []
-            found = sample(
+            latents = sample(
                 self.model,
                 self.sequence_format,
                 [prompt],
@@ -313,9 +313,9 @@ class ParityCase:
             yield close(f"infer.{name}.timesteps", torch.tensor([t for t, _ in steps]), expected["timesteps"])
             yield close(f"infer.{name}.velocity_first", steps[0][1], expected["velocity_first"])
             yield close(f"infer.{name}.velocity_last", steps[-1][1], expected["velocity_last"])
-            yield close(f"infer.{name}.final_latent", found.tokens, self.tensors[f"infer.{name}.final_latent"])
-            picture = to_uint8(decode_latents(self.model, found)).int()
-            levels = (picture - self.tensors[f"infer.{name}.image"].int()).abs().max()
+            yield close(f"infer.{name}.final_latent", latents.tokens, self.tensors[f"infer.{name}.final_latent"])
+            image = to_uint8(decode_latents(self.model, latents)).int()
+            levels = (image - self.tensors[f"infer.{name}.image"].int()).abs().max()
             yield Comparison(f"infer.{name}.image", float(levels), 1)
 
     def _prompt(self, number: int, size: tuple[int, int]) -> Prompt:
@@ -336,7 +336,7 @@ def _png(image: Tensor) -> bytes:
 
 
 def parity(folder: Path, attention: Literal["split", "flex", "dense"] = "split", device: str = "cpu") -> int:
-    """Computes everything in a parity folder again and prints the largest error of each quantity.
+    """Recomputes everything in a parity folder and prints the largest error of each quantity.
 
     Args:
         folder: checkpoint folder with expected.json and expected.safetensors.
@@ -349,7 +349,7 @@ def parity(folder: Path, attention: Literal["split", "flex", "dense"] = "split",
     try:
         return _report(folder, attention, device)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        # What a parity folder holds is read everywhere above; its damage must not look like one of this program.
+        # Damaged content of a parity folder must not appear as an error of the program.
         raise UserError(
             f"{folder}: expected.json does not describe a parity case ({type(error).__name__}: {error})"
         ) from error

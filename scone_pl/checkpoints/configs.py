@@ -1,8 +1,8 @@
-"""The JSON files that describe a checkpoint folder, read so that no key passes unseen.
+"""Reads the JSON config files of a checkpoint folder; no key is silently ignored.
 
-Every key of `llm_config.json`, `vit_config.json`, `vae_config.json` and `config.json` is one of four kinds: obeyed (a
-size or number of `SconeConfig`), fixed (it would change the computation, and one value of it is implemented), known not
-to change the computation, or unknown, which is said in one line.
+Every key of `llm_config.json`, `vit_config.json`, `vae_config.json` and `config.json` is of one of four kinds: obeyed
+(a size or number of `SconeConfig`), fixed (it affects the computation, and only some values are implemented), harmless
+(it does not affect the computation), or unknown, which is logged once.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from scone_pl.files import read_json
 from scone_pl.model.config import AutoencoderConfig, DecoderConfig, ViTConfig
 
 _log = logging.getLogger(__name__)
-_noted: set[str] = set()
-_LARGEST = 2**31
+_reported: set[str] = set()
+_MAX_INT = 2**31
 T = TypeVar("T", DecoderConfig, ViTConfig, AutoencoderConfig)
 
 
 class ConfigFile:
-    """A JSON object, read key by key, each value checked."""
+    """A JSON object with validated access to its keys."""
 
     def __init__(self, file: Path, kind: str, values: Mapping[str, Any] | None = None, prefix: str = "") -> None:
         """Checks the fixed keys.
 
         Args:
-            file: what a message names.
-            kind: one of those of `checkpoint_keys`.
-            values: the object, if it is a part of the file; None = the whole file.
-            prefix: of its keys in messages.
+            file: path of the file.
+            kind: one of the kinds in `keys`.
+            values: the object, if it is nested in the file; None = the whole file.
+            prefix: prefix of its keys in messages.
 
         Raises:
             UserError: not a JSON object, or a fixed key has a value that is not implemented.
@@ -43,29 +43,29 @@ class ConfigFile:
         self.file, self.kind, self.prefix = file, kind, prefix
         self.values: Mapping[str, Any] = read_json(file, dict) if values is None else values
         for key, allowed in FIXED[kind].items():
-            if key in self.values and not any(_same(self.values[key], one) for one in allowed):
-                raise self.refused(key, " or ".join(map(_shown, allowed)) + " is implemented")
+            if key in self.values and not any(_same(self.values[key], option) for option in allowed):
+                raise self.refused(key, " or ".join(map(_json, allowed)) + " is implemented")
 
     def refused(self, key: str, needed: str) -> UserError:
-        """The error that names file, key and value; `needed` says what would do."""
-        return UserError(f"{self.file}: {self.prefix}{key} is {_shown(self.values.get(key))}, but only {needed}")
+        """An error that names file, key and value; `needed` describes valid values."""
+        return UserError(f"{self.file}: {self.prefix}{key} is {_json(self.values.get(key))}, but only {needed}")
 
     def __contains__(self, key: str) -> bool:
         return key in self.values
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As it stands there."""
+        """The unchecked value."""
         return self.values.get(key, default)
 
-    def whole(self, key: str, default: int | None = None, *, most: int = _LARGEST) -> int:
-        """A whole number from 1; without `default` the key must be there."""
+    def integer(self, key: str, default: int | None = None, *, maximum: int = _MAX_INT) -> int:
+        """An integer of at least 1; without `default` the key is required."""
         value = self._required(key, default)
-        if type(value) is not int or not 1 <= value <= most:
-            raise self.refused(key, f"a whole number from 1 to {most} will do")
+        if type(value) is not int or not 1 <= value <= maximum:
+            raise self.refused(key, f"a whole number from 1 to {maximum} will do")
         return value
 
     def number(self, key: str, default: float | None = None, *, positive: bool = True) -> float:
-        """A finite number; without `default` the key must be there."""
+        """A finite number; without `default` the key is required."""
         value = self._required(key, default)
         if (
             type(value) not in (int, float)
@@ -78,14 +78,14 @@ class ConfigFile:
         return number
 
     def flag(self, key: str, default: bool) -> bool:
-        """A switch."""
+        """A boolean."""
         value = self._required(key, default)
         if type(value) is not bool:
             raise self.refused(key, "true or false will do")
         return value
 
     def part(self, key: str, kind: str) -> ConfigFile | None:
-        """The object under `key`; None if there is none."""
+        """The nested object under `key`; None if there is none."""
         value = self.get(key)
         if value is None:
             return None
@@ -94,22 +94,22 @@ class ConfigFile:
         return ConfigFile(self.file, kind, value, f"{self.prefix}{key}.")
 
     def build(self, kind: type[T], **sizes: Any) -> T:
-        """A config of these sizes; sizes that contradict each other are the file's fault."""
+        """A config of these sizes; contradictions between them are reported as errors of the file."""
         try:
             return kind(**sizes)
         except ValueError as error:
             raise UserError(f"{self.file}: {error}") from None
 
     def note_unknown(self) -> None:
-        """Says once which keys are not known here."""
+        """Logs unknown keys once."""
         known = OBEYED[self.kind] | FIXED[self.kind].keys() | HARMLESS[self.kind]
-        unknown = sorted(_shown(key) for key in self.values if key not in known and not key.startswith("_"))
+        unknown = sorted(_json(key) for key in self.values if key not in known and not key.startswith("_"))
         if unknown:
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            note = f"{self.file}: {self.prefix}{', '.join(unknown[:5])}{more}: unknown here, not used"
-            if note not in _noted:
-                _noted.add(note)
-                _log.warning("%s", note)
+            message = f"{self.file}: {self.prefix}{', '.join(unknown[:5])}{more}: unknown here, not used"
+            if message not in _reported:
+                _reported.add(message)
+                _log.warning("%s", message)
 
     def _required(self, key: str, default: Any) -> Any:
         value = self.get(key, default)
@@ -122,74 +122,74 @@ def read_decoder(folder: Path) -> DecoderConfig:
     """`llm_config.json`, as transformers 4 or 5 writes it for Qwen2.
 
     Raises:
-        UserError: it is damaged, lacks a key, or describes a decoder that is not implemented.
+        UserError: it is damaged, lacks a key, or describes an unsupported decoder.
     """
     file = ConfigFile(folder / "llm_config.json", "llm")
     config = file.build(
         DecoderConfig,
-        vocab_size=file.whole("vocab_size"),
-        hidden_size=file.whole("hidden_size"),
-        intermediate_size=file.whole("intermediate_size"),
-        num_layers=file.whole("num_hidden_layers"),
-        num_heads=file.whole("num_attention_heads"),
-        num_kv_heads=file.whole("num_key_value_heads"),
+        vocab_size=file.integer("vocab_size"),
+        hidden_size=file.integer("hidden_size"),
+        intermediate_size=file.integer("intermediate_size"),
+        num_layers=file.integer("num_hidden_layers"),
+        num_heads=file.integer("num_attention_heads"),
+        num_kv_heads=file.integer("num_key_value_heads"),
         rope_theta=_rope_theta(file),
         rms_norm_eps=file.number("rms_norm_eps", 1e-6),
-        max_position_embeddings=file.whole("max_position_embeddings", 32768),
+        max_position_embeddings=file.integer("max_position_embeddings", 32768),
         separate_experts=file.flag("separate_experts", True),
     )
-    if file.get("head_dim") is not None and file.whole("head_dim") != config.head_dim:
+    if file.get("head_dim") is not None and file.integer("head_dim") != config.head_dim:
         raise file.refused("head_dim", f"hidden_size / num_attention_heads = {config.head_dim} is implemented")
-    kinds = file.get("layer_types")
-    if kinds is not None and kinds != ["full_attention"] * config.num_layers:
+    layer_types = file.get("layer_types")
+    if layer_types is not None and layer_types != ["full_attention"] * config.num_layers:
         raise file.refused("layer_types", "full_attention in every layer is implemented")
     file.note_unknown()
     return config
 
 
 def _rope_theta(file: ConfigFile) -> float:
-    """Qwen2's base of RoPE: transformers 4 writes rope_theta (and rope_scaling), 5 puts it into rope_parameters."""
-    found = {}
+    """The RoPE base: transformers 4 writes rope_theta (and rope_scaling), transformers 5 rope_parameters."""
+    values = {}
     if "rope_theta" in file:
-        found["rope_theta"] = file.number("rope_theta")
+        values["rope_theta"] = file.number("rope_theta")
     for name in ("rope_parameters", "rope_scaling"):
         rope = file.part(name, "rope")
         if rope is None:
             continue
         if rope.get("rope_theta") is not None:
-            found[f"{name}.rope_theta"] = rope.number("rope_theta")
-        # Any further key, such as a factor or sections, belongs to a kind of RoPE that is not implemented.
+            values[f"{name}.rope_theta"] = rope.number("rope_theta")
+        # Any further key, such as a factor or sections, belongs to an unsupported variant of RoPE.
         for key in sorted(rope.values.keys() - OBEYED["rope"] - FIXED["rope"].keys()):
             raise rope.refused(key, "plain RoPE is implemented")
-    if not found:
+    if not values:
         raise UserError(f"{file.file}: lacks the key {file.prefix}rope_theta (BAGEL: 1000000.0)")
-    if len(set(found.values())) > 1:
-        stated = " but ".join(f"{key} is {_shown(value)}" for key, value in found.items())
+    if len(set(values.values())) > 1:
+        stated = " but ".join(f"{key} is {_json(value)}" for key, value in values.items())
         raise UserError(f"{file.file}: {stated}; they must agree")
-    return next(iter(found.values()))
+    return next(iter(values.values()))
 
 
 def read_vit(folder: Path, table_side: int) -> ViTConfig:
-    """`vit_config.json`; `table_side` is the side of SigLIP's own position table.
+    """`vit_config.json`; `table_side` is the side of SigLIP's position table.
 
     Raises:
         UserError: as for `read_decoder`.
     """
     file = ConfigFile(folder / "vit_config.json", "vit")
-    layers = file.whole("num_hidden_layers")
+    layers = file.integer("num_hidden_layers")
     if layers < 2:
         raise file.refused("num_hidden_layers", "2 or more will do: the second-last layer is the feature layer")
     config = file.build(
         ViTConfig,
-        hidden_size=file.whole("hidden_size"),
-        intermediate_size=file.whole("intermediate_size"),
+        hidden_size=file.integer("hidden_size"),
+        intermediate_size=file.integer("intermediate_size"),
         num_layers=layers - 1,
-        num_heads=file.whole("num_attention_heads"),
-        patch_size=file.whole("patch_size"),
+        num_heads=file.integer("num_attention_heads"),
+        patch_size=file.integer("patch_size"),
         positions_per_side=table_side,
         layer_norm_eps=file.number("layer_norm_eps", 1e-6),
     )
-    if "image_size" in file and file.whole("image_size") // config.patch_size != table_side:
+    if "image_size" in file and file.integer("image_size") // config.patch_size != table_side:
         raise file.refused(
             "image_size", f"{table_side} patches of {config.patch_size} pixels a side fit the weights' position table"
         )
@@ -198,7 +198,7 @@ def read_vit(folder: Path, table_side: int) -> ViTConfig:
 
 
 def read_autoencoder(folder: Path) -> AutoencoderConfig:
-    """`vae_config.json`; without one the autoencoder is FLUX's.
+    """`vae_config.json`; FLUX's autoencoder if there is none.
 
     Raises:
         UserError: as for `read_decoder`.
@@ -208,7 +208,7 @@ def read_autoencoder(folder: Path) -> AutoencoderConfig:
         return AutoencoderConfig()
     file = ConfigFile(path, "vae")
     if file.get("kind") == "space_to_depth":
-        config = AutoencoderConfig(kind="space_to_depth", block_size=file.whole("block_size", most=1024))
+        config = AutoencoderConfig(kind="space_to_depth", block_size=file.integer("block_size", maximum=1024))
     else:
         multipliers = file.get("ch_mult")
         if not isinstance(multipliers, list) or not 1 <= len(multipliers) <= 10:
@@ -217,39 +217,39 @@ def read_autoencoder(folder: Path) -> AutoencoderConfig:
             raise file.refused("ch_mult", "whole numbers from 1 to 1024 will do")
         config = file.build(
             AutoencoderConfig,
-            base_channels=file.whole("ch", most=65536),
+            base_channels=file.integer("ch", maximum=65536),
             channel_multipliers=tuple(multipliers),
-            num_res_blocks=file.whole("num_res_blocks", most=64),
-            latent_channels=file.whole("z_channels", most=65536),
+            num_res_blocks=file.integer("num_res_blocks", maximum=64),
+            latent_channels=file.integer("z_channels", maximum=65536),
             scale_factor=file.number("scale_factor"),
             shift_factor=file.number("shift_factor", positive=False),
         )
-    if "downsample" in file and file.whole("downsample") != config.downsample:
+    if "downsample" in file and file.integer("downsample") != config.downsample:
         raise file.refused("downsample", f"{config.downsample} agrees with its other keys")
     file.note_unknown()
     return config
 
 
 def check_root(folder: Path, decoder: DecoderConfig, vae: AutoencoderConfig, sizes: Mapping[str, int]) -> None:
-    """Checks `config.json`, where there is one, against what the other files and the weights say.
+    """Checks `config.json`, if there is one, against the other files and the weights.
 
     Args:
-        folder: of the checkpoint.
-        decoder: of `llm_config.json`.
-        vae: of `vae_config.json`.
-        sizes: by key of `config.json`, read off the weights' shapes.
+        folder: the checkpoint folder.
+        decoder: config from `llm_config.json`.
+        vae: config from `vae_config.json`.
+        sizes: key of `config.json` -> size according to the weights' shapes.
 
     Raises:
-        UserError: it contradicts them, or asks for a computation that is not implemented.
+        UserError: it contradicts them, or describes an unsupported computation.
     """
     path = folder / "config.json"
     if not path.exists():
         return
     file = ConfigFile(path, "root")
     for key, size in sizes.items():
-        # BAGEL's own code writes its default of 32 beside a table of 64, and never reads it again.
+        # BAGEL's code writes its default of 32 although the table has 64, and never reads the key.
         published = key == "max_latent_size" and file.get(key) == 32 and size == 64
-        if key in file and not published and file.whole(key) != size:
+        if key in file and not published and file.integer(key) != size:
             raise file.refused(key, f"{size} agrees with the shapes of the weights")
     if file.number("timestep_shift", 1.0) != 1.0:
         raise file.refused("timestep_shift", "1.0 will do here: training has its own setting, timestep_shift")
@@ -257,24 +257,24 @@ def check_root(folder: Path, decoder: DecoderConfig, vae: AutoencoderConfig, siz
     if llm is not None:
         for key, value in decoder_keys(decoder).items():
             if key in llm and not _same(llm.get(key), value):
-                raise llm.refused(key, f"{_shown(value)} agrees with llm_config.json")
+                raise llm.refused(key, f"{_json(value)} agrees with llm_config.json")
         _rope_theta(ConfigFile(path, "llm", {**llm.values, "rope_theta": decoder.rope_theta}, llm.prefix))
     if autoencoder is not None:
         for key, value in (("z_channels", vae.channels), ("downsample", vae.downsample)):
-            if key in autoencoder and autoencoder.whole(key) != value:
+            if key in autoencoder and autoencoder.integer(key) != value:
                 raise autoencoder.refused(key, f"{value} agrees with the autoencoder")
     if vit is not None:
-        of_file = ConfigFile(folder / "vit_config.json", "vit")
+        vit_file = ConfigFile(folder / "vit_config.json", "vit")
         for key in ("hidden_size", "intermediate_size", "num_attention_heads", "patch_size", "layer_norm_eps"):
-            if key in vit and key in of_file and not _same(vit.get(key), of_file.get(key)):
-                raise vit.refused(key, f"{_shown(of_file.get(key))} agrees with vit_config.json")
+            if key in vit and key in vit_file and not _same(vit.get(key), vit_file.get(key)):
+                raise vit.refused(key, f"{_json(vit_file.get(key))} agrees with vit_config.json")
     for part in (file, llm, vit, autoencoder):
         if part is not None:
             part.note_unknown()
 
 
 def decoder_keys(decoder: DecoderConfig) -> dict[str, Any]:
-    """`decoder` by the keys of `llm_config.json`."""
+    """`decoder` with the keys of `llm_config.json`."""
     return {
         "vocab_size": decoder.vocab_size,
         "hidden_size": decoder.hidden_size,
@@ -286,15 +286,15 @@ def decoder_keys(decoder: DecoderConfig) -> dict[str, Any]:
         "rope_theta": decoder.rope_theta,
         "rms_norm_eps": decoder.rms_norm_eps,
         "tie_word_embeddings": False,
-        # Only where it is not as published, so that published folders come out as they went in.
+        # Only if it differs from the published model, so that published folders are reproduced.
         **({} if decoder.separate_experts else {"separate_experts": False}),
     }
 
 
 def _same(value: object, allowed: object) -> bool:
-    """Equal, and no number passes for true or false."""
+    """Whether both are equal; unlike with ==, numbers never equal booleans."""
     return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)
 
 
-def _shown(value: object) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, default=str)[:80]

@@ -1,7 +1,6 @@
-"""A checkpoint folder opened: which files hold its weights, and the sizes of its model.
+"""Opens a checkpoint folder: weight files and model sizes.
 
-Nothing here reads a tensor; configs, indices and headers are checked against each other before anything of their sizes
-is built.
+No tensor is read here; configs, indices and headers are checked against each other before anything is built from them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from scone_pl.model.config import DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.experts import is_generation_parameter
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
-"""BAGEL's EMA weights are what Scone starts from, so they go first where both exist (docs/specification.md 6)."""
+"""In order of preference: Scone starts from BAGEL's EMA weights (docs/specification.md 6)."""
 AUTOENCODER_FILE = "ae.safetensors"
 _VIT_TABLE = "vit_model.vision_model.embeddings.position_embedding.weight"
 _CONNECTOR_TABLE = "vit_pos_embed.pos_embed"
@@ -28,44 +27,45 @@ _LATENT_TABLE = "latent_pos_embed.pos_embed"
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, Path] | None]:
-    """The files, and where an index says that each tensor lies if there is one."""
+    """The weight files, and tensor name -> file if there is an index."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return [folder / name], None
     for name in WEIGHT_FILES:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            listed = {tensor: folder / file for tensor, file in _weight_map(index).items()}
-            return sorted(set(listed.values())), listed
+            index_files = {tensor: folder / file for tensor, file in _weight_map(index).items()}
+            return sorted(set(index_files.values())), index_files
     raise UserError(f"{folder}: no weights; expected one of {', '.join(WEIGHT_FILES)} there")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_json(index, dict).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    weight_map = read_json(index, dict).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map must map names of tensors to files")
-    for tensor, file in found.items():
-        # A plain name: an index must not reach outside of its folder.
+    for tensor, file in weight_map.items():
+        # A plain file name: an index must not refer outside its folder.
         if not isinstance(file, str) or file in ("", ".", "..") or len(file) > 255 or set("/\\\0") & set(file):
             raise UserError(f"{index}: weight_map has {tensor!r:.80} in {file!r:.80}, not a file of its folder")
-    return found
+    checked: dict[str, str] = weight_map
+    return checked
 
 
 @contextmanager
 def open_weights(folder: str | os.PathLike[str]) -> Iterator[WeightFiles]:
-    """The weights of a checkpoint folder, memory-mapped; of a dense one without a generation expert's."""
+    """The memory-mapped weights of a checkpoint folder; the generation expert is excluded for dense decoders."""
     path = check_folder(folder)
     separate = ConfigFile(path / "llm_config.json", "llm").flag("separate_experts", True)
-    files, listed = _weight_files(path)
+    files, index_files = _weight_files(path)
     with ExitStack() as stack:
-        yield WeightFiles(files, stack, leave_out=None if separate else is_generation_parameter, listed=listed)
+        yield WeightFiles(files, stack, exclude=None if separate else is_generation_parameter, index_files=index_files)
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder as a path.
 
     Raises:
-        UserError: it does not exist or lacks its configs; the message says what a folder needs.
+        UserError: it does not exist or has no configs.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -77,10 +77,10 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def read_config(folder: str | os.PathLike[str]) -> SconeConfig:
-    """All sizes of the model in a checkpoint folder, from its configs and the shapes of its weights.
+    """The model config of a checkpoint folder, from its config files and the shapes of its weights.
 
     Raises:
-        UserError: a file is damaged, describes a model that is not implemented, or contradicts the weights' shapes.
+        UserError: a file is damaged, describes an unsupported model, or contradicts the weights' shapes.
     """
     path = check_folder(folder)
     with open_weights(path) as weights:
@@ -104,14 +104,14 @@ def read_config(folder: str | os.PathLike[str]) -> SconeConfig:
         "vit_max_num_patch_per_side": tables[_CONNECTOR_TABLE],
     }
     check_root(path, decoder, autoencoder, sizes)
-    same = tables[_CONNECTOR_TABLE] == vit.positions_per_side
+    equal_sides = tables[_CONNECTOR_TABLE] == vit.positions_per_side
     return SconeConfig(
         decoder=decoder,
         vit=vit,
         autoencoder=autoencoder,
         latent_patch_size=latent_patch_size,
         latent_positions_per_side=tables[_LATENT_TABLE],
-        connector_positions_per_side=None if same else tables[_CONNECTOR_TABLE],
+        connector_positions_per_side=None if equal_sides else tables[_CONNECTOR_TABLE],
     )
 
 
@@ -133,25 +133,31 @@ def _table_side(weights: WeightFiles, name: str, folder: Path) -> int:
 
 
 def _check_sizes(folder: Path, weights: WeightFiles, decoder: DecoderConfig, vit: ViTConfig) -> None:
-    """Compares configs with shapes before anything of those sizes is built, so that a message can name the key."""
+    """Compares configs with shapes before the model is built, so that messages can name the key."""
     llm_file, vit_file = folder / "llm_config.json", folder / "vit_config.json"
-    of_decoder = "language_model.model.layers.0."
-    of_vit = "vit_model.vision_model."
+    decoder_prefix = "language_model.model.layers.0."
+    vit_prefix = "vit_model.vision_model."
     expected = (
         (llm_file, "vocab_size", decoder.vocab_size, "language_model.model.embed_tokens.weight", 0),
         (llm_file, "hidden_size", decoder.hidden_size, "language_model.model.embed_tokens.weight", 1),
-        (llm_file, "intermediate_size", decoder.intermediate_size, f"{of_decoder}mlp.gate_proj.weight", 0),
-        (llm_file, "hidden_size / num_attention_heads", decoder.head_dim, f"{of_decoder}self_attn.q_norm.weight", 0),
+        (llm_file, "intermediate_size", decoder.intermediate_size, f"{decoder_prefix}mlp.gate_proj.weight", 0),
+        (
+            llm_file,
+            "hidden_size / num_attention_heads",
+            decoder.head_dim,
+            f"{decoder_prefix}self_attn.q_norm.weight",
+            0,
+        ),
         (
             llm_file,
             "num_key_value_heads * head dimension",
             decoder.num_kv_heads * decoder.head_dim,
-            f"{of_decoder}self_attn.k_proj.weight",
+            f"{decoder_prefix}self_attn.k_proj.weight",
             0,
         ),
-        (vit_file, "hidden_size", vit.hidden_size, f"{of_vit}embeddings.patch_embedding.weight", 0),
-        (vit_file, "3 * patch_size^2", 3 * vit.patch_size**2, f"{of_vit}embeddings.patch_embedding.weight", 1),
-        (vit_file, "intermediate_size", vit.intermediate_size, f"{of_vit}encoder.layers.0.mlp.fc1.weight", 0),
+        (vit_file, "hidden_size", vit.hidden_size, f"{vit_prefix}embeddings.patch_embedding.weight", 0),
+        (vit_file, "3 * patch_size^2", 3 * vit.patch_size**2, f"{vit_prefix}embeddings.patch_embedding.weight", 1),
+        (vit_file, "intermediate_size", vit.intermediate_size, f"{vit_prefix}encoder.layers.0.mlp.fc1.weight", 0),
     )
     names = set(weights)
     for file, key, value, name, dimension in expected:
@@ -160,9 +166,9 @@ def _check_sizes(folder: Path, weights: WeightFiles, decoder: DecoderConfig, vit
             raise UserError(f"{file}: {key} is {value}, but {name} has shape {list(shape)}")
     for file, value, prefix in (
         (llm_file, decoder.num_layers, "language_model.model.layers."),
-        (vit_file, vit.num_layers, f"{of_vit}encoder.layers."),
+        (vit_file, vit.num_layers, f"{vit_prefix}encoder.layers."),
     ):
-        found = len({n.removeprefix(prefix).split(".")[0] for n in names if n.startswith(prefix)})
-        if found != value:
-            less = " less the last, which is no feature layer," if file == vit_file else ""
-            raise UserError(f"{file}: num_hidden_layers{less} is {value}, but the weights have {found} layers")
+        num_layers = len({n.removeprefix(prefix).split(".")[0] for n in names if n.startswith(prefix)})
+        if num_layers != value:
+            note = " less the last, which is no feature layer," if file == vit_file else ""
+            raise UserError(f"{file}: num_hidden_layers{note} is {value}, but the weights have {num_layers} layers")

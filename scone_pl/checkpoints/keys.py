@@ -1,4 +1,4 @@
-"""Keys of a checkpoint folder's JSON files, by what they do here; see `checkpoint_configs`.
+"""Keys of a checkpoint folder's JSON files by their effect; see `configs`.
 
 Kinds: llm (`llm_config.json`), vit, vae, root (`config.json`), and rope (the object under `rope_parameters` or
 `rope_scaling`). Names are those of transformers' configs of Qwen2 and SigLIP and of BAGEL's own code.
@@ -67,7 +67,7 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "logits_scaling": (None, 1),
         "logit_scale": (None, 1),
         "num_experts": _NONE,
-        # What files say before BAGEL's code sets its own: both are the decoder with separate experts.
+        # Overridden by BAGEL's code: both mean the decoder with separate experts.
         "layer_module": (None, "Qwen2MoTDecoderLayer", "Qwen2DecoderLayer"),
     },
     "vit": {
@@ -97,9 +97,9 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "rope": {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (None, 1)},
 }
-"""Keys that change what is computed: the values that are implemented."""
+"""Keys that affect the computation -> implemented values."""
 
-_NOT_COMPUTED = _names(  # what transformers writes of any model
+_NOT_COMPUTED = _names(  # written by transformers for every model
     "architectures auto_map transformers_version torch_dtype dtype initializer_range initializer_factor use_cache "
     "return_dict output_hidden_states output_attentions torchscript use_bfloat16 tf_legacy_loss "
     "chunk_size_feed_forward "
@@ -113,12 +113,12 @@ _NOT_COMPUTED = _names(  # what transformers writes of any model
     "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"
 )
 HARMLESS: dict[str, frozenset[str]] = {
-    # The window and its layers only count with use_sliding_window; what trains is the recipe's to say.
+    # The window and its layers only apply with use_sliding_window; which parts train is set by the recipe.
     "llm": _NOT_COMPUTED | {"sliding_window", "max_window_layers", "pretraining_tp", "freeze_und"},
-    # The pooling head is not part of BAGEL; a vision tower has no words to tie.
+    # The pooling head is not part of BAGEL; a vision tower has no word embeddings to tie.
     "vit": _NOT_COMPUTED | {"vision_use_head", "tie_word_embeddings", "projection_dim"},
     "vae": frozenset({"resolution"}),
     "root": _NOT_COMPUTED | {"model_type"},
     "rope": frozenset(),
 }
-"""Keys that change nothing of what is computed here."""
+"""Keys that do not affect the computation."""

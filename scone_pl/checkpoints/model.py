@@ -1,10 +1,10 @@
-"""The published folder layout in and out (docs/specification.md 8): the only weight format of the project.
+"""Reads and writes checkpoint folders in the published layout (docs/specification.md 8), the only weight format.
 
 A folder holds `llm_config.json`, `vit_config.json`, weights (`model.safetensors`, `ema.safetensors` or an index of
 many files), the autoencoder (`ae.safetensors`) and the tokenizer. Small models also have a `vae_config.json`; without
-it the autoencoder is the FLUX one. Sizes that the configs do not say (position tables, latent patch) are read off the
-weights' shapes, so they can not be set wrongly. One key of `llm_config.json` is ours: `separate_experts`, false for a
-dense decoder (absent = true); of such a folder a generation expert's weights are not read.
+it the autoencoder is FLUX's. Sizes that the configs lack (position tables, latent patch) are inferred from the weights'
+shapes. One key of `llm_config.json` is an extension: `separate_experts`, false for a dense decoder (default true),
+whose folder's generation expert is not read.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def from_pretrained(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Scone:
-    """Builds the model of a checkpoint folder and fills it, tensor by tensor from memory-mapped files.
+    """Builds the model of a checkpoint folder and loads its weights, tensor by tensor from memory-mapped files.
 
     Args:
         folder: published layout, see the module docstring.
-        dtype: of the parameters.
-        device: where they are put.
+        dtype: dtype of the parameters.
+        device: device of the parameters.
 
     Raises:
-        UserError: the folder is no checkpoint, or its keys or shapes are not exactly those of the model.
+        UserError: the folder is not a checkpoint, or its keys or shapes are not exactly those of the model.
     """
     config = read_config(folder)
     with torch.device("meta"):
@@ -81,10 +81,10 @@ def from_pretrained(
 def load_weights(model: Scone, folder: str | os.PathLike[str]) -> str:
     """Fills a materialised model in place from a checkpoint folder; strict about keys and shapes.
 
-    Each rank reads its own parts only. Adapters (LoRA) are none of the folder's and stay as they are.
+    Each rank reads its own slices only. LoRA adapters are not part of the folder and stay unchanged.
 
     Returns:
-        What was read from where, in a line.
+        A line for the log: the number of tensors and their files.
 
     Raises:
         UserError: missing, unexpected or misshapen keys, with the first few named.
@@ -95,12 +95,12 @@ def load_weights(model: Scone, folder: str | os.PathLike[str]) -> str:
         main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
         _fill(main, weights, path)
         read = f"{len(main)} tensors of {path}: {weights.files}"
-        if weights.left_out:
+        if weights.num_excluded:
             _log.warning(
                 "%s: separate_experts is false in its llm_config.json, so the understanding expert's weights serve all "
                 "tokens and the generation expert's %d tensors are not read",
                 path,
-                weights.left_out,
+                weights.num_excluded,
             )
     autoencoder = {
         n.removeprefix(AUTOENCODER_PREFIX): t for n, t in tensors.items() if n.startswith(AUTOENCODER_PREFIX)
@@ -108,7 +108,7 @@ def load_weights(model: Scone, folder: str | os.PathLike[str]) -> str:
     if autoencoder:
         file = path / AUTOENCODER_FILE
         if not file.is_file():
-            raise UserError(f"{file}: missing; the autoencoder's weights belong into the checkpoint folder")
+            raise UserError(f"{file}: missing; the checkpoint folder must contain the autoencoder's weights")
         with ExitStack() as stack:
             _fill(autoencoder, WeightFiles([file], stack), file)
         read += f", {AUTOENCODER_FILE}"
@@ -117,7 +117,7 @@ def load_weights(model: Scone, folder: str | os.PathLike[str]) -> str:
 
 
 def reset_position_tables(model: nn.Module) -> None:
-    """Recomputes the fixed tables, which loading leaves as stored (docs/specification.md 2)."""
+    """Recomputes the fixed position tables, which loading overwrites (docs/specification.md 2)."""
     for module in model.modules():
         if isinstance(module, PositionTable):
             module.reset_buffers()
@@ -125,17 +125,17 @@ def reset_position_tables(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _fill(tensors: dict[str, Tensor], weights: WeightFiles, where: Path) -> None:
-    found = set(weights)
-    problems = [f"missing {name}" for name in tensors if name not in found]
-    problems += [f"unexpected {name}" for name in sorted(found - tensors.keys())]
+    stored = set(weights)
+    problems = [f"missing {name}" for name in tensors if name not in stored]
+    problems += [f"unexpected {name}" for name in sorted(stored - tensors.keys())]
     problems += [
         f"{name} has shape {list(weights.shape(name))}, the model needs {list(tensor.shape)}"
         for name, tensor in tensors.items()
-        if name in found and weights.shape(name) != tuple(tensor.shape)
+        if name in stored and weights.shape(name) != tuple(tensor.shape)
     ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
-        if not any(map(is_generation_parameter, found)) and any(map(is_generation_parameter, tensors)):
+        if not any(map(is_generation_parameter, stored)) and any(map(is_generation_parameter, tensors)):
             more += "; without a generation expert (*_moe_gen), llm_config.json must say separate_experts: false"
         raise UserError(f"{where}: the weights do not fit the model: {'; '.join(problems[:5])}{more}")
     for name, tensor in tensors.items():
@@ -149,13 +149,13 @@ def save_pretrained(
     assets_from: str | os.PathLike[str] | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a model that is no descendant of another folder; see `save_derived` for those that are.
+    """Writes a model to a new checkpoint folder; see `save_derived` for models trained from another folder.
 
     Args:
-        model: the weights to write, in their dtype; not sharded.
-        folder: replaced if it exists; appears whole or not at all.
-        assets_from: checkpoint folder whose tokenizer files are copied along.
-        training: how the weights came about, written as `training.json`.
+        model: the model, not sharded; weights are written in their dtype.
+        folder: replaced atomically if it exists.
+        assets_from: checkpoint folder from which the tokenizer files are copied.
+        training: training provenance, written as `training.json`.
     """
     tensors = model.state_dict()
     main = {n: TensorSource.of(t) for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
@@ -164,17 +164,17 @@ def save_pretrained(
         for n, t in tensors.items()
         if n.startswith(AUTOENCODER_PREFIX)
     }
-    with appearing(Path(folder)) as aside:
-        write_tensors(main, aside / "model.safetensors")
+    with appearing(Path(folder)) as temporary:
+        write_tensors(main, temporary / "model.safetensors")
         if autoencoder:
-            write_tensors(autoencoder, aside / AUTOENCODER_FILE)
+            write_tensors(autoencoder, temporary / AUTOENCODER_FILE)
         for name, content in config_files(model.config).items():
-            write_json(content, aside / name)
+            write_json(content, temporary / name)
         if training is not None:
-            write_json(training, aside / training_record.FILE)
+            write_json(training, temporary / training_record.FILE)
         for name in TOKENIZER_FILES:
             if assets_from is not None and (Path(assets_from) / name).is_file():
-                shutil.copyfile(Path(assets_from) / name, aside / name)
+                shutil.copyfile(Path(assets_from) / name, temporary / name)
 
 
 def save_derived(
@@ -186,21 +186,21 @@ def save_derived(
     dtype: torch.dtype | None = None,
     write: bool = True,
 ) -> None:
-    """Writes the checkpoint folder `start` with some of its tensors replaced; appears whole or not at all.
+    """Writes a copy of the checkpoint folder `start` with some tensors replaced; atomic.
 
-    All that was not trained is copied bit by bit: weights, position tables, autoencoder, configs, tokenizer. Memory is
-    needed for one tensor at a time.
+    Everything else is copied bit by bit: weights, position tables, autoencoder, configs, tokenizer. One tensor at a
+    time is held in memory.
 
     Args:
         start: the folder that training started from.
-        trained: the new tensors by published name, in the dtype to write them in.
+        trained: published name -> new tensor, in the dtype to be written.
         folder: replaced if it exists.
-        training: how the weights came about, written as `training.json`.
-        dtype: write all weights so; None = as `start` has them, and trained ones as they come.
-        write: false on all ranks but one: they only take part in gathering what is sharded.
+        training: training provenance, written as `training.json`.
+        dtype: dtype of all weights; None = unchanged.
+        write: false on all ranks but one, which only take part in gathering sharded tensors.
 
     Raises:
-        UserError: a trained tensor is none of `start`'s, or has another shape there.
+        UserError: `start` lacks a trained tensor, or has it in another shape.
     """
     source_folder = check_folder(start)
     with open_weights(source_folder) as weights:
@@ -216,16 +216,16 @@ def save_derived(
         main = {name: trained.get(name) or weights.source(name) for name in weights}
         if dtype is not None:
             main = {name: dataclasses.replace(source, dtype=dtype) for name, source in main.items()}
-        with appearing(Path(folder)) as aside:
-            write_tensors(main, aside / "model.safetensors")
+        with appearing(Path(folder)) as temporary:
+            write_tensors(main, temporary / "model.safetensors")
             for name in (*CONFIG_FILES, *TOKENIZER_FILES, AUTOENCODER_FILE):
                 if (source_folder / name).is_file():
-                    shutil.copyfile(source_folder / name, aside / name)
-            write_json(dict(training), aside / training_record.FILE)
+                    shutil.copyfile(source_folder / name, temporary / name)
+            write_json(dict(training), temporary / training_record.FILE)
 
 
 def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:
-    """The JSON files of a checkpoint folder, in the published form. FLUX's own sizes need no `vae_config.json`."""
+    """The JSON files of a checkpoint folder in the published format; FLUX's autoencoder needs no `vae_config.json`."""
     decoder, vit, autoencoder = config.decoder, config.vit, config.autoencoder
     files: dict[str, dict[str, Any]] = {
         "llm_config.json": decoder_keys(decoder),

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, checked entry by entry before anything trusts it.
+"""Reads and validates the header of a safetensors file.
 
 The format: 8 bytes with the header's length, the header (JSON: name -> dtype, shape, offsets), the tensors' bytes.
 """
@@ -16,38 +16,38 @@ from scone_pl.errors import UserError
 
 MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""
-_EIGHT = ("F64", "I64", "U64")
-_FOUR = ("F32", "I32", "U32")
-_TWO = ("F16", "BF16", "I16", "U16")
-_ONE = ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-_BYTES = {name: size for size, names in ((8, _EIGHT), (4, _FOUR), (2, _TWO), (1, _ONE)) for name in names}
-_LARGEST = 2**62
+_8_BYTES = ("F64", "I64", "U64")
+_4_BYTES = ("F32", "I32", "U32")
+_2_BYTES = ("F16", "BF16", "I16", "U16")
+_1_BYTE = ("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+_BYTES = {name: size for size, names in ((8, _8_BYTES), (4, _4_BYTES), (2, _2_BYTES), (1, _1_BYTE)) for name in names}
+_MAX_SIZE = 2**62
 
 
 @dataclass(frozen=True)
 class HeaderEntry:
-    """What a header says of one tensor."""
+    """Header entry of one tensor."""
 
     dtype: str
-    """As the format spells it, such as BF16."""
+    """The format's name, such as BF16."""
     shape: tuple[int, ...]
 
 
 def read_header(file: Path) -> dict[str, HeaderEntry]:
-    """Tensors of a safetensors file by name; none of their bytes are read.
+    """Name -> header entry of all tensors in a safetensors file; no tensor data are read.
 
     Raises:
-        UserError: `file` is no regular file or cannot be read, is shorter or longer than its header says, or the
-            header is damaged; the message names the file, and the tensor where one is to blame.
+        UserError: `file` is not a regular file or cannot be read, its size contradicts its header, or the header is
+            damaged; names the file and, if applicable, the tensor.
     """
     try:
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{file}: not a regular file; expected safetensors")
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER, found.st_size - 8):
-                raise _damaged(file, f"a header of {length} bytes in a file of {found.st_size}")
+            if not 2 <= length <= min(MAX_HEADER, status.st_size - 8):
+                raise _damaged(file, f"a header of {length} bytes in a file of {status.st_size}")
             text = stream.read(length)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; copy it again") from None
@@ -62,10 +62,10 @@ def read_header(file: Path) -> dict[str, HeaderEntry]:
     end = 0
     for start, stop, name in sorted(spans):
         if start != end:
-            raise _damaged(file, f"{_shown(name)} starts at byte {start} where {end} is next")
+            raise _damaged(file, f"{_printable(name)} starts at byte {start} where {end} is next")
         end = stop
-    if end != found.st_size - 8 - length:
-        raise _damaged(file, f"{found.st_size - 8 - length} bytes of tensors where its header lists {end}")
+    if end != status.st_size - 8 - length:
+        raise _damaged(file, f"{status.st_size - 8 - length} bytes of tensors where its header lists {end}")
     return entries
 
 
@@ -75,45 +75,45 @@ def _parse(text: bytes, file: Path) -> dict[str, Any]:
     except RecursionError:
         raise _damaged(file, "its header is nested too deeply") from None
     except ValueError as error:
-        raise _damaged(file, f"its header is not JSON: {_shown(error)}") from None
+        raise _damaged(file, f"its header is not JSON: {_printable(error)}") from None
     if not isinstance(header, dict):
         raise _damaged(file, "its header is not an object")
-    notes = header.pop("__metadata__", {})
-    if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(file, "__metadata__ of its header does not map names to texts")
     return header
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise ValueError("a name appears twice")
-    return found
+    return content
 
 
 def _entry(raw: Any, name: str, file: Path) -> tuple[HeaderEntry, tuple[int, int]]:
     if not isinstance(raw, dict) or raw.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _damaged(file, f"the header's entry of {_shown(name)} is not dtype, shape and data_offsets")
+        raise _damaged(file, f"the header's entry of {_printable(name)} is not dtype, shape and data_offsets")
     dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
     if not isinstance(dtype, str):
-        raise _damaged(file, f"{_shown(name)} has the dtype {_shown(dtype)}")
-    if not _whole_numbers(shape) or math.prod(shape) > _LARGEST:
-        raise _damaged(file, f"{_shown(name)} has the shape {_shown(shape)}")
-    if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _damaged(file, f"{_shown(name)} has the data_offsets {_shown(offsets)}")
+        raise _damaged(file, f"{_printable(name)} has the dtype {_printable(dtype)}")
+    if not _are_integers(shape) or math.prod(shape) > _MAX_SIZE:
+        raise _damaged(file, f"{_printable(name)} has the shape {_printable(shape)}")
+    if not _are_integers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _damaged(file, f"{_printable(name)} has the data_offsets {_printable(offsets)}")
     size = offsets[1] - offsets[0]
     if dtype in _BYTES and size != math.prod(shape) * _BYTES[dtype]:
-        raise _damaged(file, f"{_shown(name)} is {dtype} of shape {_shown(shape)} in {size} bytes")
+        raise _damaged(file, f"{_printable(name)} is {dtype} of shape {_printable(shape)} in {size} bytes")
     return HeaderEntry(dtype, tuple(shape)), (offsets[0], offsets[1])
 
 
-def _whole_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n <= _LARGEST for n in value)
+def _are_integers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n <= _MAX_SIZE for n in value)
 
 
-def _shown(value: object) -> str:
+def _printable(value: object) -> str:
     return " ".join(str(value).encode("ascii", "backslashreplace").decode().split())[:80]
 
 
-def _damaged(file: Path, why: str) -> UserError:
-    return UserError(f"{file}: not a whole safetensors file ({why}); copy it again")
+def _damaged(file: Path, reason: str) -> UserError:
+    return UserError(f"{file}: not a whole safetensors file ({reason}); copy it again")

@@ -51,30 +51,30 @@ def bridge_from(values: object, source: str) -> BridgeConfig:
     hints = get_type_hints(BridgeConfig)
     for name, value in values.items():
         if name not in hints:
-            raise UserError(f"{source}: there is no setting {name!r:.80}; choose from {', '.join(_names())}")
-        if not _fits(value, hints[name]):
-            raise UserError(f"{source}: {name} is {value!r:.80}, which is no {_called(hints[name])}")
+            raise UserError(f"{source}: there is no setting {name!r:.80}; choose from {', '.join(_setting_names())}")
+        if not _is_valid(value, hints[name]):
+            raise UserError(f"{source}: {name} is {value!r:.80}, which is no {_description(hints[name])}")
     try:
         return BridgeConfig(**values)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
 
 
-def _names() -> list[str]:
+def _setting_names() -> list[str]:
     return [field.name for field in fields(BridgeConfig)]
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _is_valid(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if hint is float:
         return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e30 and math.isfinite(value)
     options = get_args(hint)
-    return any(_fits(value, option) for option in options) if options else type(value) is hint
+    return any(_is_valid(value, option) for option in options) if options else type(value) is hint
 
 
-def _called(hint: Any) -> str:
+def _description(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(get_args(hint))
-    words = {bool: "true or false", int: "whole number", float: "finite number", type(None): "null"}
-    return " or ".join(words[one] for one in get_args(hint) or (hint,))
+    descriptions = {bool: "true or false", int: "whole number", float: "finite number", type(None): "null"}
+    return " or ".join(descriptions[option] for option in get_args(hint) or (hint,))
