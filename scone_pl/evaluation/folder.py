@@ -1,5 +1,6 @@
 """Layout of an evaluation's output folder.
 
+```text
 <output>/
   evaluation.json               benchmark, name of the model, checkpoint, data
   prompts.jsonl                 the selected items, for `predict`
@@ -9,6 +10,7 @@
   scores.jsonl                  a record per (sampling, scoring, item)
   tables/                       table.md, table.tex, table.json, radar, bars, stability as PNG and PDF
   report.html                   all items with images and scores
+```
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """`SconePipeline`: images from a checkpoint folder, with the interface of a diffusers pipeline.
 
+```python
 pipeline = SconePipeline.from_pretrained("weights/Scone", dtype=torch.bfloat16, device="cuda")
 image = pipeline(images=["cat.png", "room.jpg"], prompt="Put the cat of image 1 into the room of image 2.").images[0]
+```
 """
 
 from __future__ import annotations

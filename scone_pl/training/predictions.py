@@ -1,8 +1,10 @@
 """The folder of predicted pictures: which are finished, and with which settings they were made.
 
+```text
 <output_dir>/predictions/
   settings.json             what every picture in here was made with
   [task_type/]key.png       one a prompt, whole or not there
+```
 """
 
 from __future__ import annotations

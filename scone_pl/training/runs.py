@@ -1,5 +1,6 @@
 """What a training run leaves in its folder, and what it does when it is started again.
 
+```text
 <output_dir>/
   config.yaml        the resolved configuration of the last start
   start.json         which weights it started from, and the snapshot of another run if it began at one
@@ -7,6 +8,7 @@
   checkpoints/       for resuming, see `snapshots.py`
   weights/           the result, a checkpoint folder in the published layout, with training.json
   tensorboard/       event files
+```
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Snapshots: what a run needs to go on, as a distributed checkpoint that every rank writes its own part of.
 
+```text
 <output_dir>/checkpoints/
   step-000500/          appears whole or not at all: written aside as .step-000500.partial, synced, renamed
     .metadata, *.distcp   trained weights, optimizer state, EMA: torch.distributed.checkpoint
     run.pt                step, scheduler, place in the data, callbacks
     checksums.json        of run.pt and .metadata; tensors hold their own, see `intact.py`
+```
 
 A snapshot holds what training changes. Frozen weights are read again from the folder that the run started from, whose
 identity `start.json` holds. Nothing in here depends on the number of ranks.
