@@ -14,9 +14,18 @@ from scone_pl.errors import UserError
 ARGUMENTS = {"text_guidance_scale": "guidance_scale"}
 """Keyword arguments of `SconePipeline.__call__`."""
 OPTIONS: dict[str, dict[str, str]] = {
+    "evaluate": {"pictures": "images"},
+    "judge": {"pictures": "images"},
     "generate": {"text_guidance_scale": "guidance_scale", "bridge_picture": "bridge_image"},
 }
 """Verb -> options of it. For fit, validate, test, predict and estimate, `RECIPE` holds too."""
+COMMANDS = {"mini picture": "mini contact_sheet"}
+REMOVED = {
+    "mini evidence": "study run experiments/studies/NAME.yaml",
+    "mini arm": "study arm",
+    "mini page": "study page",
+}
+"""Commands that are refused by name, with what does their work."""
 RECIPE = {
     "sampling_seed": "sampling.seed",
     "height": "sampling.height",
@@ -43,6 +52,21 @@ def rename_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(f"{name} is {new} now, and both are given; leave {name} out")
         renamed[new] = value
     return renamed
+
+
+def rename_command(args: Sequence[str]) -> list[str]:
+    """A command line, its verb and command under their present names.
+
+    Raises:
+        UserError: a command that is gone.
+    """
+    typed = " ".join(args[:2])
+    if typed in REMOVED:
+        raise UserError(f"{typed} is now: python -m scone_pl {REMOVED[typed]}")
+    if typed not in COMMANDS:
+        return list(args)
+    _warn(typed, COMMANDS[typed])
+    return [*COMMANDS[typed].split(), *args[2:]]
 
 
 def rename_options(args: Sequence[str], verb: str, *, recipe: bool = False) -> list[str]:

@@ -84,6 +84,18 @@ def read_gpus(file: str | os.PathLike[str] | None) -> dict[str, Gpu]:
     return table
 
 
+def choose_gpus(names: list[str], table: dict[str, Gpu]) -> dict[str, Gpu]:
+    """The rows of `table` called `names`.
+
+    Raises:
+        UserError: there is no such row.
+    """
+    for name in names:
+        if name not in table:
+            raise UserError(f"--gpu {name}: one of {', '.join(table)}, or describe it in a --gpu_file")
+    return {name: table[name] for name in names}
+
+
 def _updated(gpu: Gpu | None, key: str, fields: Any, file: str | os.PathLike[str]) -> Gpu:
     try:
         values = {name: str(value) if name == "name" else float(value) for name, value in dict(fields).items()}

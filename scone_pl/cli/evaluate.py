@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from scone_pl.cli.options import parse
+from scone_pl.cli.command import separated
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import BENCHMARKS, Benchmark, BenchmarkName
 from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output
@@ -48,27 +48,27 @@ def evaluate(
     only: Step | None = None,
     seed: int = 1234,
     name: str | None = None,
-    pictures: list[str] | None = None,
+    images: list[str] | None = None,
     compare: list[str] | None = None,
     judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
     extra: list[str] | None = None,
 ) -> int:
-    """Generate a benchmark's pictures, have them judged, and write the tables; the same command goes on after a stop.
+    """Generate a benchmark's images, have them judged, and write the tables; the same command goes on after a stop.
 
     Args:
         benchmark: sconeeval or omnicontext.
-        data: folder of the published JSONL form: data.jsonl, images beside it.
+        data: folder in the published JSONL layout: data.jsonl, images beside it.
         output: folder for everything that is written.
         checkpoint: folder of weights to generate with.
-        rounds: samplings of every picture.
-        scorings: judgings of every picture.
+        rounds: samplings of every image.
+        scorings: judgings of every image.
         tasks: only these tasks; then there is no average.
         limit: at most so many items of each task.
         language: only items of this instruction_language, such as en.
         only: one step alone.
-        seed: of the pictures' noise.
+        seed: of the images' noise.
         name: what to call the model in tables; by default the checkpoint's folder.
-        pictures: folders of pictures made elsewhere (TASK/KEY.png), one a sampling; then nothing is generated.
+        images: folders of images made elsewhere (TASK/KEY.png), one a sampling; then nothing is generated.
         compare: scores.jsonl of other models on the same data, for rows of their own and a paired comparison.
         judge: whom to ask, and how.
         extra: arguments for `predict`; type them behind a lone --.
@@ -76,14 +76,14 @@ def evaluate(
     chosen = BENCHMARKS[benchmark]
     _check_counts(rounds=rounds, scorings=scorings, limit=limit)
     check_whole("--seed", seed)
-    generating = only in (None, "generate") and not pictures
-    folder = EvaluationFolder.open(output, pictures, reuse=not generating)
+    generating = only in (None, "generate") and not images
+    folder = EvaluationFolder.open(output, images, reuse=not generating)
     folder.check_writable()
     if generating and checkpoint is None:
-        raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --pictures DIR)")
+        raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --images DIR)")
     if extra and not generating:
         raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
-    items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
+    items = read_items(chosen, data, tasks=separated(tasks), limit=limit, language=language)
     wanted = {item.id for item in items}
     others = [(title, _of_items(found, wanted, title)) for title, found in _others(compare or [], chosen, language)]
     if only in (None, "judge"):
@@ -103,10 +103,11 @@ def evaluate(
             seed=seed,
             exif_orientation=judge.exif_orientation,
             arguments=extra or [],
+            predict=_predict,
         )
         if rank:
             return 0
-    # Not before: a checkpoint that is refused, because the pictures are another's, must not give them its name.
+    # Not before: a checkpoint that is refused, because the images are another's, must not give them its name.
     name = name or (_name_of(checkpoint) if checkpoint else None)
     about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(data_file(data)))
     status = 0
@@ -133,30 +134,30 @@ def judge(
     tasks: list[str] | None = None,
     limit: int | None = None,
     language: str | None = None,
-    pictures: list[str] | None = None,
+    images: list[str] | None = None,
     dry_run: bool = False,
     judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
 ) -> int:
-    """Have pictures judged: everything that has no stored answer yet is asked, then scores.jsonl is written anew.
+    """Have images judged: everything that has no stored answer yet is asked, then scores.jsonl is written anew.
 
     Args:
         benchmark: sconeeval or omnicontext.
-        data: folder of the published JSONL form: data.jsonl, images beside it.
-        output: folder of the evaluation; pictures are in its round_1, round_2, ...
-        rounds: samplings, at most; those that have pictures count.
-        scorings: judgings of every picture.
+        data: folder in the published JSONL layout: data.jsonl, images beside it.
+        output: folder of the evaluation; images are in its round_1, round_2, ...
+        rounds: samplings, at most; those that have images count.
+        scorings: judgings of every image.
         tasks: only these tasks.
         limit: at most so many items of each task.
         language: only items of this instruction_language.
-        pictures: folders of pictures made elsewhere (TASK/KEY.png), one a sampling.
+        images: folders of images made elsewhere (TASK/KEY.png), one a sampling.
         dry_run: only count the questions and what they have cost so far.
         judge: whom to ask, and how.
     """
     _check_counts(rounds=rounds, scorings=scorings, limit=limit)
-    chosen, folder = BENCHMARKS[benchmark], EvaluationFolder.open(output, pictures)
+    chosen, folder = BENCHMARKS[benchmark], EvaluationFolder.open(output, images)
     if not dry_run:
         folder.check_writable()
-    items = read_items(chosen, data, tasks=tasks, limit=limit, language=language)
+    items = read_items(chosen, data, tasks=separated(tasks), limit=limit, language=language)
     judgements = plan_judgements(folder, chosen, items, judge, rounds, scorings)
     if dry_run:
         print_line(describe_plan(folder, judgements, judge))
@@ -201,6 +202,12 @@ def tables(
     else:
         print_line(tables_markdown(summaries, comparisons))
     return 0
+
+
+def _predict(command: list[str]) -> int:
+    from scone_pl.cli import lightning
+
+    return lightning.main(command)
 
 
 def _status(records: Sequence[Record]) -> int:
@@ -257,16 +264,3 @@ def _name_of_scores(file: Path) -> str:
     about = file.parent / "evaluation.json"
     name = read_json(about, dict).get("name") if about.exists() else None
     return str(name) if name else file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem
-
-
-VERBS: dict[str, Callable[..., int]] = {"evaluate": evaluate, "judge": judge, "tables": tables}
-
-
-def main(args: list[str]) -> int:
-    """Runs a verb, its name first; mistakes are one line."""
-    verb, args = args[0], args[1:]
-    extra: dict[str, Any] = {}
-    if verb == "evaluate" and "--" in args:
-        at = args.index("--")
-        args, extra = args[:at], {"extra": args[at + 1 :]}
-    return VERBS[verb](**parse(verb, VERBS[verb], args), **extra)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from scone_pl.checkpoints.training_record import FILE
-from scone_pl.cli.parsing import run_function
 from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
 from scone_pl.outputs import check_output_folder
@@ -52,9 +51,3 @@ def _snapshot(checkpoint: Path) -> Path:
     if chain:
         raise UserError(f"{checkpoint}: a chain; give one of its steps, {', '.join(chain)}")
     return checkpoint
-
-
-def main(args: list[str]) -> int:
-    """Parses and exports."""
-    run_function(export, "python -m scone_pl export", args, as_positional=True)
-    return 0

@@ -51,13 +51,13 @@ def generate(
         dry_run: Only print how many tokens and how much memory it would take; reads no weights.
     """
     check_image_output(output, "--output")
-    settings = dataclasses.replace(settings, bridge=bridge_setting(checkpoint, bridge))
     if bridge_image is not None:
         check_image_output(bridge_image, "--bridge_image")
         if Path(bridge_image).absolute() == Path(output).absolute():
             raise UserError(f"--bridge_image {bridge_image}: is --output too; give it another name")
-        if settings.bridge is None:
+        if bridge == "off":
             raise UserError("--bridge_image shows the bridge's maps; turn it on with --bridge trained or --bridge JSON")
+    settings = dataclasses.replace(settings, bridge=bridge_setting(checkpoint, bridge))
     plan = plan_generation(
         checkpoint, image or [], instruction, settings, dtype=dtype, exif_orientation=exif_orientation
     )
@@ -82,30 +82,3 @@ def generate(
         write_image(result.bridge_image(), bridge_image)
         print(bridge_image)
     return 0
-
-
-def main(args: list[str]) -> int:
-    """Runs `generate`; `--image` may be repeated, switches need no `true`; errors are one line."""
-    from scone_pl import deprecated
-    from scone_pl.cli.parsing import StrictParser, instantiate, parse_quietly
-
-    parser = StrictParser(prog="python -m scone_pl generate", description=(generate.__doc__ or "").split("\n")[0])
-    parser.add_function_arguments(generate, skip={"settings"})
-    parser.add_class_arguments(SamplingConfig, skip={"bridge"})
-    args = _spelled_out(deprecated.rename_options(args, "generate"))
-    given = instantiate(parser, parse_quietly(parser, args)).as_dict()
-    names = [f.name for f in dataclasses.fields(SamplingConfig) if f.name != "bridge"]
-    settings = SamplingConfig(**{name: given.pop(name) for name in names})
-    return generate(**given, settings=settings)
-
-
-def _spelled_out(args: list[str]) -> list[str]:
-    """As jsonargparse spells it: `--image+` appends to a list, switches have a value."""
-    spelled = []
-    for arg, following in zip(args, [*args[1:], ""], strict=False):
-        if arg == "--image" or arg.startswith("--image="):
-            arg = arg.replace("--image", "--image+", 1)
-        elif arg in ("--dry_run", "--compile") and following not in ("true", "false"):
-            arg = f"{arg}=true"
-        spelled.append(arg)
-    return spelled

@@ -15,7 +15,6 @@ from scone_pl.analysis.measures import exchanged, measure, subjects_of
 from scone_pl.analysis.report import report_of, words_of
 from scone_pl.analysis.similarity import EXPERTS, PACK_TOKENS, ImageMaps, read_images
 from scone_pl.checkpoints.model import check_folder, from_pretrained, read_config
-from scone_pl.cli.parsing import run_function
 from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.inputs import open_input
 from scone_pl.data.packing import PackingConfig
@@ -162,8 +161,3 @@ def _row(sample: Sample, maps: ImageMaps, exif_orientation: ExifOrientation) -> 
         maps={expert: getattr(maps, expert) for expert in EXPERTS},
         targets=[s.box for s in subjects_of(sample, maps.image) if s.is_target],
     )
-
-
-def main(args: list[str]) -> int:
-    """Runs `layers`; mistakes are one line."""
-    return run_function(layers, "python -m scone_pl layers", args)

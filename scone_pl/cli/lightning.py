@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl import deprecated
+from scone_pl.cli.command import help_wanted
 from scone_pl.cli.parsing import close_option, one_line, read_renamed_keys
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
@@ -49,6 +50,7 @@ from scone_pl.training.results import write_result
 from scone_pl.training.runs import RunFolder
 from scone_pl.training.saving import Saving, Stopped
 from scone_pl.training.sharding import FullySharded
+from scone_pl.training.stages import BridgeFormation, BridgeGuidance, Composition
 from scone_pl.training.start import check_start
 from scone_pl.training.trainer_settings import check_trainer
 from scone_pl.training.values import check_stage, check_values
@@ -60,6 +62,10 @@ FREE_ON_RESUME = {
 """Model settings that may change when a run goes on: where and how it computes, not what."""
 LOGGED_ON_RESUME = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 """Trainer settings that change what is computed, and may change when a run is resumed; that is logged."""
+
+
+STAGES = (Composition, BridgeFormation, BridgeGuidance)
+"""jsonargparse finds a class by its short name (`--model BridgeGuidance`) once it is imported."""
 
 
 def _listed(callbacks: Any) -> list[Any]:
@@ -102,7 +108,7 @@ class SconeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Unknown keys and wrong types end in a `UserError` of one line."""
         read_renamed_keys()
-        typed = sys.argv[1:] if args is None else list(args)
+        typed = [str(arg) for arg in (args or ())]
         typed = [*typed[:1], *deprecated.rename_options(typed[1:], "fit", recipe=True)]
         complaints = io.StringIO()
         try:
@@ -332,8 +338,7 @@ def parse(args: list[str]) -> SconeCLI:
     Raises:
         UserError: an unknown key, a wrong type, or a setting of the Trainer that would not be obeyed.
     """
-    sys.argv[1:] = args  # LightningCLI reads them there, and warns if they come another way
-    cli = SconeCLI(until="parse")
+    cli = SconeCLI(args, until="parse")
     check_trainer(cli.settings.trainer, trains=cli.subcommand == "fit")
     check_values(cli.settings)
     return cli
@@ -341,11 +346,8 @@ def parse(args: list[str]) -> SconeCLI:
 
 def main(args: list[str]) -> int:
     """Runs `fit`, `validate`, `test` or `predict`; the exit status."""
-    if {"--help", "-h"} & set(args) or any(
-        a.startswith(("--print_config", "--model.help", "--data.help")) for a in args
-    ):
-        sys.argv[1:] = args
-        SconeCLI(until="parse")
+    if help_wanted(args) or any(a.startswith(("--print_config", "--model.help", "--data.help")) for a in args):
+        SconeCLI([args[0], "--help"] if help_wanted(args) else args, until="parse")
         return 0
     planned = commands(args)
     apart = len(planned) > 1 and needs_own_process(parse(planned[0]).settings.trainer.devices)
@@ -354,8 +356,8 @@ def main(args: list[str]) -> int:
             if status := run_in_own_process(command):
                 return status
         else:
-            sys.argv[1:] = command  # what Lightning starts the other ranks with
-            if status := SconeCLI().status:
+            sys.argv[1:] = command  # Lightning's launcher reads there what it starts the other ranks with
+            if status := SconeCLI(command).status:
                 return status
     return 0
 
@@ -394,13 +396,22 @@ def commands(args: list[str]) -> list[list[str]]:
 
 def _steps(args: list[str]) -> list[Step]:
     """The stages of a command line: one, or those of its chain."""
+    return [step for _, step in _named_steps(args)]
+
+
+def stages(args: list[str]) -> list[tuple[str, Any]]:
+    """Name in the chain and settings of each stage of a command line; needs neither weights nor data."""
+    return [(name, step.settings) for name, step in _named_steps(args)]
+
+
+def _named_steps(args: list[str]) -> list[tuple[str, Step]]:
     settings = parse(args).settings
     if not settings.chain:
-        return [Step(args, settings)]
+        return [("", Step(args, settings))]
     chain = [ChainStep(**step.as_dict()) for step in settings.chain]
     check_names(chain)
     planned = plan(args, chain, settings.model.init_args.init_from, settings.output_dir)
-    return [Step(command, parse(command).settings) for command in planned]
+    return [(one.name, Step(line, parse(line).settings)) for one, line in zip(chain, planned, strict=True)]
 
 
 def check_seed(args: Sequence[str]) -> None:

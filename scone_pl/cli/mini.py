@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from scone_pl.cli.parsing import run_command
 from scone_pl.errors import UserError
 from scone_pl.outputs import check_output_folder
 from scone_pl.ranges import check_whole
@@ -81,7 +80,7 @@ def shards(
         print(f"{output / name}: {samples} samples, {state}")
 
 
-def picture(
+def contact_sheet(
     output: Path = Path("mini_world.png"),
     per_task: int = 4,
     seed: int = 0,
@@ -89,7 +88,7 @@ def picture(
     world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
     scale: int = 6,
 ) -> None:
-    """Draws a few episodes of every task on one sheet.
+    """Draws a few episodes of every task into one image.
 
     Args:
         output: image file to write; .png, .jpg, .jpeg or .webp decides the format.
@@ -100,7 +99,7 @@ def picture(
         scale: how many times each pixel is enlarged.
     """
     from scone_pl.image_files import check_image_output, write_image
-    from scone_pl.worlds.shapes.contact_sheet import contact_sheet
+    from scone_pl.worlds.shapes.contact_sheet import contact_sheet as draw
 
     check_whole("--per_task", per_task, minimum=1, maximum=1000)
     check_whole("--scale", scale, minimum=1, maximum=1000)
@@ -108,7 +107,7 @@ def picture(
     check_image_output(output, "--output")
     source = World(seed, world, stream=stream)
     rows = [[source.sample(task, index) for index in range(per_task)] for task in TASKS]
-    write_image(contact_sheet(rows, scale), output)
+    write_image(draw(rows, scale), output)
     print(f"{output}: {per_task} episodes of each of {len(TASKS)} tasks")
 
 
@@ -124,7 +123,7 @@ def base(
         output: the folder.
         preset: mini (the mini-world, its words as tokenizer), mini_dense (the same without separate experts) or
             mini_photo (real resolutions, any text).
-        canvas: side of the mini-world's pictures in pixels.
+        canvas: side of the mini-world's images in pixels.
         seed: of the weights.
     """
     from scone_pl.worlds.shapes.base import write_base
@@ -184,7 +183,7 @@ def evaluate(
     write_json(report, output / "scores.json")
     save_image(gallery(drawn, per_task=2), output / "pictures.png")
     print(evaluation.score_table({str(checkpoint): report}))
-    print(f"scores: {output / 'scores.json'}   pictures: {output / 'pictures.png'}")
+    print(f"scores: {output / 'scores.json'}   images: {output / 'pictures.png'}")
 
 
 def report(scores: list[Path], names: list[str]) -> None:
@@ -203,22 +202,3 @@ def report(scores: list[Path], names: list[str]) -> None:
     reports = {name: read_report(file) for name, file in zip(names, scores, strict=True)}
     tables = [table(reports) for table in TABLES]
     print(*filter(None, tables), sep="\n\n")
-
-
-COMMANDS = {
-    "shards": shards,
-    "base": base,
-    "evaluate": evaluate,
-    "report": report,
-    "picture": picture,
-}
-MOVED = {"evidence": "run experiments/studies/NAME.yaml", "arm": "arm", "page": "page"}
-"""Former commands -> those of the verb `study`."""
-
-
-def main(args: list[str]) -> int:
-    """Runs one of `COMMANDS`."""
-    if args and args[0] in MOVED:
-        raise UserError(f"mini {args[0]} is now: python -m scone_pl study {MOVED[args[0]]}")
-    run_command(COMMANDS, "python -m scone_pl mini", args, as_positional=False)
-    return 0

@@ -10,13 +10,12 @@ import io
 import os
 import re
 import stat
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
 
 from scone_pl import deprecated
@@ -56,50 +55,6 @@ class StrictParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Arguments: see jsonargparse's `ArgumentParser`."""
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-
-def run_command(commands: Mapping[str, Callable[..., Any]], prog: str, args: list[str], **options: Any) -> Any:
-    """Runs the command that the first argument names, see `run_function`.
-
-    Args:
-        commands: by name.
-        prog: how they are called.
-        args: what was typed behind that.
-        options: of jsonargparse's `add_function_arguments`.
-
-    Raises:
-        UserError: there is no such command, or what was typed is wrong, in one line.
-    """
-    if not args or args[0] in ("-h", "--help"):
-        width = max(map(len, commands))
-        lines = [f"  {name:<{width}} {(command.__doc__ or '').splitlines()[0]}" for name, command in commands.items()]
-        sys.stdout.write("\n".join([f"usage: {prog} COMMAND [--help] ...", "", *lines, ""]))
-        return 0
-    name, *rest = args
-    if name not in commands:
-        close = difflib.get_close_matches(name, list(commands), n=1)
-        suggestion = f"did you mean {close[0]}?" if close else f"one of {', '.join(commands)}"
-        raise UserError(f"{prog.rsplit(' ', 1)[-1]} has no command {name}; {suggestion}")
-    return run_function(commands[name], f"{prog} {name}", rest, **options)
-
-
-def run_function(function: Callable[..., Any], prog: str, args: list[str], **options: Any) -> Any:
-    """Calls a function with arguments from the command line; its docstring is the help.
-
-    Args:
-        function: what a verb does.
-        prog: how it is called.
-        args: what was typed behind that.
-        options: of jsonargparse's `add_function_arguments`.
-
-    Raises:
-        UserError: what was typed is wrong, in one line.
-    """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = StrictParser(prog=prog, description=(function.__doc__ or "").split("\n")[0])
-    parser.add_function_arguments(function, **options)
-    settings = parse_quietly(parser, args)
-    return function(**instantiate(parser, settings).as_dict())
 
 
 def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
@@ -229,6 +184,7 @@ def _parameters(class_path: str) -> list[str]:
             "seed_everything",
         ]
     module, _, name = class_path.rpartition(".")
+    module = module or "scone_pl.training.stages"  # a stage by its short name
     described = getattr(importlib.import_module(module), name)
     names: list[str] = []
     for owner in described.__mro__:

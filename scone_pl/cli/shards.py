@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from scone_pl.cli.parsing import run_command
 from scone_pl.data import convert as conversion
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.faults import Faults
@@ -172,14 +170,6 @@ def stats(
     write_image(draw_contact_sheet(folder, exif_orientation=packing.exif_orientation), sheet)
     _say(f"contact sheet     {sheet}")
     return 0
-
-
-COMMANDS: dict[str, Callable[..., int]] = {"convert": convert, "verify": verify, "stats": stats}
-
-
-def main(args: list[str]) -> int:
-    """Runs one of the commands; the exit status. Mistakes are one line."""
-    return run_command(COMMANDS, "python -m scone_pl shards", args, as_positional=True)
 
 
 def _say(text: str) -> None:

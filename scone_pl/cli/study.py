@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scone_pl.cli.parsing import run_command
+from scone_pl.cli.command import separated
 from scone_pl.errors import UserError
 from scone_pl.outputs import check_output_file, check_output_folder
 from scone_pl.ranges import check_whole
 
 if TYPE_CHECKING:
     from scone_pl.study.spec import Study
-
-_SWITCHES = ("--quick",)
 
 
 def run(
@@ -47,7 +44,7 @@ def run(
     from scone_pl.study.kept import check_outputs, keep
     from scone_pl.study.runner import run_study
 
-    read = _read(study, scale, evaluators, fit)
+    read, arms = _read(study, scale, evaluators, fit), separated(arms)
     chosen = _checked(read, seeds, jobs, arms)
     check_outputs(read, output, quick=quick)
     finished = run_study(read, chosen["seeds"], _fit, jobs=chosen["jobs"], quick=quick, arms=arms or ())
@@ -77,7 +74,7 @@ def plan(
     """
     from scone_pl.study.status import plan_text
 
-    read = _read(study, scale, evaluators, fit)
+    read, arms = _read(study, scale, evaluators, fit), separated(arms)
     print(plan_text(read, _checked(read, seeds, None, arms)["seeds"], arms or (), quick=quick))
 
 
@@ -103,7 +100,7 @@ def status(
     """
     from scone_pl.study.status import status_text
 
-    read = _read(study, scale, evaluators, fit)
+    read, arms = _read(study, scale, evaluators, fit), separated(arms)
     print(status_text(read, _checked(read, seeds, None, arms)["seeds"], arms or (), quick=quick))
 
 
@@ -183,20 +180,3 @@ def _checked(study: Study, seeds: int | None, jobs: int | None, arms: list[str] 
     for name in arms or ():
         study.arm(name)
     return numbers
-
-
-COMMANDS = {"run": run, "plan": plan, "status": status, "page": page, "arm": arm}
-
-
-def main(args: list[str]) -> int:
-    """Runs one of `COMMANDS`."""
-    before, behind = (args[: args.index("--")], args[args.index("--") + 1 :]) if "--" in args else (args, [])
-    spelled = []
-    for i, word in enumerate(before):
-        switch = word in _SWITCHES and before[i + 1 : i + 2] not in (["true"], ["false"])
-        names = "," in word and before[i - 1 : i] == ["--arms"] and not word.startswith("[")
-        spelled.append(f"{word}=true" if switch else json.dumps(word.split(",")) if names else word)
-    if behind:
-        spelled += ["--fit", json.dumps(behind)]
-    run_command(COMMANDS, "python -m scone_pl study", spelled, as_positional=True)
-    return 0

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scone_pl.checkpoints.model import read_config
-from scone_pl.cli.lightning import parse
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
 from scone_pl.estimate.state import Plan
 from scone_pl.model.config import PRESETS, BridgeConfig, SconeConfig
 from scone_pl.model.lora import LoRAConfig
-from scone_pl.training.chain import ChainStep, check_names, plan
 from scone_pl.training.parts import Part
 
 
@@ -52,27 +51,18 @@ class Recipe:
     """Where its sizes are from."""
 
 
-def read_recipe(args: list[str], preset: str | None = None) -> Recipe:
-    """Parses a recipe as `fit` does, overrides and chain included, without asking for weights or data.
+def recipe_of(stages: Sequence[tuple[str, Any]], preset: str | None = None) -> Recipe:
+    """What the parsed settings of a recipe's stages say, without asking for weights or data.
 
     Args:
-        args: as typed behind `fit`.
+        stages: name in the chain, or nothing, and settings of each stage.
         preset: sizes to take, a key of `PRESETS`; None = those of the folder to start from, or else published ones.
 
     Raises:
-        UserError: a wrong key, as in `fit`; an unknown preset.
+        UserError: an unknown preset.
     """
-    command = ["fit", *args]
-    settings = parse(command).settings
-    start = settings.model.init_args.init_from
-    steps = [("", settings)]
-    if settings.chain:
-        chain = [ChainStep(**step.as_dict()) for step in settings.chain]
-        check_names(chain)
-        planned = plan(command, chain, start, settings.output_dir)
-        steps = [(step.name, parse(line).settings) for step, line in zip(chain, planned, strict=True)]
-    config, source = _sizes(start, preset)
-    return Recipe(tuple(_stage(name, found) for name, found in steps), config, source)
+    config, source = _sizes(stages[0][1].model.init_args.init_from, preset)
+    return Recipe(tuple(_stage(name, settings) for name, settings in stages), config, source)
 
 
 def _sizes(folder: str, preset: str | None) -> tuple[SconeConfig, str]:

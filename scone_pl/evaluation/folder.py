@@ -85,13 +85,13 @@ class EvaluationFolder:
         if self.image_folders:
             for image_folder in self.image_folders:
                 if not image_folder.is_dir():
-                    raise UserError(f"--pictures {image_folder}: no such folder; it must hold TASK/KEY.png")
+                    raise UserError(f"--images {image_folder}: no such folder; it must hold TASK/KEY.png")
             return list(range(1, len(self.image_folders) + 1))
         existing = [n for n in range(1, rounds + 1) if self.images_of(n).is_dir()]
         if not existing:
             raise UserError(
                 f"{self.path}: has no images (round_1/predictions); generate them first, or give their folders with "
-                "--pictures"
+                "--images"
             )
         return existing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scone_pl.errors import UserError
@@ -41,6 +41,7 @@ def generate(
     seed: int = 1234,
     exif_orientation: str = "apply",
     arguments: Sequence[str] = (),
+    predict: Callable[[list[str]], int],
 ) -> None:
     """Generates the missing images; finished rounds are skipped without loading the weights.
 
@@ -54,6 +55,7 @@ def generate(
         seed: seed of the noise, together with round, task and key.
         exif_orientation: for references, see `PackingConfig.exif_orientation`.
         arguments: further arguments for `predict`.
+        predict: runs a command line in this process; called under torchrun and Slurm.
 
     Raises:
         UserError: no such checkpoint, or `predict` failed (it has printed the reason).
@@ -68,10 +70,8 @@ def generate(
         _check_unchanged(folder, sampling, items, write=not rank)
         done = {"command": command, "weights": weights}
         if rank is not None:
-            from scone_pl.cli.lightning import main as run_lightning
-
             with _watched(folder, sampling, rounds, items, show=rank == 0):
-                status = run_lightning(command)
+                status = predict(command)
                 _barrier(last=sampling == rounds)
         elif _is_finished(folder, sampling, items, done):
             continue

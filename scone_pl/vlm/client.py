@@ -16,8 +16,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.files import replace_surrogates
+from scone_pl.vlm.endpoint import EndpointConfig
 from scone_pl.vlm.secret import Secret
 
 _RETRYABLE = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529))
@@ -55,8 +55,8 @@ class Reply:
 class JudgeClient:
     """A session with the service: `async with JudgeClient(config) as client`."""
 
-    def __init__(self, config: JudgeConfig) -> None:
-        """Reads the key from the environment, see `JudgeConfig.key`."""
+    def __init__(self, config: EndpointConfig) -> None:
+        """Reads the key from the environment, see `EndpointConfig.key`."""
         self.config = config
         self.retries = 0
         """Number of retried requests."""

@@ -9,7 +9,7 @@ import yaml
 from running import ROOT, run_scone
 
 from scone_pl.__main__ import main
-from scone_pl.cli.lightning import _recorded_settings
+from scone_pl.cli.lightning import _recorded_settings, stages
 from scone_pl.errors import UserError
 
 STAGE1 = str(ROOT / "experiments/mini/stage1.yaml")
@@ -101,6 +101,9 @@ def test_missing_files_and_wrong_arguments(tmp_path: Path, capsys: pytest.Captur
         (["layers", "--checkpoin", "x", "--data", "y"], "--checkpoint"),
         (["export", "run", "out", "--weight", "ema"], "--weights"),
         (["parity", "--folde", "x"], "--folder"),
+        (["study", "run", "table5", "--seed", "1"], "--seeds"),
+        (["judge", "--benchmark", "sconeeval", "--dat", "x"], "--data"),
+        (["fti"], "fit"),
         (["evaluate", "--outpu", "x"], "--output"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -108,6 +111,19 @@ def test_missing_files_and_wrong_arguments(tmp_path: Path, capsys: pytest.Captur
 def test_names_are_not_cut_short(typed: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = error_of(capsys, *typed)
     assert f"did you mean {meant}" in line or not meant
+
+
+def test_a_stage_goes_by_its_short_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["fit", "--config", STAGE1, "--chain", "null", "--model", "BridgeGuidance", "--output_dir", str(tmp_path)]
+    ((_, settings),) = stages(args)
+    assert settings.model.class_path == "scone_pl.training.stages.BridgeGuidance"
+    assert settings.model.init_args.init_from == "experiments/mini/base_weights"
+    line = error_of(capsys, "fit", "--config", STAGE1, "--model", "BridgeGidance")
+    assert "BridgeGidance" in line
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model.help", "BridgeGuidance"])
+    assert stop.value.code == 0
+    assert "--model.bridge" in capsys.readouterr().out
 
 
 def test_the_seed_that_decides_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,9 +137,7 @@ def test_7b_without_weights_says_what_runs_here(capsys: pytest.CaptureFixture[st
 
 
 def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    assert "shards" in capsys.readouterr().out
-    for args in (["fit", "--help"], ["fit", "--config", STAGE1, "--print_config"]):
+    for args in (["fit", "--help", "all"], ["fit", "--config", STAGE1, "--print_config"]):
         with pytest.raises(SystemExit) as stop:
             main(args)
         assert stop.value.code == 0

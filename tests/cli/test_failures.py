@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader, Dataset
 
 from scone_pl import __main__
-from scone_pl.cli import failures
+from scone_pl.cli import failures, verbs
 from scone_pl.cli.failures import explain
 from scone_pl.errors import UserError
 
@@ -170,7 +170,7 @@ def test_what_a_data_worker_raised_is_told_without_its_traceback(error: Exceptio
     assert (str(line) if line is not None else None) == expected
 
 
-def test_a_thread_tells_its_failure_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_in_a_thread_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     before = threading.excepthook
     failures.report_threads()
     try:
@@ -186,12 +186,7 @@ def test_a_thread_tells_its_failure_in_one_line(capsys: pytest.CaptureFixture[st
 def test_the_command_line_ends_with_a_line_or_raises(
     act: Callable[[], Any], status: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Verb:
-        @staticmethod
-        def main(args: list[str]) -> int:
-            return int(act() is None)
-
-    monkeypatch.setattr(__main__.importlib, "import_module", lambda name: Verb)
+    monkeypatch.setattr(verbs, "run_command", lambda *_: int(act() is None))
     if status is None:
         with pytest.raises(KeyError):
             __main__.main(["export"])
@@ -211,7 +206,7 @@ def test_the_command_line_ends_with_a_line_or_raises(
         ("{scone} --help >&-", 0, ""),
     ],
 )
-def test_an_output_that_nobody_takes(command: str, status: int, message: str) -> None:
+def test_an_output_that_is_not_read(command: str, status: int, message: str) -> None:
     """The pause lets the reader be gone before anything is written."""
     code = "import sys, time; time.sleep(0.3); from scone_pl.__main__ import main; sys.exit(main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

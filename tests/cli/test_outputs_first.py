@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
-from scone_pl.__main__ import VERBS, main
-from scone_pl.cli.mini import COMMANDS as MINI
-from scone_pl.cli.shards import COMMANDS as SHARDS
-from scone_pl.cli.study import COMMANDS as STUDY
+from scone_pl.__main__ import main
+from scone_pl.cli.verbs import VERBS
 
 STAGE1 = str(ROOT / "experiments/mini/stage1.yaml")
 ABSENT = "/absent/input"
@@ -53,7 +51,7 @@ OUTPUTS = {
     ),
     "generate bridge": Output(
         ("generate", "--checkpoint", ABSENT, "--instruction", "a", "--output", "b.png"),
-        "--bridge_picture",
+        "--bridge_image",
         is_folder=False,
         name="a.png",
     ),
@@ -71,7 +69,7 @@ OUTPUTS = {
     "shards convert": Output(("shards", "convert", ABSENT), ""),
     "shards stats": Output(("shards", "stats", ABSENT), "--contact_sheet", is_folder=False, name="a.png"),
     "mini shards": Output(("mini", "shards"), "--output", folders=("validation", "questions")),
-    "mini picture": Output(("mini", "picture"), "--output", is_folder=False, name="a.png"),
+    "mini contact_sheet": Output(("mini", "contact_sheet"), "--output", is_folder=False, name="a.png"),
     "mini base": Output(("mini", "base"), "--output"),
     "mini evaluate": Output(
         ("mini", "evaluate", "--checkpoint", ABSENT), "--output", files=("scores.json", "pictures.png")
@@ -83,9 +81,8 @@ WRITES_TO_A_FIXED_PATH = {"study arm", "study page"}
 
 
 def test_every_verb_is_here() -> None:
-    verbs = {verb for verb in VERBS if verb not in ("shards", "mini", "study")}
-    verbs |= {f"shards {verb}" for verb in SHARDS} | {f"mini {verb}" for verb in MINI}
-    verbs |= {f"study {verb}" for verb in STUDY}
+    verbs = {name for name, verb in VERBS.items() if not verb.commands}
+    verbs |= {f"{name} {command}" for name, verb in VERBS.items() for command in verb.commands}
     tried = {name for name in OUTPUTS if name not in ("fit chain", "generate bridge")}
     assert tried | PRINTS_ONLY | WRITES_TO_A_FIXED_PATH == verbs
 

@@ -10,13 +10,19 @@ import pytest
 from data_helpers import make_sample
 
 import scone_pl.data.convert as module
-from scone_pl.cli.shards import main
+from scone_pl.cli.verbs import run
 from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.inputs import open_input
 from scone_pl.data.manifest import MANIFEST
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
 from scone_pl.errors import UserError
+
+
+def main(args: list[str]) -> int:
+    """Runs a command of `shards`; an error raises."""
+    return run(["shards", *args])
+
 
 CONFIG = ConvertConfig(samples_per_shard=4)
 

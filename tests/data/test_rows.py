@@ -5,7 +5,7 @@ import json
 import pytest
 from data_helpers import encode
 
-from scone_pl.cli.shards import main
+from scone_pl.cli.verbs import run
 from scone_pl.data.convert import convert
 from scone_pl.data.faults import Faults
 from scone_pl.data.fields import USUAL_NAMES, FieldNames, unused_images
@@ -14,6 +14,12 @@ from scone_pl.data.prompts import read_requests
 from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.shards import ShardSet
 from scone_pl.errors import UserError
+
+
+def main(args: list[str]) -> int:
+    """Runs a command of `shards`; an error raises."""
+    return run(["shards", *args])
+
 
 ROW = {"instruction": "draw", "target": "t.png"}
 UNKNOWN = ["reference_images", "ref_images", "control_images", "refs", "conditioning_image", "source_img", "pics"]

@@ -19,11 +19,13 @@ import pytest
 from running import ROOT
 from torch.distributed.run import get_args_parser
 
-from scone_pl.__main__ import VERBS, main
+from scone_pl.__main__ import main
 from scone_pl.cli import lightning
+from scone_pl.cli.verbs import VERBS
 
 LIGHTNING_VERBS = ("fit", "validate", "test", "predict")
 _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
+_INSTANTIATE = jsonargparse.ArgumentParser.instantiate_classes
 _SHOWS = ("--help", "-h", "--print_config")
 
 
@@ -73,13 +75,14 @@ def _parse_verb(args: tuple[str, ...], folder: Path) -> None:
             lightning.parse(list(args))
             return
         if args[0] == "estimate":
-            patch.setattr("scone_pl.cli.estimate.read_recipe", _recipe_parsed)
+            patch.setattr(jsonargparse.ArgumentParser, "instantiate_classes", _INSTANTIATE)
+            patch.setattr("scone_pl.cli.estimate.stages", _recipe_parsed)
         with contextlib.suppress(SystemExit) if any(w.startswith(_SHOWS) for w in args) else pytest.raises(_Parsed):
             assert main(list(args)) == 0
 
 
 def _recipe_parsed(args: list[str], *_: Any) -> None:
-    lightning.parse(["fit", *args])
+    lightning.parse(args)
     raise _Parsed
 
 

@@ -14,7 +14,8 @@ import yaml
 from documents import DOCUMENTS, inline_code, links
 from running import ROOT
 
-from scone_pl.__main__ import VERBS, main
+from scone_pl.__main__ import main
+from scone_pl.cli.verbs import VERBS
 
 CODE = inline_code()
 _FILE = re.compile(r"(?:scone_pl|tests|benchmarks|experiments|docs|data_shards/tiny)/[\w./-]*\w|[\w/]+/\w+\.py")
@@ -103,22 +104,16 @@ def test_every_package_has_an_api_page() -> None:
 def _options() -> frozenset[str]:
     """Options of all verbs, as their help shows them; other verbs of Lightning have those of `fit`."""
     texts = []
-    for words in [[verb] for verb in VERBS if verb not in ("validate", "test", "predict")] + [
-        [group, c] for group in ("shards", "mini") for c in _commands_of(group)
-    ]:
+    single = [
+        [name] for name, verb in VERBS.items() if not verb.commands and name not in ("validate", "test", "predict")
+    ]
+    for words in [*single, *([name, command] for name, verb in VERBS.items() for command in verb.commands)]:
         shown = io.StringIO()
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-            main([*words, "--help"])
+            main([*words, "--help", "all"])
         texts.append(shown.getvalue())
     sources = [file.read_text() for file in (ROOT / "benchmarks").rglob("*.py")]
     return frozenset(_OPTION.findall("\n".join([*texts, *sources])))
-
-
-def _commands_of(group: str) -> list[str]:
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        main([group, "--help"])
-    return re.findall(r"^  (\w+) ", shown.getvalue(), re.MULTILINE)
 
 
 @cache

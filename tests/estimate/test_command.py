@@ -10,7 +10,8 @@ import pytest
 from running import ROOT
 
 from scone_pl.__main__ import main
-from scone_pl.estimate.settings import read_recipe
+from scone_pl.cli.lightning import stages
+from scone_pl.estimate.settings import recipe_of
 from scone_pl.gpus import GPUS, peak_of, read_gpus
 
 STAGE1, STAGE2 = (str(ROOT / f"experiments/{name}.yaml") for name in ("stage1", "stage2"))
@@ -97,7 +98,7 @@ def test_lora_and_the_average(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_without_their_weights(recipe: str) -> None:
-    found = read_recipe(["--config", str(ROOT / f"experiments/{recipe}.yaml")])
+    found = recipe_of(stages(["fit", "--config", str(ROOT / f"experiments/{recipe}.yaml")]))
     assert all(stage.steps > 0 and stage.trained for stage in found.stages)
     preset = {"mini": "preset mini,", "photos": "preset mini_photo,"}.get(recipe.split("/")[0], "preset bagel_7b,")
     assert found.source.startswith(preset)
@@ -126,7 +127,7 @@ def test_a_laptop_s_recipe_and_the_tables(capsys: pytest.CaptureFixture[str], mo
         (["--devices", "a,b"], "--devices a,b: give numbers of GPUs"),
         (["--gpu", "h1000"], "--gpu h1000: one of h100, "),
         (["--mfu", "40"], "--mfu is 40"),
-        (["--mfu", "x"], "argument --mfu: invalid float value"),
+        (["--mfu", "x"], "mfu: Expected a <class 'float'>"),
         (["--references", "0"], "--references must be at least 1"),
         (["--gpu_file", "none.yaml"], "--gpu_file none.yaml: not a readable YAML table"),
         (["--trainer.max_stepz", "3"], "--trainer.max_stepz"),

@@ -101,7 +101,7 @@ def test_steps_alone(data, checkpoint, here, tmp_path, capsys):
     write_pictures(items, tmp_path / "elsewhere")
     with serving() as server:
         judge = ["--judge.base_url", server.url, "--judge.model", "local"]
-        steps = arguments(data, output, "--pictures", str(tmp_path / "elsewhere"), "--name", "another", *judge)
+        steps = arguments(data, output, "--images", str(tmp_path / "elsewhere"), "--name", "another", *judge)
         assert main([*steps, "--only", "judge", "--scorings", "1"]) == 0
     assert "cost unknown" in capsys.readouterr().out
     assert not (output / "tables").exists()
@@ -148,7 +148,7 @@ def test_a_judge_that_could_judge_nothing_is_a_failure(data, tmp_path, capsys):
         picture.write_bytes(b"no picture")
     with serving() as server:
         judge = ["--judge.base_url", server.url, "--judge.model", "local", "--scorings", "1", "--only", "judge"]
-        assert main(arguments(data, tmp_path / "run", "--pictures", str(tmp_path / "damaged"), *judge)) == 1
+        assert main(arguments(data, tmp_path / "run", "--images", str(tmp_path / "damaged"), *judge)) == 1
     assert "judged: 0 of" in capsys.readouterr().out
 
 
@@ -160,8 +160,8 @@ def test_a_judge_that_could_judge_nothing_is_a_failure(data, tmp_path, capsys):
         (["--only", "tables"], "scores.jsonl: no such file"),
         (["--checkpoint", "x"], "$OPENAI_API_KEY is not set"),
         (["--checkpoint", "no/such", "--judge.base_url", "http://127.0.0.1:9"], "no/such"),
-        (["--rounds", "0"], "--rounds 0"),
-        (["--only", "judge", "--pictures", "nowhere"], "nowhere"),
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--only", "judge", "--images", "nowhere"], "nowhere"),
         (["--only", "judge", "--", "--trainer.devices", "2"], "for generating, which is not done here"),
         (["--only", "tables", "--tasks", "cross"], "has no task 'cross'"),
         (["--judge.concurency", "3"], "did you mean --judge.concurrency?"),
@@ -172,7 +172,7 @@ def test_a_judge_that_could_judge_nothing_is_a_failure(data, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_line(data, tmp_path, capsys, here, more, message):
-    if "judge" in more and "--pictures" in more:
+    if "judge" in more and "--images" in more:
         more = [*more, "--judge.base_url", "http://127.0.0.1:9"]
     if more[:2] == ["--only", "judge"] and len(more) == 2:
         more = [*more, "--judge.base_url", "http://127.0.0.1:9"]
@@ -188,7 +188,6 @@ def test_the_sampler_is_the_one_of_the_predict_recipe():
 
     ours, recipe = (yaml.safe_load(f.read_text()) for f in (RECIPE, ROOT / "experiments/predict.yaml"))
     assert ours["model"]["class_path"] == recipe["model"]["class_path"]
-    recipe["model"]["init_args"]["sampling"].pop("seed")  # an argument of `evaluate`
     for name, value in ours["model"]["init_args"].items():
         assert recipe["model"]["init_args"][name] == value
 
@@ -196,16 +195,19 @@ def test_the_sampler_is_the_one_of_the_predict_recipe():
 def test_ranks_wait_for_each_other_before_one_of_them_judges(items, checkpoint, tmp_path, monkeypatch):
     import torch.distributed as dist
 
-    import scone_pl.cli.lightning
     from scone_pl.evaluation import generate as module
 
     done = []
     monkeypatch.setattr(module, "launched_rank", lambda: 0)
-    monkeypatch.setattr(scone_pl.cli.lightning, "main", lambda command: done.append("predict") or 0)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "barrier", lambda: done.append("barrier"))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("apart"))
-    module.generate(EvaluationFolder(tmp_path), items, str(checkpoint), 2)
+
+    def predict(command):
+        done.append("predict")
+        return 0
+
+    module.generate(EvaluationFolder(tmp_path), items, str(checkpoint), 2, predict=predict)
     assert done == ["predict", "barrier", "predict", "barrier", "apart"]
 
 
@@ -229,13 +231,13 @@ def test_a_changed_item_does_not_keep_its_old_picture(items, checkpoint, tmp_pat
     ran = []
     monkeypatch.setattr(scone_pl.training.chain, "run_in_own_process", lambda command: ran.append(command) or 0)
     folder = EvaluationFolder(tmp_path)
-    generate(folder, items, str(checkpoint), 1)
+    generate(folder, items, str(checkpoint), 1, predict=pytest.fail)
     write_pictures(items, folder.images_of(1))
     changed = [replace(items[0], instruction="draw something else"), *items[1:]]
     with pytest.raises(UserError, match=r"composition_single/0001\.png: was generated from another instruction"):
-        generate(folder, changed, str(checkpoint), 1)
+        generate(folder, changed, str(checkpoint), 1, predict=pytest.fail)
     folder.image(items[0], 1).unlink()
-    generate(folder, changed, str(checkpoint), 1)
+    generate(folder, changed, str(checkpoint), 1, predict=pytest.fail)
     assert len(ran) == 2
 
 
@@ -244,7 +246,7 @@ def test_a_folder_holds_one_benchmark(data, tmp_path, capsys, items):
     EvaluationFolder(tmp_path / "run").begin(SCONEEVAL, name="x")
     other = data.parent / "omnicontext"
     status = main(["judge", "--benchmark", "omnicontext", "--data", str(other), "--output", str(tmp_path / "run"),
-                   "--pictures", str(tmp_path / "pictures")])  # fmt: skip
+                   "--images", str(tmp_path / "pictures")])  # fmt: skip
     assert status == 2
     assert "holds an evaluation of 'sconeeval'; choose another --output" in capsys.readouterr().err
 

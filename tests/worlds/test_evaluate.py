@@ -9,7 +9,7 @@ import pytest
 import torch
 from running import ROOT
 
-from scone_pl.cli.mini import main
+from scone_pl.cli.verbs import run
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
 from scone_pl.sampling.sampler import SampledLatents
@@ -17,6 +17,11 @@ from scone_pl.worlds.shapes.base import write_base
 from scone_pl.worlds.shapes.evaluate import Drawn, bridge_of, kept_tokens
 from scone_pl.worlds.shapes.gallery import gallery
 from scone_pl.worlds.shapes.world import World, fixed_set
+
+
+def main(args: list[str]) -> int:
+    """Runs a command of `mini`; an error raises."""
+    return run(["mini", *args])
 
 
 def answer(episode, blocked):
@@ -74,7 +79,7 @@ def test_settings_out_of_range_are_named(option, value, says, tmp_path):
 
 def test_a_sheet_of_no_episodes_is_refused(tmp_path):
     with pytest.raises(UserError, match="--per_task is 0; it must be a whole number, from 1"):
-        main(["picture", "--per_task", "0", "--output", str(tmp_path / "sheet.png")])
+        main(["contact_sheet", "--per_task", "0", "--output", str(tmp_path / "sheet.png")])
 
 
 def test_evaluate_and_report(tmp_path, capsys):

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from running import ROOT
 
-from scone_pl.cli.mini import main
+from scone_pl.cli.verbs import run
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.worlds.shapes.episode import SLOTS_BY_COUNT, TASKS
@@ -12,6 +12,12 @@ from scone_pl.worlds.shapes.questions import HUES
 from scone_pl.worlds.shapes.shards import SETTINGS, WORLD_SETS, WorldSet, world_samples, write_world
 from scone_pl.worlds.shapes.world import SIZES as SIZE_WORDS
 from scone_pl.worlds.shapes.world import WorldConfig
+
+
+def main(args: list[str]) -> int:
+    """Runs a command of `mini`; an error raises."""
+    return run(["mini", *args])
+
 
 SIZES = {
     "questions": 12,
@@ -115,6 +121,6 @@ def test_the_wide_set_has_every_kind_in_words_of_the_shipped_base():
 
 def test_contact_sheet(tmp_path):
     file = tmp_path / "sheet.png"
-    assert main(["picture", "--output", str(file), "--per_task", "2"]) == 0
+    assert main(["contact_sheet", "--output", str(file), "--per_task", "2"]) == 0
     with Image.open(file) as sheet:
         assert sheet.width > 2 * 3 * 16 * 6

@@ -1,0 +1,135 @@
+"""The verbs of `python -m scone_pl`, each the function that it calls."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from scone_pl import __version__, deprecated, messages
+from scone_pl.cli.command import HELP, PROG, Command, help_wanted, run_command
+from scone_pl.cli.help import group_help, recipe_help
+from scone_pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command, several commands, or a recipe that LightningCLI runs (neither)."""
+
+    summary: str
+    command: Command | None = None
+    commands: dict[str, Command] = field(default_factory=dict)
+
+
+def _of(module: str, *names: str, **options: object) -> dict[str, Command]:
+    return {name: Command(f"scone_pl.cli.{module}:{name}", **options) for name in names}  # type: ignore[arg-type]
+
+
+VERBS = {
+    "fit": Verb("train a stage, or a chain of stages"),
+    "validate": Verb("loss on the validation data"),
+    "test": Verb("loss on the test data"),
+    "predict": Verb("generate an image for every sample of the prediction data"),
+    "export": Verb(
+        "a run's weights as a checkpoint folder in the published layout",
+        Command("scone_pl.cli.export:export", positional=("checkpoint", "output")),
+    ),
+    "estimate": Verb(
+        "memory, time and cost of a recipe on given GPUs", Command("scone_pl.cli.estimate:estimate", rest="recipe")
+    ),
+    "generate": Verb(
+        "one image from reference images and an instruction",
+        Command("scone_pl.cli.generate:generate", flat="settings"),
+    ),
+    "evaluate": Verb(
+        "SconeEval or OmniContext: generate, judge, tables", Command("scone_pl.cli.evaluate:evaluate", behind="extra")
+    ),
+    "judge": Verb("have a benchmark's images judged", Command("scone_pl.cli.evaluate:judge")),
+    "tables": Verb("tables of judged images beside the paper's", Command("scone_pl.cli.evaluate:tables")),
+    "shards": Verb(
+        "convert, verify and describe data sets",
+        commands={
+            "convert": Command("scone_pl.cli.shards:convert", positional=("source", "output")),
+            **_of("shards", "verify", "stats", positional=("folder",)),
+        },
+    ),
+    "layers": Verb(
+        "which decoder layer the bridge should read, with and without labels", Command("scone_pl.cli.layers:layers")
+    ),
+    "parity": Verb(
+        "compare with numbers that the published implementation computed",
+        Command("scone_pl.parity:parity", positional=("folder",)),
+    ),
+    "study": Verb(
+        "a question as a YAML file: arms, seeds, evaluations, intervals, page",
+        commands={
+            **_of("study", "run", "plan", "status", positional=("study",), behind="fit"),
+            "page": Command("scone_pl.cli.study:page"),
+            "arm": Command("scone_pl.cli.study:arm", positional=("study", "arm"), behind="fit"),
+        },
+    ),
+    "mini": Verb(
+        "the mini-world: shards, base weights, exact evaluation, images",
+        commands=_of("mini", "shards", "base", "evaluate", "report", "contact_sheet"),
+    ),
+}
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs a verb.
+
+    Args:
+        args: the verb, and what was typed behind it.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: anything that the user can correct.
+    """
+    if not args or args[0] in HELP:
+        print(usage())
+        return 0
+    if "--version" in args[:2]:
+        print(f"scone_pl {__version__}")
+        return 0
+    name, *rest = deprecated.rename_command(args)
+    if name not in VERBS:
+        raise UserError(f"no verb {name}; {_suggestion(name, VERBS)}")
+    messages.configure()
+    verb = VERBS[name]
+    if verb.command is not None:
+        return run_command(verb.command, name, rest)
+    if verb.commands:
+        return _run_group(name, verb.commands, rest)
+    if help_wanted(rest) == "short":
+        print(recipe_help(name, verb.summary))
+        return 0
+    from scone_pl.cli.parsing import check_typed
+
+    check_typed(rest)
+    lightning = importlib.import_module("scone_pl.cli.lightning")
+    return int(lightning.main([name, *rest]))
+
+
+def usage() -> str:
+    """All verbs."""
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join([f"usage: {PROG} VERB [--help | --help all | --version] ...", "", *lines])
+
+
+def _run_group(name: str, commands: dict[str, Command], args: list[str]) -> int:
+    if not args or args[0] in HELP:
+        print(group_help(f"{PROG} {name}", commands))
+        return 0
+    command = commands.get(args[0])
+    if command is None:
+        raise UserError(f"{name} has no command {args[0]}; {_suggestion(args[0], commands)}")
+    return run_command(command, f"{name} {args[0]}", args[1:])
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
