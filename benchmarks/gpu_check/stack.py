@@ -27,7 +27,7 @@ from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig
 from scone_pl.model.embeddings import PositionTable
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
-from scone_pl.training.gradients import local
+from scone_pl.training.gradients import local_shard
 from scone_pl.training.parts import Part, set_trainable
 from scone_pl.training.sharding import ShardingConfig, freeze_dtype, shard
 
@@ -85,7 +85,7 @@ class Prediction:
 
     def activations(self, layers: int) -> StepActivations:
         """Of a stack of `layers` layers."""
-        return self._few.towards(self._many, (layers - FEWEST_LAYERS) / (FULL_DEPTH - FEWEST_LAYERS))
+        return self._few.interpolate(self._many, (layers - FEWEST_LAYERS) / (FULL_DEPTH - FEWEST_LAYERS))
 
     def memory(self, layers: int) -> RankMemory:
         """Of the one rank that holds all."""
@@ -149,7 +149,7 @@ def fill(model: Scone, settings: Settings) -> Scone:
     model.to_empty(device=settings.device)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
-        held = local(parameter)
+        held = local_shard(parameter)
         held.fill_(1.0) if "norm" in name and name.endswith("weight") else held.normal_(std=0.02)
     for module in model.modules():
         if isinstance(module, PositionTable):

@@ -59,7 +59,7 @@ FREE_ON_RESUME = {
     *("init_from", "attention", "activation_checkpointing", "layers_kept", "sharding", "nonfinite_gradient"),
     *("sampling", "mask_sampling", "sampling_round"),
 }
-"""Model settings that may change when a run goes on: where and how it computes, not what."""
+"""Model settings that may change when a run is resumed: where and how it computes, not what."""
 LOGGED_ON_RESUME = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 """Trainer settings that change what is computed, and may change when a run is resumed; that is logged."""
 
@@ -156,7 +156,7 @@ class SconeCLI(LightningCLI):
         self._get(self.config_init, "checkpoint").folder = RunFolder(folder).checkpoints
         trainer = self._get(self.config_init, "trainer")
         check_trainer(trainer, trains=self.subcommand == "fit")
-        # Not Lightning's: the data module repeats packs, and `TimeLimit` starts anew when a run goes on.
+        # Not Lightning's: the data module repeats packs, and `TimeLimit` starts anew when a run is resumed.
         settings = {"default_root_dir": str(folder), "overfit_batches": 0.0, "max_time": None, **kwargs}
         if isinstance(interval := trainer.get("val_check_interval"), int):  # Lightning counts packs
             settings["val_check_interval"] = interval * trainer["accumulate_grad_batches"]
@@ -303,7 +303,7 @@ class SconeCLI(LightningCLI):
         before, now = recorded["model"], current["model"]
         changed = ["class_path"] if before["class_path"] != now["class_path"] else []
         names = before["init_args"].keys() & now["init_args"].keys() - FREE_ON_RESUME
-        changed += sorted(n for n in names if before["init_args"][n] != now["init_args"][n])
+        changed += sorted(n for n in names if _differ(before["init_args"][n], now["init_args"][n]))
         if changed:
             raise UserError(
                 f"{file.parent}: began with another model.{', model.'.join(changed)}; restore it, or "
@@ -313,6 +313,13 @@ class SconeCLI(LightningCLI):
             was, value = recorded["trainer"].get(name), current["trainer"].get(name)
             if name in recorded["trainer"] and was != value:
                 warn(f"trainer.{name}: was {was} when {file.parent} was last started and is now {value}")
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """Whether two values of a setting differ; keys that only one of them has are of another version of the program."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return any(_differ(before[key], now[key]) for key in before.keys() & now.keys())
+    return before != now
 
 
 def _recorded_settings(file: Path) -> dict[str, Any]:

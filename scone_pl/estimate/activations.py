@@ -1,4 +1,4 @@
-"""Activations of a training step, found by running it on the meta device with real sizes and counting live bytes.
+"""Activations of a training step, measured by running it on the meta device with real sizes and counting live bytes.
 
 No formula has to follow the model: what the code keeps is what is counted. A decoder of two and one of three layers
 are run; the rest follows, as every layer adds the same.
@@ -33,11 +33,11 @@ class StepActivations:
     kept: int
     """After the forward: what the backward needs."""
     peak: int
-    """The most at any time of forward and backward."""
+    """The maximum during forward and backward."""
 
-    def towards(self, other: StepActivations, share: float) -> StepActivations:
-        """Where a share of the layers is as in `other`."""
-        kept, peak = (round(a + share * (b - a)) for a, b in ((self.kept, other.kept), (self.peak, other.peak)))
+    def interpolate(self, other: StepActivations, fraction: float) -> StepActivations:
+        """If a fraction of the layers is as in `other`."""
+        kept, peak = (round(a + fraction * (b - a)) for a, b in ((self.kept, other.kept), (self.peak, other.peak)))
         return StepActivations(kept, peak)
 
 
@@ -85,7 +85,7 @@ def step_activations(
         attention: backend, `split` or `flex`.
         checkpointing: whether decoder layers are recomputed in the backward pass.
         dtype: that weights and activations compute in.
-        lora: adapters of the experts, if these train in their place.
+        lora: adapters of the experts, if these train instead of them.
     """
     meta = to_meta(pack)
     kept, peaks = [], []

@@ -64,7 +64,7 @@ class Estimate:
 
 
 def plans_for(stage: Stage, ranks: int) -> list[Plan]:
-    """How a stage may lie over `ranks` ranks: as the recipe says and, over several nodes, a copy a node too."""
+    """Ways to distribute a stage over `ranks` ranks: the recipe's and, over several nodes, also one copy per node."""
     plan = dataclasses.replace(stage.plan, ranks=ranks, replicas=1)
     if plan.kind != "sharded":
         return [dataclasses.replace(plan, kind="replicated" if ranks > 1 else "whole")]
@@ -112,15 +112,15 @@ class _Memory:
         plan: Plan,
         *,
         checkpointing: bool | None = None,
-        share: float = 1.0,
+        fraction: float = 1.0,
         network: Network | None = None,
     ) -> RankMemory:
-        """With a share of the token budget: activations grow with it; or with other parameters training."""
+        """With a fraction of the token budget, with which activations grow, or with other parameters training."""
         used = self.stage.checkpointing if checkpointing is None else checkpointing
         full = self.activations[used]
         if used and checkpointing is None:
-            full = full.towards(self.activations[False], self.stage.layers_kept / self.config.decoder.num_layers)
-        scaled = StepActivations(round(full.kept * share), round(full.peak * share))
+            full = full.interpolate(self.activations[False], self.stage.layers_kept / self.config.decoder.num_layers)
+        scaled = StepActivations(round(full.kept * fraction), round(full.peak * fraction))
         return rank_memory(network or self.network, plan, scaled, self.encode, ema=self.stage.ema)
 
 
@@ -153,10 +153,10 @@ def _stage(
     memory = _Memory(recipe.config, network, stage, encode, activations)
     cases = []
     for plan in (plan for number in ranks for plan in plans_for(stage, number)):
-        found = memory.of(plan)
+        needed = memory.of(plan)
         times = {name: stage_time(flops, stage, gpu, plan.ranks, mfu) for name, gpu in gpus.items()}
-        host = host_bytes(network, found.state, ranks_a_node=min(plan.ranks, RANKS_A_NODE))
-        cases.append(Case(plan, found, host, times))
+        host = host_bytes(network, needed.state, ranks_a_node=min(plan.ranks, RANKS_A_NODE))
+        cases.append(Case(plan, needed, host, times))
     advice = {}
     for name, gpu in gpus.items():
         short = [case.plan for case in cases if not fits(case.memory, gpu)]
@@ -170,10 +170,10 @@ def _advice(memory: _Memory, gpu: Gpu, plan: Plan) -> str:
     stage, ways = memory.stage, []
     if not stage.checkpointing and fits(memory.of(plan, checkpointing=True), gpu):
         ways.append("model.init_args.activation_checkpointing true")
-    shares = [share / 16 for share in range(15, 3, -1)]
-    share = next((s for s in shares if fits(memory.of(plan, checkpointing=True, share=s), gpu)), None)
-    if share:
-        tokens = int(share * stage.packing.token_budget)
+    fractions = [sixteenths / 16 for sixteenths in range(15, 3, -1)]
+    fraction = next((f for f in fractions if fits(memory.of(plan, checkpointing=True, fraction=f), gpu)), None)
+    if fraction:
+        tokens = int(fraction * stage.packing.token_budget)
         and_checkpointing = "" if stage.checkpointing else " with activation_checkpointing"
         ways.append(f"data.packing.token_budget {tokens}{and_checkpointing}")
     if plan.kind == "sharded":

@@ -1,4 +1,4 @@
-"""The most memory that a rank needs, phase by phase.
+"""Peak memory of a rank, phase by phase.
 
 State is exact. Activations are counted (`activations.py`). What FSDP2 gathers and reduces is estimated from how it
 works on CUDA, so rather high: the next layer's weights are fetched while one computes, out of a flat buffer; one
@@ -26,7 +26,7 @@ PROCESS_BYTES = 2 * 2**30
 FRAGMENTATION = 0.05
 """Share of the whole that the allocator can not use, about."""
 LOADING_BYTES = 10**9
-"""Host memory of a rank while weights are read, over its share of them."""
+"""Host memory of a rank while weights are read, relative to the size of its own part of them."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class RankMemory:
 def rank_memory(
     network: Network, plan: Plan, activations: StepActivations, encode: int, *, ema: bool = False
 ) -> RankMemory:
-    """Memory of the rank that holds most.
+    """Memory of the rank with the largest shards.
 
     Args:
         network: its parameters.
-        plan: how it lies over the ranks.
+        plan: how it is distributed over the ranks.
         activations: of a step.
         encode: bytes of encoding one image, see `encode_bytes`.
         ema: whether the weights are averaged.

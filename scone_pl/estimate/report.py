@@ -20,49 +20,50 @@ def _number(count: int) -> str:
     return f"{count / 1e9:.3f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
 
 
-def tables(found: Estimate) -> Iterator[Table | str]:
+def tables(estimate: Estimate) -> Iterator[Table | str]:
     """Everything that is printed, in order. GB are 10^9 bytes."""
-    yield f"model: {found.recipe.source}"
-    yield _parts(found)
-    for stage in found.stages:
+    yield f"model: {estimate.recipe.source}"
+    yield _parts(estimate)
+    for stage in estimate.stages:
         yield _flops_line(stage)
         yield _memory(stage)
         yield _host_line(stage)
-        yield _times(found, stage)
+        yield _times(estimate, stage)
         yield from (f"does not fit: {text}" for text in stage.advice.values())
     yield (
-        f"Times at an MFU of {found.mfu:g} (TensorBoard's speed/mfu), for as many tokens as the recipe's steps see on "
-        "its own number of GPUs. What a rank 'needs' includes 2 GiB for CUDA and NCCL and 5% that the allocator loses."
+        f"Times at an MFU of {estimate.mfu:g} (TensorBoard's speed/mfu), for as many tokens as the recipe's steps see "
+        "on its own number of GPUs. What a rank 'needs' includes 2 GiB for CUDA and NCCL and 5% that the allocator "
+        "loses."
     )
     yield SOURCE
 
 
-def _parts(found: Estimate) -> Table:
+def _parts(estimate: Estimate) -> Table:
     table = Table(title="parameters", title_justify="left")
     table.add_column("part")
     table.add_column("number", justify="right")
-    for stage in found.stages:
+    for stage in estimate.stages:
         table.add_column(stage.stage.name, justify="center")
-    for part, count in sorted(found.parts.items(), key=lambda item: -item[1]):
-        table.add_row(part, _number(count), *(_trains(s, part, count) for s in found.stages))
-    total = sum(found.parts.values())
+    for part, count in sorted(estimate.parts.items(), key=lambda item: -item[1]):
+        table.add_row(part, _number(count), *(_trains(s, part, count) for s in estimate.stages))
+    total = sum(estimate.parts.values())
     table.add_section()
-    trained = [sum(s.trained.values()) for s in found.stages]
+    trained = [sum(s.trained.values()) for s in estimate.stages]
     table.add_row("all", _number(total), *(f"{_number(n)}, {n / total:.1%}" for n in trained))
     return table
 
 
-def _trains(found: StageEstimate, part: Part, count: int) -> str:
-    trained = found.trained.get(part, 0)
+def _trains(estimate: StageEstimate, part: Part, count: int) -> str:
+    trained = estimate.trained.get(part, 0)
     return "-" if not trained else "trains" if trained == count else f"adapters, {_number(trained)}"
 
 
-def _flops_line(found: StageEstimate) -> str:
-    flops = found.flops
+def _flops_line(estimate: StageEstimate) -> str:
+    flops = estimate.flops
     again = flops.model.recomputed / flops.model.total
     return (
-        f"{found.stage.name}: {found.tokens:,} tokens a rank and pack, {found.stage.accumulate} a step, "
-        f"{found.stage.steps} steps; {flops.model.total / 1e12:,.1f} TFLOP a pack "
+        f"{estimate.stage.name}: {estimate.tokens:,} tokens a rank and pack, {estimate.stage.accumulate} a step, "
+        f"{estimate.stage.steps} steps; {flops.model.total / 1e12:,.1f} TFLOP a pack "
         f"(attention over {flops.dense_share:.0%} of L^2, nothing blocked), recomputed with checkpointing: {again:.0%} "
         f"more; autoencoder apart: {flops.encode / 1e12:.1f} TFLOP in float32"
     )
@@ -100,20 +101,20 @@ def _memory(stage: StageEstimate) -> Table:
     return table
 
 
-def _times(found: Estimate, stage: StageEstimate) -> Table:
+def _times(estimate: Estimate, stage: StageEstimate) -> Table:
     table = Table(title=f"{stage.stage.name}: does it fit; s a step, h, USD", title_justify="left")
     table.add_column("GPUs")
     table.add_column("plan", no_wrap=True)
-    for gpu in found.gpus.values():
+    for gpu in estimate.gpus.values():
         table.add_column(f"{gpu.name}\n{gpu.memory_gib:g} GiB, {gpu.tflops:g} TFLOP/s, {gpu.price:g} USD/h")
     for case in stage.cases:
-        table.add_row(str(case.plan.ranks), case.plan.name, *(_cell(found, case, name) for name in found.gpus))
+        table.add_row(str(case.plan.ranks), case.plan.name, *(_cell(estimate, case, name) for name in estimate.gpus))
     return table
 
 
-def _cell(found: Estimate, case: Case, name: str) -> str:
+def _cell(estimate: Estimate, case: Case, name: str) -> str:
     time = case.times[name]
-    if not fits(case.memory, found.gpus[name]):
+    if not fits(case.memory, estimate.gpus[name]):
         return "[red]no"
     return f"fits: {time.step_seconds:.3g} s, {time.hours:.3g} h, {time.cost:,.0f} USD"
 
@@ -124,19 +125,19 @@ def _host_line(stage: StageEstimate) -> str:
     return f"host memory, at most ({most.plan.ranks} GPUs, {most.plan.name}): {'; '.join(texts)}"
 
 
-def as_json(found: Estimate) -> dict[str, Any]:
+def as_json(estimate: Estimate) -> dict[str, Any]:
     """Everything in numbers: bytes, FLOPs, seconds, USD."""
     return {
-        "model": found.recipe.source,
-        "parameters": dict(found.parts),
-        "mfu": found.mfu,
-        "gpus": {name: vars(gpu) for name, gpu in found.gpus.items()},
+        "model": estimate.recipe.source,
+        "parameters": dict(estimate.parts),
+        "mfu": estimate.mfu,
+        "gpus": {name: vars(gpu) for name, gpu in estimate.gpus.items()},
         "source": SOURCE,
-        "stages": [_stage_json(found, stage) for stage in found.stages],
+        "stages": [_stage_json(estimate, stage) for stage in estimate.stages],
     }
 
 
-def _stage_json(found: Estimate, stage: StageEstimate) -> dict[str, Any]:
+def _stage_json(estimate: Estimate, stage: StageEstimate) -> dict[str, Any]:
     flops = stage.flops
     return {
         "name": stage.stage.name,
@@ -157,12 +158,12 @@ def _stage_json(found: Estimate, stage: StageEstimate) -> dict[str, Any]:
         "activations": {
             "checkpointing" if used else "no_checkpointing": vars(sizes) for used, sizes in stage.activations.items()
         },
-        "cases": [_case_json(found, case) for case in stage.cases],
+        "cases": [_case_json(estimate, case) for case in stage.cases],
         "advice": stage.advice,
     }
 
 
-def _case_json(found: Estimate, case: Case) -> dict[str, Any]:
+def _case_json(estimate: Estimate, case: Case) -> dict[str, Any]:
     memory = case.memory
     return {
         "plan": vars(case.plan) | {"name": case.plan.name},
@@ -170,5 +171,5 @@ def _case_json(found: Estimate, case: Case) -> dict[str, Any]:
         | {"gathered": memory.gathered, "activations": memory.activations.peak, "encode": memory.encode}
         | {"outside": memory.outside, "update": memory.update, "peak": memory.peak, "needed": memory.needed},
         "host_bytes": case.host,
-        "gpus": {name: vars(time) | {"fits": fits(memory, found.gpus[name])} for name, time in case.times.items()},
+        "gpus": {name: vars(time) | {"fits": fits(memory, estimate.gpus[name])} for name, time in case.times.items()},
     }

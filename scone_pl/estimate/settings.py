@@ -1,4 +1,4 @@
-"""What an estimate needs of a recipe: its stages as the command line would run them, weights there or not."""
+"""What an estimate needs of a recipe: its stages as the command line would run them, with or without weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Stage:
     """Layers that are not recomputed with checkpointing."""
     packing: PackingConfig
     plan: Plan
-    """As the recipe says."""
+    """The recipe's."""
     num_nodes: int
     on_cpu: bool
 
@@ -48,7 +48,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     config: SconeConfig
     source: str
-    """Where its sizes are from."""
+    """Source of its sizes."""
 
 
 def recipe_of(stages: Sequence[tuple[str, Any]], preset: str | None = None) -> Recipe:
@@ -109,7 +109,7 @@ def _devices(devices: Any) -> int:
 
 
 def _plan(trainer: Any, sharding: Any, ranks: int) -> Plan:
-    """The strategy's; under FSDP2 one that has nothing to split or cast is none (`sharding.needs_wrapping`)."""
+    """The strategy's plan; FSDP2 with nothing to split or cast is none (`sharding.needs_wrapping`)."""
     strategy = str(getattr(trainer.strategy, "class_path", trainer.strategy)).lower()
     sharded = "sharded" in strategy or "modelparallel" in strategy
     if sharded and (ranks > 1 or sharding.compute_dtype != "float32"):

@@ -1,4 +1,4 @@
-"""FLOPs of a stage, and what they take on a GPU at a given share of its peak."""
+"""FLOPs of a stage, and the time they take on a GPU at a given fraction of its peak."""
 
 from __future__ import annotations
 

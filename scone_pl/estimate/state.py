@@ -1,4 +1,4 @@
-"""What stays on a rank from step to step: weights, gradients, optimizer state, buffers; exact."""
+"""Persistent memory of a rank: weights, gradients, optimizer state, buffers; exact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Plan:
-    """How the model lies over the ranks."""
+    """How the model is distributed over the ranks."""
 
     kind: str
     """`sharded` (FSDP2), `replicated` (DDP) or `whole` (one device)."""
@@ -54,7 +54,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class RankState:
-    """Bytes of the rank that holds most, the first."""
+    """Bytes of the first rank, whose shards are the largest."""
 
     weights: int
     """Shards: float32 where they train, else in the precision they compute in; without the autoencoder."""

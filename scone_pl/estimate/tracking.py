@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages that operations within this context made and nobody has freed yet.
+    """Bytes of all storages that operations within this context made and that are not freed yet.
 
     Views count once, with what they look at. What a kernel needs for itself while it runs is not seen.
     """

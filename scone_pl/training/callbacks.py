@@ -21,7 +21,7 @@ from scone_pl.training.module import SconeModule
 
 
 class DataProgress(pl.Callback):
-    """Tells the data module what has been trained on, before any checkpoint is written; logs samples skipped."""
+    """Informs the data module of what has been trained on, before any checkpoint is written; logs skipped samples."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -36,7 +36,7 @@ class DataProgress(pl.Callback):
 
 
 class Previews(pl.Callback):
-    """Samples a few validation prompts and shows references, target, picture and what the bridge blocked."""
+    """Samples a few validation prompts and shows references, target, sampled image and blocked tokens."""
 
     def __init__(self, num_samples: int = 4, every_n_validations: int = 1) -> None:
         """How much to show.
@@ -68,45 +68,44 @@ class Previews(pl.Callback):
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
-        # Every rank samples: a sharded model can not run on one alone.
-        picture = preview_grid(pl_module, batch.sequence, self.num_samples)
-        self._show(trainer, picture)
+        # Every rank samples: a sharded model cannot run on one alone.
+        self._show(trainer, preview_grid(pl_module, batch.sequence, self.num_samples))
 
     @rank_zero_only
-    def _show(self, trainer: pl.Trainer, picture: Pixels) -> None:
+    def _show(self, trainer: pl.Trainer, image: Pixels) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, Curves):
-                logger.add_image("previews", picture, trainer.global_step, dataformats="HWC")
+                logger.add_image("previews", image, trainer.global_step, dataformats="HWC")
         try:
-            save_image(picture, f"{trainer.default_root_dir}/previews/step-{trainer.global_step:06d}.png")
+            save_image(image, f"{trainer.default_root_dir}/previews/step-{trainer.global_step:06d}.png")
         except UserError as error:
-            warn(f"{error}; training goes on without")
+            warn(f"{error}; training continues without")
 
 
 def preview_grid(module: SconeModule, pack: PackedSequence, num_samples: int) -> Pixels:
-    """A row per sample: references (blocked regions pale), target, picture sampled with the current weights."""
+    """A row per sample: references (blocked regions pale), target, image sampled with the current weights."""
     prompts = prompts_of(pack)[:num_samples]
     generator = torch.Generator().manual_seed(0)
     noise = [initial_noise(p, module.model, module.sequence_format, generator) for p in prompts]
     training = module.model.training
     module.model.eval()
-    found = sample(module.model, module.sequence_format, prompts, module.predictor.sampling, noise)
+    sampled = sample(module.model, module.sequence_format, prompts, module.predictor.sampling, noise)
     module.model.train(training)
     rows = []
     width = max(len(p.references) for p in prompts)
-    for i, (prompt, result) in enumerate(zip(prompts, found, strict=True)):
-        pictures = reference_pictures(prompt, result)
-        blank = [torch.full((8, 8, 3), 250, dtype=torch.uint8).numpy()] * (width - len(pictures))
+    for i, (prompt, result) in enumerate(zip(prompts, sampled, strict=True)):
+        images = reference_images(prompt, result)
+        blank = [torch.full((8, 8, 3), 250, dtype=torch.uint8).numpy()] * (width - len(images))
         target = to_uint8(target_image(pack, i)).numpy()
         generated = to_uint8(decode_latents(module.model, result)).numpy()
-        rows.append(([*pictures, *blank, target, generated], module.tokenizer.decode(list(prompt.text_ids or ()))))
+        rows.append(([*images, *blank, target, generated], module.tokenizer.decode(list(prompt.text_ids or ()))))
     titles = [*(f"reference {i + 1}" for i in range(width)), "target", "generated"]
     return image_grid(rows, titles=titles)
 
 
-def reference_pictures(prompt: Prompt, result: SampledLatents) -> list[Pixels]:
+def reference_images(prompt: Prompt, result: SampledLatents) -> list[Pixels]:
     """The references of a prompt, pale where the bridge blocked them."""
-    pictures = [to_uint8(vae).numpy() for vae, _ in prompt.references]
+    images = [to_uint8(vae).numpy() for vae, _ in prompt.references]
     if not result.blocked:
-        return pictures
-    return [dim_blocked(p, b.cpu().numpy()) for p, b in zip(pictures, result.blocked, strict=True)]
+        return images
+    return [dim_blocked(p, b.cpu().numpy()) for p, b in zip(images, result.blocked, strict=True)]

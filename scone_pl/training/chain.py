@@ -2,7 +2,7 @@
 
 Each step is the configuration plus its own overrides, in a folder of its own, starting from the weights of the step
 before with a fresh optimizer. Arguments typed behind --config win over both. A step that is finished is skipped, an
-interrupted one resumes, so the same command always goes on where it stopped.
+interrupted one resumes, so the same command always resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def plan(args: Sequence[str], chain: Sequence[ChainStep], init_from: str, output
 def needs_own_process(devices: Any) -> bool:
     """Whether a step must not share its process with the next one.
 
-    Lightning starts the ranks of one fit as children of this process and leaves a process group behind whose other
+    Lightning starts the ranks of one fit as children of this process and leaves a process group whose other
     members are gone when the next fit begins. Under torchrun or Slurm the ranks, and so the group, stay.
     """
     launched = any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "LOCAL_RANK"))
@@ -102,14 +102,14 @@ def run_in_own_process(command: Sequence[str]) -> int:
 
 
 def _after_last_config(args: Sequence[str]) -> int:
-    """Overrides go right behind the last --config, before everything typed after it."""
-    place = 1
+    """Index for a step's overrides: right after the last --config, before everything typed after it."""
+    index = 1
     for i, arg in enumerate(args):
         if arg in ("--config", "-c"):
-            place = i + 2
+            index = i + 2
         elif arg.startswith("--config="):
-            place = i + 1
-    return place
+            index = i + 1
+    return index
 
 
 def check_names(steps: Sequence[ChainStep]) -> None:

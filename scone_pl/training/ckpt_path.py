@@ -18,7 +18,7 @@ from scone_pl.training.start import check_start
 LAST = "last"
 OPTIONS = {
     "ckpt_path": "Snapshot: `last` (the newest of output_dir), or the path of one (RUN/checkpoints/step-000500), or of "
-    "a run's folder (its newest). fit: begins a new output_dir there; left out, fit goes on from its own newest. "
+    "a run's folder (its newest). fit: begins a new output_dir there; left out, fit resumes from its own newest. "
     "validate, test, predict: evaluates it, or a folder of weights; left out, the newest state of output_dir.",
     "weights_only": "Snapshots are always read as data: null or true.",
     "return_predictions": "Predictions are files in output_dir/predictions: null or false.",
@@ -58,8 +58,8 @@ def find(given: str) -> Path:
     if is_weights(path):
         return path
     for folder in (path / "checkpoints", path):
-        if folder.is_dir() and (found := snapshots(folder)):
-            path = found[-1]
+        if folder.is_dir() and (written := snapshots(folder)):
+            path = written[-1]
             break
     steps_of(path)
     return path
@@ -71,10 +71,10 @@ def is_weights(path: Path) -> bool:
 
 
 def steps_of(snapshot: Path) -> int:
-    """Optimizer steps behind a snapshot, of whatever name.
+    """Optimizer steps of a snapshot, whatever its name.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a snapshot.
     """
     steps = read_run(snapshot).get("global_step")
     if not isinstance(steps, int):
@@ -83,10 +83,10 @@ def steps_of(snapshot: Path) -> int:
 
 
 def for_fit(step: Step) -> Path | None:
-    """The snapshot that `--ckpt_path` of a single stage names; None = the run goes on from its own newest.
+    """The snapshot that `--ckpt_path` of a single stage names; None = the run resumes from its own newest.
 
     Raises:
-        UserError: there is none, it is a folder of weights, or `trainer.max_steps` lies before it.
+        UserError: there is none, it is a folder of weights, or `trainer.max_steps` is smaller than its steps.
     """
     given = step.settings.ckpt_path
     own = step.folder.last_snapshot
@@ -107,13 +107,13 @@ def for_fit(step: Step) -> Path | None:
 
 
 def check_chain(given: str, steps: Sequence[Step]) -> None:
-    """`--ckpt_path` of a chain that trains may only say what happens anyway.
+    """`--ckpt_path` of a chain that trains may only name the snapshot that it resumes from anyway.
 
     Raises:
-        UserError: it names anything but the snapshot from which the chain would go on.
+        UserError: it names anything but the snapshot from which the chain would resume.
     """
-    begun = [step for step in steps if step.folder.last_snapshot]
-    newest = begun[-1].folder.last_snapshot if begun else None
+    started = [step for step in steps if step.folder.last_snapshot]
+    newest = started[-1].folder.last_snapshot if started else None
     if given == LAST and newest is None:
         raise UserError(
             f"--ckpt_path last: no step of the chain has a snapshot yet ({steps[0].folder.path} and so on); leave it "
@@ -121,7 +121,7 @@ def check_chain(given: str, steps: Sequence[Step]) -> None:
         )
     if given != LAST and (newest is None or find(given).resolve() != newest.resolve()):
         raise UserError(
-            f"--ckpt_path {given}: which step of the chain begins there? A chain goes on by itself where it stopped; "
+            f"--ckpt_path {given}: which step of the chain begins there? A chain resumes by itself where it stopped; "
             "to train a step alone add --chain null with its --model and --output_dir"
         )
 

@@ -1,4 +1,4 @@
-"""TensorBoard's curves, which a run can do without: a disk that takes no more of them costs them, not the training."""
+"""TensorBoard logging that does not end a run: if the disk is full, curves are lost, and training continues."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scone_pl.training.lightning_internals import silent_experiment
 
 
 class Curves(TensorBoardLogger):
-    """Writes curves until the disk refuses them; says so once, and then lets the run go on without."""
+    """Writes curves until the disk refuses them; warns once, and then ignores what is logged."""
 
     lost = False
 
@@ -61,11 +61,11 @@ class Curves(TensorBoardLogger):
         self.lost = True
         # Its thread has ended with this error, and would raise it at every call.
         self._experiment = None
-        warn(f"{self.log_dir}: no more curves ({error.strerror or error}); training goes on without them")
+        warn(f"{self.log_dir}: no more curves ({error.strerror or error}); training continues without them")
 
 
 def keep_training(loggers: Iterable[Any]) -> None:
-    """Makes the TensorBoard loggers among `loggers`, as a recipe may name them, such that a run can do without."""
+    """Makes `Curves` of the TensorBoard loggers among `loggers`, as a recipe may name them."""
     for logger in loggers:
         if type(logger) is TensorBoardLogger:
             logger.__class__ = Curves

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scone_pl.ranges import check_number
-from scone_pl.training.gradients import local
+from scone_pl.training.gradients import local_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,5 +37,5 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """After an optimizer step."""
-        averages = [local(self.average[name]) for name in self._live]
-        torch._foreach_lerp_(averages, [local(p) for p in self._live.values()], 1 - self.decay)
+        averages = [local_shard(self.average[name]) for name in self._live]
+        torch._foreach_lerp_(averages, [local_shard(p) for p in self._live.values()], 1 - self.decay)

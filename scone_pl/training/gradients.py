@@ -1,8 +1,8 @@
-"""The gradient's norm over all shards: per part, clipped by the total, refused where it is not finite.
+"""Gradient norm over all shards: per part, clipped by the total, refused if non-finite.
 
-Sharded, replicated and plain parameters are summed alike: a rank adds the squares of what it holds, divided by the
-number of ranks that hold the same, and one reduction of a handful of numbers makes the norms of all ranks equal. So
-every rank clips by the same factor, and all stop or none.
+Sharded, replicated and plain parameters are treated alike: a rank sums the squares of its local shards, divided by
+their replication factor, and one reduction of a handful of numbers makes the norms of all ranks equal. So every rank
+clips by the same factor, and either all ranks stop or none.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch.distributed.tensor import DTensor, Shard
 from scone_pl.errors import UserError
 from scone_pl.training.parts import part_of
 
-MOST_SKIPPED = 8
-"""Steps in a row that `skip` leaves out before it stops as well."""
-MOST_NAMED = 12
-"""Samples of a rank that the message names."""
+MAX_SKIPPED = 8
+"""Maximum consecutive steps that `skip` skips before it stops the run."""
+MAX_NAMED_SAMPLES = 12
+"""Maximum samples of a rank that the message names."""
 GROUPS = ("understanding", "generation", "connector", "other")
-"""What norms are told apart: both experts, the connector, all else that trains."""
+"""Groups of parameters with a norm of their own: both experts, the connector, everything else that trains."""
 
 
 def group_of(name: str) -> str:
-    """The entry of `GROUPS` that a parameter of the network counts under."""
+    """The entry of `GROUPS` that a parameter of the network belongs to."""
     part = part_of(name)
     return part if part in GROUPS else "other"
 
 
-def holders(tensor: Tensor) -> int:
-    """How many ranks hold the same values: all of them, unless the tensor is sharded."""
+def replication_factor(tensor: Tensor) -> int:
+    """Number of ranks with the same values: all of them, unless the tensor is sharded."""
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     if not isinstance(tensor, DTensor):
         return ranks
@@ -44,8 +44,8 @@ def holders(tensor: Tensor) -> int:
     return ranks // shards
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of it."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """The part of a tensor on this rank."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -64,31 +64,31 @@ class GradientNorms:
 
 @torch.no_grad()
 def gradient_norms(parameters: Iterable[tuple[str, Tensor]], device: torch.device) -> GradientNorms:
-    """Euclidean norms of the gradients of named parameters, nothing gathered, in one reduction.
+    """Euclidean norms of the gradients of named parameters, in one reduction, without gathering any.
 
     Args:
-        parameters: name in the network, and parameter; those without gradient are left out.
-        device: for the reduction: what the process group works on.
+        parameters: name in the network, and parameter; those without gradient are ignored.
+        device: of the reduction, as the process group requires.
     """
-    names, held = [], []
+    names, gradients = [], []
     for name, parameter in parameters:
         if parameter.grad is not None:
             names.append(name)
-            held.append(parameter.grad)
+            gradients.append(parameter.grad)
     squares = torch.zeros(len(GROUPS), dtype=torch.float64, device=device)
     present = torch.zeros(len(GROUPS), dtype=torch.float64, device=device)
-    if held:
-        norms = torch._foreach_norm([local(g) for g in held], 2, dtype=torch.float32)
+    if gradients:
+        norms = torch._foreach_norm([local_shard(g) for g in gradients], 2, dtype=torch.float32)
         groups = torch.tensor([GROUPS.index(group_of(name)) for name in names], device=device)
-        shares = torch.tensor([1 / holders(g) for g in held], dtype=torch.float64, device=device)
-        squares.index_add_(0, groups, torch.stack(norms).to(device, torch.float64).square() * shares)
+        weights = torch.tensor([1 / replication_factor(g) for g in gradients], dtype=torch.float64, device=device)
+        squares.index_add_(0, groups, torch.stack(norms).to(device, torch.float64).square() * weights)
         present[groups] = 1
-    found = torch.cat([squares, present])
+    reduced = torch.cat([squares, present])
     if dist.is_initialized():
-        dist.all_reduce(found)
-    by_group, there = found.cpu().view(2, -1)
+        dist.all_reduce(reduced)
+    by_group, has_gradient = reduced.cpu().view(2, -1)
     return GradientNorms(
-        groups={name: by_group[i].sqrt().item() for i, name in enumerate(GROUPS) if there[i]},
+        groups={name: by_group[i].sqrt().item() for i, name in enumerate(GROUPS) if has_gradient[i]},
         total=by_group.sum().sqrt().item(),
     )
 
@@ -96,23 +96,23 @@ def gradient_norms(parameters: Iterable[tuple[str, Tensor]], device: torch.devic
 @torch.no_grad()
 def scale_gradients(parameters: Iterable[Tensor], factor: float) -> None:
     """Multiplies all gradients by `factor`, each rank its own shards."""
-    held = [local(p.grad) for p in parameters if p.grad is not None]
-    if held:
-        torch._foreach_mul_(held, factor)
+    gradients = [local_shard(p.grad) for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
 
 
 @dataclass
 class GradientGuard:
-    """Clips, and keeps gradients that are not finite from the weights."""
+    """Clips gradients, and keeps non-finite ones from the weights."""
 
     nonfinite: Literal["stop", "skip"] = "stop"
     skipped: int = 0
-    """Steps left out so far."""
+    """Steps skipped so far."""
     _in_a_row: int = 0
     _keys: list[str] = field(default_factory=list)
 
     def remember(self, keys: Sequence[str]) -> None:
-        """Notes the samples of a batch, to be named should its gradient be no good."""
+        """Remembers the samples of a batch, to be named if the gradient is non-finite."""
         self._keys += keys
 
     def apply(
@@ -128,7 +128,7 @@ class GradientGuard:
 
         Raises:
             UserError: the norm is not finite, with the step and its samples on every rank; raised on all ranks alike,
-                before the weights changed. With `skip` only after `MOST_SKIPPED` such steps in a row: until then the
+                before the weights changed. With `skip` only after `MAX_SKIPPED` such steps in a row: until then the
                 gradients are dropped, and an optimizer leaves parameters without gradient as they are.
         """
         norms = gradient_norms(parameters, device)
@@ -139,28 +139,28 @@ class GradientGuard:
                 scale_gradients((p for _, p in parameters), clip / norms.total)
             return norms
         self._in_a_row += 1
-        if self.nonfinite == "stop" or self._in_a_row > MOST_SKIPPED:
-            raise UserError(self._complaint(norms, step, keys))
+        if self.nonfinite == "stop" or self._in_a_row > MAX_SKIPPED:
+            raise UserError(self._nonfinite_message(norms, step, keys))
         self.skipped += 1
         for _, parameter in parameters:
             parameter.grad = None
         return norms
 
-    def _complaint(self, norms: GradientNorms, step: int, keys: list[str]) -> str:
-        everyone: list[list[str] | None] = [keys]
+    def _nonfinite_message(self, norms: GradientNorms, step: int, keys: list[str]) -> str:
+        keys_by_rank: list[list[str] | None] = [keys]
         if dist.is_initialized():
-            everyone = [None] * dist.get_world_size()
-            dist.all_gather_object(everyone, keys)
-        found = ", ".join(f"{name} {norm:.3g}" for name, norm in norms.groups.items())
-        ranks = "; ".join(f"rank {rank}: {_some(named or [])}" for rank, named in enumerate(everyone))
+            keys_by_rank = [None] * dist.get_world_size()
+            dist.all_gather_object(keys_by_rank, keys)
+        by_group = ", ".join(f"{name} {norm:.3g}" for name, norm in norms.groups.items())
+        ranks = "; ".join(f"rank {rank}: {_some(named or [])}" for rank, named in enumerate(keys_by_rank))
         rows = f", as in {self._in_a_row - 1} steps before it" if self._in_a_row > 1 else ""
         again = "lower model.optimizer.lr" if self.nonfinite == "skip" else "set model.nonfinite_gradient to skip"
         return (
-            f"step {step}: the gradient is not finite ({found}){rows}; the step was not made, so the weights are those "
-            f"of step {step - 1}. Its samples: {ranks}. Look at these, or {again}"
+            f"step {step}: the gradient is not finite ({by_group}){rows}; the step was not made, so the weights are "
+            f"those of step {step - 1}. Its samples: {ranks}. Look at these, or {again}"
         )
 
 
 def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
-    return (", ".join(key or "(no key)" for key in keys[:MOST_NAMED]) or "none") + more
+    more = f" and {len(keys) - MAX_NAMED_SAMPLES} more" if len(keys) > MAX_NAMED_SAMPLES else ""
+    return (", ".join(key or "(no key)" for key in keys[:MAX_NAMED_SAMPLES]) or "none") + more

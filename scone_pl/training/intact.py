@@ -57,8 +57,8 @@ class _IndexUnpickler(pickle.Unpickler):
     """Makes the classes of an index and nothing else, so opening somebody's snapshot runs none of their code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
         if name in _CLASSES.get(module, ()):
             return getattr(importlib.import_module("pathlib" if module in _PATHS else module), name)
         raise pickle.UnpicklingError(f"{INDEX_FILE} names {module}.{name}, which has no business there")
@@ -84,7 +84,7 @@ def check_files(folder: Path) -> None:
     content = read_json(folder / CHECKSUMS, dict)
     sums, sizes = content.get("sha256"), content.get("bytes")
     if not isinstance(sums, dict) or not isinstance(sizes, dict):
-        raise DamagedError(f"{CHECKSUMS} has not the form that it was written in")
+        raise DamagedError(f"{CHECKSUMS} is not in the format that it was written in")
     for name in (*sums, *sizes):
         if Path(name).name != name or not (folder / name).is_file():
             raise DamagedError(f"{name} is missing")
@@ -146,10 +146,10 @@ def check_archive(stream: IO[bytes], name: str) -> None:
 
 
 def read_index(folder: Path) -> Metadata:
-    """The index of a snapshot: names, shapes, dtypes, and where their bytes lie.
+    """The index of a snapshot: names, shapes, dtypes, and the location of their bytes.
 
     Raises:
-        DamagedError: it is no index, or what it says cannot be.
+        DamagedError: it is not an index, or its content is impossible.
         pickle.UnpicklingError: it names a class that an index does not consist of.
         UserError: it cannot be read.
     """
@@ -158,7 +158,7 @@ def read_index(folder: Path) -> Metadata:
     if not isinstance(index, Metadata) or not isinstance(index.state_dict_metadata, dict):
         raise DamagedError(f"{INDEX_FILE} is no index")
     if not isinstance(index.storage_data, dict):
-        raise DamagedError(f"{INDEX_FILE} does not say where tensors lie")
+        raise DamagedError(f"{INDEX_FILE} does not contain the location of tensors")
     sizes: dict[str, int] = {}
     for info in index.storage_data.values():
         if not isinstance(info, _StorageInfo) or not _DATA_FILE.fullmatch(str(info.relative_path)):
@@ -171,7 +171,7 @@ def read_index(folder: Path) -> Metadata:
                 raise DamagedError(f"{info.relative_path} is missing")
             sizes[info.relative_path] = file.stat().st_size
         if not 0 <= info.offset <= info.offset + info.length <= sizes[info.relative_path]:
-            raise DamagedError(f"{info.relative_path} ends before what {INDEX_FILE} says is in it")
+            raise DamagedError(f"{info.relative_path} is shorter than {INDEX_FILE} says")
     for name, entry in index.state_dict_metadata.items():
         _check_entry(index, name, entry)
     return index
@@ -190,10 +190,10 @@ def _check_entry(index: Metadata, name: str, entry: Any) -> None:
     for chunk in entry.chunks:
         info = index.storage_data.get(MetadataIndex(name, chunk.offsets))
         if info is None or math.prod(chunk.sizes) * entry.properties.dtype.itemsize > info.length:
-            raise DamagedError(f"{INDEX_FILE}: a part of {name} lies nowhere")
+            raise DamagedError(f"{INDEX_FILE}: a part of {name} has no location")
         ends = [o + s for o, s in zip(chunk.offsets, chunk.sizes, strict=True)]
         if any(end > size for end, size in zip(ends, entry.size, strict=True)) or min(chunk.offsets, default=0) < 0:
-            raise DamagedError(f"{INDEX_FILE}: a part of {name} lies beyond it")
+            raise DamagedError(f"{INDEX_FILE}: a part of {name} is outside of it")
 
 
 def check_snapshot(path: Path, run_file: str) -> None:

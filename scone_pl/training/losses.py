@@ -21,7 +21,7 @@ from scone_pl.ranges import check_number
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
-    """Beyond the paper: supervises the bridge's similarity where the data says which tokens are meant."""
+    """Beyond the paper: supervises the bridge's similarity where the data labels the tokens of target subjects."""
 
     weight: float = 0.0
     """Weight of the term; 0 = off, as in the paper."""
@@ -56,7 +56,7 @@ def flow_matching(
 
     Args:
         model: the network.
-        pack: its `timestep_logits` say how noisy each target is; references are clean (t = 0).
+        pack: its `timestep_logits` are the noise levels of the targets; references are clean (t = 0).
         clean: (N, P) latent tokens of all images.
         noise: (N, P); only the targets' rows matter.
         bridge: None = no mask.
@@ -66,8 +66,8 @@ def flow_matching(
     timesteps = flow.timesteps_from_logits(pack.timestep_logits, timestep_shift)
     noisy = flow.add_noise(clean, noise, pack.expand_latent_splits(timesteps))
     output = model(pack, noisy, timesteps, bridge, similarity_grad=similarity_grad)
-    wanted = flow.velocity_target(clean, noise).index_select(0, pack.target_in_latents)
-    return FlowResult(output, (output.velocity.float() - wanted.float()).square())
+    target = flow.velocity_target(clean, noise).index_select(0, pack.target_in_latents)
+    return FlowResult(output, (output.velocity.float() - target.float()).square())
 
 
 def text_cross_entropy(output: SconeOutput, pack: PackedSequence) -> Tensor:
@@ -78,11 +78,11 @@ def text_cross_entropy(output: SconeOutput, pack: PackedSequence) -> Tensor:
 def alignment(state: BridgeState, pack: PackedSequence, threshold: Tensor | float, temperature: float) -> Tensor:
     """Beyond the paper: mean binary cross-entropy of sigmoid((s - threshold) / temperature) against `vit_labels`.
 
-    0 where the pack knows of no token whether it is meant.
+    0 if no token of the pack is labelled.
 
     Args:
         state: what the bridge computed.
-        pack: the pack that it was computed of.
+        pack: the pack that it was computed from.
         threshold: a number, or with `BridgeConfig.quantile` (L,), see `Bridge.threshold`.
         temperature: see `AlignmentConfig`.
     """

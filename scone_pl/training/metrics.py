@@ -17,9 +17,9 @@ from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import PackedSequence
 
 _UNKNOWN = -1
-"""Target of a token of which the data does not say whose it is."""
+"""Label of a token that the data does not label."""
 _THRESHOLDS = 201
-"""Of the curve whose area is the AUROC: similarities, from -1 to 1, are told apart to 0.01."""
+"""Points of the ROC curve: similarities, from -1 to 1, are distinguished to 0.01."""
 
 
 def summed_over_ranks(state: Tensor, group: Any = None) -> list[Tensor]:
@@ -53,21 +53,21 @@ class Means(Metric):
         self.add_state("sums", torch.zeros(2, len(names)), dist_reduce_fx="sum")
 
     def update(self, values: Mapping[str, Tensor], weight: Tensor | float = 1.0) -> None:
-        """Takes in means over items that weigh `weight` together, such as a number of tokens."""
+        """Adds means over items with a total weight of `weight`, such as a number of tokens."""
         for name, value in values.items():
             column = self.sums[:, self._columns[name]]
             column[0] += value.detach() * weight
             column[1] += weight
 
     def compute(self) -> dict[str, Tensor]:
-        """The means by name; 0 where nothing weighs anything."""
+        """The means by name; 0 where the total weight is 0."""
         total, weight = self.sums
         means = torch.where(weight > 0, total / weight, 0.0)
         return {name: means[i] for name, i in self._columns.items()}
 
 
 class BridgeQuality(nn.Module):
-    """How well the bridge tells tokens of target subjects from others, where the data says which are which.
+    """How well the bridge distinguishes tokens of target subjects from others, where the data labels them.
 
     A ViT token counts as kept if its similarity reaches the threshold.
     """
@@ -80,7 +80,7 @@ class BridgeQuality(nn.Module):
         self.auroc = BinaryAUROC(thresholds=_THRESHOLDS, **settings)
 
     def update(self, state: BridgeState, config: BridgeConfig, pack: PackedSequence) -> None:
-        """Takes in what the bridge of `config` computed in a pack."""
+        """Adds what the bridge of `config` computed in a pack."""
         if pack.vit_labels is None or not len(pack.vit_index):
             return
         target = pack.vit_labels.nan_to_num(nan=_UNKNOWN).long()
@@ -91,14 +91,14 @@ class BridgeQuality(nn.Module):
         self.auroc.update((similarity[pack.vit_index] / 2 + 0.5).clamp(0, 1), target)
 
     def compute(self) -> dict[str, Tensor]:
-        """Precision, recall and AUROC over packs and ranks, by name; empty if the data says it of no token."""
-        with warnings.catch_warnings():  # a rank may have had no such pack
+        """Precision, recall and AUROC over packs and ranks, by name; empty if no token is labelled."""
+        with warnings.catch_warnings():  # a rank may have had no labelled pack
             warnings.filterwarnings("ignore", message=r".*called before the ``update`` method")
             if not self.known.compute():
                 return {}
             return {**self.kept.compute(), "auroc": self.auroc.compute()}
 
     def reset(self) -> None:
-        """Begins anew."""
+        """Forgets all that was added."""
         for metric in (self.known, self.kept, self.auroc):
             metric.reset()

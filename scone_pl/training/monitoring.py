@@ -1,4 +1,4 @@
-"""What a run shows about itself: speed, where the time goes, share of the GPU's peak, memory.
+"""Monitoring of a run: speed, time per phase, fraction of the GPU's peak (MFU), memory.
 
 Everything is counted per optimizer step, accumulated packs together, and logged once per `trainer.log_every_n_steps`.
 Times are CUDA events that are read when they are logged, so measuring them does not make each step wait for the GPU.
@@ -39,7 +39,7 @@ Mark = float | torch.cuda.Event
 
 
 def mark(device: torch.device) -> Mark:
-    """A point in time: on CUDA in the GPU's queue, so that nobody waits for it."""
+    """A point in time: on CUDA an event in the stream, without host-device synchronisation."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -55,7 +55,7 @@ def seconds_between(start: Mark, stop: Mark) -> float:
 
 
 def resident_memory() -> int:
-    """Bytes of this process in memory; where the system does not tell, the most there have been."""
+    """Resident bytes of this process; its maximum where the system does not report the present value."""
     file = Path("/proc/self/statm")
     if file.exists():
         return int(file.read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
@@ -64,7 +64,7 @@ def resident_memory() -> int:
 
 @dataclass
 class Interval:
-    """What is gathered between two times of logging, on this rank."""
+    """Counts between two times of logging, on this rank."""
 
     started: float = field(default_factory=time.perf_counter)
     steps: int = 0
@@ -72,7 +72,7 @@ class Interval:
     samples: int = 0
     flops: int = 0
     saved_flops: list[Tensor] = field(default_factory=list)
-    """What the bridge spared: scalars on the device."""
+    """Saved by the bridge: scalars on the device."""
     spans: dict[str, list[tuple[Mark, Mark]]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
 
     def seconds(self) -> dict[str, float]:
@@ -82,7 +82,7 @@ class Interval:
 
 
 class Monitoring(pl.Callback):
-    """Logs speed, time by phase, share of the peak and memory, over all ranks."""
+    """Logs speed, time by phase, MFU and memory, over all ranks."""
 
     def __init__(
         self, times: bool = True, mfu: bool = True, memory: bool = True, peak_tflops: float | None = None
@@ -130,7 +130,7 @@ class Monitoring(pl.Callback):
             self._hook.remove()
 
     def _flop_counter(self, module: SconeModule) -> Callable[..., None]:
-        """A hook behind the network's forward that adds up the FLOPs of its training passes."""
+        """A forward hook of the network that adds up the FLOPs of its training passes."""
         network, bridge = module.network, module.settings.bridge
         trained = set(network.trainable) - set(EXPERTS if network.lora else ())  # adapters cost next to nothing
         config, layers = network.config, network.config.decoder.num_layers
@@ -226,12 +226,12 @@ class Monitoring(pl.Callback):
             self._log_memory(trainer, module)
 
     def _log_memory(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """The rank that holds most counts."""
-        found = {"memory/host_resident_gb": resident_memory() / 1e9}
+        """Logs the maximum over ranks."""
+        values = {"memory/host_resident_gb": resident_memory() / 1e9}
         if module.device.type == "cuda":
-            found["memory/gpu_allocated_gb"] = torch.cuda.max_memory_allocated(module.device) / 1e9
-            found["memory/gpu_reserved_gb"] = torch.cuda.max_memory_reserved(module.device) / 1e9
+            values["memory/gpu_allocated_gb"] = torch.cuda.max_memory_allocated(module.device) / 1e9
+            values["memory/gpu_reserved_gb"] = torch.cuda.max_memory_reserved(module.device) / 1e9
             torch.cuda.reset_peak_memory_stats(module.device)
-        values = torch.tensor(list(found.values()), device=module.device)
-        most = trainer.strategy.reduce(values, reduce_op="max").tolist()
-        module.log_dict(dict(zip(found, most, strict=True)))
+        maxima = torch.tensor(list(values.values()), device=module.device)
+        maxima = trainer.strategy.reduce(maxima, reduce_op="max").tolist()
+        module.log_dict(dict(zip(values, maxima, strict=True)))

@@ -1,4 +1,4 @@
-"""The network of a stage: which parts train, how it computes, and how it comes by its weights."""
+"""The network of a stage: which parts train, how it computes, and how its weights are loaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def network_on_meta(
     Args:
         config: sizes.
         trainable: parts that train.
-        lora: low-rank adapters that train in place of the experts' weights.
+        lora: low-rank adapters that train instead of the experts' weights.
         dtype: of the weights; None = torch's default.
     """
     with torch.device("meta"):
@@ -85,7 +85,7 @@ class StageNetwork:
         )
 
     def on_meta(self) -> Scone:
-        """The network without memory for its weights, frozen as the stage says."""
+        """The network without memory for its weights, with all but the trainable parts frozen."""
         model = network_on_meta(self.config, self.trainable, self.lora)
         model.attention = self.attention
         model.language_model.model.activation_checkpointing = self.activation_checkpointing

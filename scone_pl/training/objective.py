@@ -36,7 +36,7 @@ class StepLosses:
     """What one pack adds to the losses of an optimizer step; their mean over packs and ranks is the step's."""
 
     total: Tensor
-    """The one that is minimised."""
+    """The loss that is minimised."""
     flow: Tensor
     text: Tensor
     alignment: Tensor | None
@@ -60,7 +60,7 @@ class Objective:
 
     @classmethod
     def of(cls, settings: StageSettings) -> Objective:
-        """A stage's."""
+        """The objective of a stage."""
         return cls(
             bridge=settings.bridge,
             timestep_shift=settings.timestep_shift,

@@ -4,11 +4,11 @@
 |------------------|----------------------------------------------------------|----------------------------|
 | `finished`       | `trainer.max_steps` reached                              | nothing to do, status 0    |
 | `early_stopping` | EarlyStopping ended it: as finished as it is going to be | nothing to do, status 0    |
-| `max_time`       | `trainer.max_time` passed                                | goes on                    |
-| `stopped`        | another callback set `trainer.should_stop`               | goes on                    |
-| `signal`         | SIGTERM or Ctrl-C                                        | goes on                    |
+| `max_time`       | `trainer.max_time` passed                                | resumes                    |
+| `stopped`        | another callback set `trainer.should_stop`               | resumes                    |
+| `signal`         | SIGTERM or Ctrl-C                                        | resumes                    |
 
-No file: it is at work, or was killed, and goes on as well.
+No file: it is running, or was killed and resumes as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from scone_pl.files import read_json, write_json
 
 UNFINISHED_STATUS = 75
-"""Exit status of a run that ended before it was finished, without being told by a signal: sysexits' EX_TEMPFAIL."""
+"""Exit status of a run that ended before it was finished, without a signal: sysexits' EX_TEMPFAIL."""
 LEFT_OUT_STATUS = 65
 """Exit status of `predict` when some prompts could not be used and all others are done: sysexits' EX_DATAERR."""
 FINISHED = ("finished", "early_stopping")
@@ -57,7 +57,7 @@ def read_outcome(file: Path) -> Outcome | None:
     """None if there is no such file.
 
     Raises:
-        UserError: it is not one that a run wrote.
+        UserError: it is damaged.
     """
     if not file.is_file():
         return None
@@ -90,7 +90,7 @@ def _has_stopped(callback: EarlyStopping) -> bool:
 
 
 def forget_stops(trainer: pl.Trainer) -> None:
-    """When training starts: what EarlyStopping said before the snapshot counts no longer, its best value does."""
+    """When training starts: forgets that EarlyStopping stopped the run before the snapshot, but not its best value."""
     for callback in trainer.early_stopping_callbacks:
         if (reason := getattr(callback, "stopping_reason", None)) is not None:
             callback.stopping_reason = type(reason)(0)
@@ -116,7 +116,7 @@ class TimeLimit(Timer):
         super().__init__(duration)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: a run that goes on has its time anew."""
+        """Nothing: a resumed run has all of its time again."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

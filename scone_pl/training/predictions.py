@@ -1,9 +1,9 @@
-"""The folder of predicted pictures: which are finished, and with which settings they were made.
+"""The folder of predicted images: which are finished, and with which settings they were made.
 
 ```text
 <output_dir>/predictions/
-  settings.json             what every picture in here was made with
-  [task_type/]key.png       one a prompt, whole or not there
+  settings.json             the settings of every image in this folder
+  [task_type/]key.png       one per prompt, whole or not there
 ```
 """
 
@@ -25,23 +25,23 @@ from scone_pl.errors import UserError
 from scone_pl.files import read_json, write_json
 
 
-def picture_seed(seed: int, sampling_round: int, key: str, task_type: str = "") -> int:
-    """Seed of a picture's noise: neither its rank, its neighbours nor an interruption has a part in it."""
+def image_seed(seed: int, sampling_round: int, key: str, task_type: str = "") -> int:
+    """Seed of an image's noise, independent of its rank, its neighbours and interruptions."""
     return seed_of("picture", seed, sampling_round, task_type, key)
 
 
 @dataclass(frozen=True)
 class PredictionFolder:
-    """Where pictures go."""
+    """The folder of predicted images."""
 
     path: Path
 
     def file_of(self, sample: Sample) -> Path:
-        """The picture of a sample."""
+        """The image file of a sample."""
         return self.path / sample.metadata.get("task_type", "") / f"{sample.key}.png"
 
     def is_finished(self, sample: Sample) -> bool:
-        """Whether its picture is there, whole to its last chunk, and can be decoded."""
+        """Whether a sample's image exists, is complete to its last chunk, and can be decoded."""
         try:
             content = read_encoded(self.file_of(sample))
             with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
@@ -52,10 +52,10 @@ class PredictionFolder:
         return True
 
     def begin(self, settings: dict[str, Any], *, write: bool) -> None:
-        """Records what the pictures are made with; `write` on one rank only.
+        """Records the settings of the images; `write` on one rank only.
 
         Raises:
-            UserError: the folder holds pictures made with other settings.
+            UserError: the folder holds images made with other settings.
         """
         file = self.path / "settings.json"
         settings = json.loads(json.dumps(settings))
@@ -75,6 +75,6 @@ class PredictionFolder:
         if other:
             name = other[0]
             raise UserError(
-                f"{self.path}: holds pictures made with other settings ({name} was {before.get(name)}, now "
+                f"{self.path}: holds images made with other settings ({name} was {before.get(name)}, now "
                 f"{settings[name]}); choose another --output_dir, or move that folder aside"
             )

@@ -18,7 +18,7 @@ from scone_pl.sampling.prompts import image_size, prompts_of
 from scone_pl.sampling.sampler import check_finite, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.sampling.settings import SamplingConfig
 from scone_pl.sampling.visualize import save_image
-from scone_pl.training.predictions import PredictionFolder, picture_seed
+from scone_pl.training.predictions import PredictionFolder, image_seed
 from scone_pl.training.settings import StageSettings
 from scone_pl.training.sharding import is_sharded
 
@@ -35,7 +35,7 @@ class Predictor:
 
     @classmethod
     def of(cls, settings: StageSettings, sequence_format: SequenceFormat, config: SconeConfig) -> Predictor:
-        """A stage's, checked.
+        """The predictor of a stage, its settings checked.
 
         Raises:
             UserError: a sampling setting, or a size, that the network does not support.
@@ -69,7 +69,7 @@ class Predictor:
             model: the network.
             batch: samples and their pack.
             folder: of predictions.
-            needed_by_any: a collective: whether any rank needs the image that it is at.
+            needed_by_any: a collective: whether any rank needs its current image.
 
         Returns:
             The images' files.
@@ -80,7 +80,7 @@ class Predictor:
             # Of a sharded model all ranks must run it, or none: each holds a part of the weights.
             if not (needed_by_any(needed) if is_sharded(model) else needed):
                 continue
-            seed = picture_seed(self.sampling.seed, self.round, request.key, request.metadata.get("task_type", ""))
+            seed = image_seed(self.sampling.seed, self.round, request.key, request.metadata.get("task_type", ""))
             noise = initial_noise(prompt, model, self.sequence_format, torch.Generator().manual_seed(seed))
             (latents,) = sample(model, self.sequence_format, [prompt], self.sampling, [noise])
             if needed:

@@ -1,4 +1,4 @@
-"""The weights that training leaves, as a checkpoint folder: from the model in memory, or from a snapshot.
+"""Exports trained weights as a checkpoint folder: from the model in memory, or from a snapshot.
 
 What did not train is copied bit by bit from the folder that training started from. Adapters are merged into the
 weights that they adapt, and also written by themselves as peft names them (`adapter/`).
@@ -23,7 +23,7 @@ from scone_pl.files import appearing, write_json
 from scone_pl.model.lora import MARK, LoRAConfig, is_lora_parameter, merged
 from scone_pl.model.scone import Scone
 from scone_pl.training.runs import weights_identity
-from scone_pl.training.sharding import gather_no_more
+from scone_pl.training.sharding import reshard
 from scone_pl.training.snapshots import DESCRIPTION, read_run, reader_of
 
 ADAPTER_FOLDER = "adapter"
@@ -52,7 +52,7 @@ def write_result(trained: TrainedWeights, folder: Path, *, write: bool) -> None:
         folder: to appear.
         write: on one rank only; the others take part in gathering.
     """
-    gather_no_more(trained.model)
+    reshard(trained.model)
     parameters = dict(trained.model.named_parameters())
     names = [name for name, p in parameters.items() if p.requires_grad]
     live = parameters if trained.average is None else trained.average
@@ -72,7 +72,7 @@ def export_snapshot(
     Args:
         snapshot: `step-...`, a folder or, of a run without `fully_sharded`, a file.
         folder: to appear.
-        start: where the folder that training started from lies now; None = where it was.
+        start: present path of the folder that training started from; None = its former path.
         ema: the average instead of the weights themselves.
         dtype: of all weights; None = as the start has each of them.
 
@@ -84,14 +84,18 @@ def export_snapshot(
     """
     described = read_run(snapshot).get(DESCRIPTION)
     if described is None:
-        raise UserError(f"{snapshot}: does not say what it trained; was it written by scone_pl?")
+        raise UserError(f"{snapshot}: has no training provenance; was it written by scone_pl?")
     start = start or Path(described["init_from"])
     if folder.resolve() == start.resolve():
         raise UserError(f"{folder}: is what {snapshot} started from, and is still needed; choose another folder")
     if not start.is_dir():
-        raise UserError(f"{start}: not there, but {snapshot} holds only what trained; say --start where it lies now")
+        raise UserError(
+            f"{start}: does not exist, but {snapshot} holds only what trained; give its present path as --start"
+        )
     if weights_identity(start) != described["start"]:
-        raise UserError(f"{start}: other weights than those that {snapshot} started from; say --start where they lie")
+        raise UserError(
+            f"{start}: other weights than those that {snapshot} started from; give the path of those as --start"
+        )
     section = "ema" if ema else "model"
     reader = reader_of(snapshot)
     shapes = reader.shapes(section)
@@ -102,8 +106,8 @@ def export_snapshot(
         stored = {name: weights.source(name).dtype for name in weights}
 
     def source(name: str) -> TensorSource:
-        kind = torch.float32 if is_lora_parameter(name) else stored[name]
-        return TensorSource(dtype or kind, shapes[name], lambda: reader.read(section, name))
+        default = torch.float32 if is_lora_parameter(name) else stored[name]
+        return TensorSource(dtype or default, shapes[name], lambda: reader.read(section, name))
 
     lora = LoRAConfig(**described["lora"]) if described["lora"] else None
     training = {**described, "weights": "ema" if ema else "raw"}
@@ -123,7 +127,7 @@ def _write(
     like_start: bool = False,
     write: bool = True,
 ) -> None:
-    """Both ways' common part: `names` trained and `source` has them."""
+    """Writes the folder; `names` are the tensors that trained, `source` returns each."""
     adapters = {name: source(name) for name in names if is_lora_parameter(name)}
     with appearing(folder) if write else nullcontext(folder) as whole:
         with open_weights(check_folder(start)) as weights:
@@ -143,7 +147,7 @@ def _merge(
     adapters: Mapping[str, TensorSource], weights: WeightFiles, lora: LoRAConfig | None, *, like_start: bool
 ) -> dict[str, TensorSource]:
     """Adapted weights by published name, in float32 or as the start has them."""
-    found: dict[str, TensorSource] = {}
+    adapted: dict[str, TensorSource] = {}
     for name, b in adapters.items():
         if lora is None or not name.endswith("lora_B.weight"):
             continue
@@ -153,12 +157,12 @@ def _merge(
         def read(base: TensorSource = base, a: TensorSource = a, b: TensorSource = b) -> Tensor:
             return merged(base.read(), *(whole_tensor(s.read()).cpu() for s in (a, b)), lora.scale)
 
-        found[target] = TensorSource(base.dtype if like_start else torch.float32, base.shape, read)
-    return found
+        adapted[target] = TensorSource(base.dtype if like_start else torch.float32, base.shape, read)
+    return adapted
 
 
 def adapter_config(lora: LoRAConfig, names: Collection[str], base: str) -> dict[str, Any]:
-    """Peft's `adapter_config.json`, as far as it applies."""
+    """Content of peft's `adapter_config.json`."""
     # A pattern over whole names: peft takes a list for their ends, which the ViT and the other expert have as well.
     modules = {name.split(MARK)[0] for name in names}
     stems = sorted({re.sub(r"\.\d+\.", ".<n>.", module) for module in modules})

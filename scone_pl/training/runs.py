@@ -30,7 +30,7 @@ from scone_pl.training.snapshots import RUN_FILE, snapshots, step_of
 
 SAMPLED_BLOCKS = 64
 SAMPLED_BYTES = 16384
-"""Of each weights file, so many blocks of so many bytes at even distances decide its identity."""
+"""The identity of a weights file is a hash of this many evenly spaced blocks of this many bytes."""
 
 
 def weights_identity(folder: str | os.PathLike[str]) -> str:
@@ -77,12 +77,12 @@ class RunFolder:
     @property
     def last_snapshot(self) -> Path | None:
         """The newest whole one, to resume from."""
-        found = snapshots(self.checkpoints)
-        return found[-1] if found else None
+        written = snapshots(self.checkpoints)
+        return written[-1] if written else None
 
     @property
     def last_steps(self) -> int:
-        """Optimizer steps behind `last_snapshot`; 0 if there is none."""
+        """Optimizer steps of `last_snapshot`; 0 if there is none."""
         last = self.last_snapshot
         return 0 if last is None else step_of(last)
 
@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def finished_steps(self) -> int:
-        """Optimizer steps behind the exported weights; 0 if there are none."""
+        """Optimizer steps of the exported weights; 0 if there are none."""
         return steps_of(self.weights)
 
     def check_outputs(self) -> None:
@@ -126,14 +126,14 @@ class RunFolder:
         left half-written.
 
         Raises:
-            UserError: another run is at work there.
+            UserError: another run is using it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / ".lock").open("w")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process; its children do not inherit it
         except (BlockingIOError, PermissionError) as error:
-            where = f"{self.path}: another run is at work there"
+            where = f"{self.path}: another run is using it"
             raise UserError(f"{where}; wait for it, or choose another --output_dir") from error
         except OSError:
             warn(f"{self.path}: its file system knows no locks; start no second run there")
@@ -141,11 +141,11 @@ class RunFolder:
         return file
 
     def begin(self, init_from: str, given: str | None = None, *, write: bool = True) -> str | None:
-        """Records the weights that this run starts from, and says where to resume.
+        """Records the weights that this run starts from, and returns where to resume.
 
         Args:
             init_from: the weights' folder.
-            given: another run's snapshot to begin at. Once this run has its own, it goes on from the newest of those,
+            given: another run's snapshot to begin at. Once this run has its own, it resumes from the newest of those,
                 if it began at `given`.
             write: whether this rank writes the record.
 
@@ -172,7 +172,7 @@ class RunFolder:
             )
         if began_at not in (None, str(last.resolve()), before.get("ckpt_path")):
             raise UserError(
-                f"--ckpt_path {given}: {self.path} has its own {last.name} to go on from; leave --ckpt_path out to do "
+                f"--ckpt_path {given}: {self.path} has its own {last.name} to resume from; leave --ckpt_path out to do "
                 "so, or choose another --output_dir to begin there"
             )
         return str(last)

@@ -185,7 +185,7 @@ class Saving(Checkpoint):
                 self._saved = -1
                 if must or self._failed_in_a_row >= _MAX_FAILURES:
                     raise
-                warn(f"{error}; training goes on until the next one ({self.failed} failed so far)")
+                warn(f"{error}; training continues until the next one ({self.failed} failed so far)")
                 return
         if trainer.is_global_zero:
             prune(self.folder, self.keep_last, self.keep_every_n_steps)

@@ -88,17 +88,17 @@ class FullySharded(ModelParallelStrategy):
     # ------------------------------------------------------------------ saving
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights that train, by their published names, sharded."""
-        gather_no_more(self._network)
+        reshard(self._network)
         return {name: p.detach() for name, p in self._network.named_parameters() if p.requires_grad}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """By the names of the weights, sharded, so that it fits any number of ranks."""
         inner = getattr(optimizer, "_optimizer", optimizer)
-        gather_no_more(self._network)
+        reshard(self._network)
         return get_optimizer_state_dict(self._network, inner)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Begins a snapshot, behind the one before; see `SnapshotWriter.write`."""
+        """Begins a snapshot once the previous one is written; see `SnapshotWriter.write`."""
         self._writer.wait()
         tensors = {"model": checkpoint.pop("state_dict"), **self._average()}
         for i, state in enumerate(checkpoint.pop("optimizer_states", [])):
@@ -140,7 +140,7 @@ class FullySharded(ModelParallelStrategy):
         """Nothing: `load_checkpoint` has done it."""
 
 
-# So that recipes and --trainer.strategy can say `fully_sharded`.
+# Makes `fully_sharded` a name for recipes and --trainer.strategy.
 StrategyRegistry.register("fully_sharded", FullySharded, description="FSDP2 over all devices, resumable on any number")
 
 
@@ -210,8 +210,8 @@ def _data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
     return init_device_mesh(mesh.device_type, (replicas, ranks // replicas), mesh_dim_names=("replica", "part"))
 
 
-def gather_no_more(model: Scone) -> None:
-    """Frees gathered weights, so that the model's parameters are its shards again.
+def reshard(model: Scone) -> None:
+    """Reshards all modules: frees gathered weights, so that the model's parameters are its shards again.
 
     FSDP leaves the outermost ones gathered after a forward pass that no backward follows: a validation, a preview.
     """

@@ -1,10 +1,10 @@
-"""Snapshots: what a run needs to go on, as a distributed checkpoint that every rank writes its own part of.
+"""Snapshots: what a run needs to resume, as a distributed checkpoint of which every rank writes its own part.
 
 ```text
 <output_dir>/checkpoints/
   step-000500/          appears whole or not at all: written aside as .step-000500.partial, synced, renamed
     .metadata, *.distcp   trained weights, optimizer state, EMA: torch.distributed.checkpoint
-    run.pt                step, scheduler, place in the data, callbacks
+    run.pt                step, scheduler, position in the data stream, callbacks
     checksums.json        of run.pt and .metadata; tensors hold their own, see `intact.py`
 ```
 
@@ -47,7 +47,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 
 def snapshot_name(step: int) -> str:
-    """Of the snapshot behind optimizer step number `step`."""
+    """Name of the snapshot after optimizer step number `step`."""
     return f"step-{step:06d}"
 
 
@@ -61,8 +61,7 @@ def step_of(path: Path) -> int:
 
 def snapshots(folder: Path) -> list[Path]:
     """The whole snapshots in a `checkpoints` folder, oldest first."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of)
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def prune(folder: Path, keep_last: int, keep_every: int) -> None:
@@ -89,7 +88,7 @@ class SnapshotWriter:
     def write(
         self, tensors: dict[str, Any], run: dict[str, Any], path: Path, *, done: Callable[[], None] | None = None
     ) -> None:
-        """Begins to write; returns as soon as the tensors are copied. The one before must have been waited for.
+        """Begins to write; returns as soon as the tensors are copied. The previous one must have been waited for.
 
         Args:
             tensors: nested state dicts with this rank's shards.
@@ -121,7 +120,7 @@ class SnapshotWriter:
         self._running = _then(dcp.async_save(tensors, checkpoint_id=aside, process_group=self._group), finish)
 
     def wait(self) -> bool:
-        """Until the snapshot begun last is there; a collective.
+        """Waits until the last snapshot is written; a collective.
 
         Returns:
             Whether there was one to wait for.
@@ -230,7 +229,9 @@ class FileReader:
         """Raises a `UserError` if the file holds no weights."""
         content = read_run(path)
         if "state_dict" not in content:
-            raise UserError(f"{path}: holds no weights; give the snapshot, the folder checkpoints/step-... it lies in")
+            raise UserError(
+                f"{path}: holds no weights; give the snapshot, the folder checkpoints/step-... that contains it"
+            )
         self._weights: dict[str, Tensor] = {
             name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()
         }
@@ -245,7 +246,7 @@ class FileReader:
 
 
 def reader_of(path: Path) -> SnapshotReader | FileReader:
-    """For a snapshot of either kind."""
+    """The reader for a snapshot: a folder or a file."""
     return FileReader(path) if path.is_file() else SnapshotReader(path)
 
 
@@ -253,8 +254,8 @@ class _Planner(DefaultLoadPlanner):
     """Reads values that are no tensors, such as learning rates, without running code from them."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        found = torch.load(value, weights_only=True)
-        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], found)
+        item = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], item)
 
 
 class SnapshotReader(FileSystemReader):
@@ -286,7 +287,7 @@ class SnapshotReader(FileSystemReader):
             UserError: a file is damaged.
         """
         into = {section: {name: torch.empty(self._index.state_dict_metadata[f"{section}.{name}"].size)}}
-        with warnings.catch_warnings():  # that it runs in one process, which is meant
+        with warnings.catch_warnings():  # about running in one process, which is intended
             warnings.simplefilter("ignore")
             try:
                 dcp.load(into, storage_reader=self, planner=_Planner(), no_dist=True)
@@ -309,12 +310,12 @@ def read_tensors(path: Path, into: dict[str, Any], section: str) -> None:
     reader = SnapshotReader(path)
     metadata = reader.read_metadata().state_dict_metadata
     stored = {n.removeprefix(f"{section}."): m for n, m in metadata.items() if n.startswith(f"{section}.")}
-    wanted: dict[str, Tensor] = into[section]
-    problems = [f"missing {name}" for name in wanted if name not in stored]
-    problems += [f"unexpected {name}" for name in sorted(stored.keys() - wanted.keys())]
+    targets: dict[str, Tensor] = into[section]
+    problems = [f"missing {name}" for name in targets if name not in stored]
+    problems += [f"unexpected {name}" for name in sorted(stored.keys() - targets.keys())]
     problems += [
         f"{name} has shape {list(stored[name].size)}, the model needs {list(tensor.shape)}"
-        for name, tensor in wanted.items()
+        for name, tensor in targets.items()
         if name in stored and tuple(stored[name].size) != tuple(tensor.shape)
     ]
     if problems:

@@ -12,7 +12,7 @@ def check_start(init_from: str) -> Path:
     """The folder to start from.
 
     Raises:
-        UserError: it is not there; the message says where published weights come from and what runs without them.
+        UserError: it does not exist; the message names the source of published weights and what runs without them.
     """
     if not Path(init_from).is_dir():
         missing = f"model.init_from: no checkpoint folder {init_from}"

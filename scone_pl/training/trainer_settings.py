@@ -34,7 +34,7 @@ class Rule:
 
     allows: Callable[[Any], bool]
     reason: str
-    """Why others are refused, and what to write in their place."""
+    """Why others are refused, and what to write instead."""
 
 
 def _only(*values: Any) -> Callable[[Any], bool]:
@@ -154,14 +154,14 @@ def check_trainer(settings: Mapping[str, Any], *, trains: bool = True) -> None:
         trains: whether weights will be updated; without that, they may be held in a lower precision.
 
     Raises:
-        UserError: naming the key, its value, and what to write in its place.
+        UserError: naming the key, its value, and what to write instead.
     """
     for name, rule in RULES.items():
         value = settings.get(name)
         if name not in settings or rule.allows(value) or (name == "precision" and not trains):
             continue
-        found = refused_callback(value) if name == "callbacks" else None
-        shown, reason = found or (str(value), rule.reason)
+        callback = refused_callback(value) if name == "callbacks" else None
+        shown, reason = callback or (str(value), rule.reason)
         raise UserError(f"trainer.{name} {shown}: {reason}")
     max_steps, min_steps = settings.get("max_steps", -1), settings.get("min_steps") or 0
     if 0 <= max_steps < min_steps:

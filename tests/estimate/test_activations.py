@@ -165,7 +165,7 @@ def test_layers_that_keep_their_activations_lie_between() -> None:
     full, none = (dry_step(model.config, meta, COMPOSITION, checkpointing=c, **used) for c in (True, False))
     half = dry_step(model.config, meta, COMPOSITION, checkpointing=True, layers_kept=2, **used)
     assert full.kept < half.kept < none.kept
-    between = full.towards(none, 0.5)
+    between = full.interpolate(none, 0.5)
     assert half.kept == pytest.approx(between.kept, rel=0.02)
     # The layers that keep theirs are freed before the others are recomputed, so the estimate errs high.
     assert full.peak < half.peak < between.peak < none.peak

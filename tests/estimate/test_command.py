@@ -34,14 +34,14 @@ def estimate(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
 
 
 def test_stage_two_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
-    found = estimate(capsys, "--config", STAGE2, "--devices", "2,8,32", "--gpu", "h100", "a100-40", "--mfu", "0.2")
-    assert found["model"].startswith("preset bagel_7b")
-    assert 14.6e9 < sum(found["parameters"].values()) < 14.7e9
-    formation, guidance = found["stages"]
+    result = estimate(capsys, "--config", STAGE2, "--devices", "2,8,32", "--gpu", "h100", "a100-40", "--mfu", "0.2")
+    assert result["model"].startswith("preset bagel_7b")
+    assert 14.6e9 < sum(result["parameters"].values()) < 14.7e9
+    formation, guidance = result["stages"]
     assert (set(formation["trains"]), set(guidance["trains"])) == (FORMATION, GUIDANCE)
     for stage in (formation, guidance):
         assert (stage["steps"], stage["tokens"], stage["activation_checkpointing"]) == (1000, 26496, True)
-        assert stage["trained_parameters"] == sum(found["parameters"][part] for part in stage["trains"])
+        assert stage["trained_parameters"] == sum(result["parameters"][part] for part in stage["trains"])
         assert [c["plan"]["name"] for c in stage["cases"]] == ["full shard"] * 3 + ["4 x 8 hybrid"]
     eight = guidance["cases"][1]
     assert eight["gpus"]["h100"]["fits"]
@@ -70,9 +70,9 @@ def test_overrides_and_a_folder_s_own_sizes(bagel_folder: Path, capsys: pytest.C
     start = ["--model.init_args.init_from", str(bagel_folder)]
     args = ["--config", STAGE1, *start, "--chain", "null", "--data.packing.token_budget", "12000"]
     args += ["--trainer.accumulate_grad_batches", "3", "--model.init_args.activation_checkpointing", "false"]
-    found = estimate(capsys, *args, "--devices", "8")
-    assert found["model"] == str(bagel_folder)
-    (stage,) = found["stages"]
+    result = estimate(capsys, *args, "--devices", "8")
+    assert result["model"] == str(bagel_folder)
+    (stage,) = result["stages"]
     assert set(stage["trains"]) == COMPOSITION
     assert (stage["tokens"], stage["packs_a_step"], stage["steps"]) == (12000, 3, 6000)
     assert not stage["activation_checkpointing"]
@@ -98,10 +98,10 @@ def test_lora_and_the_average(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_without_their_weights(recipe: str) -> None:
-    found = recipe_of(stages(["fit", "--config", str(ROOT / f"experiments/{recipe}.yaml")]))
-    assert all(stage.steps > 0 and stage.trained for stage in found.stages)
+    result = recipe_of(stages(["fit", "--config", str(ROOT / f"experiments/{recipe}.yaml")]))
+    assert all(stage.steps > 0 and stage.trained for stage in result.stages)
     preset = {"mini": "preset mini,", "photos": "preset mini_photo,"}.get(recipe.split("/")[0], "preset bagel_7b,")
-    assert found.source.startswith(preset)
+    assert result.source.startswith(preset)
 
 
 def test_a_laptop_s_recipe_and_the_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

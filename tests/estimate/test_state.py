@@ -20,7 +20,7 @@ from scone_pl.model.config import bagel_7b
 from scone_pl.model.lora import LoRAConfig, add_lora
 from scone_pl.model.scone import Scone
 from scone_pl.training.ema import EMA
-from scone_pl.training.gradients import local
+from scone_pl.training.gradients import local_shard
 from scone_pl.training.losses import flow_matching, text_cross_entropy
 from scone_pl.training.parts import Part, set_trainable
 from scone_pl.training.sharding import ShardingConfig, freeze_dtype, shard
@@ -42,7 +42,7 @@ def rank_of_four() -> Iterator[None]:
 
 def held(tensors: Iterable[Tensor]) -> int:
     """Bytes on this rank."""
-    return sum(local(t).numel() * t.element_size() for t in tensors)
+    return sum(local_shard(t).numel() * t.element_size() for t in tensors)
 
 
 def trained_model(

@@ -27,7 +27,7 @@ from scone_pl.sampling.pipeline import SconePipeline
 from scone_pl.sampling.settings import SamplingConfig
 from scone_pl.sampling.visualize import save_image
 from scone_pl.training.outcome import LEFT_OUT_STATUS
-from scone_pl.training.predictions import PredictionFolder, picture_seed
+from scone_pl.training.predictions import PredictionFolder, image_seed
 
 RECORDS = [
     {"key": "a", "task_type": "single", "instruction": "one", "input_images": ["i/0.png"], "more": 1},
@@ -88,7 +88,7 @@ def test_equals_the_pipeline_with_the_seed_of_the_key(straight, folder, prompts)
     for record in RECORDS:
         names = record.get("input_images") or record.get("input_image") or []
         names = [names] if isinstance(names, str) else names
-        seed = picture_seed(1234, 0, str(record["key"]), record.get("task_type", ""))
+        seed = image_seed(1234, 0, str(record["key"]), record.get("task_type", ""))
         expected = pipeline(
             images=load_all([prompts.parent / name for name in names]),
             prompt=record["instruction"],
@@ -106,7 +106,7 @@ def test_seed_and_round_change_all_pictures(straight, folder, prompts, tmp_path,
     other = pictures(tmp_path)
     assert sorted(other) == PICTURES
     assert all(other[name] != straight[name] for name in PICTURES)
-    seeds = {picture_seed(s, r, k, t) for s in (0, 1) for r in (0, 1) for k in "ab" for t in ("", "a", "b")}
+    seeds = {image_seed(s, r, k, t) for s in (0, 1) for r in (0, 1) for k in "ab" for t in ("", "a", "b")}
     assert len(seeds) == 24
 
 

@@ -99,7 +99,7 @@ def test_a_run_is_stopped_and_resumed(small):
         until(lambda: fit.last_snapshot)
         runner.terminate()
         assert runner.wait(60) == 128 + signal.SIGTERM
-        fit.occupy().close()  # or it says that another run is at work there
+        fit.occupy().close()  # or it says that another run is using it
         reached = fit.last_snapshot.name
         assert not fit.weights.exists()
         assert "step-000000" < reached < "step-000080"

@@ -1,7 +1,7 @@
 """One whole training step of a tiny model, and the gradient recorded from it.
 
-`python tests/training/golden_step.py` records tests/golden/gradients.json again, after a change that is meant to change
-the loss.
+`python tests/training/golden_step.py` records tests/golden/gradients.json again, after a change that is supposed
+to change the loss.
 """
 
 from __future__ import annotations

@@ -35,10 +35,10 @@ def quality_of(packs: list[int]) -> dict[str, float]:
         pack = SimpleNamespace(vit_labels=target, vit_index=torch.arange(1, len(target) + 1))
         padded = torch.cat([torch.tensor([1.0]), similarity])
         quality.update(BridgeState(padded, padded < 0.5), BridgeConfig(threshold=0.5), pack)
-    found = {name: value.item() for name, value in quality.compute().items()}
+    result = {name: value.item() for name, value in quality.compute().items()}
     quality.reset()
     assert not quality.known.compute()
-    return found
+    return result
 
 
 def main() -> None:
@@ -49,10 +49,10 @@ def main() -> None:
         mean, weight = (torch.tensor(value) for value in PACKS[number])
         means.update({"loss": mean})
         means.update({"fraction": mean}, weight)
-    found = {name: value.item() for name, value in means.compute().items()}
+    result = {name: value.item() for name, value in means.compute().items()}
     means.reset()
     again = {name: value.item() for name, value in means.compute().items()}
-    print(json.dumps([found, again, quality_of(list(range(rank, len(TOKENS), ranks))), quality_of([])]))
+    print(json.dumps([result, again, quality_of(list(range(rank, len(TOKENS), ranks))), quality_of([])]))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def main() -> None:
     cpu = torch.device("cpu")
     guard = GradientGuard()
     before = guard.apply(parameters, options.clip, 1, cpu)
-    found = {"groups": before.groups, "total": before.total, "clipped": gradient_norms(parameters, cpu).total}
+    result = {"groups": before.groups, "total": before.total, "clipped": gradient_norms(parameters, cpu).total}
     rank = dist.get_rank() if options.sharded else 0
     guard.remember([f"sample{rank}"])
     if rank == dist.get_world_size() - 1 if options.sharded else True:
@@ -53,8 +53,8 @@ def main() -> None:
     try:
         guard.apply(parameters, 1.0, 7, cpu)
     except UserError as error:
-        found["complaint"] = str(error)
-    print(json.dumps(found), flush=True)
+        result["complaint"] = str(error)
+    print(json.dumps(result), flush=True)
     if options.sharded:
         dist.destroy_process_group()
 

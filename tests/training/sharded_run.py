@@ -48,11 +48,11 @@ def hybrid(folder: Path, replicas: int) -> dict[str, object]:
     loss = flow_matching(model, pack, clean, noise).squared_error.mean()
     loss.backward()
     norms = gradient_norms(model.named_parameters(), torch.device("cpu"))
-    found: dict[str, object] = {"loss": loss.item(), "norm": norms.total}
+    result: dict[str, object] = {"loss": loss.item(), "norm": norms.total}
     if dist.is_initialized():
         state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         before = {name: whole_tensor(tensor).clone() for name, tensor in state.items()}
-        found["held"] = sum(t.to_local().numel() for t in state.values()) / sum(t.numel() for t in state.values())
+        result["held"] = sum(t.to_local().numel() for t in state.values()) / sum(t.numel() for t in state.values())
         writer = SnapshotWriter()
         writer.write({"model": state}, {}, folder / snapshot_name(1))
         writer.wait()
@@ -60,8 +60,8 @@ def hybrid(folder: Path, replicas: int) -> dict[str, object]:
             for tensor in state.values():
                 tensor.zero_()
         read_tensors(folder / snapshot_name(1), {"model": state}, "model")
-        found["restored"] = all(whole_tensor(state[name]).equal(before[name]) for name in before)
-    return found
+        result["restored"] = all(whole_tensor(state[name]).equal(before[name]) for name in before)
+    return result
 
 
 class Peak:

@@ -1,7 +1,7 @@
 """Ten steps of every stage in the mini-world, which several tests look at, and the losses recorded from them.
 
-`python tests/training/stage_runs.py` records tests/golden/losses.json again, after a change that is meant to change
-training. `TOLERANCE` says how far another CPU's rounding may lead.
+`python tests/training/stage_runs.py` records tests/golden/losses.json again, after a change that is supposed to
+change training. `TOLERANCE` says how far another CPU's rounding may lead.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
     file = RunFolder(tmp_path).occupy()
     # Leftovers of a killed run go; what it was about to replace is there again.
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "weights"]
-    assert "another run is at work there" in second().stderr
+    assert "another run is using it" in second().stderr
     file.close()
     assert second().returncode == 0
 

@@ -153,4 +153,4 @@ def test_images_of_another_snapshot_are_not_taken_for_this_one_s(
         assert main([*args, str(checkpoints / f"step-00000{number}")]) == 0
     capsys.readouterr()
     assert main([*args, str(checkpoints / "step-000003")]) == 2
-    assert "holds pictures made with other settings (snapshot was " in capsys.readouterr().err
+    assert "holds images made with other settings (snapshot was " in capsys.readouterr().err

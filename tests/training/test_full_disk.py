@@ -32,10 +32,10 @@ def refuse(*_: Any, **__: Any) -> None:
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    told: list[str] = []
-    monkeypatch.setattr(curves, "warn", told.append)
-    monkeypatch.setattr(saving, "warn", told.append)
-    return told
+    warnings: list[str] = []
+    monkeypatch.setattr(curves, "warn", warnings.append)
+    monkeypatch.setattr(saving, "warn", warnings.append)
+    return warnings
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -59,7 +59,7 @@ def test_a_disk_that_gets_full_costs_the_curves_and_is_told_once(
         calls[name]()
         time.sleep(0.01)  # the writer's thread
     assert warnings == [
-        f"{tmp_path}/tensorboard: no more curves (No space left on device); training goes on without them"
+        f"{tmp_path}/tensorboard: no more curves (No space left on device); training continues without them"
     ]
 
 
@@ -127,13 +127,13 @@ def test_a_second_snapshot_in_a_row_that_fails_ends_the_run(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)]
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no file system can be mounted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(file: Path) -> None:

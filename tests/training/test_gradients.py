@@ -11,7 +11,7 @@ from running import run_ranks, run_scone
 from torch import nn
 
 from scone_pl.errors import UserError
-from scone_pl.training.gradients import MOST_SKIPPED, GradientGuard, gradient_norms
+from scone_pl.training.gradients import MAX_SKIPPED, GradientGuard, gradient_norms
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).parent / "sharded_gradients.py"
@@ -29,12 +29,12 @@ TWO_RANKS = [
 def named(*gradients: float) -> list[tuple[str, nn.Parameter]]:
     """Parameters of one element each, of all groups in turn."""
     names = ["language_model.a", "language_model.a_moe_gen", "connector.fc1.weight", "vae2llm.weight"]
-    found = []
+    result = []
     for name, gradient in zip(names, gradients, strict=False):
         parameter = nn.Parameter(torch.zeros(1))
         parameter.grad = torch.tensor([gradient])
-        found.append((name, parameter))
-    return found
+        result.append((name, parameter))
+    return result
 
 
 def test_two_sharded_ranks_equal_one_process() -> None:
@@ -79,19 +79,19 @@ def test_skip_leaves_the_step_out_until_there_are_too_many() -> None:
     guard = GradientGuard("skip")
     parameter = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1)
-    for step in range(1, MOST_SKIPPED + 1):
+    for step in range(1, MAX_SKIPPED + 1):
         parameter.grad = torch.full((3,), math.nan)
         guard.apply([("connector.fc1.weight", parameter)], 1.0, step, CPU)
         optimizer.step()
         assert parameter.equal(torch.ones(3))
-    assert guard.skipped == MOST_SKIPPED
+    assert guard.skipped == MAX_SKIPPED
     parameter.grad = torch.full((3,), math.nan)
-    with pytest.raises(UserError, match=f"as in {MOST_SKIPPED} steps before it"):
+    with pytest.raises(UserError, match=f"as in {MAX_SKIPPED} steps before it"):
         guard.apply([("connector.fc1.weight", parameter)], 1.0, 9, CPU)
     guard = GradientGuard("skip")
-    for step in range(2 * MOST_SKIPPED):
+    for step in range(2 * MAX_SKIPPED):
         guard.apply(named(math.nan if step % 2 else 1.0), 1.0, step + 1, CPU)
-    assert guard.skipped == MOST_SKIPPED
+    assert guard.skipped == MAX_SKIPPED
 
 
 def test_a_run_on_two_ranks_stops_before_it_spoils_its_weights(mini_world: Path, tmp_path: Path) -> None:

@@ -118,10 +118,10 @@ def test_damage_of_any_kind_is_one_line_or_changes_nothing(checksums: bool, whol
         else:
             damaged[at:at] = rng.randbytes(8)
         (path / name).write_bytes(damaged)
-        found, line = outcome(path)
+        result, line = outcome(path)
         refused += line is not None
         assert "\n" not in (line or "")
-        assert (str(path) in line) if line is not None else same(found, expected), (name, kind, at)
+        assert (str(path) in line) if line is not None else same(result, expected), (name, kind, at)
         (path / name).write_bytes(content[name])
     assert refused > 180  # the rest lies where nothing is
     assert same(read(path), expected)
@@ -180,8 +180,8 @@ def test_single_files_are_written_whole_and_read_without_running_code(
     monkeypatch.chdir(tmp_path)
     plugin, file = SingleFileIO(), tmp_path / "made/step-000001"
     plugin.save_checkpoint({"global_step": 1, "state_dict": {"w": torch.ones(3)}}, file)
-    found = plugin.load_checkpoint(file)
-    assert found["state_dict"]["w"].equal(torch.ones(3))
+    result = plugin.load_checkpoint(file)
+    assert result["state_dict"]["w"].equal(torch.ones(3))
     assert [p.name for p in file.parent.iterdir()] == [file.name]
     torch.save({"global_step": Hostile()}, file)
     for trust in (None, False):
@@ -246,14 +246,14 @@ def test_what_runs_code_when_unpickled_is_refused_wherever_it_stands(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda index: index.storage_data.clear(), "lies nowhere"),
+        (lambda index: index.storage_data.clear(), "has no location"),
         (lambda index: setattr(first(index), "relative_path", "../run/__0_0.distcp"), "leads to no file"),
         (lambda index: setattr(first(index), "relative_path", "/dev/zero"), "leads to no file"),
         (lambda index: setattr(first(index), "relative_path", "absent.distcp"), "is missing"),
-        (lambda index: setattr(first(index), "offset", 10**9), "ends before"),
+        (lambda index: setattr(first(index), "offset", 10**9), "is shorter than"),
         (lambda index: setattr(first(index), "transform_descriptors", ["zstd"]), "asks for a transformation"),
         (lambda index: setattr(weight(index), "size", torch.Size([400, 3])), "do not make up the whole"),
-        (lambda index: setattr(weight(index).chunks[0], "sizes", torch.Size([2, 6])), "beyond it"),
+        (lambda index: setattr(weight(index).chunks[0], "sizes", torch.Size([2, 6])), "outside of it"),
         (lambda index: weight(index).chunks.clear(), "do not make up the whole"),
     ],
 )

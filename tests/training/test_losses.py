@@ -13,8 +13,8 @@ from scone_pl.training.losses import AlignmentConfig, alignment
 
 def test_a_threshold_of_each_image_counts() -> None:
     similarity = torch.tensor([1.0, 0.2, 0.6, 0.4])
-    meant = torch.tensor([0.0, 1.0, float("nan")])
-    pack = SimpleNamespace(vit_labels=meant, vit_index=torch.tensor([1, 2, 3]))
+    labels = torch.tensor([0.0, 1.0, float("nan")])
+    pack = SimpleNamespace(vit_labels=labels, vit_index=torch.tensor([1, 2, 3]))
     state = SimpleNamespace(similarity=similarity)
     threshold = torch.tensor([9.0, 0.1, 0.5, 9.0])
     expected = F.binary_cross_entropy_with_logits(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0]))

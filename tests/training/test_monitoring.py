@@ -89,8 +89,8 @@ def test_counted_flops_are_those_of_the_pack(bridge: BridgeConfig | None) -> Non
         blocked = result.output.bridge.blocked
         assert blocked.any()
     interval = monitoring._interval
-    found = interval.flops - sum(int(spared) for spared in interval.saved_flops)
-    assert found == step_flops(model.config, count_tokens(pack, 4, bridge, blocked), trained).total
+    values = interval.flops - sum(int(spared) for spared in interval.saved_flops)
+    assert values == step_flops(model.config, count_tokens(pack, 4, bridge, blocked), trained).total
     with torch.no_grad():
         flow_matching(model, pack, clean, torch.ones_like(clean), bridge=bridge)
     assert interval.flops == step_flops(model.config, count_tokens(pack, 4), trained).total, "training passes alone"

@@ -49,3 +49,9 @@ def test_it_is_adamw() -> None:
     train(plain, optimizer, range(5))
     for a, b in zip(fused, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_settings_reach_adamw() -> None:
+    config = OptimizerConfig(lr=0.3, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.2)
+    (group,) = config.build(parameters()[:1]).param_groups
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.3, (0.8, 0.9), 1e-3, 0.2)

@@ -49,17 +49,17 @@ ARGS = [
 
 def members(session: int) -> dict[int, str]:
     """Command lines of the running processes of a session."""
-    found = {}
+    result = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             state, _, _, number = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
             if int(number) == session and state != "Z":
-                found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+                result[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return found
+    return result
 
 
 def wait_until_empty(session: int) -> None:

@@ -50,9 +50,9 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def outcome(folder: Path) -> Outcome:
-    found = read_outcome(folder / "outcome.json")
-    assert found is not None
-    return found
+    result = read_outcome(folder / "outcome.json")
+    assert result is not None
+    return result
 
 
 def test_a_chain_whose_time_is_over_stops_there_and_has_it_anew(fit, tmp_path: Path) -> None:

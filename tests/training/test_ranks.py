@@ -1,4 +1,4 @@
-"""Sharded over several ranks, every stage computes what it computes on one, and goes on with any number of them."""
+"""Sharded over several ranks, every stage computes what it computes on one, and resumes on any number of them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def folder(mini_world: Path) -> Path:
 def one_rank(folder: Path) -> Path:
     """Two packs a step, one after the other."""
     out = folder / "out/one"
-    found = run_scone(*ARGS, *ONE_RANK, "--output_dir", str(out), cwd=folder)
-    assert found.returncode == 0, found.stderr
+    result = run_scone(*ARGS, *ONE_RANK, "--output_dir", str(out), cwd=folder)
+    assert result.returncode == 0, result.stderr
     return out
 
 
@@ -38,10 +38,10 @@ def two_ranks(folder: Path) -> Path:
     out = folder / "out/two"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "scone_pl"]
     command += [*ARGS, "--trainer.devices", "2", "--output_dir", str(out)]
-    found = subprocess.run(
+    result = subprocess.run(
         command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
-    assert found.returncode == 0, found.stderr
+    assert result.returncode == 0, result.stderr
     return out
 
 
@@ -80,9 +80,9 @@ def test_resumes_on_another_number_of_ranks(ranks: int, folder: Path, one_rank: 
     (folder / "first.json").write_text(json.dumps(settings))
     args = [arg if arg != "stages.json" else "first.json" for arg in ARGS]
     args += ["--trainer.devices", str(ranks), "--trainer.accumulate_grad_batches", "2" if ranks == 1 else "1"]
-    found = run_scone(*args, "--output_dir", str(out), cwd=folder)
-    assert found.returncode == 0, found.stderr
-    assert f"data.train: resuming at pack {2 * SAVED} " in found.stderr
+    result = run_scone(*args, "--output_dir", str(out), cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert f"data.train: resuming at pack {2 * SAVED} " in result.stderr
     events = EventAccumulator(str(out / "composition/tensorboard"))
     events.Reload()
     losses = {event.step: event.value for event in events.Scalars("train/loss")}

@@ -97,10 +97,10 @@ def test_bfloat16_weights_stay_bfloat16(start: Path, tmp_path: Path) -> None:
         model.vae2llm.weight += 0.25
     path = snapshot_of(model, start, tmp_path / "run")
     assert main(["export", str(path), str(tmp_path / "out")]) == 0
-    found = load_file(tmp_path / "out/model.safetensors")
-    assert {t.dtype for t in found.values()} == {torch.bfloat16}
-    assert [n for n in half if not found[n].equal(half[n])] == ["vae2llm.weight"]
-    assert found["vae2llm.weight"].equal((half["vae2llm.weight"].float() + 0.25).bfloat16())
+    result = load_file(tmp_path / "out/model.safetensors")
+    assert {t.dtype for t in result.values()} == {torch.bfloat16}
+    assert [n for n in half if not result[n].equal(half[n])] == ["vae2llm.weight"]
+    assert result["vae2llm.weight"].equal((half["vae2llm.weight"].float() + 0.25).bfloat16())
     assert main(["export", str(path), str(tmp_path / "full"), "--dtype", "float32"]) == 0
     assert load_file(tmp_path / "full/model.safetensors")["vae2llm.weight"].equal(model.vae2llm.weight)
 
@@ -162,11 +162,11 @@ def test_the_average_is_exported_by_choice(start: Path, tmp_path: Path) -> None:
         ema.update()
     path = snapshot_of(model, start, tmp_path / "run", ema)
     assert main(["export", str(path), str(tmp_path / "out"), "--weights", "ema"]) == 0
-    found = load_file(tmp_path / "out/model.safetensors")["connector.fc1.bias"]
+    result = load_file(tmp_path / "out/model.safetensors")["connector.fc1.bias"]
     # 0.75 (0.75 w + 0.25 (w + 1)) + 0.25 (w + 3)
-    torch.testing.assert_close(found, first + 0.75 * 0.25 * 1 + 0.25 * 3)
+    torch.testing.assert_close(result, first + 0.75 * 0.25 * 1 + 0.25 * 3)
     assert json.loads((tmp_path / "out/training.json").read_text())["weights"] == "ema"
-    with pytest.raises(ValueError, match="below 1"):
+    with pytest.raises(ValueError, match="less than 1"):
         EMAConfig(decay=1.0)
 
 
@@ -195,7 +195,7 @@ def test_mistakes_are_named(start: Path, tmp_path: Path, capsys: Any) -> None:
     (start / "training.json").unlink()
     (tmp_path / "moved").mkdir()
     moved = start.rename(tmp_path / "moved/start")
-    assert "say --start where it lies now" in complaint(str(path), out)
+    assert "give its present path as --start" in complaint(str(path), out)
     assert main(["export", str(path), out, "--start", str(moved)]) == 0
     (moved / "training.json").write_text("{}")
     assert "other weights than those" in complaint(str(path), out, "--start", str(moved))

@@ -48,9 +48,9 @@ def test_killed_twice_equals_straight(workers: str, mini_world: Path, tmp_path: 
     last = run_scone(*common, str(killed), cwd=mini_world)
     assert last.returncode == 0, last.stderr
     assert "data.train: resuming at pack" in last.stderr
-    expected, found = (scalars(run, "train/loss") for run in (tmp_path / "straight", killed))
+    expected, result = (scalars(run, "train/loss") for run in (tmp_path / "straight", killed))
     assert len(expected) == STEPS
-    assert found == expected
+    assert result == expected
     ours, theirs = (load_file(f / "weights/model.safetensors") for f in (killed, tmp_path / "straight"))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 

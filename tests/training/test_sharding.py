@@ -1,4 +1,4 @@
-"""Hybrid sharding computes the same, and a rank that loads a model needs little more memory than its share."""
+"""Hybrid sharding computes the same, and a rank that loads a model needs little more memory than for its own shards."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SCRIPT = Path(__file__).parent / "sharded_run.py"
 def test_two_copies_of_two_parts_are_one(tmp_path: Path) -> None:
     (alone,) = run_alone(tmp_path)
     together = run_ranks(SCRIPT, 4, "hybrid", str(tmp_path), "2")
-    for found in together:
-        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-6)
-        assert found["norm"] == pytest.approx(alone["norm"], rel=1e-5)
-        assert found["restored"]
-        assert 0.4 < found["held"] < 0.6, "a copy is held by two ranks"
+    for result in together:
+        assert result["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        assert result["norm"] == pytest.approx(alone["norm"], rel=1e-5)
+        assert result["restored"]
+        assert 0.4 < result["held"] < 0.6, "a copy is held by two ranks"
 
 
 def run_alone(folder: Path) -> list[dict[str, float]]:
@@ -61,10 +61,10 @@ def test_a_rank_reads_its_share(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(content))
     save_file({}, tmp_path / "ae.safetensors")
 
-    found = run_ranks(SCRIPT, 2, "load", str(tmp_path))
+    result = run_ranks(SCRIPT, 2, "load", str(tmp_path))
     layer = "language_model.model.layers.0.mlp.gate_proj.weight"
     stored = load_file(tmp_path / files[layer])[layer]
-    for rank in found:
+    for rank in result:
         assert rank["total"] > 1.8e9
         assert rank["held"] == pytest.approx(rank["total"] / 2, rel=0.02)
         # The whole file, or a whole model, would be 0.9 GB more.

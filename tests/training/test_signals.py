@@ -1,4 +1,4 @@
-"""A run that is told to stop finishes its step, saves, says so by its status, and goes on as if nothing had been."""
+"""On a stop request a run finishes its step, saves, exits with its status, and resumes as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def wait_for(run: Path, step: int, process: subprocess.Popen[bytes], log: Path) 
         ),
         (signal.SIGINT, ["--data.num_workers", "2"], True),
     ],
-    ids=["two ranks, the first is told", "two ranks and their workers", "Ctrl-C"],
+    ids=["two ranks, a signal to the first", "two ranks and their workers", "Ctrl-C"],
 )
 def test_saves_and_says_so(number: int, options: list[str], group: bool, mini_world: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"

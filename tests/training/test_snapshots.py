@@ -33,27 +33,27 @@ def test_what_is_written_is_what_was_there_when_it_began(tmp_path: Path) -> None
     writer, tensors = SnapshotWriter(), state(1.0)
     path = tmp_path / snapshot_name(7)
     writer.write(tensors, {"global_step": 7, "nested": {"numbers": [1, 2.5]}}, path)
-    tensors["model"]["w"].fill_(9)  # training goes on
+    tensors["model"]["w"].fill_(9)  # training continues
     writer.wait()
-    found = state(0.0)
-    read_tensors(path, found, "model")
-    assert found["model"]["w"].equal(torch.ones(4, 3))
-    assert found["model"]["b"].equal(torch.arange(3.0) + 1)
+    result = state(0.0)
+    read_tensors(path, result, "model")
+    assert result["model"]["w"].equal(torch.ones(4, 3))
+    assert result["model"]["b"].equal(torch.arange(3.0) + 1)
     assert read_run(path) == {"global_step": 7, "nested": {"numbers": [1, 2.5]}}
     assert [p.name for p in tmp_path.iterdir()] == ["step-000007"]
 
 
-@pytest.mark.parametrize("place", ["tensors", "run", "rename"])
-def test_a_failed_write_leaves_the_one_before(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failing", ["tensors", "run", "rename"])
+def test_a_failed_write_leaves_the_one_before(failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = written(tmp_path / snapshot_name(1), 1.0)
     full = OSError(errno.ENOSPC, "No space left on device")
 
     def fail(*_: Any, **__: Any) -> None:
         raise full
 
-    if place == "tensors":
+    if failing == "tensors":
         monkeypatch.setattr(FileSystemWriter, "write_data", fail)
-    elif place == "run":
+    elif failing == "run":
         monkeypatch.setattr(snapshots.os, "fsync", fail)
     else:
         monkeypatch.setattr(snapshots, "replace_folder", fail)
@@ -62,9 +62,9 @@ def test_a_failed_write_leaves_the_one_before(place: str, tmp_path: Path, monkey
     monkeypatch.undo()
     assert snapshots.snapshots(tmp_path) == [first]
     assert not list(tmp_path.glob(".*"))
-    found = state(0.0)
-    read_tensors(first, found, "model")
-    assert found["model"]["w"].equal(torch.ones(4, 3))
+    result = state(0.0)
+    read_tensors(first, result, "model")
+    assert result["model"]["w"].equal(torch.ones(4, 3))
     assert written(tmp_path / snapshot_name(2), 2.0).is_dir()
 
 
@@ -116,7 +116,7 @@ def test_senseless_settings_and_full_disks_are_refused_at_once(tmp_path: Path) -
 def test_a_run_that_goes_on_needs_room_for_what_is_not_there_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saving.shutil, "disk_usage", lambda place: SimpleNamespace(free=100))
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     for step in (1, 2):
         (tmp_path / snapshot_name(step)).mkdir()
     check_disk(tmp_path, 100, keep_last=2)
