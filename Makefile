@@ -8,7 +8,7 @@ SCONE := $(BIN)/python -m scone_pl
 SEEDS ?=
 QUICK ?= 0
 JOBS ?= 2
-TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts
+TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts untrained_mask
 STUDY = OMP_NUM_THREADS=1 $(SCONE) study run $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
 
 .DEFAULT_GOAL := help
@@ -119,6 +119,7 @@ robustness: ## similar candidates, more candidates and references, naming, unsee
 robustness_trained: ## the same after training on harder episodes
 no_experts: ## the bridge in a dense decoder, without separate experts
 no-experts: no_experts
+untrained_mask: ## masks in sampling over weights that were trained without
 tokens: mini-data ## time, memory and scores with blocked tokens masked or dropped
 	$(if $(filter 1,$(QUICK)),,$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json)
 	$(STUDY) experiments/studies/tokens.yaml

@@ -207,6 +207,9 @@ def test_an_evaluation_of_a_bridge_needs_one(small):
     small = with_changes(small, {"evaluations": {"bridged": {"bridge": {"drop_blocked": True}}}})
     with pytest.raises(UserError, match=r"small again, evaluations\.bridged: bridge\.drop_blocked needs"):
         check_evaluations(small, ["again"])
+    given = {"source_layer": 0, "first_masked_layer": 1, "last_masked_layer": 5, "threshold": 2.0}
+    masked = ShapesEvaluator(mask="given", bridge=given, per_task=1).evaluate(Path("runs/mini/base"), Path("unused"))
+    assert (masked["mask"], masked["blocked_share"]) == (True, 1.0), "no similarity reaches 2"
     with pytest.raises(UserError, match=r"^runs/mini/base: bridge .* does not sample with"):
         ShapesEvaluator(bridge={"threshold": 0.0}, per_task=1).evaluate(Path("runs/mini/base"), Path("unused"))
 

@@ -105,7 +105,8 @@ def test_mistakes_in_a_study_are_named_before_it_runs(changes, says, written):
     ("settings", "says"),
     [
         ({"kind": "scores"}, "kind is 'scores'; choose from 'score', 'layers'$"),
-        ({"mask": False}, "mask is False; choose from 'trained', 'off'$"),  # YAML's off without quotes
+        ({"mask": False}, "mask is False; choose from 'trained', 'off', 'given'$"),  # YAML's off without quotes
+        ({"mask": "given"}, "mask is given, but bridge is not; say its layers and threshold$"),
         ({"stream": "base"}, "stream is 'base'"),
         ({"tasks": ["composition"]}, "tasks has no composition: choose from composition_single"),
         ({"world": {"likeness": 1}}, "world has no likeness: see WorldConfig$"),
@@ -136,7 +137,7 @@ def test_files_that_are_no_studies(written, tmp_path):
     assert study_names() == ["empty", "wrong"]
     with pytest.raises(UserError, match=r"empty\.yaml: no key 'arms'"):
         Study.read("empty")
-    for text, says in (("title: 'open\n", "line 1, column 8"), ("- arms\n", "must hold `key: value` lines")):
+    for text, says in (("title: 'open\n", "line 1, column 8"), ("- arms\n", "must be a mapping")):
         (folder / "broken.yaml").write_text(text)
         with pytest.raises(UserError, match=rf"broken\.yaml: .*{says}") as raised:
             study_names()

@@ -65,10 +65,11 @@ class ShapesEvaluator(Evaluator):
 
     kind: Literal["score", "layers"] = "score"
     """score: sampled and judged. layers: how well the similarity of every layer separates target tokens from others."""
-    mask: Literal["trained", "off"] = "trained"
-    """trained: the bridge as the arm's last step has it, if it samples with it. off: none."""
+    mask: Literal["trained", "off", "given"] = "trained"
+    """trained: the bridge as the arm's last step has it, if it samples with it. off: none. given: `bridge` alone,
+    whatever the weights were trained with."""
     bridge: dict[str, Any] = field(default_factory=dict)
-    """Settings of the bridge that sampling overrides."""
+    """Settings of the bridge that sampling overrides; with `mask: given`, all settings that are not the defaults."""
     world: dict[str, Any] = field(default_factory=dict)
     """Settings of `WorldConfig`."""
     stream: Literal["test", "validation"] = "test"
@@ -118,6 +119,8 @@ class ShapesEvaluator(Evaluator):
             raise UserError(f"tasks has no {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
         if self.bridge and (self.kind == "layers" or self.mask == "off"):
             raise UserError("bridge changes nothing where kind is layers or mask is off; leave it out")
+        if self.mask == "given" and not self.bridge:
+            raise UserError("mask is given, but bridge is not; say its layers and threshold")
         if self.per_task < 1:
             raise UserError(f"per_task is {self.per_task}; it must be at least 1")
         WorldConfig(**self.world)
@@ -138,13 +141,15 @@ class ShapesEvaluator(Evaluator):
         """What to sample with, if the weights are sampled with the bridge `trained`."""
         from scone_pl.model.config import BridgeConfig
 
-        if self.bridge and trained is None:
+        if self.mask == "given":
+            trained = {}
+        elif self.bridge and trained is None:
             raise UserError(
                 f"{source}: bridge {self.bridge} overrides settings of a bridge that this does not sample with; "
                 "leave it out"
             )
         try:
-            return BridgeConfig(**{**trained, **self.bridge}) if trained and self.mask == "trained" else None
+            return None if trained is None or self.mask == "off" else BridgeConfig(**{**trained, **self.bridge})
         except (TypeError, ValueError) as error:
             raise UserError(f"{source}: {error}") from None
 
