@@ -1,15 +1,16 @@
 """Time and memory of joint attention, forward and backward: by splits against L x L masks.
 
-One sample with two references, an instruction and a target; a share of the reference tokens is hidden from the target
-as the bridge does in its masked layers. Backends:
+One sample with two references, an instruction and a target; a fraction of the reference tokens is hidden from the
+target as a hard bridge does in its masked layers, or gets a soft bridge's bias, whose gradient is computed too.
+Backends:
 
     split   scaled-dot-product attention split by split (what scone_pl trains with on any device)
     bool    one product with an L x L bool mask
-    float   one product with an L x L float32 mask plus an L x L float32 bias (the release's way)
+    float   one product with an L x L float32 mask plus an L x L float32 bias, as in the release
 
-Each case runs in a process of its own. Time: one layer's forward and backward, the best of the repeats; the masks are
-built before, once for all layers, and `plan` is how long that takes. Memory: peak resident memory, masks included,
-over that with queries, keys and values allocated.
+Each case runs in a process of its own. Time: one layer's forward and backward in CPU time, the best of the repeats;
+the masks are built before, once for all layers, and `plan` is how long that takes. Memory: peak resident memory, masks
+included, over that with queries, keys and values allocated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from copy import copy
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -38,9 +41,12 @@ class FloatBiasPlan(AttentionPlan):
         self.bias: Tensor | None = None
 
     def hiding(self, blocked: Tensor) -> FloatBiasPlan:
-        self.bias = torch.zeros_like(self.mask)
-        self.bias[self.pack.target_index] = torch.zeros(len(blocked)).masked_fill_(blocked, float("-inf"))
-        return self
+        return self.biased(torch.zeros(len(blocked)).masked_fill_(blocked, float("-inf")))
+
+    def biased(self, bias: Tensor) -> FloatBiasPlan:
+        plan = copy(self)
+        plan.bias = torch.where(self.pack.target_tokens[:, None], bias, 0.0)
+        return plan
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         mask = self.mask if self.bias is None else self.mask + self.bias
@@ -66,17 +72,19 @@ def run_case(backend: str, options: argparse.Namespace, tokens: int, blocked_per
     before = memory("VmRSS")
     start = time.perf_counter()
     plan = BACKENDS[backend](pack)  # type: ignore[call-arg]
-    if blocked_percent:
+    bias = torch.zeros(len(pack)).masked_fill_(blocked, -2.0).requires_grad_()
+    if blocked_percent and options.bridge[0] == "hard":
         plan = plan.hiding(blocked)
     planned = time.perf_counter()
     seconds = float("inf")
     for _ in range(options.repeats):
-        seconds = min(seconds, _step(plan, inputs))
+        soft = plan.biased(bias) if options.bridge[0] == "soft" else plan
+        seconds = min(seconds, _step(soft, inputs))
         if time.perf_counter() - planned > LONGEST_CASE:
             break
     return {
         "tokens": len(pack),
-        "pairs": attended_pairs(pack, blocked) / len(pack) ** 2,
+        "pairs": attended_pairs(pack, blocked if options.bridge[0] == "hard" else None) / len(pack) ** 2,
         "seconds": seconds,
         "plan_seconds": planned - start,
         "memory": max(0, memory("VmHWM") - before),
@@ -91,42 +99,42 @@ def _inputs(pack: PackedSequence, options: argparse.Namespace) -> list[Tensor]:
 def _step(plan: AttentionPlan, inputs: list[Tensor]) -> float:
     for x in inputs:
         x.grad = None
-    start = time.perf_counter()
+    start = time.process_time()
     plan(*inputs, layer=0).square().sum().backward()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def rows_of_table(options: argparse.Namespace) -> list[str]:
     """Runs all cases and prints the rows as they come."""
     rows = []
-    for tokens in options.tokens:
-        for percent in options.blocked:
-            found = {backend: _spawn(backend, options, tokens, percent) for backend in options.backends}
-            reference = found.get("float", {})
-            for backend, case in found.items():
-                rows.append(_row(tokens, percent, backend, case, reference))
-                print(rows[-1], flush=True)
+    for tokens, mode, percent in product(options.tokens, options.bridge, options.blocked):
+        cases = {backend: _spawn(backend, options, tokens, mode, percent) for backend in options.backends}
+        reference = cases.get("float", {})
+        for backend, case in cases.items():
+            rows.append(_row(tokens, f"{mode}, {percent} %", backend, case, reference))
+            print(rows[-1], flush=True)
     return rows
 
 
-def _spawn(backend: str, options: argparse.Namespace, tokens: int, percent: int) -> dict[str, float | str]:
+def _spawn(backend: str, options: argparse.Namespace, tokens: int, mode: str, percent: int) -> dict[str, float | str]:
     needed = BYTES_A_PAIR[backend] * tokens**2
     if needed > options.memory_limit * 1e9:
         return {"error": f"skipped, needs about {needed / 1e9:.1f} GB (--memory-limit {options.memory_limit:.1f})"}
     passed = ["repeats", "threads", "heads", "head_dim"]
     flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in passed]
-    return in_own_process([__file__, "--case", backend, f"--tokens={tokens}", f"--blocked={percent}", *flags])
+    case = ["--case", backend, f"--tokens={tokens}", f"--bridge={mode}", f"--blocked={percent}"]
+    return in_own_process([__file__, *case, *flags])
 
 
-def _row(tokens: int, percent: int, backend: str, case: dict, reference: dict) -> str:
-    head = f"| {case.get('tokens', tokens)} | {percent} % | {backend} "
+def _row(tokens: int, bridge: str, backend: str, case: dict, reference: dict) -> str:
+    head = f"| {case.get('tokens', tokens)} | {bridge} | {backend} "
     if "error" in case:
         return head + f"| {case['error']} | | | | | |"
     ratios = ["", ""]
     if "error" not in reference and reference:
         ratios = [f"{case['seconds'] / reference['seconds']:.2f}", f"{case['memory'] / reference['memory']:.2f}"]
     return head + (
-        f"| {case['pairs']:.0%} | {case['seconds']:.3f} | {ratios[0]} | {case['memory'] / 1e6:.0f} | {ratios[1]} "
+        f"| {ratios[0]} | {ratios[1]} | {case['pairs']:.0%} | {case['seconds']:.3f} | {case['memory'] / 1e6:.0f} "
         f"| {case['plan_seconds'] * 1e3:.0f} |"
     )
 
@@ -136,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 16384], help="lengths of the sample")
     parser.add_argument("--blocked", type=int, nargs="+", default=[0, 50, 90], help="%% of reference tokens hidden")
+    parser.add_argument("--bridge", nargs="+", choices=["hard", "soft"], default=["hard", "soft"], help="its mode")
     parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS), help="what to run")
     parser.add_argument("--repeats", type=int, default=5, help="forward and backward passes, the best one counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -155,7 +164,10 @@ def main() -> None:
     print(
         f"{options.heads} heads of {options.head_dim}, float32, {options.threads} threads, torch {torch.__version__}\n"
     )
-    print("| tokens | blocked | backend | pairs / L^2 | s | / float | peak MB | / float | plan ms |")
+    print(
+        "| tokens | bridge, blocked | backend | time / float | memory / float "
+        "| pairs / L^2 | CPU s | peak MB | plan ms |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     rows_of_table(options)
 
