@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -42,6 +43,12 @@ def warn(message: str) -> None:
     """Logs a warning in one line, on rank 0 only."""
     if getattr(rank_zero_only, "rank", 0) == 0:
         logger.warning(message)
+
+
+def warn_without_effect(section: str, names: Sequence[str]) -> None:
+    """Logs which settings of `section`, if any, its other settings leave without effect."""
+    if names:
+        warn(f"{section}: {', '.join(names)} has no effect with the other settings given")
 
 
 def configure() -> None:

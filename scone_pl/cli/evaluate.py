@@ -158,6 +158,7 @@ def judge(
     if not dry_run:
         folder.check_writable()
     items = read_items(chosen, data, tasks=separated(tasks), limit=limit, language=language)
+    check_judge(judge, chosen, items)
     judgements = plan_judgements(folder, chosen, items, judge, rounds, scorings)
     if dry_run:
         print_line(describe_plan(folder, judgements, judge))

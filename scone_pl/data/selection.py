@@ -48,6 +48,8 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         check_whole("samples_per_shard", self.samples_per_shard, minimum=1)
+        if None not in (self.kind, self.only) and self.kind != self.only:
+            raise UserError(f"kind {self.kind} makes every sample {self.kind}, so only {self.only} keeps none; use one")
         check_whole("min_side", self.min_side)
         check_whole("quality", self.quality, minimum=1, maximum=100)
         if self.quality != 85 and (self.reencode == "png" or (self.reencode is None and self.shrink is None)):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.bootstrap import compare as compare_records
 from scone_pl.evaluation.calls import Judgement, Planner
@@ -36,8 +37,10 @@ def check_judge(config: JudgeConfig, benchmark: Benchmark, items: Sequence[Item]
     """Checks that prices and all prompts for these items can be read.
 
     Raises:
-        UserError: one of them cannot be read.
+        UserError: one of them cannot be read, or a setting has no effect on this benchmark.
     """
+    if config.scene_pf and benchmark.name != "omnicontext":
+        raise UserError(f"--judge.scene_pf is a question of OmniContext; {benchmark.name} has no such tasks")
     price_of(config.model, config.prices)
     templates = Templates(config.prompts or FOLDER)
     for item in items:

@@ -6,7 +6,7 @@ the laptop-sized ones, so that each can be built without a folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from scone_pl.errors import UserError
@@ -170,6 +170,19 @@ class BridgeConfig:
                 "bridge.drop_blocked needs bridge.mode hard and bridge.apply_mask true, got "
                 f"{self.mode} and {str(self.apply_mask).lower()}"
             )
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Fields that differ from their defaults, but that the other fields leave without effect."""
+        unused = {
+            "temperature": self.mode == "hard",
+            "threshold": self.quantile is not None,
+            "first_masked_layer": self.drop_blocked or not self.apply_mask,
+            "last_masked_layer": self.drop_blocked or not self.apply_mask,
+            "hide_references_early": not self.apply_mask,
+        }
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        return tuple(name for name, idle in unused.items() if idle and getattr(self, name) != defaults[name])
 
     def masks_layer(self, layer: int) -> bool:
         """Whether target queries skip blocked tokens, or weight them down (`mode`), in decoder layer `layer`."""

@@ -16,6 +16,7 @@ from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.files import parse_json
+from scone_pl.messages import warn_without_effect
 from scone_pl.model.config import BridgeConfig
 from scone_pl.sampling.checks import as_dtype, check_fits
 from scone_pl.sampling.context import Prompt
@@ -113,7 +114,9 @@ def bridge_setting(checkpoint: str | Path, setting: str) -> BridgeConfig | None:
             )
         return dataclasses.replace(bridge_from(trained, f"{folder / FILE}: bridge"), apply_mask=True)
     try:
-        return bridge_from(parse_json(setting, "JSON", dict), "JSON")
+        bridge = bridge_from(parse_json(setting, "JSON", dict), "JSON")
+        warn_without_effect("--bridge", bridge.without_effect)
+        return bridge
     except UserError as error:
         raise UserError(
             f"--bridge {setting:.200}: give off, trained, or JSON such as "

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scone_pl import flow
+from scone_pl.errors import UserError
 from scone_pl.model.bridge import BridgeState
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import Scone, SconeOutput
@@ -31,6 +32,8 @@ class AlignmentConfig:
     def __post_init__(self) -> None:
         check_number("model.alignment.weight", self.weight, minimum=0)
         check_number("model.alignment.temperature", self.temperature, above=0)
+        if self.temperature != type(self).temperature and not self.weight:
+            raise UserError("model.alignment.temperature has no effect while model.alignment.weight is 0")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
+from scone_pl.messages import warn_without_effect
 from scone_pl.model.scone import Scone
 from scone_pl.training.ema import EMA
 from scone_pl.training.gradients import GradientGuard
@@ -76,6 +77,8 @@ class SconeModule(pl.LightningModule):
         """Builds the network on the trainer's device, sharded if the strategy says so."""
         if hasattr(self, "model"):
             return
+        if self.settings.bridge is not None:
+            warn_without_effect("model.bridge", self.settings.bridge.without_effect)
         check_sharding(self.settings.sharding, self.trainer)
         self.model, read = self.network.build(self.trainer.strategy.root_device, self.device_mesh)
         total = sum(p.numel() for p in self.model.parameters())

@@ -59,6 +59,11 @@ class Saving(Checkpoint):
         check_whole("checkpoint.every_n_steps", every_n_steps)
         check_whole("checkpoint.keep_last", keep_last, minimum=1)
         check_whole("checkpoint.keep_every_n_steps", keep_every_n_steps)
+        if keep_every_n_steps and (every_n_steps == 0 or keep_every_n_steps % every_n_steps):
+            raise UserError(
+                f"checkpoint.keep_every_n_steps {keep_every_n_steps} must be a multiple of checkpoint.every_n_steps "
+                f"({every_n_steps}): other steps have no snapshot to keep"
+            )
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last
         self.keep_every_n_steps = keep_every_n_steps
