@@ -17,9 +17,9 @@ from scone_pl.training.parts import part_of
 RECIPES = sorted(
     p.relative_to(ROOT)
     for p in (ROOT / "experiments").rglob("*.yaml")
-    if p.name != "predict.yaml" and p.parent.name != "base_weights" and "ablations" not in p.parts
+    if p.name != "predict.yaml" and p.parent.name != "base_weights" and not {"ablations", "studies"} & set(p.parts)
 )
-"""Of `fit`; tests/sampling/test_predict_jsonl.py runs predict.yaml, tests/study/test_ablations.py the ablations."""
+"""Of `fit`; tests/sampling/test_predict_jsonl.py runs predict.yaml; tests/study covers ablations and studies."""
 LARGE = [p for p in RECIPES if p.parts[1] not in ("mini", "photos")]
 SMALL = [p for p in RECIPES if p.parts[1] in ("mini", "photos")]
 
