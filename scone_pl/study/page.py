@@ -20,7 +20,7 @@ from scone_pl.markdown import markdown_table
 from scone_pl.study.comparisons import ComparedRow, Comparisons, Pair
 from scone_pl.study.costs import cost_tables
 from scone_pl.study.result import Result, Row, layer_estimates, layer_means
-from scone_pl.study.spec import FOLDER, Study, read_yaml, study_names
+from scone_pl.study.spec import FOLDER, MINI, Study, read_yaml, study_names
 from scone_pl.study.training import UNKNOWN, training_commits
 
 DOCS = Path("docs/evidence")
@@ -86,7 +86,7 @@ def write_page(folder: Path = DOCS, studies: Path = FOLDER) -> Path:
 def _read(file: Path, studies: Path) -> Result:
     """A result with the texts of its study's file, where they can still be corrected."""
     result = Result.read(file)
-    if not (source := studies / f"{result.study}.yaml").is_file() or result.content.get("scale", "mini") != "mini":
+    if not (source := studies / f"{result.study}.yaml").is_file() or result.scale != MINI:
         return result
     study = Study.read(source)
     return Result({**result.content, **{name: getattr(study, name) for name in WORDS}})

@@ -11,7 +11,7 @@ from scone_pl.evaluation.evaluator import Evaluator, Report, mean
 from scone_pl.files import read_json
 from scone_pl.study.evaluators import DEFAULT, evaluator_class
 from scone_pl.study.intervals import Estimate, difference, estimate
-from scone_pl.study.spec import Study
+from scone_pl.study.spec import MINI, Study
 
 _OF_A_RUN = ("seed", "evaluations", "seconds", "commit", "versions", "trained", "fit")
 _OF_A_STUDY = ("title", "question", "findings", "answer", "baseline", "contrasts", "paper_table")
@@ -32,6 +32,7 @@ class Result:
         """`content`: see `collect` and `docs/evidence/*.json`."""
         self.content = content
         self.study: str = content.get("study") or content["experiment"]
+        self.scale: str = content.get("scale", MINI)
         self.quick: bool = content["quick"]
         self.has_findings = not (self.quick or content.get("partial"))
         """Whether the study's findings, written for all arms in full, apply."""

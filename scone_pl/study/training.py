@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import scone_pl
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import digest
 from scone_pl.files import read_bytes, read_json, write_json
@@ -23,6 +24,7 @@ from scone_pl.study.spec import merged
 
 Fit = Callable[[list[str]], int]
 """Runs the verb `fit` with these arguments; its exit status."""
+PACKAGE = Path(scone_pl.__file__).parent
 STARTS = "trained.json"
 UNKNOWN = "unknown"
 
@@ -119,19 +121,23 @@ def _data_digest(path: str) -> str:
     return hashlib.sha256(read_bytes(manifest)).hexdigest()[:16] if manifest.is_file() else ""
 
 
-def commit() -> str:
-    """The checkout's commit, with `-dirty` if code or recipes differ from it; unknown outside of a checkout."""
+def commit(folder: Path = PACKAGE) -> str:
+    """The commit of the checkout that holds `folder`, by default the code that runs.
+
+    `-dirty` is added if code or recipes differ from it; unknown outside of a checkout.
+    """
     try:
-        name = _git("rev-parse", "--short=12", "HEAD")
+        name = _git(folder, "rev-parse", "--short=12", "HEAD")
         # New files too; all else, such as the page that runs write themselves, decides no number.
-        changed = _git("status", "--porcelain", "--untracked-files=normal", "--", ":/scone_pl", ":/experiments")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=normal", "--", ":/scone_pl", ":/experiments")
     except (OSError, subprocess.CalledProcessError):
         return UNKNOWN
     return name + ("-dirty" if changed else "")
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def versions() -> dict[str, str]:

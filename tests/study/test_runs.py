@@ -219,11 +219,11 @@ def test_a_commit_is_dirty_with_files_that_git_does_not_know(tmp_path, monkeypat
     for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m first"):
         subprocess.run(["git", *command.split()], check=True)
     (tmp_path / "notes.txt").touch()
-    clean = training.commit()
+    clean = training.commit(tmp_path)
     assert len(clean) == 12
     (tmp_path / "scone_pl").mkdir()
     (tmp_path / "scone_pl/new.py").touch()
-    assert training.commit() == f"{clean}-dirty"
+    assert training.commit(tmp_path) == f"{clean}-dirty"
 
 
 @pytest.mark.slow
