@@ -15,9 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a verb.
 
     Returns:
-        0; 1 where a verb has counted faults; 2 for what the user can put right, told in one line; 130 after Ctrl-C; 141
-        if nobody reads the output any more. 128 plus its number for a signal that has ended a run. A mistake in the
-        program is raised, so Python ends with its traceback and status 1.
+        0; 1 where a verb has counted faults; 2 for an error that the user can correct, in one line; 130 after Ctrl-C;
+        141 if the reader of the output is gone; 128 plus its number for a signal that has ended a run. A bug is raised,
+        so Python ends with its traceback and status 1.
     """
     report_threads()
     if argv is None:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     except (SystemExit, GeneratorExit):
         raise
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command to resume", file=sys.stderr)
         return INTERRUPTED
     except BaseException as error:  # torch's CheckpointException is no Exception
         wait_for_first_rank()

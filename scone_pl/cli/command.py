@@ -180,11 +180,14 @@ def _spell(args: Sequence[str], kinds: dict[str, str], command: Command) -> tupl
             while kind == "list" and not positional and words and not words[0].startswith("--"):
                 values.append(words.pop(0))
         if kind == "list":
+            if "" in values:
+                raise UserError(f"{option}: one of its values is empty")
             lists.setdefault(option, []).extend(values)
         elif kind == "switch":
             spelled.append(f"{option}={values[0] if values else 'true'}")
         else:
-            one = [f"{option}={values[0]}"] if values and (equals or kind == "value") else [option, *values]
+            joined = equals or (kind == "value" and bool(values) and values[0].startswith("-"))
+            one = [f"{option}={values[0]}"] if joined else [option, *values]
             (rest if passed_on else spelled).extend(one)
     for option, values in lists.items():
         whole = len(values) == 1 and values[0].lstrip().startswith("[")

@@ -1,4 +1,4 @@
-"""Failures that the person at the keyboard can do something about, whichever library raised them, in one line.
+"""Failures that the user can correct, whichever library raised them, as one line.
 
 A full disk, a library that is not installed, a damaged archive, a GPU that is too small. Anything else is a mistake in
 the program, and keeps its traceback.
@@ -222,7 +222,7 @@ def _discard(stream: TextIO) -> None:
 
 
 def report_threads() -> None:
-    """Lets a failure in a thread be told in one line as well."""
+    """Reports a failure in a thread in one line as well."""
     threading.excepthook = _report_thread
 
 

@@ -1,4 +1,4 @@
-"""`python -m scone_pl layers` compares the decoder layers of a checkpoint as places for the bridge to read."""
+"""`python -m scone_pl layers` compares the decoder layers of a checkpoint as sources of the bridge's similarity."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from scone_pl.ranges import check_whole
 from scone_pl.sampling.checks import as_device, as_dtype
 
 SHOWN = 8
-"""Most rows of the picture."""
+"""Maximum rows of maps.png."""
 Pair = tuple[ImageMaps, ImageMaps | None]
 
 
@@ -44,10 +44,10 @@ def layers(
     tokens: int = PACK_TOKENS,
     packing: PackingConfig | None = None,
 ) -> int:
-    """Compare the decoder layers as places for the bridge to read; suggest one, with and without labels.
+    """Compare the decoder layers as sources of the bridge's similarity; suggest one, with and without labels.
 
-    Labels are the samples' `candidates`, boxes of meant and other subjects in the references. Without any, a layer is
-    judged by how much its similarities change when the instruction is exchanged.
+    Labels are the samples' `candidates`, boxes of target and distractor subjects in the references. Without any, a
+    layer is judged by how much its similarities change when the instruction is exchanged.
 
     Args:
         checkpoint: checkpoint folder: BAGEL's, Scone's, or one that training here wrote.
@@ -56,15 +56,15 @@ def layers(
         output: folder for layers.json (all numbers) and maps.png; by default nothing is written.
         device: cpu, cuda, cuda:1, ...; auto = a GPU if there is one.
         dtype: of weights and activations; auto = bfloat16 on a GPU, else float32.
-        tokens: most tokens of a forward pass; fewer need less memory (a longer sample is a pass by itself).
+        tokens: maximum tokens per forward pass; fewer need less memory (a longer sample is a pass by itself).
         packing: sizes of images, as `data.packing` of the recipe in question; by default those of sampling.
     """
     check_whole("--samples", samples, minimum=1)
     check_whole("--tokens", tokens, minimum=1)
     if output is not None:
         check_output_folder(output, files=("layers.json", "maps.png"))
-    place = as_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    kind = as_dtype(("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype)
+    chosen_device = as_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    kind = as_dtype(("bfloat16" if chosen_device.type == "cuda" else "float32") if dtype == "auto" else dtype)
     tokenizer = Tokenizer.from_folder(check_folder(checkpoint))
     config = read_config(checkpoint)
     tokenizer.check_embedding(config.decoder.vocab_size)
@@ -74,17 +74,17 @@ def layers(
     chosen = choose_samples(data, samples)
     for sample in chosen:
         tokenizer.encode(sample.instruction)  # unknown words show before the weights are read
-    model = from_pretrained(checkpoint, dtype=kind, device=place).requires_grad_(False)
+    model = from_pretrained(checkpoint, dtype=kind, device=chosen_device).requires_grad_(False)
     pairs = read_images(model, tokenizer, chosen, packing, exchanged([s.instruction for s in chosen]), tokens)
     rows: list[MapRow] = []
     try:
         readings = measure(_watched(pairs, chosen, rows, packing.exif_orientation), chosen)
     except torch.OutOfMemoryError:
-        raise UserError(f"out of memory on {place}; lower --tokens, or the images' sizes (--packing)") from None
+        raise UserError(f"out of memory on {chosen_device}; lower --tokens, or the images' sizes (--packing)") from None
     report = {"checkpoint": str(checkpoint), "data": data, "samples": len(chosen), **report_of(readings)}
     print(
         f"{checkpoint}: {len(chosen)} samples of {data}, {report['images']} reference images, "
-        f"{report['labelled_images']} of them with boxes of meant and other subjects\n\n{words_of(report)}"
+        f"{report['labelled_images']} of them with boxes of target and distractor subjects\n\n{words_of(report)}"
     )
     if output is not None:
         draw_maps(rows, output / "maps.png")
@@ -134,15 +134,15 @@ def _checked(sample: Sample) -> Sample:
 def _watched(
     pairs: Iterator[Pair], samples: Sequence[Sample], rows: list[MapRow], exif_orientation: ExifOrientation
 ) -> Iterator[Pair]:
-    """`pairs` as they come, with a progress bar; what the picture shows goes to `rows`.
+    """`pairs` as they come, with a progress bar; the rows of maps.png go to `rows`.
 
-    The picture shows one reference a sample; one with boxes where there are any.
+    One reference per sample is shown, one with boxes if there is any.
     """
     labelled = [
         (i, next((j for j in range(len(s.references)) if subjects_of(s, j)), None)) for i, s in enumerate(samples)
     ]
-    places = [place for place in labelled if place[1] is not None] or [(i, 0) for i in range(len(samples))]
-    shown = set(places[:SHOWN])
+    positions = [position for position in labelled if position[1] is not None] or [(i, 0) for i in range(len(samples))]
+    shown = set(positions[:SHOWN])
     with Progress("reading layers", len(samples), unit="samples") as bar:
         for maps, changed in pairs:
             if (maps.sample, maps.image) in shown:
@@ -152,12 +152,12 @@ def _watched(
 
 
 def _row(sample: Sample, maps: ImageMaps, exif_orientation: ExifOrientation) -> MapRow:
-    picture = decode_rgb(sample.references[maps.image], exif_orientation=exif_orientation)
-    picture.thumbnail((256, 256))
+    image = decode_rgb(sample.references[maps.image], exif_orientation=exif_orientation)
+    image.thumbnail((256, 256))
     lines = textwrap.wrap(sample.instruction, 40, max_lines=5, placeholder=" ...")
     return MapRow(
         label="\n".join(lines),
-        image=np.asarray(picture),
+        image=np.asarray(image),
         maps={expert: getattr(maps, expert) for expert in EXPERTS},
         targets=[s.box for s in subjects_of(sample, maps.image) if s.is_target],
     )

@@ -110,18 +110,18 @@ class SconeCLI(LightningCLI):
         read_renamed_keys()
         typed = [str(arg) for arg in (args or ())]
         typed = [*typed[:1], *deprecated.rename_options(typed[1:], "fit", recipe=True)]
-        complaints = io.StringIO()
+        messages = io.StringIO()
         try:
-            with contextlib.redirect_stderr(complaints):
+            with contextlib.redirect_stderr(messages):
                 self.config = parser.parse_args(typed)
         except OverflowError as error:
             raise UserError(f"a number in a configuration is too large ({error})") from None
         except SystemExit as stop:
             if stop.code in (None, 0):
                 raise
-            complaint = one_line(complaints.getvalue())
+            message = one_line(messages.getvalue())
             verb = next((word for word in typed if word in self._subcommand_parsers), None)
-            raise UserError(complaint + close_option(complaint, self._subcommand_parsers.get(verb, parser))) from None
+            raise UserError(message + close_option(message, self._subcommand_parsers.get(verb, parser))) from None
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would read the file here, and let hyperparameters in it override what was typed."""
@@ -200,7 +200,7 @@ class SconeCLI(LightningCLI):
         self._check_settings(folder.path / "config.yaml")
         if folder.is_finished(max_steps, stopping):
             folder.begin(self.model.settings.init_from, kwargs.get("ckpt_path"), write=False)
-            self._tell_finished(folder)
+            self._log_finished(folder)
             return
         leads = self.trainer.is_global_zero
         if leads:
@@ -225,15 +225,15 @@ class SconeCLI(LightningCLI):
         if leads:
             outcome.write(folder.outcome_file)
         if not outcome.finished:
-            self._tell_unfinished(folder, outcome)
+            self._log_unfinished(folder, outcome)
 
-    def _tell_finished(self, folder: RunFolder) -> None:
+    def _log_finished(self, folder: RunFolder) -> None:
         outcome = read_outcome(folder.outcome_file)
         early = outcome is not None and outcome.reason == "early_stopping"
         why = " (EarlyStopping; another trainer.max_steps trains on)" if early else ""
         rank_zero_info(f"{folder.path}: already trained for {folder.finished_steps} steps{why}, nothing to do")
 
-    def _tell_unfinished(self, folder: RunFolder, outcome: Outcome) -> None:
+    def _log_unfinished(self, folder: RunFolder, outcome: Outcome) -> None:
         end = f" of {outcome.max_steps}" if outcome.max_steps >= 0 else ""
         why = {"max_time": "trainer.max_time is over"}.get(outcome.reason, "a callback set should_stop")
         warn(
@@ -255,7 +255,9 @@ class SconeCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """See `validate`."""
         if kwargs.get("return_predictions"):
-            raise UserError("--return_predictions true: nobody would receive them; they are in output_dir/predictions")
+            raise UserError(
+                "--return_predictions true: has no effect on the command line; images are in output_dir/predictions"
+            )
         self._evaluate(self.trainer.predict, kwargs)
         if left_out := self.datamodule.skipped.total():
             warn(

@@ -1,4 +1,4 @@
-"""Boils jsonargparse's reports down to the one line that a person needs: which key, what is wrong, what to write."""
+"""A strict jsonargparse parser whose errors are one line: which key, what is wrong, what to write."""
 
 from __future__ import annotations
 
@@ -59,17 +59,17 @@ class StrictParser(ArgumentParser):
 
 def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
     """Parses; raises a `UserError` of one line where jsonargparse would print a page and exit."""
-    complaints = io.StringIO()
+    messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaints):
+        with contextlib.redirect_stderr(messages):
             return parser.parse_args(args)
     except OverflowError as error:
         raise UserError(f"a number in a configuration is too large ({error})") from None
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        complaint = one_line(complaints.getvalue())
-        raise UserError(complaint + close_option(complaint, parser)) from None
+        message = one_line(messages.getvalue())
+        raise UserError(message + close_option(message, parser)) from None
 
 
 def instantiate(parser: ArgumentParser, settings: Namespace) -> Namespace:
@@ -135,16 +135,16 @@ def _is_special(path: str) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def close_option(complaint: str, parser: ArgumentParser) -> str:
-    """The option that was meant by one that the parser does not have."""
-    match = _UNRECOGNIZED.search(complaint)
+def close_option(message: str, parser: ArgumentParser) -> str:
+    """Suggests the option closest to one that the parser does not have."""
+    match = _UNRECOGNIZED.search(message)
     options = [option for action in parser._actions for option in action.option_strings]
     close = difflib.get_close_matches(match["option"], options, n=1) if match else []
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def one_line(report: str) -> str:
-    """The innermost complaint of a report, with the likeliest key where one is unknown."""
+    """The innermost error message of a report, with the likeliest key where one is unknown."""
     rest = " ".join(report.rsplit("error: ", 1)[-1].split())
     keys, class_path = [], ""
     while match := next((m for w in _WRAPPERS if (m := w.match(rest))), None):
@@ -157,8 +157,8 @@ def one_line(report: str) -> str:
     return f"{where}{rest}{_suggestion(rest, class_path)}"
 
 
-def _suggestion(complaint: str, class_path: str) -> str:
-    match = _UNKNOWN.search(complaint)
+def _suggestion(message: str, class_path: str) -> str:
+    match = _UNKNOWN.search(message)
     if not match:
         return ""
     name = match["name"] or match["dotted"]

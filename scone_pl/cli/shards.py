@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Literal
 
 from scone_pl.data import convert as conversion
@@ -91,7 +90,7 @@ def convert(
         exif_orientation=exif_orientation,
         decode=decode,
     )
-    if "://" not in source and Path(source).resolve() == Path(output).resolve():
+    if "://" not in source and os.path.realpath(source) == os.path.realpath(output):
         raise UserError(f"{output} is the source; choose another output folder")
     check_output_folder(output)
     opened = open_input(

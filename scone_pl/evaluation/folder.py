@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ class EvaluationFolder:
         self.check(benchmark)
         metadata = _read_metadata(self.path)
         metadata |= {"benchmark": benchmark.name, **{name: value for name, value in about.items() if value is not None}}
-        metadata["pictures"] = [str(image_folder.resolve()) for image_folder in self.image_folders]
+        metadata["pictures"] = [os.path.realpath(image_folder) for image_folder in self.image_folders]
         write_json(metadata, self.path / _ABOUT)
         return metadata
 

@@ -140,6 +140,7 @@ def test_other_options_are_passed_on() -> None:
         (["x", "--step", "3"], "unrecognized arguments: --step 3; did you mean --steps?"),
         (["x", "--steps", "many"], "steps: Expected a <class 'int'>"),
         (["x", "--steps"], "--steps"),
+        (["x", "--image", ""], "--image: one of its values is empty"),
         (["x", "--quick", "yes"], "unrecognized arguments: yes"),
         (["x", "--mode", "c"], "mode"),
         (["x", "--nested.siz", "1"], "--nested.siz"),

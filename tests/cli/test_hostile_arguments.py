@@ -80,7 +80,7 @@ def attempts(path: str, out: Path) -> Iterator[list[str]]:
     scored = ["--benchmark", "sconeeval", "--data", BENCHMARK]
     yield ["evaluate", *scored[:2], "--data", path, "--output", f"{out}/e", "--only", "judge", *JUDGE]
     yield ["evaluate", *scored, "--output", f"{out}/e", "--checkpoint", path, *JUDGE]
-    yield ["evaluate", *scored, "--output", f"{out}/e", "--pictures", path, "--only", "tables"]
+    yield ["evaluate", *scored, "--output", f"{out}/e", "--images", path, "--only", "tables"]
     yield ["judge", *scored, "--output", f"{out}/e", "--dry_run", "--judge.prices", path]
     yield ["judge", *scored, "--output", f"{out}/e", "--dry_run", "--judge.prompts", path]
     yield ["judge", *scored, "--output", f"{out}/e", "--dry_run", "--config", path]
@@ -223,7 +223,7 @@ def test_odd_settings_on_the_command_line_are_one_line(
     for args in (
         ["generate", *prompt, "--dry_run", f"--step_cache={text}"],
         ["generate", *prompt, "--dry_run", f"--guidance_interval={text}"],
-        ["mini", "picture", "--output", f"{tmp_path}/w.png", "--per_task", "1", f"--world={text}"],
+        ["mini", "contact_sheet", "--output", f"{tmp_path}/w.png", "--per_task", "1", f"--world={text}"],
         ["shards", "stats", "nowhere", f"--packing={text}"],
         ["fit", "--config", RECIPE, f"--data.train={text}", f"--output_dir={tmp_path}/run", "--trainer.max_step=1"],
         ["fit", "--config", RECIPE, f"--chain={text}", f"--output_dir={tmp_path}/run", "--trainer.max_step=1"],
