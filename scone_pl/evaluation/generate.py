@@ -169,7 +169,7 @@ def _write_prompts(items: Sequence[Item], file: Path, rank: int | None) -> None:
 
 
 def _weights_identity(checkpoint: str) -> str:
-    from scone_pl.checkpoints.model import check_folder
+    from scone_pl.checkpoints.folder import check_folder
     from scone_pl.training.runs import weights_identity
 
     return weights_identity(check_folder(checkpoint))

@@ -6,6 +6,7 @@ Shapes: N tokens, D hidden size, H heads, E head dimension.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class TimestepEmbedder(nn.Module):
         steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
         angles = timesteps.float()[:, None] * torch.exp(-math.log(self.max_period) / half * steps)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoids.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,13 @@ dense decoder the only attention is initialised so.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
 
 from scone_pl.model.config import SconeConfig
-from scone_pl.model.decoder import JointAttention
+from scone_pl.model.decoder import DecoderLayer, JointAttention
 from scone_pl.model.embeddings import TimestepEmbedder
 from scone_pl.model.experts import generation_module
 from scone_pl.model.scone import Scone
@@ -56,13 +57,13 @@ def random_model(config: SconeConfig, seed: int) -> Scone:
         nn.init.zeros_(model.llm2vae.bias)
         # Not in the first layer, where values would be copied before any bridge has masked them.
         for layer in list(model.language_model.model.layers)[1:]:
-            _attend_and_subtract(layer.self_attn)
+            _attend_and_subtract(cast(DecoderLayer, layer).self_attn)
     return model
 
 
 def _spread_times(embedder: TimestepEmbedder) -> None:
     """Steep features, each bending at its own random time."""
-    first = embedder.mlp[0]
+    first = cast(nn.Linear, embedder.mlp[0])
     first.weight.mul_(_TIME_SLOPE)
     outputs: list[torch.Tensor] = []
     hook = first.register_forward_hook(lambda module, inputs, output: outputs.append(output))
@@ -73,7 +74,7 @@ def _spread_times(embedder: TimestepEmbedder) -> None:
 
 def _attend_and_subtract(attention: JointAttention) -> None:
     """Correlates keys with queries, and outputs with negative values, in the modules of latent tokens."""
-    q, k, v, o = (generation_module(attention, f"{name}_proj").weight for name in "qkvo")
+    q, k, v, o = (cast(nn.Linear, generation_module(attention, f"{name}_proj")).weight for name in "qkvo")
     group = len(q) // len(k)  # query heads that share a key head
     first_of_group = q.view(-1, group, attention.head_dim, q.shape[1])[:, 0].flatten(0, 1)
     k.copy_(_SIMILARITY * first_of_group + math.sqrt(1 - _SIMILARITY**2) * k)

@@ -55,9 +55,9 @@ class LoRALinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        like = {"device": base.weight.device, "dtype": base.weight.dtype, "bias": False}
-        self.lora_A = nn.Linear(base.in_features, config.rank, **like)
-        self.lora_B = nn.Linear(config.rank, base.out_features, **like)
+        device, dtype = base.weight.device, base.weight.dtype
+        self.lora_A = nn.Linear(base.in_features, config.rank, bias=False, device=device, dtype=dtype)
+        self.lora_B = nn.Linear(config.rank, base.out_features, bias=False, device=device, dtype=dtype)
         self.scale = config.scale
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -163,6 +164,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
+        stage: Any  # a bare `nn.Module` with submodules
         for stage in self.down:
             for block in stage.block:
                 h = block(h)
@@ -196,6 +198,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
+        stage: Any  # a bare `nn.Module` with submodules
         for stage in reversed(self.up):
             for block in stage.block:
                 h = block(h)

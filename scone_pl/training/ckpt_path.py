@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from scone_pl.checkpoints.model import check_folder
+from scone_pl.checkpoints.folder import check_folder
 from scone_pl.errors import UserError
 from scone_pl.training.runs import RunFolder, weights_identity
 from scone_pl.training.snapshots import DESCRIPTION, read_run, snapshots

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from scone_pl.checkpoints.model import load_weights, read_config
+from scone_pl.checkpoints.folder import read_config
+from scone_pl.checkpoints.model import load_weights
 from scone_pl.checkpoints.tensor_files import copy_part
 from scone_pl.data.seeding import seed_of
 from scone_pl.errors import UserError

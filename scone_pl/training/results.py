@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scone_pl.checkpoints.model import check_folder, open_weights, save_derived
+from scone_pl.checkpoints.folder import check_folder, open_weights
+from scone_pl.checkpoints.model import save_derived
 from scone_pl.checkpoints.tensor_files import TensorSource, WeightFiles, whole_tensor, write_tensors
 from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scone_pl.checkpoints.model import check_folder
+from scone_pl.checkpoints.folder import check_folder
 from scone_pl.errors import UserError
 
 

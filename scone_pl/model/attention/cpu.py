@@ -49,7 +49,7 @@ class CPUAttention(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, output, *normalizers = ctx.saved_tensors
         size, normalizer = q.shape[-1], iter(normalizers)
         keys, values = (_expand(x, q.shape[1]) for x in (k, v))

@@ -181,13 +181,14 @@ class BiasGradient(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_bias = ctx.plan.bias_gradient(gradient, *ctx.saved_tensors) if ctx.needs_input_grad[5] else None
         return gradient, None, None, None, None, of_bias, None
 
 
 def _kernel(q: Tensor) -> Callable[..., Any]:
-    return _compiled() if q.is_cuda else flex_attention
+    kernel: Any = _compiled() if q.is_cuda else flex_attention
+    return kernel
 
 
 @cache
