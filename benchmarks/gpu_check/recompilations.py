@@ -19,8 +19,7 @@ from torch._dynamo.utils import counters, get_compilation_metrics
 from benchmarks.gpu_check.attention import FORMAT
 from benchmarks.gpu_check.report import Report, problem_or
 from benchmarks.gpu_check.settings import Settings
-from scone_pl.model import flex
-from scone_pl.model.attention import AttentionPlan
+from scone_pl.model.attention import AttentionPlan, flex
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import PackedSequence
 
