@@ -229,7 +229,7 @@ def test_a_commit_is_dirty_with_files_that_git_does_not_know(tmp_path, monkeypat
 @pytest.mark.slow
 def test_runs_are_made_once_and_collected(small):
     command = study("run", "small", "--seeds", "1", "--jobs", "2")
-    with pytest.raises(UserError, match="small has no arm agian: choose from plain, soft, again"):
+    with pytest.raises(UserError, match="small has no arm agian; choose from plain, soft, again"):
         small.arm("agian")
     with pytest.raises(UserError, match="no weights in"):
         jobs_of(small, ["again"], [0])  # evaluates weights that do not exist yet
