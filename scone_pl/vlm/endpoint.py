@@ -14,13 +14,13 @@ from scone_pl.ranges import check_number, check_whole
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OPENAI = "https://api.openai.com/v1"
 MAX_SECONDS = 86400.0
-"""Longest time to wait: sockets and condition variables take no more on some systems."""
+"""Limit of waiting times: some systems' sockets and condition variables accept no more."""
 MAX_CALLS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
-    """Which service and model to call, how many calls at a time, and how patiently."""
+    """Service, model and retry policy."""
 
     model: str = "gpt-4.1"
     """The vision-language model; the published tables use gpt-4.1 (docs/benchmarks.md 3.1)."""
@@ -49,15 +49,17 @@ class EndpointConfig:
         for name in ("timeout", "longest_wait"):
             check_number(f"judge.{name}", getattr(self, name), above=0, maximum=MAX_SECONDS)
         check_number("judge.first_wait", self.first_wait, minimum=0, maximum=MAX_SECONDS)
-        if not _VARIABLE.fullmatch(self.api_key_env):  # not repeated: it may be the key itself
+        if not _VARIABLE.fullmatch(self.api_key_env):  # not quoted: it may be the key itself
             raise UserError("judge.api_key_env must be the name of an environment variable, such as OPENAI_API_KEY")
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError("judge.base_url must look like http://host:port/v1")
         if parts.username or parts.password or parts.query:
-            raise UserError(f"judge.base_url must hold no name, password or query; put a key into ${self.api_key_env}")
+            raise UserError(
+                f"judge.base_url must have no user, password or query; put the key into ${self.api_key_env}"
+            )
         if reserved := {"model", "messages", "stream", "n"} & self.parameters.keys():
-            raise UserError(f"judge.parameters can not set {reserved.pop()}")
+            raise UserError(f"judge.parameters cannot set {reserved.pop()}")
 
     @property
     def url(self) -> str:
