@@ -128,8 +128,8 @@ def test_a_laptop_s_recipe_and_the_tables(capsys: pytest.CaptureFixture[str], mo
         (["--gpu", "h1000"], "--gpu h1000: one of h100, "),
         (["--mfu", "40"], "--mfu is 40"),
         (["--mfu", "x"], "mfu: Expected a <class 'float'>"),
-        (["--references", "0"], "--references must be at least 1"),
-        (["--gpu_file", "none.yaml"], "--gpu_file none.yaml: not a readable YAML table"),
+        (["--references", "0"], "--references is 0; it must be a whole number"),
+        (["--gpu_file", "none.yaml"], "--gpu_file none.yaml: no such file"),
         (["--trainer.max_stepz", "3"], "--trainer.max_stepz"),
     ],
 )
