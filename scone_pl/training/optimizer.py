@@ -29,7 +29,7 @@ class OptimizerConfig:
     """Beyond the paper: last steps of the run, over which the rate falls linearly to 0; 0 = constant to the end."""
 
     def __post_init__(self) -> None:
-        check_number("model.optimizer.lr", self.lr, minimum=0, maximum=1e4)
+        check_number("model.optimizer.lr", self.lr, minimum=0, maximum=1e30)
         for i, beta in enumerate(self.betas):
             check_number(f"model.optimizer.betas[{i}]", beta, minimum=0, below=1)
         check_number("model.optimizer.eps", self.eps, minimum=0, maximum=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,30 +42,20 @@ CASES = {
 }
 
 
-def run_without(libraries: list[str], args: list[str], output: Path) -> int:
-    """Exit status of the command line in a child process where `libraries` cannot be imported."""
-    child = os.fork()
-    if not child:
-        status = 99
-        try:
-            file = os.open(output, os.O_WRONLY | os.O_CREAT, 0o644)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            for name in list(sys.modules):
-                if name.partition(".")[0] == "scone_pl" or name.startswith("torch.utils.tensorboard"):
-                    del sys.modules[name]
-                if any(f"{name}.".startswith(f"{library}.") for library in libraries):
-                    sys.modules[name] = None  # type: ignore[assignment]
-            sys.modules |= dict.fromkeys(libraries)  # type: ignore[arg-type]
-            from scone_pl.__main__ import main
+BLOCKED = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))
+from scone_pl.__main__ import main
+sys.exit(main())
+"""
 
-            sys.argv = ["scone_pl"]
-            status = main(args)
-            sys.stderr.flush()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def run_without(libraries: list[str], args: list[str], output: Path) -> int:
+    """Exit status of the command line in a process where `libraries` cannot be imported."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with output.open("wb") as file:
+        command = [sys.executable, "-c", BLOCKED, ",".join(libraries), *args]
+        return subprocess.run(command, env=environment, stdout=file, stderr=file, check=False).returncode
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])

@@ -252,4 +252,4 @@ def test_the_sweep_of_verbs_knows_many_options() -> None:
 @pytest.mark.parametrize("value", ["-1", "0", "nan", "1e400", "2"])
 def test_estimates_refuse_a_share_of_the_peak_out_of_range(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--config", RECIPE, f"--mfu={value}"]) == 2
-    assert_one_line(capsys, "--mfu")
+    assert_one_line(capsys, "mfu")

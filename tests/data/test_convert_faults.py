@@ -119,7 +119,7 @@ def test_a_finished_conversion_is_said_and_left_alone(source, tmp_path, capsys):
     assert "left out: 6 other kind" in first
     assert contents(out) == before
     with pytest.raises(UserError, match="already holds a data set, of another source or with other settings"):
-        main([*command, "--quality", "90"])
+        main([*command, "--reencode", "webp"])
     (out / "00000.tar").write_bytes(b"")
     with pytest.raises(UserError, match=r"00000\.tar has 0 bytes"):
         main(command)

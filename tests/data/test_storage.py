@@ -202,7 +202,7 @@ def test_shuffle_window(shard_folder, sequence_format, tokenizer, packing):
             assert max(ends[k - 2 : k]) < starts[k]
     assert mixture.fingerprint(3) != whole.fingerprint(3)
     with pytest.raises(UserError, match="shuffle_window is 0"):
-        Mixture([Source(str(shard_folder))], sequence_format, tokenizer, packing, shuffle_window=0)
+        PackedDataModule(train=[Source(str(shard_folder))], shuffle_window=0)
 
 
 def test_prefetch_hides_a_slow_server(shard_folder, sequence_format, tokenizer, packing, storage):

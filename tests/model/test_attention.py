@@ -240,8 +240,7 @@ MEMORY = """
     import torch
     from model_helpers import SEQUENCE_FORMAT, make_pack
     from workload import memory, training_pack
-    from scone_pl.model.attention import pieces
-from scone_pl.model.attention import DensePlan, SplitPlan
+    from scone_pl.model.attention import DensePlan, SplitPlan
 
     torch.set_num_threads(1)
     kind, case, tokens, kv_heads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -96,7 +96,7 @@ def test_both_tables_are_looked_up_by_the_connectors_side(tmp_path: Path, vit_si
 
 @pytest.mark.parametrize(("vit_side", "connector_side", "largest"), [(10, 9, 9), (9, 10, 8), (4, 12, 2), (70, 70, 70)])
 def test_images_stay_within_both_tables(vit_side: int, connector_side: int, largest: int) -> None:
-    sequence_format = with_sizes(vit_side, connector_side).config.sequence_format(SPECIAL)
+    sequence_format = with_sizes(vit_side, connector_side).sequence_format(SPECIAL)
     assert sequence_format.vit_largest_side == largest
     builder = SequenceBuilder(sequence_format)
     builder.begin_sample()

@@ -68,7 +68,7 @@ def test_a_run_resumes_only_from_the_weights_it_started_from(tmp_path: Path) -> 
         (run.checkpoints / name).mkdir(parents=True)
     assert run.begin(start) == str(run.checkpoints / "step-000010")
     for given in (tmp_path / "other/step-000099", run.checkpoints / "step-000002"):
-        with pytest.raises(UserError, match="has its own step-000010 to go on from"):
+        with pytest.raises(UserError, match="has its own step-000010 to resume from"):
             run.begin(start, str(given))
     assert run.begin(start, str(run.checkpoints / "step-000010")) == str(run.checkpoints / "step-000010")
     identity = weights_identity(start)

@@ -112,7 +112,7 @@ def test_what_is_no_snapshot_is_refused(runs: Runs, capsys: pytest.CaptureFixtur
 
 def test_fit_does_not_ignore_what_is_given(runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     elsewhere = str(runs.chain / "a/checkpoints/step-000002")
-    assert "has its own step-000003 to go on from" in refused(capsys, "fit", runs.single, elsewhere)
+    assert "has its own step-000003 to resume from" in refused(capsys, "fit", runs.single, elsewhere)
     assert "start from them with --model.init_args.init_from" in refused(
         capsys, "fit", tmp_path, str(runs.single / "weights")
     )
