@@ -147,6 +147,7 @@ def test_help_and_print_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert yaml.safe_load(printed)["model"]["init_args"]["init_from"] == "experiments/mini/base_weights"
 
 
+@pytest.mark.slow
 def test_the_other_verbs(mini_world: Path, tmp_path: Path) -> None:
     common = ["--config", STAGE1, "--output_dir", str(tmp_path), "--data.num_workers", "0"]
     common += ["--trainer.enable_progress_bar", "false"]
@@ -165,6 +166,7 @@ def test_the_other_verbs(mini_world: Path, tmp_path: Path) -> None:
     assert "data.test" in tested.stderr
 
 
+@pytest.mark.slow
 def test_what_would_silently_mean_something_else_is_refused(
     mini_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

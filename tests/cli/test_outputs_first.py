@@ -122,7 +122,7 @@ def blocked(output: Output, folder: Path) -> dict[str, tuple[Path, Path]]:
     return found
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "fit chain" else n for n in OUTPUTS])
 def test_an_output_that_cannot_be_written_is_refused_first(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

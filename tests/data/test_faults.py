@@ -226,6 +226,7 @@ def test_two_ranks_agree_on_every_fault(tmp_path):
     assert found["fails"][0]["skipped"]["unreadable shard"] > 0
 
 
+@pytest.mark.slow
 def test_resume_on_other_ranks_and_workers_after_two_kills(sequence_format, tokenizer, packing, tmp_path):
     """Real processes, SIGKILL in mid-step, over an epoch boundary."""
     write_shards([make_sample(i) for i in range(60)], tmp_path / "s", samples_per_shard=13, progress=False)

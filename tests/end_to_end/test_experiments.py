@@ -59,7 +59,7 @@ def test_large_recipes_build_on_the_meta_device(
 @pytest.mark.parametrize(
     # test_base.py runs the steps of base.yaml.
     "recipe",
-    [pytest.param(p, marks=pytest.mark.slow) if "photos" in p.parts or p.stem == "base" else p for p in SMALL],
+    [pytest.param(p, marks=pytest.mark.slow) if "photos" in p.parts or p.stem != "stage2" else p for p in SMALL],
     ids=str,
 )
 def test_small_recipes_train(recipe: Path, mini_world: Path, tmp_path: Path) -> None:
@@ -92,6 +92,7 @@ def _scalars(folder: Path, name: str) -> list[float]:
     return [event.value for event in events.Scalars(name)]
 
 
+@pytest.mark.slow
 def test_a_chain_on_two_sharded_ranks(mini_world: Path, tmp_path: Path) -> None:
     args = ["fit", "--config", "experiments/mini/stage1.yaml", "--output_dir", str(tmp_path)]
     args += ["--trainer.max_steps", "2"]

@@ -68,7 +68,7 @@ def test_two_ranks_are_one(stage: str, one_rank: Path, two_ranks: Path) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_resumes_on_another_number_of_ranks(ranks: int, folder: Path, one_rank: Path, two_ranks: Path) -> None:
     out = folder / f"out/resumed-{ranks}"
     shutil.copytree(two_ranks / "composition", out / "composition")

@@ -22,6 +22,7 @@ from scone_pl.worlds.shapes.world import WORDS, fixed_set
 BASE = ROOT / "experiments/mini/base_weights"
 
 
+@pytest.mark.slow
 def test_the_recipe_makes_the_first_steps_again(tmp_path):
     """20 steps from the same random weights on the same data give the losses that the shipped base's run logged."""
     expected = json.loads((BASE / "first_steps.json").read_text())
