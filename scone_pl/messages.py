@@ -17,6 +17,7 @@ logger = logging.getLogger("scone_pl")
 
 IGNORED_WARNINGS = {
     r"The '\w+_dataloader' does not have many workers": "data.num_workers is the recipe's choice",
+    r"It is recommended to use `self\.log\(.*sync_dist": "values are reduced over ranks before they are logged",
     r"Checkpoint directory .* exists and is not empty": "a run goes on in its own folder",
     r"`ModelCheckpoint\(.*": "snapshots are `checkpoint`'s",
     r"You're resuming from a checkpoint that ended before the epoch ended": "the data module resumes at the pack",

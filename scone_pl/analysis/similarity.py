@@ -111,7 +111,7 @@ def read_images(
         samples: with references and instruction.
         packing: sizes to which images are brought.
         exchanged: another instruction for each sample; the second maps of each pair are those under it.
-        tokens: samples are put together to packs of at most so many; a longer one is a pack by itself.
+        tokens: maximum tokens of a pack; a longer sample is a pack by itself.
     """
     sequence_format, packing = model.config.sequence_format(tokenizer.special), packing.without_dropout()
     waiting: list[tuple[PreparedSample, ...]] = []  # own and exchanged instruction

@@ -53,19 +53,19 @@ def evaluate(
     judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
     extra: list[str] | None = None,
 ) -> int:
-    """Generate a benchmark's images, have them judged, and write the tables; the same command goes on after a stop.
+    """Generate a benchmark's images, have them judged, and write the tables; run the same command again to resume.
 
     Args:
         benchmark: sconeeval or omnicontext.
         data: folder in the published JSONL layout: data.jsonl, images beside it.
         output: folder for everything that is written.
         checkpoint: folder of weights to generate with.
-        rounds: samplings of every image.
-        scorings: judgings of every image.
+        rounds: images generated for each item.
+        scorings: times that each image is judged.
         tasks: only these tasks; then there is no average.
-        limit: at most so many items of each task.
+        limit: maximum number of items of each task.
         language: only items of this instruction_language, such as en.
-        only: one step alone.
+        only: run only this step.
         seed: of the images' noise.
         name: what to call the model in tables; by default the checkpoint's folder.
         images: folders of images made elsewhere (TASK/KEY.png), one a sampling; then nothing is generated.
@@ -145,9 +145,9 @@ def judge(
         data: folder in the published JSONL layout: data.jsonl, images beside it.
         output: folder of the evaluation; images are in its round_1, round_2, ...
         rounds: samplings, at most; those that have images count.
-        scorings: judgings of every image.
+        scorings: times that each image is judged.
         tasks: only these tasks.
-        limit: at most so many items of each task.
+        limit: maximum number of items of each task.
         language: only items of this instruction_language.
         images: folders of images made elsewhere (TASK/KEY.png), one a sampling.
         dry_run: only count the questions and what they have cost so far.
@@ -212,7 +212,7 @@ def _predict(command: list[str]) -> int:
 
 
 def _status(records: Sequence[Record]) -> int:
-    """Of the process: 1 if nothing at all could be judged, so that scripts do not go on with empty tables."""
+    """Exit status: 1 if no image could be judged, so that scripts do not continue with empty tables."""
     return 0 if any(is_complete(record) for record in records) else 1
 
 
@@ -224,8 +224,8 @@ def _summaries(
     seed: int,
 ) -> tuple[list[Summary], list[dict[str, Any]]]:
     names = unique_names([name, *(title for title, _ in others)], taken=published(benchmark).rows)
-    others = [(title, found) for title, (_, found) in zip(names[1:], others, strict=True)]
-    summaries = [Summary.of(found, benchmark, each, seed=seed) for each, found in [(names[0], records), *others]]
+    others = [(title, other) for title, (_, other) in zip(names[1:], others, strict=True)]
+    summaries = [Summary.of(scores, benchmark, title, seed=seed) for title, scores in [(names[0], records), *others]]
     return summaries, compare_all(records, others, benchmark, seed)
 
 
@@ -234,17 +234,17 @@ def _others(files: Sequence[str], benchmark: Benchmark, language: str | None) ->
 
 
 def _check_service(config: JudgeConfig, folder: EvaluationFolder, benchmark: Benchmark, items: Sequence[Item]) -> None:
-    """What is missing must not show after a day of generating; of a key, with answers there, none may be needed."""
+    """Checks the judge before a day of generating. With stored answers there, no key may be needed."""
     check_judge(config, benchmark, items)
     if not folder.answers.exists():
         config.key()
 
 
 def _of_items(records: Sequence[Record], wanted: set[tuple[str, str]], whose: str) -> list[Record]:
-    """The records of chosen items: rows beside each other must say the same of the same."""
+    """The records of the chosen items, so that rows of one table compare the same items."""
     found = [record for record in records if (record["task_type"], str(record["key"])) in wanted]
     if not found:
-        raise UserError(f"{whose}: holds no score of these items; judge them first")
+        raise UserError(f"{whose}: has no score of these items; judge them first")
     return found
 
 
@@ -255,13 +255,13 @@ def _check_counts(**numbers: int | None) -> None:
 
 
 def _name_of(checkpoint: str) -> str:
-    """A folder's name; what training wrote is called `weights`, which says nothing."""
+    """Name of a checkpoint folder; for `weights`, which training writes, that of its parent."""
     path = Path(checkpoint)
     return path.parent.name if path.name == "weights" and path.parent.name else path.name
 
 
 def _name_of_scores(file: Path) -> str:
-    """The name of the model whose scores these are, as its evaluation knows it."""
+    """Name of the model that these scores belong to, as stored by its evaluation."""
     about = file.parent / "evaluation.json"
     name = read_json(about, dict).get("name") if about.exists() else None
     return str(name) if name else file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem

@@ -6,8 +6,6 @@ Added keys: `output_dir` (everything that a run writes), `chain` (stages one aft
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl import deprecated
 from scone_pl.cli.command import help_wanted
-from scone_pl.cli.parsing import close_option, one_line, read_renamed_keys
+from scone_pl.cli.parsing import one_line, parse_quietly, read_renamed_keys
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
 from scone_pl.files import read_text, write_text
@@ -110,18 +108,7 @@ class SconeCLI(LightningCLI):
         read_renamed_keys()
         typed = [str(arg) for arg in (args or ())]
         typed = [*typed[:1], *deprecated.rename_options(typed[1:], "fit", recipe=True)]
-        messages = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(messages):
-                self.config = parser.parse_args(typed)
-        except OverflowError as error:
-            raise UserError(f"a number in a configuration is too large ({error})") from None
-        except SystemExit as stop:
-            if stop.code in (None, 0):
-                raise
-            message = one_line(messages.getvalue())
-            verb = next((word for word in typed if word in self._subcommand_parsers), None)
-            raise UserError(message + close_option(message, self._subcommand_parsers.get(verb, parser))) from None
+        self.config = parse_quietly(parser, typed, self._subcommand_parsers)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would read the file here, and let hyperparameters in it override what was typed."""

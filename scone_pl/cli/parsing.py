@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,16 @@ class StrictParser(ArgumentParser):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
 
-def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
-    """Parses; raises a `UserError` of one line where jsonargparse would print a page and exit."""
+def parse_quietly(
+    parser: ArgumentParser, args: list[str], subcommands: Mapping[str, ArgumentParser] | None = None
+) -> Namespace:
+    """Parses; raises a `UserError` of one line where jsonargparse would print a page and exit.
+
+    Args:
+        parser: what parses.
+        args: as typed.
+        subcommands: parsers of the subcommands, from whose options a misspelled one is corrected.
+    """
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -69,7 +77,10 @@ def parse_quietly(parser: ArgumentParser, args: list[str]) -> Namespace:
         if stop.code in (None, 0):
             raise
         message = one_line(messages.getvalue())
-        raise UserError(message + close_option(message, parser)) from None
+        chosen = next((word for word in args if word in (subcommands or {})), None)
+        raise UserError(
+            message + close_option(message, subcommands[chosen] if subcommands and chosen else parser)
+        ) from None
 
 
 def instantiate(parser: ArgumentParser, settings: Namespace) -> Namespace:

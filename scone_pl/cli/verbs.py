@@ -50,7 +50,7 @@ VERBS = {
     "shards": Verb(
         "convert, verify and describe data sets",
         commands={
-            "convert": Command("scone_pl.cli.shards:convert", positional=("source", "output")),
+            "convert": Command("scone_pl.cli.shards:convert", positional=("source", "output"), flat="config"),
             **_of("shards", "verify", "stats", positional=("folder",)),
         },
     ),

@@ -129,6 +129,7 @@ class PackedDataModule(pl.LightningDataModule):
         for split in needed.get(stage or "", tuple(self.sources)):
             if split == "predict" and self._jsonl_files():
                 self._requests = read_requests(self._jsonl_files())
+                self._report_image_sizes()
             elif self.sources[split]:
                 self.mixture(split)
             elif stage is not None and split != "val":
@@ -141,6 +142,14 @@ class PackedDataModule(pl.LightningDataModule):
         if files and len(files) < len(paths):
             raise UserError("data.predict: give either JSON files of prompts or folders of shards, not both")
         return files
+
+    def _report_image_sizes(self) -> None:
+        """Prompts in JSON files are generated at the release's inference sizes, whatever training uses."""
+        default = PackingConfig()
+        names = ("vae_resize", "vit_resize", "vit_source", "pixels")
+        unused = [name for name in names if getattr(self.packing, name) != getattr(default, name)]
+        if unused:
+            warn(f"data.packing: {', '.join(unused)} has no effect on JSON prompts, which use the release's sizes")
 
     def mixture(self, split: str) -> Mixture:
         """The opened data sets of `train`, `val`, `test` or `predict`."""

@@ -32,7 +32,7 @@ J = TypeVar("J", bound="JudgedEvaluator")
 
 
 def _average(name: str) -> Callable[[Report], float]:
-    """Of all tasks; where some were left out, the mean of the others."""
+    """Mean over all tasks that were evaluated."""
 
     def read(report: Report) -> float:
         scores = report["scores"]
@@ -60,7 +60,7 @@ class JudgedEvaluator(Evaluator):
     tasks: tuple[str, ...] = ()
     """Only these; empty = all."""
     limit: int = 0
-    """At most so many items of each task; 0 = all."""
+    """Maximum number of items of each task; 0 = all."""
     language: str = ""
     """Only items in this language, such as en."""
     mask: Literal["off", "trained"] = "off"

@@ -26,7 +26,7 @@ class LayersEvaluator(Evaluator):
     data: str = ""
     """Shard set, JSONL file or folder, or parquet; with boxes of candidates for the measures that need labels."""
     samples: int = 64
-    """The first so many that have references and an instruction."""
+    """Number of samples, the first that have references and an instruction."""
     options: tuple[str, ...] = field(default_factory=tuple)
     """More arguments for the verb `layers`, such as --dtype bfloat16."""
 

@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         self.activation_checkpointing = False
         """Recompute layers in the backward pass instead of keeping their activations."""
         self.layers_kept = 0
-        """The last so many layers are not recomputed: the backward pass frees their activations first."""
+        """The last N layers are not recomputed: the backward pass frees their activations first."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -65,7 +65,7 @@ class ContextSpan:
     length: int
     """C."""
     text_length: int
-    """The last so many of the C tokens are the instruction."""
+    """Number of instruction tokens, the last of the C."""
 
 
 class ContextCache:

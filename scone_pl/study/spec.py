@@ -98,7 +98,7 @@ class Study:
     threads: int = 1
     """Of each run; 0 = as the environment says."""
     quick: dict[str, Any] = field(default_factory=dict)
-    """For `--quick`: `steps` (fraction of every chain step's), `per_task` (at most so many items of a task)."""
+    """For `--quick`: `steps` (fraction of every chain step's), `per_task` (maximum number of items of a task)."""
     answer: str = ""
     """The result in a sentence, for the head of the page; placeholders as in `findings`."""
     findings: str = ""

@@ -96,6 +96,6 @@ def test_a_broken_sample_is_left_out_and_named(mini_base, tmp_path, capsys):
     first = json.loads(file.read_text().splitlines()[0])
     (tmp_path / "lines" / first["input_images"][0]).write_bytes(b"no image")
     status, text, errors = run(capsys, mini_base, file)
-    assert "1 broken samples are left out, the first:" in errors
+    assert "1 broken samples are skipped, the first:" in errors
     assert status == 0
     assert "2 samples of" in text

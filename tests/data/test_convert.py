@@ -162,7 +162,7 @@ def test_command_line(source, tmp_path, capsys, monkeypatch):
     assert "x_multi-00000-000007: missing instruction" in text
     assert main(["convert", str(out), str(tmp_path / "multi"), "--only", "multi"]) == 0
     text = capsys.readouterr().out
-    assert "left out: 2 other kind\n" in text  # as asked for: counted, not listed
+    assert "skipped: 2 other kind\n" in text  # as asked for: counted, not listed
     assert "x_single" not in text
     assert main(["verify", str(out)]) == 0
     assert main(["stats", str(TINY / "multi"), "--packing.token_budget", "8000", "--ranks", "1"]) == 0

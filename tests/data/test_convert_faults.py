@@ -116,7 +116,7 @@ def test_a_finished_conversion_is_said_and_left_alone(source, tmp_path, capsys):
     again = capsys.readouterr().out
     assert "already converted" in again
     assert again.replace("already converted: ", "") == first
-    assert "left out: 6 other kind" in first
+    assert "skipped: 6 other kind" in first
     assert contents(out) == before
     with pytest.raises(UserError, match="already holds a data set, of another source or with other settings"):
         main([*command, "--reencode", "webp"])

@@ -150,7 +150,7 @@ def test_the_command_says_what_it_reads_and_what_it_leaves_out(folder, capsys):
     assert "2 items; read: references from image_paths, target from image_tgt_path, instruction from prompt; " in text
     assert "not used: mask" in text
     assert "1 samples (single: 1) in" in text
-    assert "left out: 1 missing image" in text
+    assert "skipped: 1 missing image" in text
     assert "none.png: no such file" in text
     with pytest.raises(UserError, match=r"--fields\.target is for jsonl and parquet sources"):
         main(["convert", str(folder / "out"), str(folder / "again"), "--fields.target", "x"])

@@ -23,7 +23,7 @@ QUERY_CHUNK = 256
 """Text queries that share one causal mask of (chunk, keys): bounds its memory for texts of any length."""
 
 SMALL_SAMPLE = 128
-"""Samples of up to so many tokens are one piece with a mask: the calls of several cost more than the masked pairs."""
+"""Maximum tokens of a sample that is one piece with a mask: several calls would cost more than the masked pairs."""
 
 
 @dataclass(frozen=True)

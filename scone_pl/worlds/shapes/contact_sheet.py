@@ -1,4 +1,4 @@
-"""A contact sheet of episodes, for people: references, instruction and target side by side."""
+"""A contact sheet of episodes: references, instruction and target side by side."""
 
 from __future__ import annotations
 
