@@ -90,11 +90,7 @@ def group_help(prog: str, commands: dict[str, Command]) -> str:
 
 def recipe_help(verb: str, summary: str) -> str:
     """Help of fit, validate, test and predict: the stages, then the sections of a recipe."""
-    stages = [
-        Option(node.name, (ast.get_docstring(node) or ""))
-        for node in _tree(STAGES).body
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-    ]
+    stages = [Option(name, text) for name, text in stage_names().items()]
     width = max(map(len, (*RECIPE_KEYS, "--print_config", "--model.help STAGE"))) + 2
     sections = [Option(f"--{key}", text) for key, text in RECIPE_KEYS.items()]
     more = [
@@ -113,6 +109,12 @@ def recipe_help(verb: str, summary: str) -> str:
             *("", "options:", *(option.line(width) for option in more)),
         ]
     )
+
+
+def stage_names() -> dict[str, str]:
+    """The stages and what each says of itself, read from the source."""
+    classes = [node for node in _tree(STAGES).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    return {node.name: ast.get_docstring(node) or "" for node in classes}
 
 
 def first_sentence(text: str) -> str:

@@ -19,15 +19,20 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
 
 from scone_pl import deprecated
+from scone_pl.cli.help import stage_names
 from scone_pl.errors import UserError
 from scone_pl.files import check_yaml_keys, read_text
 
 _WRAPPERS = (
+    re.compile(r"- Expected a path but .*? either not accessible or invalid - (?P<rest>.*)"),
     re.compile(r'Parser key "(?P<key>[^"]+)": (?P<rest>.*)'),
     re.compile(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - (?P<rest>.*)"),
     re.compile(r"Problem with given class_path '(?P<path>[^']+)': (?P<rest>.*)"),
 )
 _TAIL = re.compile(r" - Expected a <class 'NoneType'>| Given value")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|module '.*' has no attribute '(\w+)'")
+_LITERAL = re.compile(r"Expected a typing\.Literal\[(.*?)\]")
+_CLASS = re.compile(r"\ba <class '([\w.]+)'>")
 _UNKNOWN = re.compile(r"Option '(?P<name>[^']+)' is not accepted|does not accept option '(?P<dotted>[^']+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (?P<option>--[^\s=]+)")
 _DIGITS = re.compile(r"\d{300,}")
@@ -163,9 +168,25 @@ def one_line(report: str) -> str:
         keys += [found["key"]] if "key" in found else []
         class_path = found.get("path", class_path)
         rest = found["rest"]
-    rest = _TAIL.split(rest)[0]
+    rest = _plain_types(_TAIL.split(rest)[0])
     where = f"{'.'.join(keys)}: " if keys else ""
+    if missing := _NO_CLASS.match(rest):
+        return f"{where}{_no_class(missing[1] or missing[2], is_stage=keys[-1:] == ['model'])}"
     return f"{where}{rest}{_suggestion(rest, class_path)}"
+
+
+def _no_class(name: str, *, is_stage: bool) -> str:
+    if not is_stage:
+        return f"no class {name}; give its class path, package.module.Class"
+    stages = list(stage_names())
+    close = difflib.get_close_matches(name.rpartition(".")[2], stages, n=1, cutoff=0.5)
+    return f"no stage {name}; {f'did you mean {close[0]}?' if close else 'choose from ' + ', '.join(stages)}"
+
+
+def _plain_types(message: str) -> str:
+    """Python's spelling of types in plain words."""
+    message = _LITERAL.sub(r"Must be one of \1", message)
+    return _CLASS.sub(lambda found: f"{'an' if found[1][0] in 'aeiou' else 'a'} {found[1]}", message)
 
 
 def _suggestion(message: str, class_path: str) -> str:

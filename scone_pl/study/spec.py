@@ -235,8 +235,12 @@ def _existing(file: Path) -> Path:
         return file
     if "ablations/mini" in file.as_posix():
         raise UserError(f"{file}: studies have moved; use {FOLDER / file.name}")
-    names = ", ".join(study_names(file.parent)) or "nothing is there"
-    raise UserError(f"no study {file.stem} in {file.parent}: choose from {names}")
+    names = study_names(file.parent)
+    if not names:
+        raise UserError(
+            f"{file}: no such file; run from the root of the project, or give the path of a study's YAML file"
+        )
+    raise UserError(f"no study {file.stem} in {file.parent}: choose from {', '.join(names)}")
 
 
 def _at_scale(file: Path, scale: str) -> dict[str, Any]:

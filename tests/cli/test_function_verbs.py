@@ -138,7 +138,7 @@ def test_other_options_are_passed_on() -> None:
         ([], "source"),
         (["x", "y"], "unrecognized arguments: y"),
         (["x", "--step", "3"], "unrecognized arguments: --step 3; did you mean --steps?"),
-        (["x", "--steps", "many"], "steps: Expected a <class 'int'>"),
+        (["x", "--steps", "many"], "steps: Expected an int"),
         (["x", "--steps"], "--steps"),
         (["x", "--image", ""], "--image: one of its values is empty"),
         (["x", "--quick", "yes"], "unrecognized arguments: yes"),

@@ -127,7 +127,7 @@ def test_a_laptop_s_recipe_and_the_tables(capsys: pytest.CaptureFixture[str], mo
         (["--devices", "a,b"], "--devices a,b: give numbers of GPUs"),
         (["--gpu", "h1000"], "--gpu h1000: one of h100, "),
         (["--mfu", "40"], "--mfu is 40"),
-        (["--mfu", "x"], "mfu: Expected a <class 'float'>"),
+        (["--mfu", "x"], "mfu: Expected a float"),
         (["--references", "0"], "--references is 0; it must be a whole number"),
         (["--gpu_file", "none.yaml"], "--gpu_file none.yaml: no such file"),
         (["--trainer.max_stepz", "3"], "--trainer.max_stepz"),
