@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## train both stages in the mini-world and score them: under 4 minutes on 2 cores
+demo: install ## train both stages in the mini-world and score them: a few minutes on 2 cores
 	$(SCONE) mini shards --output data_shards/mini --plain 0 --question_pairs 0
 	$(SCONE) fit --config experiments/mini/stage1.yaml
 	$(SCONE) mini evaluate --checkpoint runs/mini/stage1/refined/weights --output runs/mini/before

@@ -12,7 +12,7 @@ from running import ROOT
 
 FIT = ["fit", "--config", str(ROOT / "experiments/mini/stage1.yaml"), "--chain", "null"]
 FIT += ["--data.num_workers", "0", "--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false"]
-QUICK = ("wandb", "psutil", "s3fs", "matplotlib")
+QUICK = ("s3fs", "matplotlib")
 """Of the cases below, what `make test` runs."""
 LOGGERS = "lightning.pytorch.loggers."
 BASE = str(ROOT / "experiments/mini/base_weights")

@@ -66,6 +66,7 @@ def test_stage_two_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert formation["flops"]["backward"]["generation"] < guidance["flops"]["backward"]["generation"]
 
 
+@pytest.mark.slow
 def test_overrides_and_a_folder_s_own_sizes(bagel_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = ["--model.init_args.init_from", str(bagel_folder)]
     args = ["--config", STAGE1, *start, "--chain", "null", "--data.packing.token_budget", "12000"]
@@ -104,6 +105,7 @@ def test_recipes_without_their_weights(recipe: str) -> None:
     assert result.source.startswith(preset)
 
 
+@pytest.mark.slow
 def test_a_laptop_s_recipe_and_the_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["estimate", "--config", str(ROOT / "experiments/mini/stage1.yaml"), "--devices", "1,2"]) == 0

@@ -96,6 +96,7 @@ def test_one_command(data, checkpoint, here, tmp_path, capsys):
     assert one.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_steps_alone(data, checkpoint, here, tmp_path, capsys):
     output, items = tmp_path / "run", read_items(SCONEEVAL, data)
     write_pictures(items, tmp_path / "elsewhere")

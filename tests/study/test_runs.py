@@ -84,6 +84,7 @@ def with_changes(small, changes):
     return Study.read(small.name)
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_and_resumed(small):
     settings = {"checkpoint": {"every_n_steps": 5}, "chain": [{"name": "one", "trainer": {"max_steps": 80}}]}
     file = FOLDER / "small.yaml"

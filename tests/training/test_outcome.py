@@ -55,6 +55,7 @@ def outcome(folder: Path) -> Outcome:
     return result
 
 
+@pytest.mark.slow
 def test_a_chain_whose_time_is_over_stops_there_and_has_it_anew(fit, tmp_path: Path) -> None:
     chain = json.dumps([{"name": "a", "trainer": {"max_steps": 5000}}, {"name": "b", "trainer": {"max_steps": 5000}}])
     first = tmp_path / "run/a"

@@ -45,6 +45,7 @@ def two_ranks(folder: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_losses_are_the_recorded_ones(stage: str, one_rank: Path) -> None:
     """Every logged part of the loss, the blocked fraction and the gradient's norm, of ten steps of two packs each."""

@@ -54,6 +54,7 @@ def same_bytes(one: Path, two: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_untrained_weights_come_out_as_they_went_in(start: Path, tmp_path: Path, capsys: Any) -> None:
     snapshot_of(from_pretrained(start), start, tmp_path / "run")
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0

@@ -55,6 +55,7 @@ def test_killed_twice_equals_straight(workers: str, mini_world: Path, tmp_path: 
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_a_later_end(mini_world: Path, tmp_path: Path) -> None:
     """The rate had fallen to 0 and is back where it belongs, from the first step on."""
     rate = ["--model.init_args.optimizer", "{lr: 1.0, warmup_steps: 0, decay_steps: 2, eps: 1.0}"]
