@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_check.profile import kernel_times
 from benchmarks.gpu_check.report import FAILURES, Report, one_line, problem_or
 from benchmarks.gpu_check.settings import Settings, median_seconds, product_rate, wait
 from benchmarks.gpu_check.stack import (
@@ -98,6 +99,10 @@ def run(settings: Settings, report: Report) -> None:
             problem = cases[label].get("problem", "")
             report.record(cases=cases)
             report.require(not problem or cases[label]["tolerated"], f"{label}: {problem}")
+        if settings.cuda:
+            profiled = problem_or(profile_base, model, pack, settings)
+            report.record(profile=profiled)
+            report.require("problem" not in profiled, f"profile: {profiled.get('problem')}")
     base = cases[BASE]
     for case in cases.values():
         if "seconds" in case and "seconds" in base:
@@ -222,6 +227,15 @@ def measure(model: Scone, pack: PackedSequence, case: Case, settings: Settings, 
         "allocated": torch.cuda.max_memory_allocated(device) if settings.cuda else resident_memory(),
         "reserved": torch.cuda.max_memory_reserved(device) if settings.cuda else resident_memory(),
     }
+
+
+def profile_base(model: Scone, pack: PackedSequence, settings: Settings) -> dict[str, Any]:
+    """Kernel times of a step of `BASE`."""
+    case, decoder = CASES[BASE], model.language_model.model
+    model.attention = case.attention
+    decoder.activation_checkpointing, decoder.layers_kept = case.checkpointing, case.layers_kept
+    step = TrainingStep(model, pack, bridge_of(case.bridge, len(decoder.layers)), settings)
+    return kernel_times(step, settings.device)
 
 
 class TrainingStep:
