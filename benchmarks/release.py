@@ -38,11 +38,11 @@ Rotary = tuple[Tensor, Tensor]
 class ReleasePlan(AttentionPlan):
     """A dense float mask for each sample, and in masked layers a dense bias beside it."""
 
-    def __init__(self, pack: PackedSequence) -> None:
-        self.pack = pack
+    def __init__(self, pack: PackedSequence, dtype: torch.dtype = torch.float32) -> None:
+        """`dtype`: of queries and keys, as the mask is added to their products."""
+        self.pack, self.dtype = pack, dtype
         self.lengths = [splits[-1].stop - splits[0].start for splits in pack.by_sample]
-        whole = torch.zeros(len(pack), len(pack)).masked_fill_(~dense_mask(pack), -torch.inf)
-        self.masks = self._of_samples(whole)
+        self.masks = [self._float(~allowed) for allowed in self._of_samples(dense_mask(pack))]
         self.biases: list[Tensor] | None = None
 
     def _of_samples(self, x: Tensor) -> list[Tensor]:
@@ -50,13 +50,17 @@ class ReleasePlan(AttentionPlan):
         edges = [splits[0].start for splits in self.pack.by_sample]
         return [x[e : e + n, e : e + n].clone() for e, n in zip(edges, self.lengths, strict=True)]
 
+    def _float(self, hidden: Tensor) -> Tensor:
+        zeros = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device)
+        return zeros.masked_fill_(hidden, -torch.inf)
+
     def hiding(self, blocked: Tensor) -> ReleasePlan:
-        return self.biased(torch.zeros(len(blocked)).masked_fill_(blocked, -torch.inf))
+        return self.biased(self._float(blocked))
 
     def biased(self, bias: Tensor) -> ReleasePlan:
         plan = ReleasePlan.__new__(ReleasePlan)
-        plan.pack, plan.lengths, plan.masks = self.pack, self.lengths, self.masks
-        plan.biases = self._of_samples(torch.where(self.pack.target_tokens[:, None], bias, 0.0))
+        plan.pack, plan.dtype, plan.lengths, plan.masks = self.pack, self.dtype, self.lengths, self.masks
+        plan.biases = self._of_samples(torch.where(self.pack.target_tokens[:, None], bias.to(self.dtype), 0.0))
         return plan
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
@@ -75,7 +79,7 @@ def _norm(x: Tensor, norm: nn.Module) -> Tensor:
 
 
 def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    cos, sin = rotary[0], torch.cat([rotary[1], rotary[1]], dim=-1)
+    cos, sin = (table.to(x.dtype) for table in (rotary[0], torch.cat([rotary[1], rotary[1]], dim=-1)))
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 

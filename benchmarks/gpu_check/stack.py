@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,10 +24,11 @@ from scone_pl.estimate.activations import StepActivations, step_activations
 from scone_pl.estimate.memory import PROCESS_BYTES, RankMemory, encode_bytes, rank_memory
 from scone_pl.estimate.state import Network, Plan
 from scone_pl.estimate.workload import typical_pack
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig, bagel_7b
 from scone_pl.model.embeddings import PositionTable
 from scone_pl.model.scone import Scone
-from scone_pl.model.sequence import PackedSequence
+from scone_pl.model.sequence import PackedSequence, SpecialTokens
 from scone_pl.training.gradients import local_shard
 from scone_pl.training.parts import Part, set_trainable
 from scone_pl.training.sharding import ShardingConfig, freeze_dtype, shard
@@ -157,9 +159,53 @@ def fill(model: Scone, settings: Settings) -> Scone:
     return model
 
 
+def varied_packs(config: SconeConfig, settings: Settings, count: int) -> list[PackedSequence]:
+    """Packs as training meets them: as many samples as fit, images of many sizes, instructions of many lengths.
+
+    No two have equal layouts. A benchmark that repeats one pack hides what a kernel costs at each new shape.
+    """
+    packing, draw = packing_of(settings), random.Random(0)
+    sequence_format = config.sequence_format(SpecialTokens(0, 1, 2, 3))
+    resizes = packing.resizes(sequence_format)
+    strides = config.latent_stride, config.vit.patch_size
+
+    def image(kind: int, shape: tuple[float, float]) -> torch.Tensor:
+        sides = (max(1, round(side * resizes[kind].max_size / strides[kind])) for side in shape)
+        rows, columns = (side * strides[kind] for side in sides)
+        return torch.zeros(1).expand(3, rows, columns)
+
+    packs = []
+    for _ in range(count):
+        builder = SequenceBuilder(sequence_format)
+        while builder.length < packing.token_budget:
+            shapes = [(draw.uniform(0.6, 1.0), draw.uniform(0.6, 1.0)) for _ in range(draw.randint(1, 2) + 1)]
+            words = draw.randint(20, 120)
+            images = [(image(0, shape), image(1, shape)) for shape in shapes]
+            tokens = sum(_tokens(vae, strides[0]) + _tokens(vit, strides[1]) for vae, vit in images)
+            needed = tokens - _tokens(images[-1][1], strides[1]) + words + 4 * len(shapes)
+            if packing.token_budget - builder.length < needed:
+                break
+            builder.begin_sample()
+            for number, (vae, vit) in enumerate(images[:-1]):
+                builder.add_vae(vae, reference=number)
+                builder.add_vit(vit, reference=number)
+            builder.add_text([4] * words)
+            builder.add_targets(images[-1][0], [0.0])
+        packs.append(_with_pixels(builder.build(), settings))
+    return packs
+
+
+def _tokens(image: torch.Tensor, stride: int) -> int:
+    return image.shape[1] * image.shape[2] // stride**2
+
+
 def full_pack(config: SconeConfig, settings: Settings) -> PackedSequence:
-    """A full pack of random pixels: zeros would let the chip run cooler and faster."""
-    pack = typical_pack(config, packing_of(settings))
+    """A full pack of square images."""
+    return _with_pixels(typical_pack(config, packing_of(settings)), settings)
+
+
+def _with_pixels(pack: PackedSequence, settings: Settings) -> PackedSequence:
+    """Random ones: zeros would let the chip run cooler and faster."""
     generator = torch.Generator().manual_seed(0)
     images = tuple(torch.rand(image.shape, generator=generator) * 2 - 1 for image in pack.images)
     patches = torch.rand(pack.vit_patches.shape, generator=generator) * 2 - 1

@@ -7,11 +7,13 @@ few layers do; every masked and unmasked layer is among them.
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +37,14 @@ def run(settings: Settings, report: Report) -> None:
     """Counts in the third step of each backend and bridge."""
     results: dict[str, Any] = {}
     with one_rank(settings):
-        config = config_of(settings, LAYERS if settings.quick else 3)
+        config = config_of(dataclasses.replace(settings, quick=True), LAYERS)
         model = build_trained(config, settings, "split")
-        pack = full_pack(config, settings)
-        for attention in ("flex", "split") if settings.cuda else ("split",):
+        pack = full_pack(config, dataclasses.replace(settings, quick=True))
+        for attention in ("varlen", "split", "flex") if settings.cuda else ("split",):
             model.attention = attention
             for kind in ("off", "hard", "soft"):
                 bridge = bridge_of(kind, len(model.language_model.model.layers))
-                # AdamW's step counts lie on the host, where the default on the CPU reads each: no synchronisation.
-                step = TrainingStep(model, pack, bridge, settings, fused=None if settings.cuda else True)
+                step = partial(TrainingStep(model, bridge, settings), pack)
                 label = f"{attention}, bridge {kind}"
                 try:
                     step()

@@ -1,7 +1,8 @@
 """A training step of a 7B-shaped stack at the real token budget: seconds, MFU, peak memory, worth of each switch.
 
 MFU is model FLOPs (attended pairs, recomputation apart) a second over the rate of a large bfloat16 matrix product
-measured in the same process. To measure another switch, add a row to `CASES`.
+measured in the same process. Every step is made on another pack, as in training. To measure another switch, add a row
+to `CASES`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-import statistics
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +23,7 @@ from benchmarks.gpu_check.profile import kernel_times
 from benchmarks.gpu_check.report import FAILURES, Report, one_line, problem_or
 from benchmarks.gpu_check.settings import Settings, median_seconds, product_rate, wait
 from benchmarks.gpu_check.stack import (
+    FULL_DEPTH,
     TRAINED,
     Prediction,
     bridge_of,
@@ -26,48 +31,61 @@ from benchmarks.gpu_check.stack import (
     config_of,
     full_pack,
     one_rank,
+    varied_packs,
 )
+from benchmarks.release import ReleasePlan, release_layers
 from scone_pl.estimate.memory import FRAGMENTATION
 from scone_pl.gpus import peak_of
 from scone_pl.model.attention import ATTENTION_BACKENDS, AttentionPlan, attended_pairs
-from scone_pl.model.config import BridgeConfig
+from scone_pl.model.compiled import set_compiled
+from scone_pl.model.config import BridgeConfig, DecoderConfig
 from scone_pl.model.flops import count_tokens, step_flops
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.training.gradients import GradientGuard
 from scone_pl.training.losses import flow_matching, text_cross_entropy
 from scone_pl.training.monitoring import Mark, mark, resident_memory, seconds_between
+from scone_pl.training.optimizer import OptimizerConfig
 
 PHASES = ("encode", "forward", "backward", "optimizer")
 BASE = "bridge hard"
+HALF_DEPTH = "half of the layers"
+RELEASE = "the release's algorithm"
+"""Dense masks, eager operations on tensors of the whole sequence; see benchmarks/release.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Settings of a measured step; the defaults are the recipe's (`BASE`)."""
+    """Settings of a measured step; the defaults are those of the 7B recipes (`BASE`)."""
 
     bridge: str = "hard"
-    attention: str = "flex"
+    attention: str = "varlen"
+    compiled: bool = True
     checkpointing: bool = True
+    recompute_attention: bool = False
     layers_kept: int = 0
-    fused_optimizer: bool | None = None
-    """None = torch's default for AdamW."""
+    depth: float = 1.0
+    """Fraction of the layers that run."""
     may_not_fit: bool = False
     """Running out of memory is a result, not a failure."""
 
 
 CASES = {
     BASE: Case(),
+    HALF_DEPTH: Case(depth=0.5),
     "bridge off": Case(bridge="off"),
     "bridge soft": Case(bridge="soft"),
+    "attention recomputed": Case(recompute_attention=True),
+    "not compiled": Case(compiled=False),
     "split attention": Case(attention="split"),
-    "split attention, bridge soft": Case(attention="split", bridge="soft"),
-    "fused AdamW": Case(fused_optimizer=True),
+    "flex attention": Case(attention="flex", recompute_attention=True),
     "layers_kept 1": Case(layers_kept=1, may_not_fit=True),
-    "layers_kept 2": Case(layers_kept=2, may_not_fit=True),
-    "no activation checkpointing": Case(checkpointing=False, may_not_fit=True),
+    RELEASE: Case(attention="release", compiled=False, recompute_attention=True, may_not_fit=True),
 }
 """What is measured, by name. Each is compared with `BASE`."""
+PACKS = 4
+"""Steps of a case, each on another pack; the first `WARM_UP` compile and are not measured."""
+WARM_UP = 2
 
 
 def run(settings: Settings, report: Report) -> None:
@@ -76,14 +94,16 @@ def run(settings: Settings, report: Report) -> None:
     rate = product_rate(settings.device, settings.compute_dtype, 8192 if settings.cuda else 256)
     report.record(product_rate=rate)
     prediction = Prediction(settings, attention="flex" if settings.cuda else "split")
-    layers = 4
+    layers = 6
     if settings.cuda:
         # One fewer than fit, so that a layer's activations can be kept (`layers_kept`).
         layers = max(3, prediction.most_layers(torch.cuda.mem_get_info(settings.device)[0]) - 1)
     config = config_of(settings, layers)
+    packs = varied_packs(config, settings, PACKS)
     pack = full_pack(config, settings)
     name = torch.cuda.get_device_name(settings.device) if settings.cuda else "CPU"
-    report.record(device=name, layers=layers, tokens=len(pack), list_peak=peak_of(name))
+    tokens = [len(p) for p in packs[WARM_UP:]]
+    report.record(device=name, layers=layers, tokens=len(pack), tokens_of_packs=tokens, list_peak=peak_of(name))
     alone = attention_alone(pack, settings, config.decoder.num_kv_heads)
     report.record(attention_alone=alone)
     for label, found in alone.items():
@@ -95,12 +115,12 @@ def run(settings: Settings, report: Report) -> None:
         report.record(parameters=sum(p.numel() for p in model.parameters()))
         cases: dict[str, Any] = {}
         for label, case in CASES.items():
-            cases[label] = measure_safely(model, pack, case, settings, rate)
+            cases[label] = measure_safely(model, packs, case, settings, rate)
             problem = cases[label].get("problem", "")
             report.record(cases=cases)
             report.require(not problem or cases[label]["tolerated"], f"{label}: {problem}")
         if settings.cuda:
-            profiled = problem_or(profile_base, model, pack, settings)
+            profiled = problem_or(profile_base, model, packs[-1], settings)
             report.record(profile=profiled)
             report.require("problem" not in profiled, f"profile: {profiled.get('problem')}")
     base = cases[BASE]
@@ -109,6 +129,8 @@ def run(settings: Settings, report: Report) -> None:
             case["time_ratio"] = case["seconds"] / base["seconds"]
             case["memory_ratio"] = case["allocated"] / base["allocated"]
     report.record(cases=cases)
+    if "seconds" in base and "seconds" in cases[HALF_DEPTH]:
+        report.record(full_depth=extrapolated(base, cases[HALF_DEPTH], layers, rate))
     if settings.cuda and "allocated" in base:
         ratio = base["allocated"] / predicted.peak
         report.record(memory_over_prediction=ratio)
@@ -117,7 +139,7 @@ def run(settings: Settings, report: Report) -> None:
             f"peak memory {base['allocated'] / 1e9:.2f} GB; predicted {predicted.peak / 1e9:.2f} GB",
         )
     if not settings.cuda:
-        report.skip("needs CUDA: toy sizes, split attention in place of flex")
+        report.skip("needs CUDA: toy sizes, split attention alone")
 
 
 def attention_alone(pack: PackedSequence, settings: Settings, kv_heads: int) -> dict[str, Any]:
@@ -132,7 +154,9 @@ def attention_alone(pack: PackedSequence, settings: Settings, kv_heads: int) -> 
     blocked = pack.reference_tokens & (similarity < 0)
     bias = torch.nn.functional.logsigmoid(similarity).masked_fill(~pack.reference_tokens, 0.0)
     results: dict[str, Any] = {}
-    for backend, kind in itertools.product(("flex", "split") if settings.cuda else ("split",), ("off", "hard", "soft")):
+    for backend, kind in itertools.product(
+        ("varlen", "split", "flex") if settings.cuda else ("split",), ("off", "hard", "soft")
+    ):
         results[f"{backend}, bridge {kind}"] = problem_or(
             _attention_case, ATTENTION_BACKENDS[backend], pack, kind, (q, k, v), blocked, bias, settings
         )
@@ -180,62 +204,94 @@ def _attention_case(
     }
 
 
-def measure_safely(model: Scone, pack: PackedSequence, case: Case, settings: Settings, rate: float) -> dict[str, Any]:
+def extrapolated(whole: dict[str, Any], half: dict[str, Any], layers: int, rate: float) -> dict[str, float]:
+    """Seconds and MFU of a step of `FULL_DEPTH` layers on one device, linear in the layers of two measured depths."""
+    more = (FULL_DEPTH - layers) / (layers - int(layers * CASES[HALF_DEPTH].depth))
+    seconds, flops, tokens = (whole[key] + more * (whole[key] - half[key]) for key in ("seconds", "flops", "tokens"))
+    return {"seconds": seconds, "flops": flops, "mfu": flops / seconds / rate, "tokens_per_second": tokens / seconds}
+
+
+def measure_safely(
+    model: Scone, packs: Sequence[PackedSequence], case: Case, settings: Settings, rate: float
+) -> dict[str, Any]:
     """`measure`, or the problem, and whether the case tolerates it; memory is given back either way."""
+    layers = model.language_model.model.layers
+    model.language_model.model.layers = layers[: int(len(layers) * case.depth)]
     try:
-        return {**dataclasses.asdict(case), **measure(model, pack, case, settings, rate)}
+        with release_layers() if case.attention == "release" else nullcontext():
+            return {**dataclasses.asdict(case), **measure(model, packs, case, settings, rate)}
     except FAILURES as error:
         tolerated = case.may_not_fit and isinstance(error, torch.OutOfMemoryError)
         return {**dataclasses.asdict(case), "problem": one_line(error), "tolerated": tolerated}
     finally:
+        model.language_model.model.layers = layers
         model.zero_grad(set_to_none=True)
         gc.collect()
         if settings.cuda:
             torch.cuda.empty_cache()
 
 
-def measure(model: Scone, pack: PackedSequence, case: Case, settings: Settings, rate: float) -> dict[str, Any]:
-    """Times steps behind two that compile and warm up."""
-    device, decoder = settings.device, model.language_model.model
-    model.attention = case.attention if settings.cuda else "split"
+def apply(case: Case, model: Scone, settings: Settings) -> None:
+    """Sets a case's switches."""
+    ATTENTION_BACKENDS["release"] = partial(ReleasePlan, dtype=settings.compute_dtype)  # type: ignore[assignment]
+    decoder = model.language_model.model
+    model.attention = case.attention if settings.cuda or case.attention == "release" else "split"
+    set_compiled(model, case.compiled and settings.cuda)  # on the CPU compiling takes a minute
     decoder.activation_checkpointing, decoder.layers_kept = case.checkpointing, case.layers_kept
+    decoder.recompute_attention = case.recompute_attention
+
+
+def measure(
+    model: Scone, packs: Sequence[PackedSequence], case: Case, settings: Settings, rate: float
+) -> dict[str, Any]:
+    """Times a step on each of `packs` behind the first `WARM_UP`; sums over them."""
+    device, decoder = settings.device, model.language_model.model
+    apply(case, model, settings)
     bridge = bridge_of(case.bridge, len(decoder.layers))
-    step = TrainingStep(model, pack, bridge, settings, fused=case.fused_optimizer)
-    warm_up, repeats = (2, 3) if settings.cuda else (1, 1)
-    steps: list[list[Mark]] = []
-    for number in range(warm_up + repeats):
-        if settings.cuda and number == warm_up:
+    step = TrainingStep(model, bridge, settings)
+    spans: list[list[float]] = []
+    flops = recomputed = host = tokens = 0.0
+    for number, pack in enumerate(packs):
+        if settings.cuda and number == WARM_UP:
             torch.cuda.reset_peak_memory_stats(device)
-        steps.append(step())
+        begun = time.perf_counter()
+        marks = step(pack)
+        launched = time.perf_counter() - begun
         wait(device)
-    spans = [[seconds_between(x, y) for x, y in itertools.pairwise(marks)] for marks in steps[warm_up:]]
-    phases = {name: statistics.median(column) for name, column in zip(PHASES, zip(*spans, strict=True), strict=True)}
-    seconds = statistics.median(sum(span) for span in spans)
-    counts = count_tokens(pack, len(decoder.layers), bridge, step.blocked)
-    flops = step_flops(model.config, counts, TRAINED)
-    recomputed = flops.recomputed * (1 - case.layers_kept / len(decoder.layers)) if case.checkpointing else 0
+        if number < WARM_UP:
+            continue
+        spans.append([seconds_between(x, y) for x, y in itertools.pairwise(marks)])
+        counts = count_tokens(pack, len(decoder.layers), bridge, step.blocked)
+        counted = step_flops(dataclasses.replace(model.config, decoder=_depth(model)), counts, TRAINED)
+        flops, recomputed = flops + counted.total, recomputed + counted.recomputed
+        host, tokens = host + launched, tokens + len(pack)
+    phases = {name: sum(column) for name, column in zip(PHASES, zip(*spans, strict=True), strict=True)}
+    seconds = sum(phases.values())
+    recomputed *= (1 - case.layers_kept / len(decoder.layers)) if case.checkpointing else 0
     return {
         "loss": step.loss.item(),
-        "blocked_fraction": 0.0 if step.blocked is None else step.blocked[pack.reference_tokens].float().mean().item(),
-        "seconds": seconds,
-        "phases": phases,
-        "tokens_per_second": len(pack) / seconds,
-        "flops": flops.total,
-        "recomputed": recomputed,
-        "mfu": flops.total / seconds / rate,
-        "mfu_with_recomputation": (flops.total + recomputed) / seconds / rate,
+        "seconds": seconds / len(spans),
+        "host_seconds": host / len(spans),
+        "phases": {name: value / len(spans) for name, value in phases.items()},
+        "tokens": tokens / len(spans),
+        "tokens_per_second": tokens / seconds,
+        "flops": flops / len(spans),
+        "mfu": flops / seconds / rate,
+        "mfu_with_recomputation": (flops + recomputed) / seconds / rate,
         "allocated": torch.cuda.max_memory_allocated(device) if settings.cuda else resident_memory(),
         "reserved": torch.cuda.max_memory_reserved(device) if settings.cuda else resident_memory(),
     }
 
 
+def _depth(model: Scone) -> DecoderConfig:
+    return dataclasses.replace(model.config.decoder, num_layers=len(model.language_model.model.layers))
+
+
 def profile_base(model: Scone, pack: PackedSequence, settings: Settings) -> dict[str, Any]:
     """Kernel times of a step of `BASE`."""
-    case, decoder = CASES[BASE], model.language_model.model
-    model.attention = case.attention
-    decoder.activation_checkpointing, decoder.layers_kept = case.checkpointing, case.layers_kept
-    step = TrainingStep(model, pack, bridge_of(case.bridge, len(decoder.layers)), settings)
-    return kernel_times(step, settings.device)
+    apply(CASES[BASE], model, settings)
+    step = TrainingStep(model, bridge_of(CASES[BASE].bridge, len(model.language_model.model.layers)), settings)
+    return kernel_times(partial(step, pack), settings.device)
 
 
 class TrainingStep:
@@ -244,32 +300,22 @@ class TrainingStep:
     loss: torch.Tensor
     blocked: torch.Tensor | None
 
-    def __init__(
-        self,
-        model: Scone,
-        pack: PackedSequence,
-        bridge: BridgeConfig | None,
-        settings: Settings,
-        *,
-        fused: bool | None = None,
-    ) -> None:
-        self.model, self.pack, self.bridge, self.device = model, pack, bridge, settings.device
+    def __init__(self, model: Scone, bridge: BridgeConfig | None, settings: Settings) -> None:
+        self.model, self.bridge, self.device = model, bridge, settings.device
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            [p for _, p in self.named], lr=2e-5, betas=(0.9, 0.95), eps=1e-15, weight_decay=0.0, fused=fused
-        )
+        self.optimizer = OptimizerConfig().build(p for _, p in self.named)
         self.guard = GradientGuard()
         self.done = 0
 
-    def __call__(self) -> list[Mark]:
-        """Makes a step; marks of its beginning and of the end of each of `PHASES`."""
+    def __call__(self, pack: PackedSequence) -> list[Mark]:
+        """Makes a step on `pack`; marks of its beginning and of the end of each of `PHASES`."""
         self.done += 1
         marks = [mark(self.device)]
         with torch.no_grad():
-            clean = self.model.encode_images(self.pack, sample=True).float()
+            clean = self.model.encode_images(pack, sample=True).float()
         marks.append(mark(self.device))
-        result = flow_matching(self.model, self.pack, clean, torch.randn_like(clean), bridge=self.bridge)
-        self.loss = result.squared_error.mean() + text_cross_entropy(result.output, self.pack)
+        result = flow_matching(self.model, pack, clean, torch.randn_like(clean), bridge=self.bridge)
+        self.loss = result.squared_error.mean() + text_cross_entropy(result.output, pack)
         self.blocked = None if result.output.bridge is None else result.output.bridge.blocked
         del result
         marks.append(mark(self.device))

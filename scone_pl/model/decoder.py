@@ -8,10 +8,15 @@ Shapes: L tokens = U understanding + N latent tokens, D hidden size, H heads, K 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from scone_pl.model import compiled
 from scone_pl.model.attention import AttentionPlan
 from scone_pl.model.bridge import Bridge, BridgeSchedule, BridgeState, LayerSchedule
 from scone_pl.model.bridge.schedule import LayerTokens, Rotary
@@ -23,6 +28,9 @@ from scone_pl.model.experts import ByExpert, RMSNorm, Routing
 class GatedMLP(nn.Module):
     """SiLU-gated MLP."""
 
+    compiled = False
+    """See `compiled.set_compiled`."""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -30,11 +38,15 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(compiled.gated(gate, up) if self.compiled else F.silu(gate) * up)
 
 
 class JointAttention(nn.Module):
     """Projections per expert, attention over all tokens together."""
+
+    compiled = False
+    """See `compiled.set_compiled`."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -65,9 +77,8 @@ class JointAttention(nn.Module):
         q = self._heads(x.through(self, "q_proj")).through(self, "q_norm")
         k = self._heads(x.through(self, "k_proj")).through(self, "k_norm")
         v = self._heads(x.through(self, "v_proj"))
-        attended = plan(
-            apply_rotary(routing.merge(q), rotary), apply_rotary(routing.merge(k), rotary), routing.merge(v), layer
-        )
+        q, k = (apply_rotary(routing.merge(x), rotary, in_one_kernel=self.compiled) for x in (q, k))
+        attended = plan(q, k, routing.merge(v), layer)
         return routing.divide(attended.flatten(1)).through(self, "o_proj")
 
 
@@ -109,6 +120,8 @@ class Decoder(nn.Module):
         """Recompute layers in the backward pass instead of keeping their activations."""
         self.layers_kept = 0
         """The last N layers are not recomputed: the backward pass frees their activations first."""
+        self.recompute_attention = True
+        """Whether recomputed layers recompute attention too, or keep its outputs."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -140,11 +153,33 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.layers):
             arguments = (*x, *schedule.before(i))
             if self.activation_checkpointing and self.training and i < len(self.layers) - self.layers_kept:
-                x = checkpoint(layer, *arguments, use_reentrant=False)
+                x = checkpoint(layer, *arguments, use_reentrant=False, **self._checkpointing)
             else:
                 x = layer(*arguments)
             x = schedule.after(i, x)
         return schedule.restore(x.through(self, "norm")), schedule.state
 
+    @property
+    def _checkpointing(self) -> dict[str, Any]:
+        if self.recompute_attention:
+            return {}
+        return {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)}
+
     def _rotary(self, position_ids: Tensor) -> Rotary:
         return rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
+
+
+ATTENTION_KERNELS = (
+    torch.ops.aten._flash_attention_forward.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+"""What the backends but flex call."""
+
+
+def _keep_attention(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Keeps what attention kernels return; everything else is recomputed."""
+    kept = operation in ATTENTION_KERNELS
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

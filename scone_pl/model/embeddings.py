@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from scone_pl.model import compiled
 from scone_pl.model.fused import Rotate
 
 
@@ -77,7 +78,7 @@ def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
     return torch.cat([cos, cos], dim=-1), angles.sin()
 
 
-def apply_rotary(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates `x` (N, H, E) by `rotary_tables`, in the halves convention of Qwen2."""
+def apply_rotary(x: Tensor, tables: tuple[Tensor, Tensor], *, in_one_kernel: bool = False) -> Tensor:
+    """Rotates `x` (N, H, E) by `rotary_tables`, in the halves convention of Qwen2; see `compiled.rotate`."""
     cos, sin = (table.to(x.dtype) for table in tables)
-    return Rotate.apply(x, cos, sin)
+    return compiled.rotate(x, cos, sin) if in_one_kernel else Rotate.apply(x, cos, sin)

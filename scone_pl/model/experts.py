@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scone_pl.model import compiled
 from scone_pl.model.config import DecoderConfig
 from scone_pl.model.fused import Divide, Merge, RMSNormFunction
 from scone_pl.model.sequence import PackedSequence
@@ -90,10 +91,15 @@ def training_together(parts: Collection[str], config: DecoderConfig) -> frozense
 class RMSNorm(nn.Module):
     """Root-mean-square norm, computed in at least float32."""
 
+    compiled = False
+    """See `compiled.set_compiled`."""
+
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.compiled:
+            return compiled.rms_norm(x, self.weight, self.eps)
         return RMSNormFunction.apply(x, self.weight, self.eps)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from scone_pl.model import compiled
 from scone_pl.model.config import AutoencoderConfig
 
 
@@ -68,7 +69,18 @@ class SpaceToDepth(Autoencoder):
         return F.pixel_shuffle(latents, self.config.block_size)
 
 
-class ResnetBlock(nn.Module):
+class NormSiLU(nn.Module):
+    """Base of modules that normalise and activate."""
+
+    compiled = False
+    """See `compiled.set_compiled`."""
+
+    def norm_silu(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        """SiLU(norm(x)) of (B, D, h, w)."""
+        return compiled.group_norm_silu(x, norm) if self.compiled else F.silu(norm(x))
+
+
+class ResnetBlock(NormSiLU):
     """Norm, SiLU, convolution, twice, around a residual."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -81,8 +93,8 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm_silu(self.norm1, x))
+        h = self.conv2(self.norm_silu(self.norm2, h))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -140,7 +152,7 @@ class Mid(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class Encoder(nn.Module):
+class Encoder(NormSiLU):
     """Image -> mean and log-variance of the latent posterior."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -170,10 +182,10 @@ class Encoder(nn.Module):
                 h = block(h)
             if hasattr(stage, "downsample"):
                 h = stage.downsample(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(self.norm_silu(self.norm_out, self.mid(h)))
 
 
-class Decoder(nn.Module):
+class Decoder(NormSiLU):
     """Latent -> image."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -204,7 +216,7 @@ class Decoder(nn.Module):
                 h = block(h)
             if hasattr(stage, "upsample"):
                 h = stage.upsample(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_silu(self.norm_out, h))
 
 
 class FluxAutoencoder(Autoencoder):

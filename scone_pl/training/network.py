@@ -15,6 +15,7 @@ from scone_pl.checkpoints.model import load_weights
 from scone_pl.checkpoints.tensor_files import copy_part
 from scone_pl.data.seeding import seed_of
 from scone_pl.errors import UserError
+from scone_pl.model.compiled import set_compiled
 from scone_pl.model.config import SconeConfig
 from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
 from scone_pl.model.scone import Scone
@@ -53,8 +54,10 @@ class StageNetwork:
     """Read from `folder`."""
     trainable: tuple[Part, ...]
     lora: LoRAConfig | None
-    attention: Literal["split", "flex"]
+    attention: Literal["split", "varlen", "flex"]
+    compile: bool | None
     activation_checkpointing: bool
+    recompute_attention: bool
     layers_kept: int
     sharding: ShardingConfig
 
@@ -80,7 +83,9 @@ class StageNetwork:
             trainable=tuple(settings.trainable),
             lora=settings.lora,
             attention=settings.attention,
+            compile=settings.compile,
             activation_checkpointing=settings.activation_checkpointing,
+            recompute_attention=settings.recompute_attention,
             layers_kept=settings.layers_kept,
             sharding=settings.sharding,
         )
@@ -89,8 +94,10 @@ class StageNetwork:
         """The network without memory for its weights, with all but the trainable parts frozen."""
         model = network_on_meta(self.config, self.trainable, self.lora)
         model.attention = self.attention
-        model.language_model.model.activation_checkpointing = self.activation_checkpointing
-        model.language_model.model.layers_kept = self.layers_kept
+        decoder = model.language_model.model
+        decoder.activation_checkpointing = self.activation_checkpointing
+        decoder.recompute_attention = self.recompute_attention
+        decoder.layers_kept = self.layers_kept
         return model
 
     def build(self, device: torch.device, mesh: DeviceMesh | None) -> tuple[Scone, str]:
@@ -104,7 +111,10 @@ class StageNetwork:
         """
         if self.attention == "flex" and device.type == "cpu":
             raise UserError("model.attention: flex has no backward on the CPU; use split")
+        if self.attention == "varlen" and (device.type != "cuda" or self.sharding.compute_dtype != "bfloat16"):
+            raise UserError("model.attention: varlen needs CUDA and model.sharding.compute_dtype bfloat16; use split")
         model = self.on_meta()
+        set_compiled(model, device.type == "cuda" if self.compile is None else self.compile)
         if mesh is not None and needs_wrapping(mesh, self.sharding):
             freeze_dtype(model, self.sharding)
             shard(model, mesh, self.sharding)

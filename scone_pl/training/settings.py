@@ -33,8 +33,10 @@ class StageSettings:
         timestep_shift: Shift of the training noise levels (docs/specification.md 4: 1).
         text_loss_weight: Weight of the cross-entropy on labelled text, the samples' answers.
         alignment: Optional supervision of the bridge's similarity.
-        attention: Attention backend: split (any device) or flex (CUDA).
+        attention: Attention backend: split (any device), varlen (CUDA in bfloat16, the fastest there) or flex (CUDA).
+        compile: Compile norms and elementwise operations into one kernel each; null = on CUDA.
         activation_checkpointing: Recompute each decoder layer in the backward pass to save memory.
+        recompute_attention: Recompute attention with its layer; false keeps its output (a hidden state a layer).
         layers_kept: The last N decoder layers are not recomputed, where memory is left: less time.
         nonfinite_gradient: If a step's gradient is non-finite: stop, naming step and samples, or skip that step.
         sharding: FSDP2 settings, used by trainer.strategy fully_sharded.
@@ -54,8 +56,10 @@ class StageSettings:
     timestep_shift: float = 1.0
     text_loss_weight: float = 1.0
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
-    attention: Literal["split", "flex"] = "split"
+    attention: Literal["split", "varlen", "flex"] = "split"
+    compile: bool | None = None
     activation_checkpointing: bool = True
+    recompute_attention: bool = True
     layers_kept: int = 0
     nonfinite_gradient: Literal["stop", "skip"] = "stop"
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
@@ -91,6 +95,10 @@ class StageSettings:
             raise UserError("model.ema.export chooses between weights and their average; it needs model.ema.decay")
         if self.layers_kept and not self.activation_checkpointing:
             raise UserError("model.layers_kept leaves layers out of model.activation_checkpointing, which is false")
+        if not self.recompute_attention and not self.activation_checkpointing:
+            raise UserError("model.recompute_attention is about model.activation_checkpointing, which is false")
+        if not self.recompute_attention and self.attention == "flex":
+            raise UserError("model.recompute_attention: flex always recomputes attention; use varlen or split")
         if self.sampling.seed is None:
             raise UserError("model.sampling.seed is null; previews and predictions must be repeatable, give a number")
 
