@@ -69,7 +69,7 @@ def packing_of(settings: Settings) -> PackingConfig:
 class Prediction:
     """What the estimator says of a stack of any number of layers: activations are linear in it."""
 
-    def __init__(self, settings: Settings, *, attention: str, checkpointing: bool = True) -> None:
+    def __init__(self, settings: Settings, *, attention: str) -> None:
         self.settings = settings
         self.packing = packing_of(settings)
         self._few, self._many = (
@@ -78,7 +78,7 @@ class Prediction:
                 typical_pack(config_of(settings, layers), self.packing),
                 TRAINED,
                 attention=attention,
-                checkpointing=checkpointing,
+                recompute_attention=False,
                 dtype=settings.compute_dtype,
             )
             for layers in (FEWEST_LAYERS, FULL_DEPTH)

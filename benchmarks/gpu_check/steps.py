@@ -20,13 +20,13 @@ class Step:
 
 
 STEPS = {
-    "rates": Step("rates", 25, "versions, GPU, rates of matrix products and copies"),
-    "attention": Step("attention", 90, "flex and split attention against the dense float64 reference"),
+    "rates": Step("rates", 15, "versions, GPU, rates of matrix products and copies"),
+    "attention": Step("attention", 85, "flex and split attention against the dense float64 reference"),
     "parity": Step("parity", 50, "published numbers computed again, flex and split"),
-    "recompilations": Step("recompilations", 30, "compilations of FlexAttention over 20 different packs"),
-    "training": Step("training", 130, "a training step of a 7B-shaped stack: time, memory, worth of each switch"),
-    "resuming": Step("resuming", 90, "FSDP2 on one rank, killed and resumed; stall of a snapshot"),
-    "sampling": Step("sampling", 40, "1024 x 1024 sampling of a 7B-shaped stack, extrapolated to 28 layers"),
-    "synchronisations": Step("synchronisations", 25, "host-device synchronisations of one training step"),
+    "recompilations": Step("recompilations", 60, "compilations of FlexAttention over 20 different packs"),
+    "training": Step("training", 120, "a training step of a 7B-shaped stack: time, memory, worth of each switch"),
+    "resuming": Step("resuming", 95, "FSDP2 on one rank, killed and resumed; stall of a snapshot"),
+    "sampling": Step("sampling", 35, "1024 x 1024 sampling of a 7B-shaped stack, extrapolated to 28 layers"),
+    "synchronisations": Step("synchronisations", 20, "host-device synchronisations of one training step"),
 }
 """By name. The limits add up to `TOTAL_SECONDS` at most."""

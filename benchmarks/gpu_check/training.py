@@ -155,7 +155,7 @@ def attention_alone(pack: PackedSequence, settings: Settings, kv_heads: int) -> 
     bias = torch.nn.functional.logsigmoid(similarity).masked_fill(~pack.reference_tokens, 0.0)
     results: dict[str, Any] = {}
     for backend, kind in itertools.product(
-        ("varlen", "split", "flex") if settings.cuda else ("split",), ("off", "hard", "soft")
+        ("varlen", "split") if settings.cuda else ("split",), ("off", "hard", "soft")
     ):
         results[f"{backend}, bridge {kind}"] = problem_or(
             _attention_case, ATTENTION_BACKENDS[backend], pack, kind, (q, k, v), blocked, bias, settings

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scone_pl.estimate.tracking import LiveBytes, fused_attention, fused_kernels
-from scone_pl.model.attention import AttentionPlan, SplitPlan
+from scone_pl.model.attention import ATTENTION_BACKENDS, AttentionPlan
 from scone_pl.model.attention.flex import BLOCK_SIZE
 from scone_pl.model.config import SconeConfig
 from scone_pl.model.lora import LoRAConfig
@@ -73,6 +73,7 @@ def step_activations(
     *,
     attention: str = "split",
     checkpointing: bool = True,
+    recompute_attention: bool = True,
     dtype: torch.dtype = torch.bfloat16,
     lora: LoRAConfig | None = None,
 ) -> StepActivations:
@@ -82,8 +83,9 @@ def step_activations(
         config: the network.
         pack: the sequence; only its structure matters.
         trained: parts that train.
-        attention: backend, `split` or `flex`.
+        attention: backend, `split`, `varlen` or `flex`.
         checkpointing: whether decoder layers are recomputed in the backward pass.
+        recompute_attention: whether attention is recomputed with them.
         dtype: that weights and activations compute in.
         lora: adapters of the experts, if these train instead of them.
     """
@@ -94,10 +96,13 @@ def step_activations(
         run = dry_step(small, meta, trained, attention=attention, checkpointing=checkpointing, dtype=dtype, lora=lora)
         kept.append(run.kept)
         peaks.append(run.peak)
-    more = config.decoder.num_layers - 2
+    layers, decoder = config.decoder.num_layers, config.decoder
+    # What attention kernels return: the output, and a float32 a query and head.
+    width = decoder.num_heads * (decoder.head_dim * dtype.itemsize + 4)
+    attended = layers * len(pack) * width if checkpointing and not recompute_attention else 0
     return StepActivations(
-        kept=kept[0] + more * (kept[1] - kept[0]),
-        peak=peaks[0] + more * (peaks[1] - peaks[0]),
+        kept=kept[0] + (layers - 2) * (kept[1] - kept[0]) + attended,
+        peak=peaks[0] + (layers - 2) * (peaks[1] - peaks[0]) + attended,
     )
 
 
@@ -121,7 +126,7 @@ def dry_step(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
-    plan = _FlexSizes(len(pack)) if attention == "flex" else SplitPlan(pack)
+    plan = _FlexSizes(len(pack)) if attention == "flex" else ATTENTION_BACKENDS[attention](pack)  # type: ignore[call-arg]
     model.forward = partial(model.forward, plan=plan)  # type: ignore[method-assign]
     with LiveBytes() as live, fused_kernels():
         live.ignore(*model.parameters(), *model.buffers(), clean, noise)

@@ -144,6 +144,7 @@ def _stage(
             stage.trained,
             attention=stage.attention,
             checkpointing=checkpointing,
+            recompute_attention=stage.recompute_attention,
             dtype=dtype,
             lora=stage.lora,
         )

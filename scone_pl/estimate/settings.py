@@ -32,6 +32,8 @@ class Stage:
     """Packs a rank and step."""
     attention: str
     checkpointing: bool
+    recompute_attention: bool
+    """Whether checkpointing recomputes attention too."""
     layers_kept: int
     """Layers that are not recomputed with checkpointing."""
     packing: PackingConfig
@@ -94,6 +96,7 @@ def _stage(name: str, settings: Any) -> Stage:
         accumulate=trainer.accumulate_grad_batches,
         attention=model.attention,
         checkpointing=model.activation_checkpointing,
+        recompute_attention=model.recompute_attention,
         layers_kept=model.layers_kept,
         packing=PackingConfig(**packing),
         plan=_plan(trainer, model.sharding, _devices(trainer.devices) * num_nodes),

@@ -9,12 +9,16 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from scone_pl.model.attention import varlen
+from scone_pl.model.attention.varlen import Segments
 
 
 class LiveBytes(TorchDispatchMode):
@@ -84,9 +88,10 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @contextmanager
 def fused_kernels() -> Iterator[None]:
-    """Lets `scaled_dot_product_attention` do on the meta device what its fused kernels do elsewhere.
+    """Lets attention do on the meta device what its fused kernels do elsewhere.
 
-    It is replaced for the while: a torch function mode would be off in what a backward pass computes again.
+    `scaled_dot_product_attention` is replaced for the while: a torch function mode would be off in what a backward pass
+    computes again.
     """
     original = F.scaled_dot_product_attention
 
@@ -97,6 +102,31 @@ def fused_kernels() -> Iterator[None]:
 
     F.scaled_dot_product_attention = stand_in  # type: ignore[assignment]
     try:
-        yield
+        with mock.patch.multiple(varlen, attend_forward=_varlen_forward, attend_backward=_varlen_backward):
+            yield
     finally:
         F.scaled_dot_product_attention = original
+
+
+def _varlen_forward(q: Tensor, k: Tensor, v: Tensor, group: Segments, scale: float) -> tuple[Tensor, ...]:
+    normalizer = torch.empty(q.shape[1], len(q), dtype=torch.float32, device=q.device)
+    dropout = [torch.empty(2, dtype=torch.int64, device=q.device) for _ in range(varlen.STATE - 1)]
+    return torch.empty_like(q), normalizer, *dropout
+
+
+def _varlen_backward(
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    output: Tensor,
+    state: tuple[Tensor, ...],
+    group: Segments,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """FlashAttention sums the gradient of queries in float32, and those of keys and values by query head."""
+    sums = torch.empty_like(q, dtype=torch.float32)
+    by_head = [k.new_empty(len(k), *q.shape[1:]) for _ in range(2)]
+    results = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    del sums, by_head
+    return results

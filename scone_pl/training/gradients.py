@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from scone_pl.errors import UserError
+from scone_pl.model.sequence import to_device
 from scone_pl.training.parts import part_of
 
 MAX_SKIPPED = 8
@@ -75,18 +76,18 @@ def gradient_norms(parameters: Iterable[tuple[str, Tensor]], device: torch.devic
         if parameter.grad is not None:
             names.append(name)
             gradients.append(parameter.grad)
+    groups = [GROUPS.index(group_of(name)) for name in names]
+    present = torch.tensor([float(i in groups) for i in range(len(GROUPS))], dtype=torch.float64)
     squares = torch.zeros(len(GROUPS), dtype=torch.float64, device=device)
-    present = torch.zeros(len(GROUPS), dtype=torch.float64, device=device)
     if gradients:
         norms = torch._foreach_norm([local_shard(g) for g in gradients], 2, dtype=torch.float32)
-        groups = torch.tensor([GROUPS.index(group_of(name)) for name in names], device=device)
-        weights = torch.tensor([1 / replication_factor(g) for g in gradients], dtype=torch.float64, device=device)
-        squares.index_add_(0, groups, torch.stack(norms).to(device, torch.float64).square() * weights)
-        present[groups] = 1
-    reduced = torch.cat([squares, present])
+        weights = torch.tensor([1 / replication_factor(g) for g in gradients], dtype=torch.float64)
+        weighted = torch.stack(norms).to(device, torch.float64).square() * to_device(weights, device)
+        squares.index_add_(0, to_device(torch.tensor(groups), device), weighted)
+    reduced = torch.cat([squares, to_device(present, device)])
     if dist.is_initialized():
         dist.all_reduce(reduced)
-    by_group, has_gradient = reduced.cpu().view(2, -1)
+    by_group, has_gradient = reduced.cpu().view(2, -1)  # the one moment of a step in which the host waits
     return GradientNorms(
         groups={name: by_group[i].sqrt().item() for i, name in enumerate(GROUPS) if has_gradient[i]},
         total=by_group.sum().sqrt().item(),

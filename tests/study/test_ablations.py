@@ -31,7 +31,7 @@ def test_7b_overlays_build(overlay, bagel_folder, tmp_path, monkeypatch):
         cli = SconeCLI([*command, *start], until="build")
         steps += cli.trainer.max_steps
         bridges.append(cli.model.settings.bridge)
-        assert cli.model.settings.attention == "flex", "the kernel of the recipe, whatever the bridge"
+        assert cli.model.settings.attention == "varlen", "the kernel of the recipe, whatever the bridge"
         if overlay.stem.startswith(("table6", "table5_c", "soft", "quantile", "drop", "source")):
             assert cli.model.settings.bridge is not None
     assert steps == 2000

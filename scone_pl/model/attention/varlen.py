@@ -1,9 +1,10 @@
 """The backend for CUDA in half precision: FlashAttention over sequences of variable length.
 
 Every split's queries and the keys that they see are one segment; all segments of a pack are computed by two kernels a
-layer, one for causal text and one for the rest. Lengths are tensors on the device, so a new pack compiles nothing and
-builds no execution plan, as cuDNN's kernels do for each new shape (60 ms on an H100), and a hard bridge, which shortens
-the segments of target latents, costs no synchronisation: the host only knows an upper bound.
+layer, one for causal text and one for the rest, or three with a soft bridge. Lengths are tensors on the device, so a
+new pack compiles nothing and builds no execution plan, as cuDNN's kernels do for each new shape (60 ms on an H100), and
+a hard bridge, which shortens the segments of target latents, costs no synchronisation: the host only knows an upper
+bound.
 
 Keys are gathered: a context key once for each later split of its sample. They are few (grouped heads), the copies small
 beside the hidden states.
@@ -53,6 +54,8 @@ class Segments:
     """The last query of a segment sees all its keys, the one before it one less, and so on."""
     of_target: Tensor
     """(M,) bool: keys that target latents look up outside of their own image, so that a bridge may hide them."""
+    to_targets: bool = False
+    """All of these are of target images."""
     biased: Tensor | None = None
     """(Q,) bool: the queries that a soft bridge's bias concerns; None = no bias."""
 
@@ -72,7 +75,7 @@ class Segments:
 
 
 class VarlenPlan(AttentionPlan):
-    """All splits of a pack in two kernels a layer."""
+    """All splits of a pack in two or three kernels a layer."""
 
     def __init__(self, pack: PackedSequence, present: Tensor | None = None) -> None:
         """`present`: see `AttentionPlan.over`."""
@@ -82,7 +85,7 @@ class VarlenPlan(AttentionPlan):
     @cached_property
     def _whole(self) -> list[Segments]:
         """Nothing hidden by a bridge."""
-        return self._showing(_segments(self._pack, edges_apart=False))
+        return self._showing(_segments(self._pack))
 
     @cached_property
     def segments(self) -> list[Segments]:
@@ -93,6 +96,11 @@ class VarlenPlan(AttentionPlan):
     def _edges_apart(self) -> list[Segments]:
         """The same, in segments of which a bridge may hide keys."""
         return self._showing(_segments(self._pack, edges_apart=True))
+
+    @cached_property
+    def _targets_apart(self) -> list[Segments]:
+        """The same, target images in a group of their own: a bias makes their kernel, with its channel more, slower."""
+        return self._showing(_segments(self._pack, targets_apart=True))
 
     def _showing(self, groups: list[Segments]) -> list[Segments]:
         if self._present is None:
@@ -109,14 +117,16 @@ class VarlenPlan(AttentionPlan):
         plan = copy(self)
         plan._bias = bias
         target = self._pack.target_tokens
-        plan.segments = [g if g.causal else dataclasses.replace(g, biased=target[g.queries]) for g in self._whole]
+        plan.segments = [
+            dataclasses.replace(g, biased=target[g.queries]) if g.to_targets else g for g in self._targets_apart
+        ]
         return plan
 
     def over(self, pack: PackedSequence, present: Tensor | None) -> VarlenPlan:
         return VarlenPlan(pack, present)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        if not q.is_cuda or q.dtype not in HALF:
+        if q.device.type not in ("cuda", "meta") or q.dtype not in HALF:
             raise UserError(f"model.attention: varlen needs CUDA and bfloat16, not {q.device.type} and {q.dtype}")
         return VarlenAttention.apply(q, k, v, self._bias, self.segments)
 
@@ -224,15 +234,18 @@ class _Segment:
     """Of each range of keys: see `Segments.of_target`."""
 
 
-def _segments(pack: PackedSequence, *, edges_apart: bool) -> list[Segments]:
+def _segments(pack: PackedSequence, *, edges_apart: bool = False, targets_apart: bool = False) -> list[Segments]:
     """The segments of a pack, causal ones apart.
 
     Args:
         pack: the sequence.
         edges_apart: start and end of a target image, which see blocked keys too (specification 5), are a segment of
             their own.
+        targets_apart: target images are a group of their own.
     """
-    causal, full = [], []
+    causal: list[_Segment] = []
+    full: list[_Segment] = []
+    to_targets: list[_Segment] = [] if targets_apart else full
     for splits in pack.by_sample:
         begin = splits[0].start
         targets = [s for s in splits if s.kind == SplitKind.TARGET]
@@ -242,15 +255,18 @@ def _segments(pack: PackedSequence, *, edges_apart: bool) -> list[Segments]:
             if split.kind == SplitKind.TARGET:
                 keys = context, own
                 if not edges_apart:
-                    full.append(_Segment((own,), keys, False, (True, False)))
+                    to_targets.append(_Segment((own,), keys, False, (True, False)))
                     continue
                 edges = range(split.start, split.start + 1), range(split.stop - 1, split.stop)
-                full.append(_Segment(edges, keys, False, (False, False)))
-                full.append(_Segment((split.content,), keys, False, (True, False)))
+                to_targets.append(_Segment(edges, keys, False, (False, False)))
+                to_targets.append(_Segment((split.content,), keys, False, (True, False)))
             else:
                 segment = _Segment((own,), (range(begin, split.stop),), split.kind == SplitKind.TEXT, (False,))
                 (causal if segment.causal else full).append(segment)
-    return [_group(group, pack.device) for group in (full, causal) if group]
+    groups = [_group(group, pack.device) for group in (full, causal) if group]
+    if targets_apart and to_targets:
+        groups.append(dataclasses.replace(_group(to_targets, pack.device), to_targets=True))
+    return groups
 
 
 def _group(segments: Sequence[_Segment], device: torch.device) -> Segments:
