@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from scone_pl.cli.command import separated
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import BENCHMARKS, Benchmark, BenchmarkName
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.benchmarks import find_benchmark
 from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output
-from scone_pl.evaluation.items import Item, data_file, read_items
-from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.items import Item, read_items
+from scone_pl.evaluation.judge_config import JudgeConfig, JudgeOptions
 from scone_pl.evaluation.published import published, unique_names
 from scone_pl.evaluation.records import Record, read_records
-from scone_pl.evaluation.scores import is_complete
 from scone_pl.evaluation.steps import (
     as_json,
     check_judge,
@@ -36,7 +36,7 @@ Step = Literal["generate", "judge", "tables"]
 
 
 def evaluate(
-    benchmark: BenchmarkName,
+    benchmark: str,
     data: str,
     output: str,
     checkpoint: str | None = None,
@@ -45,19 +45,20 @@ def evaluate(
     tasks: list[str] | None = None,
     limit: int | None = None,
     language: str | None = None,
+    max_references: int | None = None,
     only: Step | None = None,
     seed: int = 1234,
     name: str | None = None,
     images: list[str] | None = None,
     compare: list[str] | None = None,
-    judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
+    judge: JudgeOptions = JudgeOptions(),  # noqa: B008 (immutable)
     extra: list[str] | None = None,
 ) -> int:
     """Generate a benchmark's images, have them judged, and write the tables; run the same command again to resume.
 
     Args:
-        benchmark: sconeeval or omnicontext.
-        data: folder in the published JSONL layout: data.jsonl, images beside it.
+        benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
+        data: folder of the benchmark in its published layout.
         output: folder for everything that is written.
         checkpoint: folder of weights to generate with.
         rounds: images generated for each item.
@@ -65,6 +66,7 @@ def evaluate(
         tasks: only these tasks; then there is no average.
         limit: maximum number of items of each task.
         language: only items of this instruction_language, such as en.
+        max_references: only items with at most this many references; other columns of the table stay empty.
         only: run only this step.
         seed: of the images' noise.
         name: what to call the model in tables; by default the checkpoint's folder.
@@ -73,8 +75,8 @@ def evaluate(
         judge: whom to ask, and how.
         extra: arguments for `predict`; type them behind a lone --.
     """
-    chosen = BENCHMARKS[benchmark]
-    _check_counts(rounds=rounds, scorings=scorings, limit=limit)
+    chosen = find_benchmark(benchmark)
+    _check_counts(rounds=rounds, scorings=scorings, limit=limit, max_references=max_references)
     check_whole("--seed", seed)
     generating = only in (None, "generate") and not images
     folder = EvaluationFolder.open(output, images, reuse=not generating)
@@ -83,11 +85,15 @@ def evaluate(
         raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --images DIR)")
     if extra and not generating:
         raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
-    items = read_items(chosen, data, tasks=separated(tasks), limit=limit, language=language)
+    items = read_items(
+        chosen, data, tasks=separated(tasks), limit=limit, language=language, max_references=max_references
+    )
     wanted = {item.id for item in items}
     others = [(title, _of_items(found, wanted, title)) for title, found in _others(compare or [], chosen, language)]
+    config = None
     if only in (None, "judge"):
-        _check_service(judge, folder, chosen, items)
+        config = judge.resolved(chosen.judge)
+        _check_service(config, folder, chosen, items)
     rank = None
     if generating and checkpoint is not None:
         from scone_pl.evaluation.generate import generate, launched_rank
@@ -109,10 +115,11 @@ def evaluate(
             return 0
     # Not before: a checkpoint that is refused, because the images are another's, must not give them its name.
     name = name or (_name_of(checkpoint) if checkpoint else None)
-    about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(data_file(data)))
+    about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(chosen.data_file(data)))
     status = 0
-    if only in (None, "judge"):
-        status = _status(run_judge(folder, plan_judgements(folder, chosen, items, judge, rounds, scorings), judge))
+    if config is not None:
+        judgements = plan_judgements(folder, chosen, items, config, rounds, scorings)
+        status = _status(chosen, run_judge(folder, chosen, judgements, config))
     if only in (None, "tables"):
         records = _of_items(read_records(folder.scores, chosen, language), wanted, str(folder.scores))
         summaries, comparisons = _summaries(records, about.get("name") or Path(output).name, others, chosen, 0)
@@ -126,7 +133,7 @@ def evaluate(
 
 
 def judge(
-    benchmark: BenchmarkName,
+    benchmark: str,
     data: str,
     output: str,
     rounds: int = 3,
@@ -134,41 +141,46 @@ def judge(
     tasks: list[str] | None = None,
     limit: int | None = None,
     language: str | None = None,
+    max_references: int | None = None,
     images: list[str] | None = None,
     dry_run: bool = False,
-    judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
+    judge: JudgeOptions = JudgeOptions(),  # noqa: B008 (immutable)
 ) -> int:
     """Have images judged: everything that has no stored answer yet is asked, then scores.jsonl is written anew.
 
     Args:
-        benchmark: sconeeval or omnicontext.
-        data: folder in the published JSONL layout: data.jsonl, images beside it.
+        benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
+        data: folder of the benchmark in its published layout.
         output: folder of the evaluation; images are in its round_1, round_2, ...
         rounds: samplings, at most; those that have images count.
         scorings: times that each image is judged.
         tasks: only these tasks.
         limit: maximum number of items of each task.
         language: only items of this instruction_language.
+        max_references: only items with at most this many references.
         images: folders of images made elsewhere (TASK/KEY.png), one a sampling.
         dry_run: only count the questions and what they have cost so far.
         judge: whom to ask, and how.
     """
-    _check_counts(rounds=rounds, scorings=scorings, limit=limit)
-    chosen, folder = BENCHMARKS[benchmark], EvaluationFolder.open(output, images)
+    _check_counts(rounds=rounds, scorings=scorings, limit=limit, max_references=max_references)
+    chosen, folder = find_benchmark(benchmark), EvaluationFolder.open(output, images)
     if not dry_run:
         folder.check_writable()
-    items = read_items(chosen, data, tasks=separated(tasks), limit=limit, language=language)
-    check_judge(judge, chosen, items)
-    judgements = plan_judgements(folder, chosen, items, judge, rounds, scorings)
+    items = read_items(
+        chosen, data, tasks=separated(tasks), limit=limit, language=language, max_references=max_references
+    )
+    config = judge.resolved(chosen.judge)
+    check_judge(config, chosen, items)
+    judgements = plan_judgements(folder, chosen, items, config, rounds, scorings)
     if dry_run:
-        print_line(describe_plan(folder, judgements, judge))
+        print_line(describe_plan(folder, judgements, config))
         return 0
-    folder.begin(chosen, data=str(data_file(data)))
-    return _status(run_judge(folder, judgements, judge))
+    folder.begin(chosen, data=str(chosen.data_file(data)))
+    return _status(chosen, run_judge(folder, chosen, judgements, config))
 
 
 def tables(
-    benchmark: BenchmarkName,
+    benchmark: str,
     scores: str,
     output: str | None = None,
     json: bool = False,
@@ -180,7 +192,7 @@ def tables(
     """Print the tables of a file of scores, beside the paper's rows.
 
     Args:
-        benchmark: sconeeval or omnicontext.
+        benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
         scores: JSONL of records, such as an evaluation's scores.jsonl.
         output: folder for table.md, table.tex, table.json and the plots; by default nothing is written.
         json: print everything as JSON (groups, combined, intervals, stability, ...).
@@ -189,7 +201,7 @@ def tables(
         compare: scores of other models on the same data, for rows of their own and a paired comparison.
         seed: of the bootstrap.
     """
-    chosen = BENCHMARKS[benchmark]
+    chosen = find_benchmark(benchmark)
     check_whole("--seed", seed)
     if output is not None:
         check_tables_output(Path(output))
@@ -211,9 +223,9 @@ def _predict(command: list[str]) -> int:
     return lightning.main(command)
 
 
-def _status(records: Sequence[Record]) -> int:
+def _status(benchmark: Benchmark, records: Sequence[Record]) -> int:
     """Exit status: 1 if no image could be judged, so that scripts do not continue with empty tables."""
-    return 0 if any(is_complete(record) for record in records) else 1
+    return 0 if any(benchmark.is_complete(record) for record in records) else 1
 
 
 def _summaries(

@@ -36,8 +36,8 @@ class Asked:
     def __init__(self, body, key, number):
         self.body, self.key, self.number = body, key, number
         content = body["messages"][0]["content"]
-        self.text = content[0]["text"]
-        self.images = [part["image_url"]["url"] for part in content[1:]]
+        self.text = "\n".join(part["text"] for part in content if part["type"] == "text")
+        self.images = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
         self.kind = kind_of(self.text)
         self.digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         self.at = time.monotonic()

@@ -13,7 +13,8 @@ from fake_judge import FakeJudge, completion, good_answer, http_date, serving, w
 from running import ROOT
 
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import OMNICONTEXT, SCONEEVAL
+from scone_pl.evaluation.benchmarks.omnicontext import OMNICONTEXT
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.groups import completeness, group_tables
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.records import read_records
@@ -28,7 +29,7 @@ KEY = "sk-test-0123456789abcdef"
 
 def run(folder, items, config, scorings=1, rounds=1, benchmark=SCONEEVAL):
     judgements = plan_judgements(folder, benchmark, items, config, rounds, scorings)
-    return judge(folder, judgements, config, progress=False)
+    return judge(folder, benchmark, judgements, config, progress=False)
 
 
 def lines_of(folder):
@@ -229,9 +230,7 @@ def test_what_is_asked_decides_what_is_known(folder, items, data, tmp_path, chan
         elif change == "prompt":
             import shutil
 
-            from scone_pl.evaluation.templates import FOLDER
-
-            shutil.copytree(FOLDER, tmp_path / "prompts")
+            shutil.copytree(SCONEEVAL.folder / "prompts", tmp_path / "prompts")
             for name in ("pf", "sc"):
                 file = tmp_path / f"prompts/sconeeval_{name}.md"
                 file.write_text(file.read_text().replace("Leave out", "Do leave out"))
@@ -350,10 +349,10 @@ def test_dry_run_counts(folder, items):
     with serving() as server:
         config = server.config(model="gpt-4.1-2025-04-14")
         judgements = plan_judgements(folder, SCONEEVAL, items[:6], config, 1, 1)
-        judge(folder, judgements, config, progress=False)
+        judge(folder, SCONEEVAL, judgements, config, progress=False)
         text = describe_plan(folder, plan_judgements(folder, SCONEEVAL, items, config, 1, 1), config)
     done = 2 * 6 + 4
-    assert f"{CALLS} questions, {CALLS - done} to ask (6 PF, 6 SC, 20 DIS, 0 PHY)" in text
+    assert f"{CALLS} questions, {CALLS - done} to ask (6 PF, 6 SC, 20 DIS)" in text
     assert f"{done} answers, 16.0K + 160 tokens, $0.03" in text
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import SCONEEVAL
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import read_items
 from scone_pl.evaluation.records import read_records
