@@ -62,6 +62,7 @@ def plan_generation(
     *,
     dtype: torch.dtype | str = torch.bfloat16,
     exif_orientation: ExifOrientation = "apply",
+    negative: str | None = None,
 ) -> GenerationPlan:
     """Opens and resizes the references, encodes the instruction, and checks all against the checkpoint's configs.
 
@@ -72,6 +73,7 @@ def plan_generation(
         settings: how.
         dtype: of weights and activations.
         exif_orientation: see `SconePipeline.from_pretrained`.
+        negative: negative prompt.
 
     Raises:
         UserError: a setting, image or folder that does not work.
@@ -83,8 +85,8 @@ def plan_generation(
     sequence_format = config.sequence_format(tokenizer.special)
     size = image_size(sequence_format, settings.height, settings.width)
     packing = PackingConfig.for_inference(sequence_format, exif_orientation)
-    loaded = load_all(images, exif_orientation)
-    prompt = make_prompt(loaded, instruction, size, sequence_format, tokenizer, packing)
+    loaded = load_all(images, exif_orientation, urls=True)
+    prompt = make_prompt(loaded, instruction, size, sequence_format, tokenizer, packing, negative)
     check_fits(prompt, config.decoder.max_position_embeddings)
     kind = as_dtype(dtype)
     memory = estimate_memory(config, sequence_format, [prompt], settings, kind)

@@ -1,0 +1,45 @@
+"""Writing a pipeline's weights: `save_pretrained`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scone_pl.checkpoints.model import save_pretrained
+from scone_pl.checkpoints.training_record import read_record
+from scone_pl.errors import UserError
+from scone_pl.files import appearing
+
+if TYPE_CHECKING:
+    from scone_pl.data.tokenizer import Tokenizer
+    from scone_pl.model.scone import Scone
+
+
+class Publishing:
+    """The part of a pipeline that writes its weights."""
+
+    model: Scone
+    tokenizer: Tokenizer
+    source: Path | None
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, safe_serialization: bool = True) -> None:
+        """Writes weights, configs, tokenizer and training provenance as a checkpoint folder.
+
+        Args:
+            save_directory: replaced atomically if it exists.
+            safe_serialization: True; weights are always written as safetensors.
+
+        Raises:
+            UserError: the folder is the one that the weights came from, or another format is asked for.
+        """
+        if not safe_serialization:
+            raise UserError("safe_serialization=False: weights are written as safetensors only; leave it out")
+        folder = Path(save_directory)
+        if self.source is not None and folder.resolve() == self.source.resolve():
+            raise UserError(f"{folder}: is the folder that the weights come from; choose another one")
+        training: dict[str, Any] = {} if self.source is None else read_record(self.source)
+        with appearing(folder) as whole:
+            save_pretrained(self.model, whole, assets_from=self.source, training=training or None)
+            if not (whole / "tokenizer.json").is_file():
+                self.tokenizer.save(whole)
