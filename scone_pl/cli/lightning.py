@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl import deprecated
 from scone_pl.cli.command import help_wanted
+from scone_pl.cli.failures import refused_by_library
 from scone_pl.cli.parsing import one_line, parse_quietly, read_renamed_keys
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
@@ -166,9 +167,11 @@ class SconeCLI(LightningCLI):
             return
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             if "Does not validate" in str(error):  # jsonargparse's report around what a constructor said
                 raise UserError(one_line(str(error))) from error
+            if refused_by_library(error):
+                raise UserError(f"trainer, or a class named in the recipe: {error}") from error
             raise
         self.datamodule.overfit_packs = self.settings.trainer.overfit_batches
 
