@@ -44,8 +44,16 @@ def published(benchmark: Benchmark) -> Published:
         return Published("", benchmark.main_columns, {})
     table = yaml.safe_load(file.read_text(encoding="utf-8"))
     columns = tuple(table["columns"])
-    rows = {
-        method: {column: value for column, value in zip(columns, values, strict=True) if value is not None}
-        for method, values in table["rows"].items()
-    }
+    rows = {method: _row(benchmark, columns, values) for method, values in table["rows"].items()}
     return Published(table["table"], columns, rows)
+
+
+def _row(benchmark: Benchmark, columns: Sequence[str], values: Sequence[float | None]) -> Row:
+    """A published row; means over tasks that it does not hold are computed, where it has all the tasks."""
+    row = {column: value for column, value in zip(columns, values, strict=False) if value is not None}
+    for aggregate in benchmark.aggregates:
+        for column in (one for one in columns if one.startswith(f"{aggregate.name}.") and one not in row):
+            parts = [row.get(f"{task}.{column.partition('.')[2]}") for task in aggregate.tasks]
+            if aggregate.weighting == "tasks" and None not in parts:
+                row[column] = sum(part for part in parts if part is not None) / len(parts)
+    return row

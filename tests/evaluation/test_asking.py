@@ -9,7 +9,7 @@ import time
 from collections import Counter
 
 import pytest
-from fake_judge import FakeJudge, completion, good_answer, http_date, serving, write_pictures
+from fake_judge import ERRORS, FakeJudge, completion, good_answer, serving, write_pictures
 from running import ROOT
 
 from scone_pl.errors import UserError
@@ -76,26 +76,6 @@ def test_records_hold_what_was_said_and_by_whom(folder, items):
         assert record["judge"]["date"].startswith("20")
         assert record["judge"]["prompts"]["PF"].startswith("sconeeval_pf/scone_pl-1/")
     assert read_records(folder.scores, SCONEEVAL) == records
-
-
-ERRORS = {
-    "slow": 1.0,
-    "500": (500, b"oops", {}),
-    "503 html": (503, b"<html>busy</html>", {}),
-    "429": (429, {"error": {"code": "rate_limit_exceeded", "message": "slow down"}}, {"Retry-After": "0.3"}),
-    "429 date": (429, {"error": {"message": "slow down"}}, {"Retry-After": http_date(1)}),
-    "429 nonsense": (429, b"", {"Retry-After": "soon"}),
-    "garbage": b"\x00\xff garbage",
-    "wrong JSON": {"choices": []},
-    "not an object": [1, 2],
-    "nested": b"[" * 200_000,
-    "error in 200": {"error": {"code": "server_error", "message": "x"}},
-    "drop": "drop",
-    "half": "half",
-    "refusal": "I cannot help with that.",
-    "out of range": '{"score": 12, "reasoning": "x"}',
-    "empty": "",
-}
 
 
 def test_faults_are_tried_again_one_call_at_a_time(folder, items):
