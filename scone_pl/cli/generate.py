@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from scone_pl.checkpoints.hub import readable_headers
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.errors import UserError
 from scone_pl.image_files import check_image_output, write_image
@@ -36,7 +38,7 @@ def generate(
     """Generate an image from reference images and an instruction; the defaults are Scone's published settings.
 
     Args:
-        checkpoint: Checkpoint folder: BAGEL's, Scone's, or one that training here wrote.
+        checkpoint: Checkpoint folder or id on the Hugging Face hub: BAGEL's, Scone's, or one that training here wrote.
         instruction: What to generate.
         image: A reference image, file or http(s) URL; repeat it for several, in the order in which the instruction
             counts them.
@@ -60,16 +62,17 @@ def generate(
             raise UserError(f"--bridge_image {bridge_image}: is --output too; give it another name")
         if bridge == "off":
             raise UserError("--bridge_image shows the bridge's maps; turn it on with --bridge trained or --bridge JSON")
-    settings = dataclasses.replace(settings, bridge=bridge_setting(checkpoint, bridge))
-    plan = plan_generation(
-        checkpoint,
-        image or [],
-        instruction,
-        settings,
-        dtype=dtype,
-        exif_orientation=exif_orientation,
-        negative=negative_prompt,
-    )
+    with readable_headers(checkpoint) if dry_run else nullcontext(checkpoint) as folder:
+        settings = dataclasses.replace(settings, bridge=bridge_setting(folder, bridge))
+        plan = plan_generation(
+            folder,
+            image or [],
+            instruction,
+            settings,
+            dtype=dtype,
+            exif_orientation=exif_orientation,
+            negative=negative_prompt,
+        )
     check_negative([plan.prompt], settings)
     if settings.bridge is not None and not image:
         raise UserError("--bridge hides parts of reference images, but there is none; give --image, or --bridge off")

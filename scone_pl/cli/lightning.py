@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl import deprecated
+from scone_pl.checkpoints.hub import hub_id
 from scone_pl.cli.command import help_wanted
 from scone_pl.cli.failures import refused_by_library
 from scone_pl.cli.parsing import one_line, parse_quietly, read_renamed_keys
@@ -371,6 +372,9 @@ def commands(args: list[str]) -> list[list[str]]:
     steps = _steps(args)
     for step in steps:
         step.folder.check_outputs()
+    if hub_id(steps[0].init_from) is not None:
+        args = [*args, "--model.init_args.init_from", str(check_start(steps[0].init_from))]
+        steps = _steps(args)
     if args[0] != "fit":
         return [evaluated(steps)]
     check_start(steps[0].init_from)

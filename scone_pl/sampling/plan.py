@@ -78,8 +78,9 @@ def plan_generation(
     Raises:
         UserError: a setting, image or folder that does not work.
     """
-    config = read_config(checkpoint)
-    tokenizer = Tokenizer.from_folder(checkpoint)
+    folder = check_folder(checkpoint)
+    config = read_config(folder)
+    tokenizer = Tokenizer.from_folder(folder)
     tokenizer.check_embedding(config.decoder.vocab_size)
     settings.check_bridge(config.decoder.num_layers)
     sequence_format = config.sequence_format(tokenizer.special)

@@ -1,11 +1,13 @@
-"""Writing a pipeline's weights: `save_pretrained`."""
+"""Writing a pipeline's weights: `save_pretrained`, `push_to_hub`."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scone_pl.checkpoints.hub_errors import endpoint, one_line
 from scone_pl.checkpoints.model import save_pretrained
 from scone_pl.checkpoints.training_record import read_record
 from scone_pl.errors import UserError
@@ -43,3 +45,41 @@ class Publishing:
             save_pretrained(self.model, whole, assets_from=self.source, training=training or None)
             if not (whole / "tokenizer.json").is_file():
                 self.tokenizer.save(whole)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload weights",
+        create_pr: bool = False,
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the Hugging Face hub; needs room for a copy on disk.
+
+        Args:
+            repo_id: OWNER/NAME, created if it does not exist.
+            private: visibility of a new repository; None = the owner's default.
+            token: None = HF_TOKEN or the login of huggingface_hub.
+            commit_message: of the commit.
+            create_pr: as a pull request.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: no login, or the hub refuses or cannot be reached.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=endpoint(), token=token)
+        with tempfile.TemporaryDirectory() as temporary, one_line(repo_id):
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            self.save_pretrained(Path(temporary) / "weights")
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=Path(temporary) / "weights",
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
+        return str(commit.commit_url)

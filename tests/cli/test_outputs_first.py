@@ -55,6 +55,7 @@ OUTPUTS = {
         is_folder=False,
         name="a.png",
     ),
+    "download": Output(("download", "nobody/nothing"), "--to"),
     "evaluate": Output(
         ("evaluate", *BENCHMARK, "--checkpoint", ABSENT),
         "--output",
