@@ -106,8 +106,8 @@ class SconePipeline(Publishing):
         """Reads a checkpoint: BAGEL's, Scone's, or one that training here wrote.
 
         Args:
-            pretrained_model_name_or_path: folder in the published layout (`scone_pl.checkpoints.model`), or an id on the
-                Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION (`scone_pl.checkpoints.hub`).
+            pretrained_model_name_or_path: folder in the published layout (`scone_pl.checkpoints.model`), or an id
+                on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION (`scone_pl.checkpoints.hub`).
             torch_dtype: of weights and activations: float32, bfloat16 as published, or float16. Latents are float32
                 between steps.
             device_map: one device (cpu, cuda, cuda:1, 1), or auto = a GPU if there is one; None = cpu, see `to`.
