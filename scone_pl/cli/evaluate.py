@@ -10,7 +10,7 @@ from scone_pl.cli.command import separated
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.benchmarks import find_benchmark
-from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output
+from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output, name_of_scores
 from scone_pl.evaluation.items import Item, read_items
 from scone_pl.evaluation.judge_config import JudgeConfig, JudgeOptions
 from scone_pl.evaluation.published import published, unique_names
@@ -28,7 +28,6 @@ from scone_pl.evaluation.steps import (
 )
 from scone_pl.evaluation.steps import judge as run_judge
 from scone_pl.evaluation.summary import Summary
-from scone_pl.files import read_json
 from scone_pl.ranges import check_whole
 
 _MAX_COUNT = 1_000_000
@@ -207,7 +206,7 @@ def tables(
         check_tables_output(Path(output))
     records = read_records(scores, chosen, language)
     others = _others(compare or [], chosen, language)
-    summaries, comparisons = _summaries(records, name or _name_of_scores(Path(scores)), others, chosen, seed)
+    summaries, comparisons = _summaries(records, name or name_of_scores(Path(scores)), others, chosen, seed)
     if output is not None:
         write_tables(Path(output), summaries, comparisons)
     if json:
@@ -242,7 +241,7 @@ def _summaries(
 
 
 def _others(files: Sequence[str], benchmark: Benchmark, language: str | None) -> list[tuple[str, list[dict[str, Any]]]]:
-    return [(_name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
+    return [(name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
 
 
 def _check_service(config: JudgeConfig, folder: EvaluationFolder, benchmark: Benchmark, items: Sequence[Item]) -> None:
@@ -270,10 +269,3 @@ def _name_of(checkpoint: str) -> str:
     """Name of a checkpoint folder; for `weights`, which training writes, that of its parent."""
     path = Path(checkpoint)
     return path.parent.name if path.name == "weights" and path.parent.name else path.name
-
-
-def _name_of_scores(file: Path) -> str:
-    """Name of the model that these scores belong to, as stored by its evaluation."""
-    about = file.parent / "evaluation.json"
-    name = read_json(about, dict).get("name") if about.exists() else None
-    return str(name) if name else file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem

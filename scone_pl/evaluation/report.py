@@ -38,7 +38,7 @@ _EXPLAINED = {
 }
 
 _QUALITY = 72
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("scone_pl.evaluation", "page"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
@@ -76,13 +76,13 @@ def write_report(
     by_item: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         by_item[record["task_type"], str(record["key"])].append(record)
-    page = _TEMPLATES.get_template("report.html").render(
+    page = TEMPLATES.get_template("report.html").render(
         summary=summary,
         columns=summary.benchmark.headline,
         rated=(*summary.benchmark.rated, "PHY"),
         sorted_by=summary.benchmark.sorted_by,
         rows=main_rows([summary]),
-        plots={plot.stem: _png_url(plot) for plot in plots},
+        plots={plot.stem: png_url(plot) for plot in plots},
         tasks={task: summary.benchmark.short_names[task] for task in summary.benchmark.tasks},
         num_items=len(items),
         filters=_filters(summary),
@@ -130,13 +130,13 @@ def _card(benchmark: Benchmark, item: Item, records: Records, image_of: Callable
         "errors": errors_of(benchmark, records),
         "scores": {name: _mean([row[name] for row in scores if name in row]) for name in benchmark.sorted_by},
         "references": [
-            (_thumbnail(file, REFERENCE_SIDE), list(zip(names, labels, strict=True)))
+            (thumbnail(file, REFERENCE_SIDE), list(zip(names, labels, strict=True)))
             for file, names, labels in zip_longest(item.images, item.subjects, item.labels, fillvalue=())
         ],
         "rounds": [
             {
                 "sampling": sampling,
-                "image": _thumbnail(image_of(item, sampling), IMAGE_SIDE),
+                "image": thumbnail(image_of(item, sampling), IMAGE_SIDE),
                 "scorings": [_scoring(benchmark, item, record) for record in ordered if record["sampling"] == sampling],
             }
             for sampling in sorted({record["sampling"] for record in records}) or [1]
@@ -163,7 +163,7 @@ def _scoring(benchmark: Benchmark, item: Item, record: Mapping[str, Any]) -> dic
 
 
 @functools.lru_cache(maxsize=256)
-def _thumbnail(file: Path, side: int) -> Thumbnail | None:
+def thumbnail(file: Path, side: int) -> Thumbnail | None:
     """An image whose longer side has `side` pixels, None if it cannot be read; small images are enlarged unfiltered."""
     try:
         image = open_rgb(file)
@@ -175,7 +175,8 @@ def _thumbnail(file: Path, side: int) -> Thumbnail | None:
     return Thumbnail(jpeg_url(image.resize(size, method), _QUALITY), *size)
 
 
-def _png_url(file: Path) -> str:
+def png_url(file: Path) -> str:
+    """A PNG file as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
