@@ -169,10 +169,9 @@ def _read_dreambench(source: Source, folder: Path) -> None:
     if not files:
         raise UserError(f"{folder}: no JSON files; give a folder of DreamBench++'s raw ratings (*-METHOD.json)")
     stems = [file.stem for file in files]
-    if len(stems) > 1:  # methods have dashes, too
-        start = os.path.commonprefix(stems).rfind("-") + 1  # noqa: RUF071 (of names)
-    else:
-        start = stems[0].find("-") + 1
+    # Methods have dashes, too. A single file tells no common prefix.
+    prefix = os.path.commonprefix(stems) if len(stems) > 1 else stems[0].partition("-")[0] + "-"  # noqa: RUF071
+    start = prefix.rfind("-") + 1
     for file in files:
         for key, values in read_json(file, dict).items():
             if not isinstance(values, list) or len(values) != len(_DREAMBENCH_COLUMNS):
