@@ -7,6 +7,7 @@ options, switches without a value, lists by repetition or several words, depreca
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import types
@@ -120,6 +121,7 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     return set(get_type_hints(function)) - {"return"}
 
 
+@functools.cache
 def _parser(command: Command, function: Callable[..., Any], prog: str) -> tuple[StrictParser, Any]:
     """The parser, and the class of `command.flat`."""
     from jsonargparse import set_parsing_settings

@@ -3,14 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 
 import pytest
 from fake_judge import ERRORS, FakeJudge, completion, good_answer, serving, write_pictures
-from running import ROOT
+from running import start_scone
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmarks.omnicontext import OMNICONTEXT
@@ -357,23 +355,21 @@ def test_interrupted_and_resumed(folder, items):
         assert len(server.requests) == asked + CALLS - stored
 
 
-def test_killed_in_the_middle_and_resumed(folder, items, data):
+def test_killed_in_the_middle_and_resumed(folder, items, data, tmp_path):
     concurrency = 3
     with serving(lambda asked, times: 0.03) as server:
-        command = [sys.executable, "-m", "scone_pl", "judge", "--benchmark", "sconeeval", "--data", str(data)]
-        command += ["--output", str(folder.path), "--scorings", "2", "--judge.base_url", server.url]
+        command = ["judge", "--benchmark", "sconeeval", "--data", str(data), "--output", str(folder.path)]
+        command += ["--scorings", "2", "--judge.base_url", server.url]
         command += ["--judge.concurrency", str(concurrency), "--judge.model", "fake"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        log = tmp_path / "log"
+        process = start_scone(*command, cwd=tmp_path, stdout=log, stderr=log)
         deadline = time.monotonic() + 120
         while len(server.requests) < CALLS:
-            assert process.poll() is None, process.stdout.read()
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.wait(30)
         time.sleep(0.1)  # handlers of connections that are gone
         whole = sum(line.endswith("}") for line in folder.answers.read_text().split("\n"))
         with folder.answers.open("ab") as file:  # as if it had been killed within a write

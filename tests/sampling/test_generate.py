@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import BRIDGE, pixels, run_scone, write_folder, write_picture
+from pipeline_helpers import BRIDGE, pixels, write_folder, write_picture
+from running import run_scone
 
 from scone_pl.__main__ import main
 from scone_pl.sampling.pipeline import SconePipeline

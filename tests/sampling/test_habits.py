@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import BRIDGE, ROOT, pixels, png_of, write_folder, write_picture
+from pipeline_helpers import BRIDGE, pixels, png_of, write_folder, write_picture
+from running import ROOT
 
 from scone_pl import deprecated
 from scone_pl.checkpoints.model import from_pretrained

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import BRIDGE, ROOT, pixels, png_of, tiny_model, write_folder, write_picture
+from pipeline_helpers import BRIDGE, pixels, png_of, tiny_model, write_folder, write_picture
+from running import ROOT
 
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import byte_tokenizer

@@ -3,18 +3,16 @@
 import dataclasses
 import io
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import ROOT, pixels, run_scone, write_folder, write_jsonl, write_picture
+from pipeline_helpers import pixels, write_folder, write_jsonl, write_picture
+from running import ROOT, run_scone, start_scone
 
 from scone_pl.cli.lightning import SconeCLI, main
 from scone_pl.data.jsonl import JsonlPrompts
@@ -159,9 +157,7 @@ def test_folders_from_before_settings_were_one_object_go_on(tmp_path):
 
 
 def test_killed_in_the_middle_then_started_again(straight, folder, prompts, tmp_path):
-    args = [sys.executable, "-m", "scone_pl", *arguments(folder, prompts, tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(args, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_scone(*arguments(folder, prompts, tmp_path), cwd=tmp_path)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "predictions").rglob("*.png")):
         assert process.poll() is None
