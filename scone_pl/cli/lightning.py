@@ -400,7 +400,7 @@ def commands(args: list[str], parsed: dict[tuple[str, ...], SconeCLI] | None = N
         step.folder.check_outputs()
     if hub_id(steps[0].init_from) is not None:
         args = [*args, "--model.init_args.init_from", str(check_start(steps[0].init_from))]
-        steps = _steps(args)
+        steps = [step for _, step in _named_steps(args, parsed)]
     if args[0] != "fit":
         return [evaluated(steps)]
     check_start(steps[0].init_from)
