@@ -148,10 +148,10 @@ def cached_folder(repository: HubId) -> Path | None:
     """The folder of a checkpoint in the cache, if it is complete there; asks no server."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(
-        repository.repo, REQUIRED[0], cache_dir=_cache_dir(), revision=repository.revision, repo_type=repository.kind
-    )
-    if not isinstance(path, str):
+    where = {"cache_dir": _cache_dir(), "revision": repository.revision, "repo_type": repository.kind}
+    paths = [try_to_load_from_cache(repository.repo, name, **where) for name in (REQUIRED[0], ADAPTER_FILES[0])]
+    path = next((path for path in paths if isinstance(path, str)), None)
+    if path is None:
         return None
     folder = Path(path).parent
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from scone_pl.checkpoints.adapters import adapters_of
 from scone_pl.cli.command import separated
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
@@ -39,6 +42,8 @@ def evaluate(
     data: str,
     output: str,
     checkpoint: str | None = None,
+    lora: list[str] | None = None,
+    lora_scale: list[float] | None = None,
     rounds: int = 3,
     scorings: int = 3,
     tasks: list[str] | None = None,
@@ -59,7 +64,10 @@ def evaluate(
         benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
         data: folder of the benchmark in its published layout.
         output: folder for everything that is written.
-        checkpoint: folder of weights to generate with.
+        checkpoint: folder of weights to generate with, or an id on the Hugging Face hub.
+        lora: LoRA adapter to merge into the weights, a folder in peft's layout or an id on the hub; repeat it for
+            several.
+        lora_scale: weight of each adapter, in their order; by default 1.
         rounds: images generated for each item.
         scorings: times that each image is judged.
         tasks: only these tasks; then there is no average.
@@ -82,6 +90,9 @@ def evaluate(
     folder.check_writable()
     if generating and checkpoint is None:
         raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --images DIR)")
+    adapters = [dataclasses.asdict(adapter) for adapter in adapters_of(lora, lora_scale)]
+    if adapters and not generating:
+        raise UserError("--lora: adapters are for generating, which is not done here")
     if extra and not generating:
         raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
     items = read_items(
@@ -107,7 +118,7 @@ def evaluate(
             rounds,
             seed=seed,
             exif_orientation=judge.exif_orientation,
-            arguments=extra or [],
+            arguments=[*(("--model.init_args.adapters", json.dumps(adapters)) if adapters else ()), *(extra or [])],
             predict=_predict,
         )
         if rank:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from scone_pl.checkpoints.adapters import adapters_of, read_adapters
 from scone_pl.checkpoints.hub import readable_headers
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.errors import UserError
@@ -26,6 +27,8 @@ def generate(
     negative_prompt: str | None = None,
     output: str = "image.png",
     settings: SamplingConfig = SamplingConfig(),  # noqa: B008 (immutable)
+    lora: list[str] | None = None,
+    lora_scale: list[float] | None = None,
     bridge: str = "off",
     bridge_image: str | None = None,
     dtype: str = "bfloat16",
@@ -45,6 +48,9 @@ def generate(
         negative_prompt: What guidance leads away from; by default from no instruction.
         output: Image file to write; .png, .jpg, .jpeg or .webp decides the format.
         settings: How to sample.
+        lora: LoRA adapter to merge into the weights, a folder in peft's layout or an id on the hub; repeat it for
+            several.
+        lora_scale: Weight of each adapter, in their order; by default 1.
         bridge: Hide irrelevant reference regions: off, trained (as the checkpoint was trained), or JSON settings.
         bridge_image: Image file for the bridge's maps of each reference.
         dtype: Of weights and activations: bfloat16, float32 or float16.
@@ -73,6 +79,8 @@ def generate(
             exif_orientation=exif_orientation,
             negative=negative_prompt,
         )
+    adapters = adapters_of(lora, lora_scale)
+    read_adapters(adapters, plan.shapes)  # before the weights are read
     check_negative([plan.prompt], settings)
     if settings.bridge is not None and not image:
         raise UserError("--bridge hides parts of reference images, but there is none; give --image, or --bridge off")
@@ -81,7 +89,7 @@ def generate(
         return 0
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = SconePipeline.from_pretrained(
-        checkpoint, torch_dtype=dtype, device_map=device, attention=attention, compile=compile
+        checkpoint, torch_dtype=dtype, device_map=device, attention=attention, compile=compile, adapters=adapters
     )
     with Progress("denoising", settings.num_inference_steps, unit="steps") as bar:
         try:

@@ -402,7 +402,10 @@ def commands(args: list[str], parsed: dict[tuple[str, ...], SconeCLI] | None = N
         args = [*args, "--model.init_args.init_from", str(check_start(steps[0].init_from))]
         steps = [step for _, step in _named_steps(args, parsed)]
     if args[0] != "fit":
+        _check_adapters(steps[-1].settings)
         return [evaluated(steps)]
+    if any(step.settings.model.init_args.get("adapters") for step in steps):
+        raise UserError("model.adapters are merged for predict, validate and test; leave them out of fit")
     check_start(steps[0].init_from)
     settings = steps[0].settings
     if len(steps) > 1:
@@ -421,6 +424,13 @@ def commands(args: list[str], parsed: dict[tuple[str, ...], SconeCLI] | None = N
         check_chain(str(settings.ckpt_path), steps)
         return [[*step.command, "--ckpt_path", "null"] for step in steps]
     return [step.command for step in steps]
+
+
+def _check_adapters(settings: Any) -> None:
+    if settings.model.init_args.get("adapters") and settings.ckpt_path:
+        raise UserError(
+            "model.adapters are merged into weights, not into a snapshot; export it first, or leave one out"
+        )
 
 
 def stages(args: list[str]) -> list[tuple[str, Any]]:

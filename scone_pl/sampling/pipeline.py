@@ -20,6 +20,7 @@ from tqdm import std
 from tqdm.auto import tqdm
 
 from scone_pl import deprecated
+from scone_pl.checkpoints.adapters import AdapterConfig
 from scone_pl.checkpoints.folder import check_folder
 from scone_pl.checkpoints.model import from_pretrained, reset_position_tables
 from scone_pl.checkpoints.training_record import FILE, bridge_from, read_record
@@ -41,6 +42,7 @@ from scone_pl.sampling.arguments import (
 )
 from scone_pl.sampling.checks import as_device, as_device_map, as_dtype, check_fits
 from scone_pl.sampling.images import ImageInput, load_all
+from scone_pl.sampling.lora import LoRAAdapters
 from scone_pl.sampling.output import OutputType, PipelineOutput, check_output_type, output_images, reference_maps
 from scone_pl.sampling.prompts import image_size, make_prompt
 from scone_pl.sampling.publishing import Publishing
@@ -57,7 +59,7 @@ MAX_IMAGES = 1000
 """Images of one prompt in one call."""
 
 
-class SconePipeline(Publishing):
+class SconePipeline(Publishing, LoRAAdapters):
     """Reference images and an instruction in, images out."""
 
     def __init__(
@@ -87,6 +89,8 @@ class SconePipeline(Publishing):
         self.interrupt = False
         """Set in a callback: sampling ends after the step, and what there is gets decoded."""
         self._progress_options: dict[str, Any] = {}
+        self._loaded: dict[str, float] = {}
+        self._fused = False
         if isinstance(tokenizer, Tokenizer):
             tokenizer.check_embedding(model.config.decoder.vocab_size)
 
@@ -101,6 +105,7 @@ class SconePipeline(Publishing):
         compile: bool = False,
         exif_orientation: ExifOrientation = "apply",
         urls: bool = True,
+        adapters: Sequence[AdapterConfig] = (),
         **others: Any,
     ) -> SconePipeline:
         """Reads a checkpoint: BAGEL's, Scone's, or one that training here wrote.
@@ -116,6 +121,8 @@ class SconePipeline(Publishing):
             exif_orientation: apply = references are rotated as their EXIF orientation says, as viewers show them;
                 ignore = they stay as stored, as in the release.
             urls: see `__init__`.
+            adapters: LoRA adapters that are merged into the weights as they are read; to keep them apart, see
+                `load_lora_weights`.
             others: former names of these arguments.
 
         Raises:
@@ -128,13 +135,14 @@ class SconePipeline(Publishing):
             refuse_unknown(others, known, "from_pretrained")
             others.setdefault("pretrained_model_name_or_path", pretrained_model_name_or_path)
             given = {"attention": attention, "compile": compile, "exif_orientation": exif_orientation, "urls": urls}
+            given["adapters"] = adapters
             return cls.from_pretrained(**{"torch_dtype": torch_dtype, "device_map": device_map, **given, **others})
         if not os.fspath(pretrained_model_name_or_path):
             raise UserTypeError("from_pretrained() needs a checkpoint folder")
         kind, device = as_dtype(torch_dtype), as_device_map(device_map)
         folder = check_folder(pretrained_model_name_or_path)
         tokenizer = Tokenizer.from_folder(folder)
-        model = from_pretrained(folder, dtype=kind, device=device).requires_grad_(False)
+        model = from_pretrained(folder, dtype=kind, device=device, adapters=adapters).requires_grad_(False)
         model.attention = attention
         if compile:
             compile_layers(model)

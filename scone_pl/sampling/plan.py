@@ -17,7 +17,8 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.files import parse_json
 from scone_pl.messages import warn_without_effect
-from scone_pl.model.config import BridgeConfig
+from scone_pl.model.config import BridgeConfig, SconeConfig
+from scone_pl.model.scone import Scone
 from scone_pl.sampling.checks import as_dtype, check_fits
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.images import ImageInput, load_all
@@ -34,6 +35,14 @@ class GenerationPlan:
     tokens: TokenCount
     memory: MemoryEstimate
     dtype: torch.dtype
+    config: SconeConfig
+    """Of the model."""
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of each parameter of the model, by name."""
+        with torch.device("meta"):
+            return {name: parameter.shape for name, parameter in Scone(self.config).named_parameters()}
 
     def report(self) -> str:
         """Sizes, tokens and memory, as lines of text."""
@@ -91,7 +100,7 @@ def plan_generation(
     check_fits(prompt, config.decoder.max_position_embeddings)
     kind = as_dtype(dtype)
     memory = estimate_memory(config, sequence_format, [prompt], settings, kind)
-    return GenerationPlan(prompt, count_prompt(prompt, sequence_format), memory, kind)
+    return GenerationPlan(prompt, count_prompt(prompt, sequence_format), memory, kind, config)
 
 
 def bridge_setting(checkpoint: str | Path, setting: str) -> BridgeConfig | None:

@@ -12,6 +12,7 @@ from scone_pl.checkpoints.model import save_pretrained
 from scone_pl.checkpoints.training_record import read_record
 from scone_pl.errors import UserError
 from scone_pl.files import appearing
+from scone_pl.model.adapted import AdaptedLinear
 
 if TYPE_CHECKING:
     from scone_pl.data.tokenizer import Tokenizer
@@ -37,6 +38,10 @@ class Publishing:
         """
         if not safe_serialization:
             raise UserError("safe_serialization=False: weights are written as safetensors only; leave it out")
+        if any(isinstance(module, AdaptedLinear) and module.is_unfused for module in self.model.modules()):
+            raise UserError(
+                "adapters are loaded, but not fused; fuse_lora() to write them too, or unload_lora_weights()"
+            )
         folder = Path(save_directory)
         if self.source is not None and folder.resolve() == self.source.resolve():
             raise UserError(f"{folder}: is the folder that the weights come from; choose another one")

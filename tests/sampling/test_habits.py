@@ -247,6 +247,7 @@ def test_every_habit_is_documented():
     )
     arguments += ("num_images_per_prompt", "seed", "output_type", "callback_on_step_end", "return_dict", "bridge")
     arguments += ("generator",)
+    arguments += ("load_lora_weights", "set_adapters", "fuse_lora", "unfuse_lora", "unload_lora_weights", "push_to_hub")
     arguments += ("push_to_hub", "save_pretrained", "set_progress_bar_config", "interrupt")
     assert [name for name in arguments if name not in cells] == []
     assert [name for name in NOT_SUPPORTED if not re.search(rf"`{name}`", table)] == []
