@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import ROOT, pixels, tiny_model, write_folder, write_jsonl, write_picture
+from pipeline_helpers import pixels, tiny_model, write_folder, write_jsonl, write_picture
+from running import ROOT
 from safetensors.torch import load_file, save_file
 
 from scone_pl.__main__ import main
