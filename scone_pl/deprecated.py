@@ -13,6 +13,8 @@ from scone_pl.errors import UserError
 
 ARGUMENTS = {"text_guidance_scale": "guidance_scale"}
 """Keyword arguments of `SconePipeline.__call__`."""
+LOADING = {"folder": "pretrained_model_name_or_path", "dtype": "torch_dtype", "device": "device_map"}
+"""Keyword arguments of `SconePipeline.from_pretrained`."""
 OPTIONS: dict[str, dict[str, str]] = {
     "evaluate": {"pictures": "images"},
     "judge": {"pictures": "images"},
@@ -41,11 +43,11 @@ MODEL = "model.init_args."
 _warned: set[str] = set()
 
 
-def rename_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of the pipeline under their present names."""
+def rename_arguments(given: Mapping[str, Any], names: Mapping[str, str] = ARGUMENTS) -> dict[str, Any]:
+    """Keyword arguments under their present names; `names`: old -> new."""
     renamed: dict[str, Any] = {}
     for name, value in given.items():
-        new = ARGUMENTS.get(name, name)
+        new = names.get(name, name)
         if new != name:
             _warn(name, new)
             if new in given:

@@ -13,6 +13,10 @@ class UserError(ValueError):
         super().__init__(printable_line(str(message)))
 
 
+class UserTypeError(UserError, TypeError):
+    """An argument that a function does not have; also a `TypeError`, as Python itself would raise."""
+
+
 def printable_line(text: str) -> str:
     """`text` on one line, with control codes escaped."""
     line = " ".join(text.split())

@@ -25,6 +25,8 @@ from scone_pl.errors import UserError
 from scone_pl.outputs import check_kind, check_output_folder, unwritable
 
 T = TypeVar("T")
+MAX_YAML_NODES = 100_000
+"""In a YAML file: a few lines of aliases of aliases can stand for more than memory holds."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _COUNTER = itertools.count()
 _OLD = re.compile(r"\.(?P<name>.+)\.\d+\.old")
@@ -143,11 +145,11 @@ def read_yaml(file: Path, expected: type[T]) -> T:
     """Content of a YAML file; an empty file holds an empty `expected`.
 
     Raises:
-        UserError: `file` cannot be read, is not YAML, has a key twice in one mapping, or holds a value of another type.
+        UserError: `file` cannot be read, is not YAML, holds a value of another type, or see `check_yaml`.
     """
     text = read_text(file)
     try:
-        check_yaml_keys(text)
+        check_yaml(text)
         content = yaml.safe_load(text)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
@@ -160,24 +162,42 @@ def read_yaml(file: Path, expected: type[T]) -> T:
     return expected() if content is None else content  # type: ignore[return-value]
 
 
-def check_yaml_keys(text: str) -> None:
-    """Raises `UserError` if a mapping has a key twice: of two values one would silently not count."""
-    waiting = [yaml.compose(text, Loader=yaml.SafeLoader)]
-    seen: set[int] = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        elif isinstance(node, yaml.MappingNode):
-            names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-            twice = [name for name, count in names.items() if count > 1 and name != "<<"]
-            if twice:
-                line = node.start_mark.line + 1
-                raise UserError(f"the key {twice[0]!r} comes twice in one mapping, which begins in line {line}")
-            waiting += [part for pair in node.value for part in pair]
+def check_yaml(text: str) -> None:
+    """Checks what YAML allows and no file here may have.
+
+    Raises:
+        UserError: a mapping has a key twice, of which one would silently not count; an alias refers to what it is part
+            of; or aliases make the content too large.
+    """
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None:
+        _check_node(node, {}, set())
+
+
+def _check_node(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
+    """Number of nodes in `node`, each alias counted as what it stands for."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in above:
+        raise UserError(f"what begins in line {node.start_mark.line + 1} has an alias of itself in it")
+    if id(node) in sizes:
+        return sizes[id(node)]
+    if isinstance(node, yaml.MappingNode):
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [name for name, count in names.items() if count > 1 and name != "<<"]
+        if twice:
+            line = node.start_mark.line + 1
+            raise UserError(f"the key {twice[0]!r} comes twice in one mapping, which begins in line {line}")
+        parts = [part for pair in node.value for part in pair]
+    else:
+        parts = node.value
+    above.add(id(node))
+    size = 1 + sum(_check_node(part, sizes, above) for part in parts)
+    above.remove(id(node))
+    if size > MAX_YAML_NODES:
+        raise UserError(f"more than {MAX_YAML_NODES} values, counting aliases as what they stand for")
+    sizes[id(node)] = size
+    return size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

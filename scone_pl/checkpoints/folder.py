@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from scone_pl.checkpoints.configs import ConfigFile, check_root, read_autoencoder, read_decoder, read_vit
+from scone_pl.checkpoints.hub import advice, local_folder
 from scone_pl.checkpoints.tensor_files import WeightFiles
 from scone_pl.errors import UserError
 from scone_pl.files import read_json
@@ -62,14 +63,14 @@ def open_weights(folder: str | os.PathLike[str]) -> Iterator[WeightFiles]:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder as a path.
+    """The folder as a path; an id on the Hugging Face hub becomes a folder of the cache (`checkpoints/hub.py`).
 
     Raises:
-        UserError: it does not exist or has no configs.
+        UserError: it does not exist or has no configs, or cannot be downloaded.
     """
-    path = Path(folder)
+    path = local_folder(folder)
     if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint folder")
+        raise UserError(f"{path}: no such checkpoint folder; {advice(path)}")
     for name in ("llm_config.json", "vit_config.json"):
         if not (path / name).is_file():
             raise UserError(f"{path}: not a checkpoint folder, {name} is missing")

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from scone_pl.checkpoints import training_record
+from scone_pl.checkpoints.adapters import Adapter, AdapterConfig, merged_weight, read_adapters
 from scone_pl.checkpoints.configs import decoder_keys
 from scone_pl.checkpoints.folder import AUTOENCODER_FILE, check_folder, open_weights, read_config
-from scone_pl.checkpoints.tensor_files import TensorSource, WeightFiles, write_tensors
+from scone_pl.checkpoints.tensor_files import TensorSource, WeightFiles, copy_part, write_tensors
 from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json
 from scone_pl.model.config import AutoencoderConfig, SconeConfig
@@ -59,6 +60,7 @@ def from_pretrained(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    adapters: Sequence[AdapterConfig] = (),
 ) -> Scone:
     """Builds the model of a checkpoint folder and loads its weights, tensor by tensor from memory-mapped files.
 
@@ -66,34 +68,42 @@ def from_pretrained(
         folder: published layout, see the module docstring.
         dtype: dtype of the parameters.
         device: device of the parameters.
+        adapters: LoRA adapters to merge into the weights.
 
     Raises:
-        UserError: the folder is not a checkpoint, or its keys or shapes are not exactly those of the model.
+        UserError: the folder is not a checkpoint, its keys or shapes are not exactly those of the model, or an adapter
+            does not fit.
     """
     config = read_config(folder)
     with torch.device("meta"):
         model = Scone(config)
     model.to(dtype=dtype).to_empty(device=device)
-    load_weights(model, folder)
+    load_weights(model, folder, adapters)
     return model.eval()
 
 
-def load_weights(model: Scone, folder: str | os.PathLike[str]) -> str:
+def load_weights(model: Scone, folder: str | os.PathLike[str], adapters: Sequence[AdapterConfig] = ()) -> str:
     """Fills a materialised model in place from a checkpoint folder; strict about keys and shapes.
 
-    Each rank reads its own slices only. LoRA adapters are not part of the folder and stay unchanged.
+    Each rank reads its own slices only. LoRA adapters of the model are not part of the folder and stay unchanged.
+
+    Args:
+        model: sharded or not.
+        folder: published layout.
+        adapters: LoRA adapters to merge into the weights.
 
     Returns:
         A line for the log: the number of tensors and their files.
 
     Raises:
-        UserError: missing, unexpected or misshapen keys, with the first few named.
+        UserError: missing, unexpected or misshapen keys, with the first few named; or an adapter does not fit.
     """
     path = check_folder(folder)
+    merge = read_adapters(adapters, {name: p.shape for name, p in model.named_parameters()})
     tensors = {n: t for n, t in model.state_dict(keep_vars=True).items() if not is_lora_parameter(n)}
     with open_weights(path) as weights:
         main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
-        _fill(main, weights, path)
+        _fill(main, weights, path, merge)
         read = f"{len(main)} tensors of {path}: {weights.files}"
         if weights.num_excluded:
             _log.warning(
@@ -124,7 +134,9 @@ def reset_position_tables(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _fill(tensors: dict[str, Tensor], weights: WeightFiles, where: Path) -> None:
+def _fill(
+    tensors: dict[str, Tensor], weights: WeightFiles, where: Path, merge: Sequence[tuple[Adapter, float]] = ()
+) -> None:
     stored = set(weights)
     problems = [f"missing {name}" for name in tensors if name not in stored]
     problems += [f"unexpected {name}" for name in sorted(stored - tensors.keys())]
@@ -139,7 +151,10 @@ def _fill(tensors: dict[str, Tensor], weights: WeightFiles, where: Path) -> None
             more += "; without a generation expert (*_moe_gen), llm_config.json must say separate_experts: false"
         raise UserError(f"{where}: the weights do not fit the model: {'; '.join(problems[:5])}{more}")
     for name, tensor in tensors.items():
-        weights.copy_into(name, tensor)
+        if any(name.removesuffix(".weight") in adapter.pairs for adapter, _ in merge):
+            copy_part(merged_weight(name, weights.source(name).read(), merge), tensor)
+        else:
+            weights.copy_into(name, tensor)
 
 
 def save_pretrained(

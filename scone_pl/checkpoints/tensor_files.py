@@ -134,6 +134,8 @@ class WeightFiles:
         if not is_finite(stored):
             raise UserError(f"{self._file_of[name]}: {name} holds NaN or infinite values; copy it again")
         local.copy_(stored)
+        if local.dtype == torch.float16 and not is_finite(local):
+            raise UserError(f"{self._file_of[name]}: {name} exceeds the range of float16; use bfloat16 or float32")
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ options, switches without a value, lists by repetition or several words, depreca
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import types
@@ -120,6 +121,7 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     return set(get_type_hints(function)) - {"return"}
 
 
+@functools.cache
 def _parser(command: Command, function: Callable[..., Any], prog: str) -> tuple[StrictParser, Any]:
     """The parser, and the class of `command.flat`."""
     from jsonargparse import set_parsing_settings
@@ -153,6 +155,12 @@ def _kinds(parser: StrictParser) -> dict[str, str]:
     return kinds
 
 
+def _with_underscores(option: str, kinds: dict[str, str]) -> str:
+    """An option that was typed with dashes within its name, as it is defined."""
+    spelled = f"--{option[2:].replace('-', '_')}" if option.startswith("--") else option
+    return spelled if option not in kinds and spelled in kinds else option
+
+
 def _spell(args: Sequence[str], kinds: dict[str, str], command: Command) -> tuple[list[str], list[str]]:
     """What jsonargparse expects: a switch has a value, a list is one JSON text, everything has a name.
 
@@ -166,6 +174,7 @@ def _spell(args: Sequence[str], kinds: dict[str, str], command: Command) -> tupl
     words = list(args)
     while words:
         option, equals, value = words.pop(0).partition("=")
+        option = _with_underscores(option, kinds)
         if not option.startswith("--"):
             name = f"--{positional.pop(0)}=" if positional else ""
             spelled.append(f"{name}{option}{equals}{value}")

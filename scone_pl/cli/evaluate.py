@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from scone_pl.checkpoints.adapters import adapters_of
 from scone_pl.cli.command import separated
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import BENCHMARKS, Benchmark, BenchmarkName
-from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output
-from scone_pl.evaluation.items import Item, data_file, read_items
-from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.benchmarks import find_benchmark
+from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output, name_of_scores
+from scone_pl.evaluation.items import Item, read_items
+from scone_pl.evaluation.judge_config import JudgeConfig, JudgeOptions
 from scone_pl.evaluation.published import published, unique_names
 from scone_pl.evaluation.records import Record, read_records
-from scone_pl.evaluation.scores import is_complete
 from scone_pl.evaluation.steps import (
     as_json,
     check_judge,
@@ -28,7 +31,6 @@ from scone_pl.evaluation.steps import (
 )
 from scone_pl.evaluation.steps import judge as run_judge
 from scone_pl.evaluation.summary import Summary
-from scone_pl.files import read_json
 from scone_pl.ranges import check_whole
 
 _MAX_COUNT = 1_000_000
@@ -36,35 +38,42 @@ Step = Literal["generate", "judge", "tables"]
 
 
 def evaluate(
-    benchmark: BenchmarkName,
+    benchmark: str,
     data: str,
     output: str,
     checkpoint: str | None = None,
+    lora: list[str] | None = None,
+    lora_scale: list[float] | None = None,
     rounds: int = 3,
     scorings: int = 3,
     tasks: list[str] | None = None,
     limit: int | None = None,
     language: str | None = None,
+    max_references: int | None = None,
     only: Step | None = None,
     seed: int = 1234,
     name: str | None = None,
     images: list[str] | None = None,
     compare: list[str] | None = None,
-    judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
+    judge: JudgeOptions = JudgeOptions(),  # noqa: B008 (immutable)
     extra: list[str] | None = None,
 ) -> int:
     """Generate a benchmark's images, have them judged, and write the tables; run the same command again to resume.
 
     Args:
-        benchmark: sconeeval or omnicontext.
-        data: folder in the published JSONL layout: data.jsonl, images beside it.
+        benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
+        data: folder of the benchmark in its published layout.
         output: folder for everything that is written.
-        checkpoint: folder of weights to generate with.
+        checkpoint: folder of weights to generate with, or an id on the Hugging Face hub.
+        lora: LoRA adapter to merge into the weights, a folder in peft's layout or an id on the hub; repeat it for
+            several.
+        lora_scale: weight of each adapter, in their order; by default 1.
         rounds: images generated for each item.
         scorings: times that each image is judged.
         tasks: only these tasks; then there is no average.
         limit: maximum number of items of each task.
         language: only items of this instruction_language, such as en.
+        max_references: only items with at most this many references; other columns of the table stay empty.
         only: run only this step.
         seed: of the images' noise.
         name: what to call the model in tables; by default the checkpoint's folder.
@@ -73,21 +82,28 @@ def evaluate(
         judge: whom to ask, and how.
         extra: arguments for `predict`; type them behind a lone --.
     """
-    chosen = BENCHMARKS[benchmark]
-    _check_counts(rounds=rounds, scorings=scorings, limit=limit)
+    chosen = find_benchmark(benchmark)
+    _check_counts(rounds=rounds, scorings=scorings, limit=limit, max_references=max_references)
     check_whole("--seed", seed)
     generating = only in (None, "generate") and not images
     folder = EvaluationFolder.open(output, images, reuse=not generating)
     folder.check_writable()
     if generating and checkpoint is None:
         raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --images DIR)")
+    adapters = [dataclasses.asdict(adapter) for adapter in adapters_of(lora, lora_scale)]
+    if adapters and not generating:
+        raise UserError("--lora: adapters are for generating, which is not done here")
     if extra and not generating:
         raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
-    items = read_items(chosen, data, tasks=separated(tasks), limit=limit, language=language)
+    items = read_items(
+        chosen, data, tasks=separated(tasks), limit=limit, language=language, max_references=max_references
+    )
     wanted = {item.id for item in items}
     others = [(title, _of_items(found, wanted, title)) for title, found in _others(compare or [], chosen, language)]
+    config = None
     if only in (None, "judge"):
-        _check_service(judge, folder, chosen, items)
+        config = judge.resolved(chosen.judge)
+        _check_service(config, folder, chosen, items)
     rank = None
     if generating and checkpoint is not None:
         from scone_pl.evaluation.generate import generate, launched_rank
@@ -102,17 +118,18 @@ def evaluate(
             rounds,
             seed=seed,
             exif_orientation=judge.exif_orientation,
-            arguments=extra or [],
+            arguments=[*(("--model.init_args.adapters", json.dumps(adapters)) if adapters else ()), *(extra or [])],
             predict=_predict,
         )
         if rank:
             return 0
     # Not before: a checkpoint that is refused, because the images are another's, must not give them its name.
     name = name or (_name_of(checkpoint) if checkpoint else None)
-    about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(data_file(data)))
+    about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(chosen.data_file(data)))
     status = 0
-    if only in (None, "judge"):
-        status = _status(run_judge(folder, plan_judgements(folder, chosen, items, judge, rounds, scorings), judge))
+    if config is not None:
+        judgements = plan_judgements(folder, chosen, items, config, rounds, scorings)
+        status = _status(chosen, run_judge(folder, chosen, judgements, config))
     if only in (None, "tables"):
         records = _of_items(read_records(folder.scores, chosen, language), wanted, str(folder.scores))
         summaries, comparisons = _summaries(records, about.get("name") or Path(output).name, others, chosen, 0)
@@ -126,7 +143,7 @@ def evaluate(
 
 
 def judge(
-    benchmark: BenchmarkName,
+    benchmark: str,
     data: str,
     output: str,
     rounds: int = 3,
@@ -134,41 +151,46 @@ def judge(
     tasks: list[str] | None = None,
     limit: int | None = None,
     language: str | None = None,
+    max_references: int | None = None,
     images: list[str] | None = None,
     dry_run: bool = False,
-    judge: JudgeConfig = JudgeConfig(),  # noqa: B008 (immutable)
+    judge: JudgeOptions = JudgeOptions(),  # noqa: B008 (immutable)
 ) -> int:
     """Have images judged: everything that has no stored answer yet is asked, then scores.jsonl is written anew.
 
     Args:
-        benchmark: sconeeval or omnicontext.
-        data: folder in the published JSONL layout: data.jsonl, images beside it.
+        benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
+        data: folder of the benchmark in its published layout.
         output: folder of the evaluation; images are in its round_1, round_2, ...
         rounds: samplings, at most; those that have images count.
         scorings: times that each image is judged.
         tasks: only these tasks.
         limit: maximum number of items of each task.
         language: only items of this instruction_language.
+        max_references: only items with at most this many references.
         images: folders of images made elsewhere (TASK/KEY.png), one a sampling.
         dry_run: only count the questions and what they have cost so far.
         judge: whom to ask, and how.
     """
-    _check_counts(rounds=rounds, scorings=scorings, limit=limit)
-    chosen, folder = BENCHMARKS[benchmark], EvaluationFolder.open(output, images)
+    _check_counts(rounds=rounds, scorings=scorings, limit=limit, max_references=max_references)
+    chosen, folder = find_benchmark(benchmark), EvaluationFolder.open(output, images)
     if not dry_run:
         folder.check_writable()
-    items = read_items(chosen, data, tasks=separated(tasks), limit=limit, language=language)
-    check_judge(judge, chosen, items)
-    judgements = plan_judgements(folder, chosen, items, judge, rounds, scorings)
+    items = read_items(
+        chosen, data, tasks=separated(tasks), limit=limit, language=language, max_references=max_references
+    )
+    config = judge.resolved(chosen.judge)
+    check_judge(config, chosen, items)
+    judgements = plan_judgements(folder, chosen, items, config, rounds, scorings)
     if dry_run:
-        print_line(describe_plan(folder, judgements, judge))
+        print_line(describe_plan(folder, judgements, config))
         return 0
-    folder.begin(chosen, data=str(data_file(data)))
-    return _status(run_judge(folder, judgements, judge))
+    folder.begin(chosen, data=str(chosen.data_file(data)))
+    return _status(chosen, run_judge(folder, chosen, judgements, config))
 
 
 def tables(
-    benchmark: BenchmarkName,
+    benchmark: str,
     scores: str,
     output: str | None = None,
     json: bool = False,
@@ -180,7 +202,7 @@ def tables(
     """Print the tables of a file of scores, beside the paper's rows.
 
     Args:
-        benchmark: sconeeval or omnicontext.
+        benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
         scores: JSONL of records, such as an evaluation's scores.jsonl.
         output: folder for table.md, table.tex, table.json and the plots; by default nothing is written.
         json: print everything as JSON (groups, combined, intervals, stability, ...).
@@ -189,13 +211,13 @@ def tables(
         compare: scores of other models on the same data, for rows of their own and a paired comparison.
         seed: of the bootstrap.
     """
-    chosen = BENCHMARKS[benchmark]
+    chosen = find_benchmark(benchmark)
     check_whole("--seed", seed)
     if output is not None:
         check_tables_output(Path(output))
     records = read_records(scores, chosen, language)
     others = _others(compare or [], chosen, language)
-    summaries, comparisons = _summaries(records, name or _name_of_scores(Path(scores)), others, chosen, seed)
+    summaries, comparisons = _summaries(records, name or name_of_scores(Path(scores)), others, chosen, seed)
     if output is not None:
         write_tables(Path(output), summaries, comparisons)
     if json:
@@ -211,9 +233,9 @@ def _predict(command: list[str]) -> int:
     return lightning.main(command)
 
 
-def _status(records: Sequence[Record]) -> int:
+def _status(benchmark: Benchmark, records: Sequence[Record]) -> int:
     """Exit status: 1 if no image could be judged, so that scripts do not continue with empty tables."""
-    return 0 if any(is_complete(record) for record in records) else 1
+    return 0 if any(benchmark.is_complete(record) for record in records) else 1
 
 
 def _summaries(
@@ -230,7 +252,7 @@ def _summaries(
 
 
 def _others(files: Sequence[str], benchmark: Benchmark, language: str | None) -> list[tuple[str, list[dict[str, Any]]]]:
-    return [(_name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
+    return [(name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
 
 
 def _check_service(config: JudgeConfig, folder: EvaluationFolder, benchmark: Benchmark, items: Sequence[Item]) -> None:
@@ -258,10 +280,3 @@ def _name_of(checkpoint: str) -> str:
     """Name of a checkpoint folder; for `weights`, which training writes, that of its parent."""
     path = Path(checkpoint)
     return path.parent.name if path.name == "weights" and path.parent.name else path.name
-
-
-def _name_of_scores(file: Path) -> str:
-    """Name of the model that these scores belong to, as stored by its evaluation."""
-    about = file.parent / "evaluation.json"
-    name = read_json(about, dict).get("name") if about.exists() else None
-    return str(name) if name else file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem

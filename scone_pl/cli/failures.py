@@ -75,6 +75,14 @@ def explain(error: BaseException) -> UserError | None:
     return None
 
 
+def refused_by_library(error: Exception) -> bool:
+    """Whether other code than ours, called from this package, raised `error`, such as Lightning for a wrong value."""
+    package, cli = (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(__file__))
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    ours = [file for file in files if file.startswith(package + os.sep) and not file.startswith(cli + os.sep)]
+    return not ours and not isinstance(error, UserError) and not files[-1].startswith(package + os.sep)
+
+
 def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
     """An exception and what it came of, each once though they may form a cycle; whether all links so far were named."""
     seen: set[int] = set()

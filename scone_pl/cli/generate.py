@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from scone_pl.checkpoints.adapters import adapters_of, read_adapters
+from scone_pl.checkpoints.hub import readable_headers
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.errors import UserError
 from scone_pl.image_files import check_image_output, write_image
 from scone_pl.progress import Progress
-from scone_pl.sampling.pipeline import SconePipeline
+from scone_pl.sampling.pipeline import SconePipeline, check_negative
 from scone_pl.sampling.plan import bridge_setting, plan_generation
 from scone_pl.sampling.settings import SamplingConfig
 
@@ -21,8 +24,11 @@ def generate(
     checkpoint: str,
     instruction: str,
     image: list[str] | None = None,
+    negative_prompt: str | None = None,
     output: str = "image.png",
     settings: SamplingConfig = SamplingConfig(),  # noqa: B008 (immutable)
+    lora: list[str] | None = None,
+    lora_scale: list[float] | None = None,
     bridge: str = "off",
     bridge_image: str | None = None,
     dtype: str = "bfloat16",
@@ -35,14 +41,19 @@ def generate(
     """Generate an image from reference images and an instruction; the defaults are Scone's published settings.
 
     Args:
-        checkpoint: Checkpoint folder: BAGEL's, Scone's, or one that training here wrote.
+        checkpoint: Checkpoint folder or id on the Hugging Face hub: BAGEL's, Scone's, or one that training here wrote.
         instruction: What to generate.
-        image: A reference image; repeat it for several, in the order in which the instruction counts them.
+        image: A reference image, file or http(s) URL; repeat it for several, in the order in which the instruction
+            counts them.
+        negative_prompt: What guidance leads away from; by default from no instruction.
         output: Image file to write; .png, .jpg, .jpeg or .webp decides the format.
         settings: How to sample.
+        lora: LoRA adapter to merge into the weights, a folder in peft's layout or an id on the hub; repeat it for
+            several.
+        lora_scale: Weight of each adapter, in their order; by default 1.
         bridge: Hide irrelevant reference regions: off, trained (as the checkpoint was trained), or JSON settings.
         bridge_image: Image file for the bridge's maps of each reference.
-        dtype: Of weights and activations: bfloat16 or float32.
+        dtype: Of weights and activations: bfloat16, float32 or float16.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
         attention: Backend of the prefill; flex needs CUDA.
         compile: Compile the decoder layers.
@@ -57,17 +68,29 @@ def generate(
             raise UserError(f"--bridge_image {bridge_image}: is --output too; give it another name")
         if bridge == "off":
             raise UserError("--bridge_image shows the bridge's maps; turn it on with --bridge trained or --bridge JSON")
-    settings = dataclasses.replace(settings, bridge=bridge_setting(checkpoint, bridge))
-    plan = plan_generation(
-        checkpoint, image or [], instruction, settings, dtype=dtype, exif_orientation=exif_orientation
-    )
+    with readable_headers(checkpoint) if dry_run else nullcontext(checkpoint) as folder:
+        settings = dataclasses.replace(settings, bridge=bridge_setting(folder, bridge))
+        plan = plan_generation(
+            folder,
+            image or [],
+            instruction,
+            settings,
+            dtype=dtype,
+            exif_orientation=exif_orientation,
+            negative=negative_prompt,
+        )
+    adapters = adapters_of(lora, lora_scale)
+    read_adapters(adapters, plan.shapes)  # before the weights are read
+    check_negative([plan.prompt], settings)
     if settings.bridge is not None and not image:
         raise UserError("--bridge hides parts of reference images, but there is none; give --image, or --bridge off")
     if dry_run:
         print(plan.report())
         return 0
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = SconePipeline.from_pretrained(checkpoint, dtype, device, attention, compile)
+    pipeline = SconePipeline.from_pretrained(
+        checkpoint, torch_dtype=dtype, device_map=device, attention=attention, compile=compile, adapters=adapters
+    )
     with Progress("denoising", settings.num_inference_steps, unit="steps") as bar:
         try:
             result = pipeline.generate([plan.prompt], settings, callback_on_step_end=lambda *_: bar.advance())

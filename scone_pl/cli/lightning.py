@@ -20,7 +20,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl import deprecated
+from scone_pl.checkpoints.hub import hub_id
 from scone_pl.cli.command import help_wanted
+from scone_pl.cli.failures import refused_by_library
 from scone_pl.cli.parsing import one_line, parse_quietly, read_renamed_keys
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
@@ -66,6 +68,11 @@ STAGES = (Composition, BridgeFormation, BridgeGuidance)
 """jsonargparse finds a class by its short name (`--model BridgeGuidance`) once it is imported."""
 
 
+_PARSER_ATTRIBUTES = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
+_parsers: dict[str, Any] = {}
+"""What `SconeCLI.setup_parser` has built, by the attribute that holds it."""
+
+
 def _listed(callbacks: Any) -> list[Any]:
     return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
 
@@ -98,10 +105,15 @@ class SconeCLI(LightningCLI):
         )
 
     def setup_parser(self, *args: Any) -> None:
+        """Builds the parsers once: that takes longer than parsing, and a command line is parsed several times."""
+        if _parsers:
+            vars(self).update(_parsers)
+            return
         super().setup_parser(*args)
         for parser in self._subcommand_parsers.values():
             for action in parser._actions:
                 action.help = OPTIONS.get(action.dest, action.help)
+        _parsers.update({name: getattr(self, name) for name in _PARSER_ATTRIBUTES})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Unknown keys and wrong types end in a `UserError` of one line."""
@@ -132,6 +144,16 @@ class SconeCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if self._until == "run":
             super()._run_subcommand(subcommand)
+
+    def run(self) -> int:
+        """Does what was parsed so far; the exit status."""
+        self._until = "run"
+        self._set_seed()
+        self.before_instantiate_classes()
+        self.instantiate_classes()
+        self.after_instantiate_classes()
+        self._run_subcommand(self.subcommand)
+        return self.status
 
     @property
     def settings(self) -> Any:
@@ -166,9 +188,11 @@ class SconeCLI(LightningCLI):
             return
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             if "Does not validate" in str(error):  # jsonargparse's report around what a constructor said
                 raise UserError(one_line(str(error))) from error
+            if refused_by_library(error):
+                raise UserError(f"trainer, or a class named in the recipe: {error}") from error
             raise
         self.datamodule.overfit_packs = self.settings.trainer.overfit_batches
 
@@ -345,31 +369,43 @@ def main(args: list[str]) -> int:
     if help_wanted(args) or any(a.startswith(("--print_config", "--model.help", "--data.help")) for a in args):
         SconeCLI([args[0], "--help"] if help_wanted(args) else args, until="parse")
         return 0
-    planned = commands(args)
-    apart = len(planned) > 1 and needs_own_process(parse(planned[0]).settings.trainer.devices)
+    parsed: dict[tuple[str, ...], SconeCLI] = {}
+    planned = commands(args, parsed)
+    apart = len(planned) > 1 and needs_own_process(next(iter(parsed.values())).settings.trainer.devices)
     for command in planned:
         if apart:
             if status := run_in_own_process(command):
                 return status
         else:
             sys.argv[1:] = command  # Lightning's launcher reads there what it starts the other ranks with
-            if status := SconeCLI(command).status:
+            if status := _take(parsed, command).run():
                 return status
     return 0
 
 
-def commands(args: list[str]) -> list[list[str]]:
-    """The command lines of single stages that `args` stands for, each already parsed once.
+def _take(parsed: dict[tuple[str, ...], SconeCLI], command: list[str]) -> SconeCLI:
+    """A parsed command line, out of `parsed` if it is there: what running it builds should not outlive it."""
+    return parsed.pop(tuple(command), None) or SconeCLI(command, until="parse")
+
+
+def commands(args: list[str], parsed: dict[tuple[str, ...], SconeCLI] | None = None) -> list[list[str]]:
+    """The command lines of single stages that `args` stands for, each already parsed once and put into `parsed`.
 
     A wrong key in the last step of a chain must not show after days. Verbs other than `fit` run on one stage's state,
     see `ckpt_path.evaluated`.
     """
     check_seed(args)
-    steps = _steps(args)
+    steps = [step for _, step in _named_steps(args, parsed)]
     for step in steps:
         step.folder.check_outputs()
+    if hub_id(steps[0].init_from) is not None:
+        args = [*args, "--model.init_args.init_from", str(check_start(steps[0].init_from))]
+        steps = [step for _, step in _named_steps(args, parsed)]
     if args[0] != "fit":
+        _check_adapters(steps[-1].settings)
         return [evaluated(steps)]
+    if any(step.settings.model.init_args.get("adapters") for step in steps):
+        raise UserError("model.adapters are merged for predict, validate and test; leave them out of fit")
     check_start(steps[0].init_from)
     settings = steps[0].settings
     if len(steps) > 1:
@@ -390,9 +426,11 @@ def commands(args: list[str]) -> list[list[str]]:
     return [step.command for step in steps]
 
 
-def _steps(args: list[str]) -> list[Step]:
-    """The stages of a command line: one, or those of its chain."""
-    return [step for _, step in _named_steps(args)]
+def _check_adapters(settings: Any) -> None:
+    if settings.model.init_args.get("adapters") and settings.ckpt_path:
+        raise UserError(
+            "model.adapters are merged into weights, not into a snapshot; export it first, or leave one out"
+        )
 
 
 def stages(args: list[str]) -> list[tuple[str, Any]]:
@@ -400,14 +438,19 @@ def stages(args: list[str]) -> list[tuple[str, Any]]:
     return [(name, step.settings) for name, step in _named_steps(args)]
 
 
-def _named_steps(args: list[str]) -> list[tuple[str, Step]]:
-    settings = parse(args).settings
+def _named_steps(args: list[str], parsed: dict[tuple[str, ...], SconeCLI] | None = None) -> list[tuple[str, Step]]:
+    """Name in the chain and command line of each stage: one, or those of its chain."""
+    parsed = {} if parsed is None else parsed
+    cli = parse(args)
+    settings = cli.settings
     if not settings.chain:
+        parsed[tuple(args)] = cli
         return [("", Step(args, settings))]
     chain = [ChainStep(**step.as_dict()) for step in settings.chain]
     check_names(chain)
     planned = plan(args, chain, settings.model.init_args.init_from, settings.output_dir)
-    return [(one.name, Step(line, parse(line).settings)) for one, line in zip(chain, planned, strict=True)]
+    parsed.update((tuple(line), parse(line)) for line in planned)
+    return [(one.name, Step(line, parsed[tuple(line)].settings)) for one, line in zip(chain, planned, strict=True)]
 
 
 def check_seed(args: Sequence[str]) -> None:

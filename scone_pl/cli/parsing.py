@@ -10,18 +10,17 @@ import io
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
 
 from scone_pl import deprecated
 from scone_pl.cli.help import stage_names
 from scone_pl.errors import UserError
-from scone_pl.files import check_yaml_keys, read_text
+from scone_pl.files import check_yaml, read_yaml
 
 _WRAPPERS = (
     re.compile(r"- Expected a path but .*? either not accessible or invalid - (?P<rest>.*)"),
@@ -36,6 +35,7 @@ _CLASS = re.compile(r"\ba <class '([\w.]+)'>")
 _UNKNOWN = re.compile(r"Option '(?P<name>[^']+)' is not accepted|does not accept option '(?P<dotted>[^']+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (?P<option>--[^\s=]+)")
 _DIGITS = re.compile(r"\d{300,}")
+_LONGEST_PATH = 4096
 _SECTIONS = {
     "trainer": "lightning.pytorch.Trainer",
     "data": "scone_pl.data.datamodule.PackedDataModule",
@@ -126,20 +126,51 @@ def check_typed(args: Sequence[str]) -> None:
         value = arg.partition("=")[2] if arg.startswith("-") else arg
         if _is_special(value):
             raise UserError(f"{name:.80}: {value} is not a regular file")
+        if "&" in value and "*" in value:  # jsonargparse reads it as YAML
+            with contextlib.suppress(YAMLError, RecursionError):
+                _check_inline(value, name)
         if name in ("--config", "-c") and os.path.isfile(value):
             _check_recipe(Path(value))
 
 
-def _check_recipe(file: Path) -> None:
-    """Raises `UserError`, with the file's name, for what jsonargparse takes silently or reports without it."""
-    text = read_text(file)
+def _check_inline(text: str, name: str) -> None:
     try:
-        check_yaml_keys(text)
-        yaml.safe_load(text)
-    except (YAMLError, RecursionError):
-        return  # jsonargparse says so too
-    except ValueError as error:  # a key twice, a date that does not exist, a number of 5000 digits
-        raise UserError(f"{file}: {error}") from None
+        check_yaml(text)
+    except UserError as error:
+        raise UserError(f"{name:.80}: {error}") from None
+
+
+def _check_recipe(file: Path, above: tuple[Path, ...] = ()) -> None:
+    """Checks a file of `--config`, and those that its key `config` names.
+
+    Raises:
+        UserError: with the file's name, for what jsonargparse takes silently, waits for, or reports without it.
+    """
+    content = read_yaml(file, dict)
+    if not content:
+        raise UserError(f"{file}: holds no settings; give `key: value` lines")
+    if odd := [key for key in content if not isinstance(key, str)]:
+        raise UserError(f"{file}: the key {odd[0]!r} is not a name; write it in quotes if it is one")
+    for value in _texts(content):
+        for path in (Path(value), file.parent / value):
+            if _is_special(str(path)):
+                raise UserError(f"{file}: {value} is not a regular file")
+    named = content.get("config")
+    for name in named if isinstance(named, list) else [named]:
+        other = file.parent / name if isinstance(name, str) else None
+        if other is not None and other.is_file():
+            if other.resolve() in (*above, file.resolve()):
+                raise UserError(f"{file}: its `config` {name} includes itself")
+            _check_recipe(other, (*above, file.resolve()))
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """All texts in nested lists and mappings that might be paths."""
+    if isinstance(content, dict | list):
+        for part in content.values() if isinstance(content, dict) else content:
+            yield from _texts(part)
+    elif isinstance(content, str) and len(content) < _LONGEST_PATH:
+        yield content
 
 
 def _is_special(path: str) -> bool:

@@ -42,11 +42,17 @@ VERBS = {
         "one image from reference images and an instruction",
         Command("scone_pl.cli.generate:generate", flat="settings"),
     ),
-    "evaluate": Verb(
-        "SconeEval or OmniContext: generate, judge, tables", Command("scone_pl.cli.evaluate:evaluate", behind="extra")
+    "download": Verb(
+        "published weights or data sets from the Hugging Face hub",
+        Command("scone_pl.cli.download:download", positional=("repository",)),
     ),
+    "evaluate": Verb("a benchmark: generate, judge, tables", Command("scone_pl.cli.evaluate:evaluate", behind="extra")),
     "judge": Verb("have a benchmark's images judged", Command("scone_pl.cli.evaluate:judge")),
     "tables": Verb("tables of judged images beside the paper's", Command("scone_pl.cli.evaluate:tables")),
+    "agreement": Verb(
+        "how far two judges, or a judge and people, agree on the same images",
+        Command("scone_pl.cli.agreement:agreement"),
+    ),
     "shards": Verb(
         "convert, verify and describe data sets",
         commands={

@@ -95,7 +95,8 @@ def convert(
 
     Raises:
         UserError: the source has no valid sample, or `output` cannot be written, is or lies in the source, holds
-            another data set or another unfinished conversion, or is in use by another process.
+            another data set or another unfinished conversion, or is in use by another process; or the source has
+            changed meanwhile.
     """
     config, output = config or ConvertConfig(), Path(output)
     check_workers(workers)
@@ -190,7 +191,7 @@ def _lock(output: Path) -> Iterator[None]:
         if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(file.fileno())):
             raise UserError(busy)
         if (output / MANIFEST).exists():
-            shutil.rmtree(output / WORK)
+            shutil.rmtree(output / WORK, ignore_errors=True)
             raise UserError(
                 f"{output} already holds a data set; run the same command again to check whether it is this one"
             )
@@ -291,6 +292,11 @@ def _remove_files(range_: _Range, output: Path) -> None:
 
 def _finish(shared: _Shared, accepted: list[_RangeResult], ranges: list[_Range]) -> tuple[Manifest, Faults]:
     output = shared.output
+    plan = _plan(shared.source, shared.config)
+    if _without_tokens(read_json(output / WORK / "plan.json", dict)) != plan:
+        raise UserError(
+            f"the source has changed while it was converted; remove {output} and run the same command again"
+        )
     faults, kinds, shards = Faults(), Counter[str](), list[ShardInfo]()
     for range_ in ranges[len(accepted) :]:
         _remove_files(range_, output)
@@ -315,9 +321,8 @@ def _finish(shared: _Shared, accepted: list[_RangeResult], ranges: list[_Range])
         (output / INDEX).unlink()
         first = f", first {faults.examples[0]}" if faults.examples else ""
         raise UserError(f"{output}: the source has no valid sample ({faults}{first}); check the source and options")
-    plan = _plan(shared.source, shared.config)
     with writing(output / RECORD) as record:
         record.write(json.dumps({"plan": plan, "faults": faults.to_json()}, indent=1).encode())
     manifest = write_manifest(output, kinds, shards, shared.config.exif_orientation)
-    shutil.rmtree(output / WORK)
+    shutil.rmtree(output / WORK, ignore_errors=True)  # another process may remove it as well, see `finished`
     return manifest, faults

@@ -96,9 +96,18 @@ def known_names(names: FieldNames) -> set[str]:
 
 
 def unused_images(row: Mapping[str, Any], names: FieldNames) -> list[str]:
-    """Unread fields of a row that look like images, judged by file extension, type or field name."""
-    unused = row.keys() - known_names(names)
-    return sorted(name for name in unused if _is_image_like(name, row[name]))
+    """Unread fields of a row that look like images, judged by file extension, type or field name.
+
+    Images in an unread object are named with a dot, as in `FieldNames`.
+    """
+    found = []
+    for name in row.keys() - known_names(names):
+        value = row[name]
+        if _is_image_like(name, value):
+            found.append(name)
+        elif isinstance(value, Mapping):  # here names alone prove nothing: metadata are full of them
+            found += [f"{name}.{part}" for part, inner in value.items() if _is_image_like("", inner)]
+    return sorted(found)
 
 
 def advice(row: Mapping[str, Any], names: FieldNames, role: str, *, has_field_options: bool) -> str:

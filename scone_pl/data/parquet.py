@@ -108,7 +108,9 @@ class ParquetInput:
     def describe(self) -> str:
         """Which columns of the first file are read as what."""
         columns = self.files[0].columns
-        description = describe({name: "?" for name in columns.names if name != IMAGE_COLUMN}, self.rules.names)
+        nested = [name for name in self.rules.names.requested().values() if name.split(".")[0] in columns.names]
+        row = {name: "?" for name in (*columns.names, *nested) if name != IMAGE_COLUMN}
+        description = describe(row, self.rules.names)
         return f"{columns.image_description}, {description}" if columns.has_image_column else description
 
     def keys(self) -> Iterator[str]:

@@ -98,10 +98,10 @@ def _request(record: dict[str, Any], where: str, folder: Path) -> Request:
     except BrokenSampleError as error:
         raise UserError(str(error)) from None
     task_type = record.get("task_type")
-    name = "" if task_type in (None, "") else _plain_name(task_type, "task_type", where)
+    name = "" if task_type in (None, "") else plain_name(task_type, "task_type", where)
     if name.endswith((".png", ".json")):
         raise UserError(f"{where}: `task_type` {name!r} names a folder; it must not end in .png or .json")
-    request = Request(_plain_name(record.get("key"), "key", where), name, row, where)
+    request = Request(plain_name(record.get("key"), "key", where), name, row, where)
     for image in request.images:
         if not _is_file(image):
             raise UserError(f"{where}: no such image file {str(image)!r:.300}; paths are relative to the JSON file")
@@ -119,7 +119,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _plain_name(value: Any, field: str, where: str) -> str:
+def plain_name(value: Any, field: str, where: str) -> str:
     """`value` as a portable file name without a path."""
     name = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if not name.strip() or name.startswith(".") or _FORBIDDEN.search(name) or len(name.encode()) > MAX_NAME_BYTES:

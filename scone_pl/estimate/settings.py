@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scone_pl.checkpoints.hub import cached_folder, hub_id
 from scone_pl.checkpoints.model import read_config
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.transforms import ResizeLimits
@@ -68,8 +69,10 @@ def recipe_of(stages: Sequence[tuple[str, Any]], preset: str | None = None) -> R
 
 
 def _sizes(folder: str, preset: str | None) -> tuple[SconeConfig, str]:
-    if preset is None and Path(folder).is_dir():
-        return read_config(folder), folder
+    repository = hub_id(folder)
+    cached = Path(folder) if repository is None else cached_folder(repository)
+    if preset is None and cached is not None and cached.is_dir():
+        return read_config(cached), folder
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset}: one of {', '.join(PRESETS)}")
     if preset is None:  # the recipes for a laptop keep everything under runs/mini and runs/photos

@@ -1,86 +1,108 @@
-"""Definition of the two benchmarks: tasks, score columns and scene rules (docs/benchmarks.md 1, 3.3)."""
+"""What a benchmark is: a reader of its layout, its questions, formulas and reference rows.
+
+Each benchmark is a package that holds an instance named `BENCHMARK` of a subclass of `Benchmark`, a folder `prompts/`
+and optionally `published.yaml`; those in `scone_pl.evaluation.benchmarks` are found by name, others by the name of
+their module. Everything else (asking, storing, averaging, intervals, tables, plots, report) uses only this interface.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from scone_pl.errors import UserError
-from scone_pl.evaluation.scores import (
-    COMPOSITION_COLUMNS,
-    DISTINCTION_COLUMNS,
-    OMNICONTEXT_TASKS,
-    SCONEEVAL_TASKS,
-    is_distinction,
-)
+from scone_pl.evaluation.items import Item
+from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.scores import Row
+from scone_pl.vlm.parsing import Score
+from scone_pl.vlm.ratings import NamedScores
 
-BenchmarkName = Literal["sconeeval", "omnicontext"]
-Content = Literal["character", "object", "scene"]
-
-_TOKENS = re.compile(r"[A-Z]?[a-z]+|[A-Z]|\d+")
-_LETTERS: dict[str, Content] = {"C": "character", "O": "object", "S": "scene"}
-_WORDS: dict[str, Content] = {"char": "character", "obj": "object", "sce": "scene"}
+Record = Mapping[str, Any]
+"""A judged item, see `records.py`."""
 
 
 @dataclass(frozen=True)
-class CaseType:
-    """A parsed `case_type`: number and content of the references."""
+class Question:
+    """One question about a generated image."""
 
-    count: int | None
-    """Number of references; None if not stated."""
-    contents: frozenset[Content]
-    unrecognised: tuple[str, ...] = ()
-    """Unrecognised words."""
-
-    @classmethod
-    def parse(cls, text: str | None) -> CaseType:
-        """Parses `2CS`, `2 C+S`, `2_char_scene`, `CharacterScene`; other words are collected in `unrecognised`.
-
-        The published code treats anything with a capital S as a scene, including `Single` (docs/benchmarks.md 5).
-        """
-        count, contents, unrecognised = None, set(), []
-        for token in _TOKENS.findall(text or ""):
-            if token.isdigit():
-                count = int(token) if count is None else count
-            elif content := _LETTERS.get(token) or _WORDS.get(token.lower()[: 4 if token[0] in "cC" else 3]):
-                contents.add(content)
-            elif token.lower() not in ("and", "image", "images", "img", "ref", "refs"):
-                unrecognised.append(token)
-        return cls(count, frozenset(contents), tuple(unrecognised))
+    kind: str
+    """Short name, such as PF."""
+    template: str
+    """Name of its prompt. Where it has `{{reference_images}}` and `{{generated_image}}`, the images stand there;
+    without them, they follow the text."""
+    fields: Mapping[str, str]
+    """Values of the prompt's other placeholders."""
+    read: Callable[[str | None], Any]
+    """Parser of an answer: `Score`, `NamedScores` or int; if it raises `UnusableAnswerError`, the question is asked
+    again."""
+    references: tuple[int, ...] | None = None
+    """Indices of the references that are shown; None = all."""
+    names: tuple[str, ...] = ()
+    """Keys of the record that the answer fills; empty = `kind`."""
+    candidate: tuple[int, int] | None = None
+    """Indices (reference, candidate) of a question about the presence of one subject."""
+    optional: bool = False
+    """Whether a record is complete without it."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the request that differ from the judge's."""
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """One benchmark."""
+class Aggregate:
+    """A row below the tasks: the mean of every column over some of them; none if one of them has no records."""
 
-    name: BenchmarkName
+    name: str
+    """Of its columns: `NAME.COLUMN`."""
     title: str
     tasks: tuple[str, ...]
+    weighting: Literal["tasks", "items"] = "tasks"
+    """tasks: the mean of the tasks' means. items: the mean over the items of all of them."""
+
+
+class Benchmark(ABC):
+    """One benchmark. Constants describe its table; methods read its data, ask and score."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
     """In the order of the table."""
-    heads: tuple[tuple[str, tuple[str, ...]], ...]
+    heads: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]]
     """The table's head: groups with the short names of their tasks, in the order of `tasks`."""
-    make_target: str
-    """Makefile target of the table."""
-
-    def has_distinction(self, task: str) -> bool:
-        """Whether the presence of a task's candidates is judged."""
-        return self.name == "sconeeval" and is_distinction(task)
-
-    def columns(self, task: str) -> tuple[str, ...]:
-        """Names of the scores of a task."""
-        return (*COMPOSITION_COLUMNS, *(DISTINCTION_COLUMNS if self.has_distinction(task) else ()))
+    rated: ClassVar[tuple[str, ...]]
+    """Numbers that the judge gives, as keys of a record; the reason is under `NAME_reason`."""
+    rating_range: ClassVar[tuple[float, float]] = (0.0, 10.0)
+    score_range: ClassVar[tuple[float, float]] = (0.0, 10.0)
+    """Of the columns of the table, for plots."""
+    average_columns: ClassVar[tuple[str, ...]]
+    """All columns of the table of tasks, in order."""
+    aggregates: ClassVar[tuple[Aggregate, ...]]
+    derived: ClassVar[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {}
+    """Further numbers from the flat row of aggregates, such as `overall`; works on floats and arrays."""
+    headline: ClassVar[Mapping[str, str]]
+    """Flat column -> title of the few numbers that sum up the benchmark: head of the report, bars."""
+    varying: ClassVar[Mapping[str, str]] = {}
+    """The same for the plot over groups; empty = `headline`."""
+    radar: ClassVar[tuple[tuple[str, str], ...]]
+    """(column, title) of each radar plot over the tasks that have the column."""
+    radar_methods: ClassVar[tuple[str, ...]] = ()
+    """Published rows in the radar plots."""
+    sorted_by: ClassVar[tuple[str, ...]]
+    """Columns by which items can be sorted in the report."""
+    judge: ClassVar[Mapping[str, Any]] = {"model": "gpt-4.1", "parameters": {"max_tokens": 1400}}
+    """Settings of the published judge: defaults of `JudgeOptions`."""
+    preparation: ClassVar[Literal["jpeg", "file"]] = "jpeg"
+    """How the judge gets images: references resized and all as JPEG, or the files as they are."""
+    english_view: ClassVar[bool] = False
+    """Whether tables also hold the items with `instruction_language` en alone."""
 
     @property
-    def average_columns(self) -> tuple[str, ...]:
-        """Names of the scores of the average row."""
-        return (*COMPOSITION_COLUMNS, *(DISTINCTION_COLUMNS if self.name == "sconeeval" else ()))
-
-    @property
-    def has_overall(self) -> bool:
-        """Whether the benchmark has an Overall score of composition and distinction."""
-        return self.name == "sconeeval"
+    def folder(self) -> Path:
+        """The benchmark's package."""
+        return Path(inspect.getfile(type(self))).parent
 
     @property
     def short_names(self) -> dict[str, str]:
@@ -88,9 +110,14 @@ class Benchmark:
         names = [f"{group} / {short}" for group, shorts in self.heads for short in shorts]
         return dict(zip(self.tasks, names, strict=True))
 
-    def shows_scene(self, task: str, case_type: str | None) -> bool:
-        """Whether subject consistency includes the scene (docs/benchmarks.md 3.3)."""
-        return "scene" in task or "scene" in CaseType.parse(case_type).contents
+    @property
+    def main_columns(self) -> tuple[str, ...]:
+        """Columns of the main table if there is no published one: each task's last column and `headline`."""
+        return (*(f"{task}.{self.columns(task)[-1]}" for task in self.tasks), *self.headline)
+
+    def columns(self, task: str) -> tuple[str, ...]:
+        """Names of the scores of a task; the first exists for every complete item."""
+        return self.average_columns
 
     def check_tasks(self, tasks: Sequence[str]) -> tuple[str, ...]:
         """`tasks` in the table's order.
@@ -102,27 +129,93 @@ class Benchmark:
             raise UserError(f"{self.name} has no task {unrecognised[0]!r}; its tasks: {', '.join(self.tasks)}")
         return tuple(task for task in self.tasks if task in tasks)
 
+    def data_file(self, data: str | Path) -> Path:
+        """What `--data` names: a folder, or a file in it that the reader starts from.
 
-SCONEEVAL = Benchmark(
-    name="sconeeval",
-    title="SconeEval",
-    tasks=SCONEEVAL_TASKS,
-    heads=(
-        ("Composition", ("Single", "Multi")),
-        ("Distinction", ("Cross", "Intra")),
-        ("Distinction & Composition", ("Cross", "Intra")),
-    ),
-    make_target="table3",
-)
-OMNICONTEXT = Benchmark(
-    name="omnicontext",
-    title="OmniContext",
-    tasks=OMNICONTEXT_TASKS,
-    heads=(
-        ("Single", ("Character", "Object")),
-        ("Multiple", ("Character", "Object", "Char. + Obj.")),
-        ("Scene", ("Character", "Object", "Char. + Obj.")),
-    ),
-    make_target="table2",
-)
-BENCHMARKS: dict[str, Benchmark] = {"sconeeval": SCONEEVAL, "omnicontext": OMNICONTEXT}
+        Raises:
+            UserError: it does not exist.
+        """
+        path = Path(data)
+        if not path.is_dir():
+            raise UserError(f"--data {data}: no such folder; give the folder of {self.title} in its published layout")
+        return path
+
+    @abstractmethod
+    def read(self, data: str | Path) -> list[Item]:
+        """Reads and checks all items, in order.
+
+        Raises:
+            UserError: names the file and what to correct.
+        """
+
+    def check_judge(self, config: JudgeConfig) -> None:
+        """Refuses settings that have no effect on this benchmark.
+
+        Raises:
+            UserError: names the setting.
+        """
+        if config.scene_pf:
+            raise UserError(f"--judge.scene_pf is a question of OmniContext; {self.name} has no such tasks")
+
+    @abstractmethod
+    def questions(self, item: Item, config: JudgeConfig) -> list[Question]:
+        """All questions about the image of an item, in order."""
+
+    def record(self, item: Item, answers: Sequence[tuple[Question, Any]]) -> dict[str, Any]:
+        """What the answers say, as fields of a record.
+
+        Args:
+            item: the item.
+            answers: each question with the parsed answer, None if there is none; empty if nothing could be asked.
+        """
+        fields: dict[str, Any] = dict.fromkeys(self.rated)
+        for question, value in answers:
+            names = question.names or (question.kind,)
+            if isinstance(value, NamedScores):
+                fields |= {name: value.values[name] for name in names}
+            else:
+                fields |= dict.fromkeys(names, value.value if isinstance(value, Score) else value)
+            fields[f"{question.kind}_reason"] = getattr(value, "reason", None)
+        return fields
+
+    def check_record(self, record: Record, where: str) -> None:
+        """Checks the fields of `record`.
+
+        Raises:
+            UserError: starts with `where`.
+        """
+        low, high = self.rating_range
+        for name in self.rated:
+            check_rating(record, name, where, low, high)
+
+    def is_complete(self, record: Record) -> bool:
+        """Whether a record has everything that scoring needs; others count in no column of their group."""
+        return all(record.get(name) is not None for name in self.rated)
+
+    @abstractmethod
+    def item_scores(self, record: Record) -> Row:
+        """All columns of one complete record."""
+
+    def binary(self, record: Record) -> list[int]:
+        """Yes/no answers of a complete record, in a fixed order; for their agreement over scorings."""
+        return []
+
+    def faults(self, record: Record) -> Mapping[str, bool] | None:
+        """Errors by name of a complete record, such as redundancy; None if its task has no such answers."""
+        return None
+
+    def extra_tables(self, records: Sequence[Record]) -> list[tuple[str, list[list[str]]]]:
+        """Further tables: title, and rows of cells below a header."""
+        return []
+
+
+def check_rating(record: Record, name: str, where: str, low: float = 0, high: float = 10) -> None:
+    """Checks one number of a record, which may be missing.
+
+    Raises:
+        UserError: it is no number in the range.
+    """
+    value = record.get(name)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and low <= value <= high):
+        raise UserError(f"{where}: `{name}` must be a number of {low:g} to {high:g}, or null, not {value!r}")

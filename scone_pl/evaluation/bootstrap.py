@@ -15,7 +15,6 @@ import numpy as np
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.groups import Records
-from scone_pl.evaluation.scores import is_complete, item_scores
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -84,7 +83,7 @@ def item_values(records: Records, benchmark: Benchmark) -> tuple[dict[str, list[
     keys: dict[str, list[str]] = {}
     values: dict[str, Values] = {}
     for task in benchmark.tasks:
-        members = [record for record in records if record["task_type"] == task and is_complete(record)]
+        members = [record for record in records if record["task_type"] == task and benchmark.is_complete(record)]
         if not members:
             continue
         keys[task] = sorted({str(record["key"]) for record in members})
@@ -92,7 +91,7 @@ def item_values(records: Records, benchmark: Benchmark) -> tuple[dict[str, list[
         scores = {name: np.full((len(row), len(groups)), np.nan) for name in benchmark.columns(task)}
         for record in members:
             at = row[str(record["key"])], index[record["sampling"], record["scoring"]]
-            for name, value in item_scores(record).items():
+            for name, value in benchmark.item_scores(record).items():
                 scores[name][at] = value
         values[task] = scores
     return keys, values
@@ -114,20 +113,29 @@ def _resampled(
 ) -> dict[str, np.ndarray]:
     """(B,) mean over groups of every column, computed as in the tables; columns without values are omitted."""
     by_group: dict[str, np.ndarray] = {}  # (B, G)
+    counts: dict[str, np.ndarray] = {}
     for task in benchmark.tasks:
         for name, scores in values.get(task, {}).items():
             present = ~np.isnan(scores)
-            count = weights[task] @ present.astype(np.float64)
+            count = counts[f"{task}.{name}"] = weights[task] @ present.astype(np.float64)
             with np.errstate(invalid="ignore", divide="ignore"):
                 by_group[f"{task}.{name}"] = weights[task] @ np.where(present, scores, 0.0) / count
-    if all(task in values for task in benchmark.tasks):
-        # A group that lacks a task has no average in any column.
-        incomplete = np.any([np.isnan(by_group[f"{task}.PF"]) for task in benchmark.tasks], axis=0)
+    for aggregate in benchmark.aggregates:
+        if not all(task in values for task in aggregate.tasks):
+            continue
+        # A group that lacks a task has no aggregate in any column.
+        firsts = [by_group[f"{task}.{benchmark.columns(task)[0]}"] for task in aggregate.tasks]
+        incomplete = np.any([np.isnan(first) for first in firsts], axis=0)
         for name in benchmark.average_columns:
-            parts = [by_group[f"{t}.{name}"] for t in benchmark.tasks if f"{t}.{name}" in by_group]
-            by_group[f"average.{name}"] = np.where(incomplete, np.nan, np.mean(parts, axis=0))
-        if benchmark.has_overall:
-            by_group["overall"] = (by_group["average.COM"] + by_group["average.DIS"]) / 2
+            parts = [f"{task}.{name}" for task in aggregate.tasks if f"{task}.{name}" in by_group]
+            if not parts:
+                continue
+            sizes = [counts[part] if aggregate.weighting == "items" else 1.0 for part in parts]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                mean = sum(by_group[part] * size for part, size in zip(parts, sizes, strict=True)) / sum(sizes)
+            by_group[f"{aggregate.name}.{name}"] = np.where(incomplete, np.nan, mean)
+    if benchmark.derived and all(f"{a.name}.{benchmark.average_columns[0]}" in by_group for a in benchmark.aggregates):
+        by_group |= {name: formula(by_group) for name, formula in benchmark.derived.items()}
     means = {column: _mean_over_groups(scores) for column, scores in by_group.items()}
     return {column: scores for column, scores in means.items() if not np.isnan(scores).all()}
 

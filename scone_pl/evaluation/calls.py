@@ -4,53 +4,74 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.benchmark import Benchmark, Question
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.judge_images import Fingerprints, QuestionImage, data_url
-from scone_pl.evaluation.templates import PLAUSIBILITY, PRESENCE, Template, Templates
-from scone_pl.vlm.parsing import Score, parse_presence, parse_score
-
-Kind = Literal["PF", "SC", "DIS", "PHY"]
+from scone_pl.evaluation.templates import GENERATED, PLAUSIBILITY, REFERENCES, Templates
+from scone_pl.vlm.parsing import parse_score
 
 
 @dataclass(frozen=True)
 class Call:
-    """One question."""
+    """One question about one image in one scoring."""
 
-    kind: Kind
+    question: Question
     item: Item
     sampling: int
     scoring: int
     template: str
     """`Template.identity` of the wording."""
-    text: str
-    images: tuple[QuestionImage, ...]
-    """References in order, then the generated image."""
+    parts: tuple[str | QuestionImage, ...]
+    """Text and images, in order."""
     ask: str
     """Hash of the complete question."""
-    candidate: tuple[int, int] | None = None
-    """DIS: indices (reference, candidate)."""
+    parameters: dict[str, Any]
+    """Fields of the request."""
 
     @property
-    def read(self) -> Callable[[str | None], Score | int]:
+    def kind(self) -> str:
+        """Short name of the question."""
+        return self.question.kind
+
+    @property
+    def candidate(self) -> tuple[int, int] | None:
+        """Indices (reference, candidate) of a question about presence."""
+        return self.question.candidate
+
+    @property
+    def read(self) -> Callable[[str | None], Any]:
         """Parser of its answers."""
-        return parse_presence if self.kind == "DIS" else parse_score
+        return self.question.read
+
+    @property
+    def text(self) -> str:
+        """All text of it."""
+        return "\n".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def images(self) -> tuple[QuestionImage, ...]:
+        """References in order, and the generated image."""
+        return tuple(part for part in self.parts if isinstance(part, QuestionImage))
 
     def content(self) -> list[dict[str, Any]]:
-        """The user message: the text, then the images.
+        """The user message.
 
         Raises:
             UserError: an image cannot be decoded.
         """
-        urls = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in self.images]
-        return [{"type": "text", "text": self.text}, *urls]
+        return [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "image_url", "image_url": {"url": data_url(part)}}
+            for part in self.parts
+        ]
 
     @property
     def about(self) -> dict[str, Any]:
@@ -78,6 +99,8 @@ class Judgement:
     calls: tuple[Call, ...]
     failure: str | None = None
     """Reason if there are no questions."""
+    image: str | None = None
+    """SHA-256 of the generated image's file."""
 
 
 class Planner:
@@ -92,55 +115,49 @@ class Planner:
         if not image.is_file():
             return Judgement(item, sampling, scoring, (), f"no image {image.name} in round {sampling}")
         try:
-            calls = tuple(self._calls(item, image, sampling, scoring))
+            calls = tuple(
+                self._call(question, item, image, sampling, scoring)
+                for question in all_questions(self.benchmark, item, self.config)
+            )
+            return Judgement(item, sampling, scoring, calls, image=self._fingerprints[image])
         except UserError as error:
             return Judgement(item, sampling, scoring, (), str(error))
-        return Judgement(item, sampling, scoring, calls)
 
     def _question_image(self, file: Path, *, reference: bool) -> QuestionImage:
-        rotated = self.config.exif_orientation == "apply" and self._fingerprints.is_rotated(file)
-        return QuestionImage(file, reference=reference, rotated=rotated)
+        has_orientation = self._fingerprints.is_rotated(file)
+        return QuestionImage(
+            file,
+            reference=reference,
+            rotated=has_orientation and self.config.exif_orientation == "apply",
+            as_file=self.benchmark.preparation == "file",
+            reencoded=has_orientation,
+        )
 
-    def _calls(self, item: Item, image: Path, sampling: int, scoring: int) -> list[Call]:
+    def _call(self, question: Question, item: Item, image: Path, sampling: int, scoring: int) -> Call:
+        template = self.templates.of_question(question)
+        shown = range(len(item.images)) if question.references is None else question.references
+        references = [self._question_image(item.images[i], reference=True) for i in shown]
         output = self._question_image(image, reference=False)
-        references = [self._question_image(file, reference=True) for file in item.images]
-        fields = {"instruction": item.instruction, "references": str(len(references))}
-        prompt_following = self.templates.prompt_following(self.benchmark, item, scene_pf=self.config.scene_pf)
-        subject_consistency = self.templates.subject_consistency(self.benchmark, item)
-        questions: list[tuple[Kind, Template, dict[str, str], Sequence[QuestionImage], tuple[int, int] | None]] = [
-            ("PF", prompt_following, fields, [*references, output], None),
-            ("SC", subject_consistency, fields, [*references, output], None),
-        ]
-        for i, group in enumerate(item.subjects):
-            template = self.templates[PRESENCE]
-            for j, subject in enumerate(group):
-                questions.append(("DIS", template, {"subject": subject}, [references[i], output], (i, j)))
-        if self.config.plausibility:
-            questions.append(("PHY", self.templates[PLAUSIBILITY], fields, [output], None))
-        return [
-            self._call(kind, item, template, fields, images, candidate, sampling, scoring)
-            for kind, template, fields, images, candidate in questions
-        ]
-
-    def _call(
-        self,
-        kind: Kind,
-        item: Item,
-        template: Template,
-        fields: dict[str, str],
-        images: Sequence[QuestionImage],
-        candidate: tuple[int, int] | None,
-        sampling: int,
-        scoring: int,
-    ) -> Call:
-        text = template.fill(**fields)
-        question = {
+        parts: list[str | QuestionImage] = []
+        for segment in template.segments(question.fields):
+            parts += references if segment == REFERENCES else [output] if segment == GENERATED else [segment]
+        parameters = {**self.config.parameters, **question.parameters}
+        asked = {
             "model": self.config.model,
-            "parameters": self.config.parameters,
+            "parameters": parameters,
             "prompt": template.identity,
-            "text": text,
-            "images": [[image.preparation, self._fingerprints[image.file]] for image in images],
+            "text": template.fill(**question.fields),
+            "images": [[one.preparation, self._fingerprints[one.file]] for one in (*references, output)],
             "scoring": scoring,
         }
-        ask = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32]
-        return Call(kind, item, sampling, scoring, template.identity, text, tuple(images), ask, candidate)
+        ask = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+        return Call(question, item, sampling, scoring, template.identity, tuple(parts), ask, parameters)
+
+
+def all_questions(benchmark: Benchmark, item: Item, config: JudgeConfig) -> list[Question]:
+    """The benchmark's questions about an item, and the additional one that `config` asks for."""
+    questions = benchmark.questions(item, config)
+    if config.plausibility:
+        fields = {"instruction": item.instruction}
+        questions.append(Question("PHY", PLAUSIBILITY, fields, parse_score, references=(), optional=True))
+    return questions

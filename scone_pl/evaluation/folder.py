@@ -154,3 +154,9 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if not isinstance(image_folders, list) or not all(isinstance(folder, str) for folder in image_folders):
         raise UserError(f"{file}: `pictures` must be a list of folders; correct it, or choose another --output")
     return metadata
+
+
+def name_of_scores(file: Path) -> str:
+    """Name of the model that these scores belong to, as stored by its evaluation."""
+    name = _read_metadata(file.parent).get("name")
+    return str(name) if name else file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem

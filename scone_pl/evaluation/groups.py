@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scone_pl.evaluation.benchmark import Benchmark
-from scone_pl.evaluation.scores import Row, average_row, is_complete, overall_score, task_means
+from scone_pl.evaluation.scores import Row, mean_row, task_means
 
 Records = Sequence[Mapping[str, Any]]
+_OTHER_TABLES = ("per_task", "n_used", "english_only")
+"""Entries of a group's table that are no aggregates."""
 
 
 def group_tables(records: Records, benchmark: Benchmark) -> list[dict[str, Any]]:
@@ -27,7 +29,7 @@ def group_tables(records: Records, benchmark: Benchmark) -> list[dict[str, Any]]
 
 def _group(sampling: int, scoring: int, records: Records, benchmark: Benchmark) -> dict[str, Any]:
     used = Counter({task: 0 for task in benchmark.tasks if any(r["task_type"] == task for r in records)})
-    used.update(record["task_type"] for record in records if is_complete(record))
+    used.update(record["task_type"] for record in records if benchmark.is_complete(record))
     table: dict[str, Any] = {
         "sampling": sampling,
         "scoring": scoring,
@@ -35,26 +37,38 @@ def _group(sampling: int, scoring: int, records: Records, benchmark: Benchmark) 
         "n_used": dict(used),
         **_table(records, benchmark),
     }
-    if benchmark.has_overall:
-        table["derived_overall"] = overall_score(table["average"]) if table["average"] else None
-    if benchmark.name == "omnicontext" and any("instruction_language" in record for record in records):
+    row = flat_row(table)
+    for name, formula in benchmark.derived.items():
+        table[f"derived_{name}"] = formula(row) if all(table[one.name] for one in benchmark.aggregates) else None
+    if benchmark.english_view and any("instruction_language" in record for record in records):
         english = [record for record in records if record.get("instruction_language") == "en"]
         table["english_only"] = _table(english, benchmark)
     return table
 
 
 def _table(records: Records, benchmark: Benchmark) -> dict[str, Any]:
-    per_task = task_means(records)
+    per_task = task_means(records, benchmark.is_complete, benchmark.item_scores)
     ordered = {task: per_task[task] for task in benchmark.tasks if task in per_task}
-    return {"per_task": ordered, "average": average_row(per_task, benchmark.tasks)}
+    counts = Counter(record["task_type"] for record in records if benchmark.is_complete(record))
+    table: dict[str, Any] = {"per_task": ordered}
+    for aggregate in benchmark.aggregates:
+        by_items = aggregate.weighting == "items"
+        weights = [counts[task] if by_items else 1 for task in aggregate.tasks]
+        complete = all(task in per_task for task in aggregate.tasks)
+        table[aggregate.name] = mean_row([per_task[task] for task in aggregate.tasks], weights) if complete else None
+    return table
 
 
 def flat_row(table: Mapping[str, Any]) -> Row:
-    """A group's numbers by column: `task.NAME`, `average.NAME`, `overall`; missing ones are omitted."""
+    """A group's numbers by column: `task.NAME`, `average.NAME` (and further aggregates), `overall`; missing ones are
+    omitted.
+    """
     row = {f"{task}.{name}": value for task, values in table["per_task"].items() for name, value in values.items()}
-    row |= {f"average.{name}": value for name, value in (table["average"] or {}).items()}
-    if table.get("derived_overall") is not None:
-        row["overall"] = table["derived_overall"]
+    for aggregate, values in table.items():
+        if aggregate.startswith("derived_"):
+            row |= {} if values is None else {aggregate.removeprefix("derived_"): values}
+        elif isinstance(values, Mapping) and aggregate not in _OTHER_TABLES:
+            row |= {f"{aggregate}.{name}": value for name, value in values.items()}
     return row
 
 
@@ -86,7 +100,7 @@ def completeness(records: Records, benchmark: Benchmark) -> dict[str, dict[str, 
     result: dict[str, dict[str, Any]] = {}
     for task in benchmark.tasks:
         members = [record for record in records if record["task_type"] == task]
-        incomplete = [record for record in members if not is_complete(record)]
+        incomplete = [record for record in members if not benchmark.is_complete(record)]
         reasons = Counter(str(record.get("failure") or "incomplete") for record in incomplete)
         result[task] = {
             "records": len(members),
@@ -97,33 +111,11 @@ def completeness(records: Records, benchmark: Benchmark) -> dict[str, dict[str, 
 
 
 def error_rates(records: Records, benchmark: Benchmark) -> dict[str, dict[str, float]]:
-    """Per distinction task, fractions of its complete records with each kind of error.
-
-    Returns:
-        `redundancy`: a distractor is present (low precision); `omission`: a target is missing (low recall).
-    """
+    """Per task whose answers tell them, fractions of its complete records with each error of `Benchmark.faults`."""
     result = {}
     for task in benchmark.tasks:
-        members = [r for r in records if r["task_type"] == task and is_complete(r)]
-        if benchmark.has_distinction(task) and members:
-            result[task] = {
-                "redundancy": sum(is_redundant(r) for r in members) / len(members),
-                "omission": sum(is_omitted(r) for r in members) / len(members),
-            }
+        members = [record for record in records if record["task_type"] == task and benchmark.is_complete(record)]
+        faults = [found for record in members if (found := benchmark.faults(record)) is not None]
+        if faults:
+            result[task] = {name: sum(found[name] for found in faults) / len(faults) for name in faults[0]}
     return result
-
-
-def is_redundant(record: Mapping[str, Any]) -> bool:
-    """Whether a distractor is judged present."""
-    return (0, 1) in _pairs(record)
-
-
-def is_omitted(record: Mapping[str, Any]) -> bool:
-    """Whether a target is judged absent."""
-    return (1, 0) in _pairs(record)
-
-
-def _pairs(record: Mapping[str, Any]) -> list[tuple[int, int]]:
-    label = [value for group in record.get("label") or [] for value in group]
-    pred = [value for group in record.get("pred") or [] for value in group]
-    return list(zip(label, pred, strict=True)) if pred else []

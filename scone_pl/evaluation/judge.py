@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.calls import Call, Judgement
@@ -14,7 +15,7 @@ from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.progress import Progress
 from scone_pl.vlm.client import CallFailedError, JudgeClient, StopJudgingError
 from scone_pl.vlm.costs import Usage, price_of
-from scone_pl.vlm.parsing import Score, UnusableAnswerError
+from scone_pl.vlm.parsing import UnusableAnswerError
 from scone_pl.vlm.store import Answer, AnswerStore
 
 
@@ -22,7 +23,7 @@ from scone_pl.vlm.store import Answer, AnswerStore
 class Verdict:
     """Outcome of one question according to the store."""
 
-    value: Score | int | None
+    value: Any
     """None if there is no usable answer."""
     failure: str | None = None
     """The reason in that case."""
@@ -127,7 +128,7 @@ class Judge:
         try:
             reason = ""
             for _ in range(unusable, max(self.config.max_answers, unusable + 1)):
-                reply = await client.ask(content)
+                reply = await client.ask(content, call.parameters)
                 self.usage.add(reply.usage)
                 self.store.add(
                     self._answer(

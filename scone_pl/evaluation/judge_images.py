@@ -1,4 +1,4 @@
-"""Images in the judge's format: JPEG data URLs (docs/benchmarks.md 3.2).
+"""Images in the judge's format: data URLs, JPEG (docs/benchmarks.md 3.2) or the file as it is.
 
 They are decoded like the generator's references (transparency onto white, EXIF orientation applied by default), so that
 model and judge see the same image; in the published code only the judge applies the orientation, and it sees the
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 1024**2
 STEP = 16
 QUALITY = 75
-PREPARATION = {"reference": "rgb-1024-16-jpeg75", "picture": "rgb-jpeg75"}
+PREPARATION = {"reference": "rgb-1024-16-jpeg75", "picture": "rgb-jpeg75", "file": "file"}
 """Names of the preprocessing, part of a question's hash; stored answers depend on them."""
 
 
@@ -37,11 +37,19 @@ class QuestionImage:
     """References are resized, the generated image is not."""
     rotated: bool = False
     """Whether its EXIF orientation is applied."""
+    as_file: bool = False
+    """Whether the judge gets the file's own bytes."""
+    reencoded: bool = False
+    """With `as_file`: as PNG instead, since services treat the EXIF orientation that it has differently."""
 
     @property
     def preparation(self) -> str:
         """See `PREPARATION`; rotated images have a suffix, so that stored answers about all others stay valid."""
-        return PREPARATION["reference" if self.reference else "picture"] + ("-turned" if self.rotated else "")
+        if self.as_file:
+            form = "png" if self.reencoded else PREPARATION["file"]
+        else:
+            form = PREPARATION["reference" if self.reference else "picture"]
+        return form + ("-turned" if self.rotated else "")
 
 
 def reference_size(width: int, height: int) -> tuple[int, int]:
@@ -68,12 +76,14 @@ def open_rgb(file: Path, exif_orientation: ExifOrientation = "apply") -> Image.I
 
 @functools.lru_cache(maxsize=64)  # the calls about one item are consecutive and share its images
 def data_url(question_image: QuestionImage) -> str:
-    """An image as a JPEG data URL.
+    """An image as a data URL: JPEG, or the file as it is.
 
     Raises:
         UserError: see `open_rgb`.
     """
     image = open_rgb(question_image.file, "apply" if question_image.rotated else "ignore")
+    if question_image.as_file:
+        return _png_url(image) if question_image.reencoded else _file_url(question_image.file)
     if question_image.reference:
         image = image.resize(reference_size(*image.size), Image.Resampling.BICUBIC)
     return jpeg_url(image, QUALITY)
@@ -84,6 +94,20 @@ def jpeg_url(image: Image.Image, quality: int) -> str:
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def _png_url(image: Image.Image) -> str:
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def _file_url(file: Path) -> str:
+    from scone_pl.data.decoding import open_image, read_encoded
+
+    content = read_encoded(file)
+    kind = Image.MIME.get(open_image(content).format or "", "application/octet-stream")
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 class Fingerprints:

@@ -11,17 +11,18 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import scone_pl
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import OMNICONTEXT, SCONEEVAL, Benchmark
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.benchmarks.omnicontext import OMNICONTEXT
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.evaluator import Column, Evaluator, Report, code_digest, mean, with_at_most
 from scone_pl.evaluation.folder import EvaluationFolder
-from scone_pl.evaluation.items import data_file
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.records import read_records
 from scone_pl.evaluation.summary import Summary
 from scone_pl.files import read_bytes, read_json
 
 PACKAGE = Path(scone_pl.__file__).parent
-CODE = ("evaluation/scores", "evaluation/groups", "evaluation/calls", "vlm/parsing")
+CODE = ("evaluation/scores", "evaluation/composition", "evaluation/groups", "evaluation/calls", "vlm/parsing")
 """Modules that decide scores, given images and a judge."""
 TRANSPORT = (
     *("base_url", "api_key_env", "concurrency", "timeout", "max_tries", "first_wait", "longest_wait", "stop_after"),
@@ -97,14 +98,15 @@ class JudgedEvaluator(Evaluator):
                 f"{source}: data is {self.data!r}, no folder with the published {self.benchmark.title}; give "
                 f"--evaluators '{{{name}: {{data: FOLDER}}}}'"
             )
-        data_file(self.data)
+        self.benchmark.data_file(self.data)
         JudgeConfig(**self.judge).key()
 
     @property
     def identity(self) -> dict[str, Any]:
         judge = {name: value for name, value in self.judge.items() if name not in TRANSPORT}
-        content = hashlib.sha256(read_bytes(data_file(self.data))).hexdigest()[:16]
-        sources = {name: code_digest(PACKAGE / f"{name}.py") for name in CODE}
+        content = hashlib.sha256(read_bytes(self.benchmark.data_file(self.data))).hexdigest()[:16]
+        modules = (*CODE, f"evaluation/benchmarks/{self.benchmark.name}/__init__")
+        sources = {name: code_digest(PACKAGE / f"{name}.py") for name in modules}
         return {**self.settings, "label": None, "data": content, "judge": judge, "sources": sources}
 
     def shortened(self: J, per_task: int) -> J:

@@ -14,9 +14,6 @@ from scone_pl.evaluation.published import published
 from scone_pl.evaluation.summary import Summary
 from scone_pl.files import writing
 
-RADAR_METHODS = ("BAGEL", "OmniGen2", "Echo-4o", "Scone")
-"""Methods of the paper in the radar plot."""
-
 _OUR_COLOURS = ("#c2410c", "#7e22ce", "#15803d", "#be123c")
 _PAPER_COLOURS = ("#94a3b8", "#64748b", "#0ea5e9", "#1e3a8a")
 _MIN_RADAR_FLOOR = 2.0
@@ -37,18 +34,19 @@ def write_plots(summaries: Sequence[Summary], folder: Path) -> list[Path]:
 
 
 def radar(summaries: Sequence[Summary]) -> Figure:
-    """COM of every task, and DIS of distinction tasks."""
+    """The columns `Benchmark.radar`, each over the tasks that have it."""
     benchmark = summaries[0].benchmark
-    distinction = [task for task in benchmark.tasks if benchmark.has_distinction(task)]
-    panels = [("COM", "composition (COM)" if distinction else "overall score", benchmark.tasks)]
-    panels += [("DIS", "distinction (DIS)", distinction)] if distinction else []
+    panels = [
+        (column, title, [task for task in benchmark.tasks if column in benchmark.columns(task)])
+        for column, title in benchmark.radar
+    ]
     figure = Figure(figsize=(6.4 * len(panels), 6.0), layout="constrained")
     paper = published(benchmark).rows
     floor = _radar_floor(summaries, [f"{task}.{column}" for column, _, tasks in panels for task in tasks])
     for number, (column, title, tasks) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number, projection="polar")
         angles = [2 * math.pi * i / len(tasks) for i in range(len(tasks))]
-        for method, colour in zip(RADAR_METHODS, _PAPER_COLOURS, strict=True):
+        for method, colour in zip(benchmark.radar_methods, _PAPER_COLOURS, strict=False):
             _polygon(axes, angles, [paper[method].get(f"{t}.{column}") for t in tasks], colour, f"{method} (paper)")
         for summary, colour in zip(summaries, _OUR_COLOURS * len(summaries), strict=False):
             values = [summary.mean.get(f"{task}.{column}") for task in tasks]
@@ -64,7 +62,7 @@ def radar(summaries: Sequence[Summary]) -> Figure:
         axes.grid(color="#e2e8f0")
         axes.spines["polar"].set_color("#cbd5e1")
         axes.set_rlabel_position(180 / len(tasks))
-        axes.set_ylim(floor, 10)
+        axes.set_ylim(floor, benchmark.score_range[1])
         axes.set_title(title, fontsize=12, pad=18)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
@@ -74,9 +72,7 @@ def radar(summaries: Sequence[Summary]) -> Figure:
 def bars(summaries: Sequence[Summary]) -> Figure:
     """The average columns of all methods, with 95 % intervals for the evaluated models."""
     benchmark = summaries[0].benchmark
-    columns = {"average.COM": "COM", "average.DIS": "DIS", "overall": "Overall"}
-    if not benchmark.has_overall:
-        columns = {"average.COM": "Average"}
+    columns, longest = benchmark.headline, benchmark.score_range[1]
     rows: list[tuple[str, Mapping[str, float], Summary | None]] = [
         (method, row, None) for method, row in published(benchmark).rows.items()
     ]
@@ -87,7 +83,7 @@ def bars(summaries: Sequence[Summary]) -> Figure:
         for y, (_, row, summary) in enumerate(rows):
             value = row.get(column)
             if value is None:
-                axes.text(0.1, y, "not complete", va="center", fontsize=8, color="#64748b")
+                axes.text(0.01 * longest, y, "not complete", va="center", fontsize=8, color="#64748b")
                 continue
             colour = "#cbd5e1" if summary is None else _OUR_COLOURS[summaries.index(summary) % len(_OUR_COLOURS)]
             axes.barh(y, value, color=colour, height=0.72)
@@ -97,8 +93,8 @@ def bars(summaries: Sequence[Summary]) -> Figure:
                 sides = [[max(0, value - low)], [max(0, high - value)]]
                 axes.errorbar(value, y, xerr=sides, color="#1e293b", capsize=3, lw=1)
                 end = high
-            axes.text(max(value, end) + 0.1, y, f"{value:.2f}", va="center", fontsize=8)
-        axes.set_xlim(0, 11)
+            axes.text(max(value, end) + 0.01 * longest, y, f"{value:.2f}", va="center", fontsize=8)
+        axes.set_xlim(0, 1.1 * longest)
         axes.set_title(title, fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=9)
@@ -109,9 +105,7 @@ def bars(summaries: Sequence[Summary]) -> Figure:
 def stability(summaries: Sequence[Summary]) -> Figure:
     """One dot per group, samplings along the x axis."""
     benchmark = summaries[0].benchmark
-    columns = {"average.COM": "COM", "average.DIS": "DIS", "overall": "Overall"}
-    if not benchmark.has_overall:
-        columns = {"average.PF": "PF", "average.SC": "SC", "average.COM": "Average"}
+    columns = benchmark.varying or benchmark.headline
     figure = Figure(figsize=(4.0 * len(columns), 3.6), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for axes, (column, title) in zip(panels, columns.items(), strict=True):
@@ -158,8 +152,11 @@ def _polygon(
 
 def _radar_floor(summaries: Sequence[Summary], columns: Sequence[str]) -> float:
     """Value at the radar's centre: 0 if any value is low."""
-    paper = published(summaries[0].benchmark).rows
-    rows = [*(paper[method] for method in RADAR_METHODS), *(summary.mean for summary in summaries)]
+    benchmark = summaries[0].benchmark
+    if benchmark.score_range[1] != 10:
+        return 0.0
+    paper = published(benchmark).rows
+    rows = [*(paper[method] for method in benchmark.radar_methods), *(summary.mean for summary in summaries)]
     values = [value for row in rows for column in columns if (value := row.get(column)) is not None]
     return _MIN_RADAR_FLOOR if values and min(values) >= _MIN_RADAR_FLOOR + 0.5 else 0.0
 

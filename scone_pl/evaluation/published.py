@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.scores import Row
 
-FILE = Path(__file__).parent / "published.yaml"
+FILE = "published.yaml"
+"""In a benchmark's package."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,22 @@ def unique_names(names: Sequence[str], taken: Collection[str] = ()) -> list[str]
 
 @functools.cache
 def published(benchmark: Benchmark) -> Published:
-    """The paper's table of a benchmark."""
-    table = yaml.safe_load(FILE.read_text(encoding="utf-8"))[benchmark.name]
+    """The published table of a benchmark; without one, no rows below `Benchmark.main_columns`."""
+    file = benchmark.folder / FILE
+    if not file.is_file():
+        return Published("", benchmark.main_columns, {})
+    table = yaml.safe_load(file.read_text(encoding="utf-8"))
     columns = tuple(table["columns"])
-    rows = {method: dict(zip(columns, values, strict=True)) for method, values in table["rows"].items()}
+    rows = {method: _row(benchmark, columns, values) for method, values in table["rows"].items()}
     return Published(table["table"], columns, rows)
+
+
+def _row(benchmark: Benchmark, columns: Sequence[str], values: Sequence[float | None]) -> Row:
+    """A published row; means over tasks that it does not hold are computed, where it has all the tasks."""
+    row = {column: value for column, value in zip(columns, values, strict=False) if value is not None}
+    for aggregate in benchmark.aggregates:
+        for column in (one for one in columns if one.startswith(f"{aggregate.name}.") and one not in row):
+            parts = [row.get(f"{task}.{column.partition('.')[2]}") for task in aggregate.tasks]
+            if aggregate.weighting == "tasks" and None not in parts:
+                row[column] = sum(part for part in parts if part is not None) / len(parts)
+    return row

@@ -1,8 +1,8 @@
 """Records of judged items, one per (sampling, scoring, item): the input of statistics, tables and reports.
 
-A record has `sampling`, `scoring`, `key`, `task_type`, `PF`, `SC`, and for distinction items `label` and `pred`;
-optionally `case_type`, `instruction_language`, `PHY`, and informational fields. It is incomplete if PF, SC or `pred` is
-null or missing.
+A record has `sampling`, `scoring`, `key`, `task_type`, and the benchmark's answers: `PF` and `SC`, for distinction
+items `label` and `pred`, ...; optionally `case_type`, `instruction_language`, `picture` (SHA-256 of the image file),
+`PHY`, and informational fields. It is incomplete if an answer is null or missing, see `Benchmark.is_complete`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from typing import Any
 
 from scone_pl.data.json_rows import JsonRows
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.benchmark import Benchmark, check_rating
 from scone_pl.evaluation.calls import Judgement
 from scone_pl.evaluation.judge import Verdict, verdict_on
-from scone_pl.evaluation.scores import is_complete
 from scone_pl.files import write_text
-from scone_pl.vlm.parsing import Score
 from scone_pl.vlm.store import AnswerStore
 
 Record = dict[str, Any]
+PHY = "PHY"
+"""Physical plausibility, an additional question of any benchmark."""
 
 
-def record_of(judgement: Judgement, store: AnswerStore, generation: Mapping[str, Any]) -> Record:
+def record_of(benchmark: Benchmark, judgement: Judgement, store: AnswerStore, generation: Mapping[str, Any]) -> Record:
     """The record of one image in one scoring.
 
     Args:
+        benchmark: says what the answers mean.
         judgement: the questions.
         store: the answers.
         generation: settings of the image (weights, seed, round, sampler), stored with the scores.
@@ -43,20 +44,13 @@ def record_of(judgement: Judgement, store: AnswerStore, generation: Mapping[str,
         "case_type": item.case_type,
         "instruction_language": item.language,
     }
-    for call, verdict in verdicts:
-        if call.kind != "DIS":
-            score = verdict.value
-            record[call.kind] = score.value if isinstance(score, Score) else None
-            record[f"{call.kind}_reason"] = score.reason if isinstance(score, Score) else None
-    if not verdicts:
-        record |= {"PF": None, "SC": None}
-    if item.subjects:
-        presence = {call.candidate: verdict.value for call, verdict in verdicts if call.kind == "DIS"}
-        record["label"] = [list(group) for group in item.labels]
-        pred = [[presence.get((i, j)) for j in range(len(group))] for i, group in enumerate(item.labels)]
-        record["pred"] = None if any(value is None for group in pred for value in group) else pred
-    # PHY is optional: the benchmark's own scores are complete without it.
-    failed = [f"{call.kind}: {v.failure}" for call, v in verdicts if v.value is None and call.kind != "PHY"]
+    record |= {"picture": judgement.image} if judgement.image else {}
+    asked = [(call.question, verdict.value) for call, verdict in verdicts]
+    record |= benchmark.record(item, [(question, value) for question, value in asked if question.kind != PHY])
+    for question, value in asked:
+        if question.kind == PHY:
+            record |= {PHY: value.value if value else None, f"{PHY}_reason": value.reason if value else None}
+    failed = [f"{call.kind}: {v.failure}" for call, v in verdicts if v.value is None and not call.question.optional]
     record["failure"] = judgement.failure or ("; ".join(dict.fromkeys(failed)) or None)
     record["judge"] = _provenance(verdicts)
     record["generation"] = dict(generation)
@@ -124,21 +118,5 @@ def check_record(record: Record, benchmark: Benchmark, where: str) -> None:
     judge = record.get("judge") or {}
     if not isinstance(judge, dict) or not isinstance(judge.get("prompts") or {}, dict):
         raise UserError(f"{where}: `judge` and `judge.prompts` must be objects, as the verb `judge` writes them")
-    for name in ("PF", "SC", "PHY"):
-        value = record.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value <= 10):
-            raise UserError(f"{where}: `{name}` must be a number of 0 to 10, or null, not {value!r}")
-    if benchmark.has_distinction(task) and is_complete(record):
-        flattened = {name: _flattened(record[name], f"{where}: `{name}`") for name in ("label", "pred")}
-        if len(flattened["label"]) != len(flattened["pred"]) or not flattened["label"]:
-            raise UserError(f"{where}: {len(flattened['label'])} labels and {len(flattened['pred'])} predictions")
-
-
-def _flattened(value: Any, where: str) -> list[int]:
-    if not isinstance(value, list) or not all(isinstance(group, list) for group in value):
-        raise UserError(f"{where} must be a list (one entry per reference) of lists")
-    flattened = [value for group in value for value in group]
-    if any(type(value) is not int or value not in (0, 1) for value in flattened):
-        raise UserError(f"{where} must hold 0 and 1 only")
-    return flattened
+    check_rating(record, PHY, where)
+    benchmark.check_record(record, where)

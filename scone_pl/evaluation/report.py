@@ -18,30 +18,27 @@ import jinja2
 from PIL import Image
 
 from scone_pl.errors import UserError
-from scone_pl.evaluation.groups import Records, is_omitted, is_redundant
+from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.groups import Records
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge_images import jpeg_url, open_rgb
-from scone_pl.evaluation.scores import is_complete, item_scores
 from scone_pl.evaluation.summary import Summary
 from scone_pl.evaluation.tables import main_rows
 from scone_pl.files import write_text
 
 LOW = 5
-"""PF and SC below this count as low."""
+"""Answers of the judge below this count as low."""
 REFERENCE_SIDE, IMAGE_SIDE = 160, 256
 """Longer side of thumbnails in pixels."""
 
-ERRORS = {
-    "redundancy": "redundancy",
-    "omission": "omission",
-    "consistency": "low consistency",
-    "following": "low prompt following",
-    "failed": "not judged",
+_LOW_NAMES = {"SC": ("consistency", "low consistency"), "PF": ("following", "low prompt following")}
+_EXPLAINED = {
+    "redundancy": "redundancy (a distractor is present)",
+    "omission": "omission (a target subject is missing)",
 }
-"""Errors by which items can be filtered -> their labels."""
 
 _QUALITY = 72
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("scone_pl.evaluation", "page"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
@@ -79,69 +76,84 @@ def write_report(
     by_item: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         by_item[record["task_type"], str(record["key"])].append(record)
-    columns = {"average.COM": "COM", "average.DIS": "DIS", "overall": "Overall"}
-    if not summary.benchmark.has_overall:
-        columns = {"average.COM": "Average"}
-    page = _TEMPLATES.get_template("report.html").render(
+    page = TEMPLATES.get_template("report.html").render(
         summary=summary,
-        columns=columns,
+        columns=summary.benchmark.headline,
+        rated=(*summary.benchmark.rated, "PHY"),
+        sorted_by=summary.benchmark.sorted_by,
         rows=main_rows([summary]),
-        plots={plot.stem: _png_url(plot) for plot in plots},
+        plots={plot.stem: png_url(plot) for plot in plots},
         tasks={task: summary.benchmark.short_names[task] for task in summary.benchmark.tasks},
         num_items=len(items),
-        low=LOW,
-        labels=ERRORS,
+        filters=_filters(summary),
         # Generated one at a time: each holds its images.
-        cards=(_card(item, by_item[item.id], image_of) for item in items),
+        cards=(_card(summary.benchmark, item, by_item[item.id], image_of) for item in items),
     )
     write_text(page.encode("ascii", "xmlcharrefreplace").decode(), file)
 
 
-def errors_of(records: Records) -> list[str]:
-    """Keys of `ERRORS` that apply to an item in any group."""
-    errors = {
-        "redundancy": any(is_redundant(record) for record in records),
-        "omission": any(is_omitted(record) for record in records),
-        "consistency": any(_is_low(record, "SC") for record in records),
-        "following": any(_is_low(record, "PF") for record in records),
-        "failed": not records or any(not is_complete(record) for record in records),
+def errors_of(benchmark: Benchmark, records: Records) -> dict[str, str]:
+    """Errors of an item in any group: name -> label."""
+    faults = [found for record in records if (found := benchmark.faults(record))]
+    errors = {name: name for found in faults for name, applies in found.items() if applies}
+    for name in benchmark.rated[::-1]:
+        if any(record.get(name) is not None and record[name] < LOW for record in records):
+            key, label = _low(name)
+            errors[key] = label
+    if not records or any(not benchmark.is_complete(record) for record in records):
+        errors["failed"] = "not judged"
+    return errors
+
+
+def _low(name: str) -> tuple[str, str]:
+    return _LOW_NAMES.get(name, (f"low-{name}", f"low {name}"))
+
+
+def _filters(summary: Summary) -> dict[str, str]:
+    """Errors by which items can be filtered -> their texts."""
+    benchmark = summary.benchmark
+    names = dict.fromkeys(name for found in summary.error_rates.values() for name in found)
+    lows = [(name, *_low(name)) for name in benchmark.rated[::-1]]
+    return {
+        **{name: _EXPLAINED.get(name, name) for name in names},
+        **{key: f"{label} ({name} below {LOW})" for name, key, label in lows},
+        "failed": "judge failed or no image",
     }
-    return [name for name, applies in errors.items() if applies]
 
 
-def _is_low(record: Mapping[str, Any], name: str) -> bool:
-    return record.get(name) is not None and record[name] < LOW
-
-
-def _card(item: Item, records: Records, image_of: Callable[[Item, int], Path]) -> dict[str, Any]:
+def _card(benchmark: Benchmark, item: Item, records: Records, image_of: Callable[[Item, int], Path]) -> dict[str, Any]:
     """An item as the template's variables."""
-    scores = [item_scores(record) for record in records if is_complete(record)]
-    com, dis = (_mean([row[name] for row in scores if name in row]) for name in ("COM", "DIS"))
+    scores = [benchmark.item_scores(record) for record in records if benchmark.is_complete(record)]
     ordered = sorted(records, key=lambda record: record["scoring"])
     return {
         "item": item,
-        "errors": errors_of(records),
-        "com": com,
-        "dis": dis,
+        "errors": errors_of(benchmark, records),
+        "scores": {name: _mean([row[name] for row in scores if name in row]) for name in benchmark.sorted_by},
         "references": [
-            (_thumbnail(file, REFERENCE_SIDE), list(zip(names, labels, strict=True)))
+            (thumbnail(file, REFERENCE_SIDE), list(zip(names, labels, strict=True)))
             for file, names, labels in zip_longest(item.images, item.subjects, item.labels, fillvalue=())
         ],
         "rounds": [
             {
                 "sampling": sampling,
-                "image": _thumbnail(image_of(item, sampling), IMAGE_SIDE),
-                "scorings": [_scoring(item, record) for record in ordered if record["sampling"] == sampling],
+                "image": thumbnail(image_of(item, sampling), IMAGE_SIDE),
+                "scorings": [_scoring(benchmark, item, record) for record in ordered if record["sampling"] == sampling],
             }
             for sampling in sorted({record["sampling"] for record in records}) or [1]
         ],
     }
 
 
-def _scoring(item: Item, record: Mapping[str, Any]) -> dict[str, Any]:
+def _scoring(benchmark: Benchmark, item: Item, record: Mapping[str, Any]) -> dict[str, Any]:
+    scores = benchmark.item_scores(record) if benchmark.is_complete(record) else None
     return {
         "record": record,
-        "scores": item_scores(record) if is_complete(record) else None,
+        "reasons": {
+            key.removesuffix("_reason"): text
+            for key, text in record.items()
+            if text and key.endswith("_reason") and key.removesuffix("_reason") not in (*benchmark.rated, "PHY")
+        },
+        "scores": scores and {name: scores[name] for name in benchmark.sorted_by if name in scores},
         "presence": [
             candidate
             for group in zip(item.subjects, record.get("label") or (), record.get("pred") or (), strict=False)
@@ -151,7 +163,7 @@ def _scoring(item: Item, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _thumbnail(file: Path, side: int) -> Thumbnail | None:
+def thumbnail(file: Path, side: int) -> Thumbnail | None:
     """An image whose longer side has `side` pixels, None if it cannot be read; small images are enlarged unfiltered."""
     try:
         image = open_rgb(file)
@@ -163,7 +175,8 @@ def _thumbnail(file: Path, side: int) -> Thumbnail | None:
     return Thumbnail(jpeg_url(image.resize(size, method), _QUALITY), *size)
 
 
-def _png_url(file: Path) -> str:
+def png_url(file: Path) -> str:
+    """A PNG file as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 

@@ -7,7 +7,7 @@ benchmark's own result files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 SCONEEVAL_TASKS: tuple[str, ...] = (
@@ -90,13 +90,23 @@ def is_complete(record: Mapping[str, Any]) -> bool:
     return all(record.get(name) is not None for name in needed)
 
 
-def task_means(records: Iterable[Mapping[str, Any]]) -> dict[str, Row]:
-    """Per task the mean of every column over its complete items (means of per-item values, not pooled)."""
+def task_means(
+    records: Iterable[Mapping[str, Any]],
+    complete: Callable[[Mapping[str, Any]], bool] = is_complete,
+    scores: Callable[[Mapping[str, Any]], Row] = item_scores,
+) -> dict[str, Row]:
+    """Per task the mean of every column over its complete items (means of per-item values, not pooled).
+
+    Args:
+        records: judged items.
+        complete: whether a record has what `scores` needs.
+        scores: all columns of a record.
+    """
     rows: dict[str, list[Row]] = {}
     for record in records:
-        if is_complete(record):
-            rows.setdefault(record["task_type"], []).append(item_scores(record))
-    return {task: _mean_row(items) for task, items in rows.items()}
+        if complete(record):
+            rows.setdefault(record["task_type"], []).append(scores(record))
+    return {task: mean_row(items) for task, items in rows.items()}
 
 
 def average_row(per_task: Mapping[str, Mapping[str, float]], tasks: Sequence[str] = SCONEEVAL_TASKS) -> Row | None:
@@ -111,7 +121,7 @@ def average_row(per_task: Mapping[str, Mapping[str, float]], tasks: Sequence[str
         raise ValueError(f"unknown tasks {sorted(unknown)}: expected {', '.join(tasks)}")
     if len(per_task) < len(tasks):
         return None
-    return _mean_row([per_task[task] for task in tasks])
+    return mean_row([per_task[task] for task in tasks])
 
 
 def overall_score(average: Mapping[str, float]) -> float:
@@ -123,11 +133,12 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def _mean_row(rows: Sequence[Mapping[str, float]]) -> Row:
-    """The mean of each column over the rows that have it."""
-    columns = [c for c in (*COMPOSITION_COLUMNS, *DISTINCTION_COLUMNS) if any(c in row for row in rows)]
-    return {c: _mean([row[c] for row in rows if c in row]) for c in columns}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def mean_row(rows: Sequence[Mapping[str, float]], weights: Sequence[int] | None = None) -> Row:
+    """The weighted mean of each column over the rows that have it."""
+    weights = [1] * len(rows) if weights is None else weights
+    columns = dict.fromkeys(column for row in rows for column in row)
+    result = {}
+    for column in columns:
+        values = [(row[column], weight) for row, weight in zip(rows, weights, strict=True) if column in row]
+        result[column] = math.fsum(value * weight for value, weight in values) / sum(weight for _, weight in values)
+    return result

@@ -9,7 +9,6 @@ from typing import Any
 
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.groups import Records, flat_row
-from scone_pl.evaluation.scores import is_complete
 
 
 def stability(records: Records, tables: Sequence[Mapping[str, Any]], benchmark: Benchmark) -> dict[str, Any]:
@@ -18,14 +17,17 @@ def stability(records: Records, tables: Sequence[Mapping[str, Any]], benchmark: 
     Returns:
         `columns`: per average column the value of each group, `std_over_scorings` (of one sampling's images, mean over
         samplings) and `std_over_samplings` (of the means over scorings). `items`: standard deviation of PF and SC over
-        scorings, mean over items and samplings; and `presence_agreement`, the fraction of candidates with the same
-        presence in all scorings of an image (null without repeated scorings).
+        scorings, mean over items and samplings; and `presence_agreement`, the fraction of candidates (or checkpoints)
+        with the same answer in all scorings of an image (null without repeated scorings).
     """
-    names = [f"average.{name}" for name in benchmark.average_columns]
-    names += ["overall"] if benchmark.has_overall else []
+    names = [f"{one.name}.{name}" for one in benchmark.aggregates for name in benchmark.average_columns]
+    names += benchmark.derived
     rows = [((table["sampling"], table["scoring"]), flat_row(table)) for table in tables]
     columns = {name: _spread([(group, row[name]) for group, row in rows if name in row]) for name in names}
-    return {"columns": {name: values for name, values in columns.items() if values["groups"]}, "items": _items(records)}
+    return {
+        "columns": {name: values for name, values in columns.items() if values["groups"]},
+        "items": _items(records, benchmark),
+    }
 
 
 def _spread(values: Sequence[tuple[tuple[int, int], float]]) -> dict[str, Any]:
@@ -42,19 +44,20 @@ def _spread(values: Sequence[tuple[tuple[int, int], float]]) -> dict[str, Any]:
     }
 
 
-def _items(records: Records) -> dict[str, Any]:
+def _items(records: Records, benchmark: Benchmark) -> dict[str, Any]:
     pictures: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
-        if is_complete(record):
+        if benchmark.is_complete(record):
             pictures[record["task_type"], record["key"], record["sampling"]].append(record)
     repeated = [values for values in pictures.values() if len(values) > 1]
     result: dict[str, Any] = {"pictures_scored_repeatedly": len(repeated)}
-    for name in ("PF", "SC"):
-        spreads = [statistics.stdev(float(record[name]) for record in values) for values in repeated]
+    for name in benchmark.rated:
+        answered = [[float(r[name]) for r in values if r.get(name) is not None] for values in repeated]
+        spreads = [statistics.stdev(values) for values in answered if len(values) > 1]
         result[f"{name}_std_over_scorings"] = statistics.fmean(spreads) if spreads else None
     agreed = []
     for values in repeated:
-        flat = [[one for group in record.get("pred") or [] for one in group] for record in values]
+        flat = [benchmark.binary(record) for record in values]
         agreed += [len(set(answers)) == 1 for answers in zip(*flat, strict=False)]
     result["presence_agreement"] = sum(agreed) / len(agreed) if agreed else None
     return result

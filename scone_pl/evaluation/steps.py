@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.bootstrap import compare as compare_records
-from scone_pl.evaluation.calls import Judgement, Planner
+from scone_pl.evaluation.calls import Judgement, Planner, all_questions
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.groups import Records
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge import Judge, missing_calls
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.records import Record, record_of, write_records
-from scone_pl.evaluation.scores import is_complete
 from scone_pl.evaluation.summary import Summary
 from scone_pl.evaluation.tables import (
     comparison_markdown,
@@ -27,7 +25,7 @@ from scone_pl.evaluation.tables import (
     latex,
     main_markdown,
 )
-from scone_pl.evaluation.templates import FOLDER, PLAUSIBILITY, PRESENCE, Templates
+from scone_pl.evaluation.templates import Templates
 from scone_pl.files import write_json, write_text
 from scone_pl.vlm.costs import Usage, price_of
 from scone_pl.vlm.store import AnswerStore
@@ -39,16 +37,12 @@ def check_judge(config: JudgeConfig, benchmark: Benchmark, items: Sequence[Item]
     Raises:
         UserError: one of them cannot be read, or a setting has no effect on this benchmark.
     """
-    if config.scene_pf and benchmark.name != "omnicontext":
-        raise UserError(f"--judge.scene_pf is a question of OmniContext; {benchmark.name} has no such tasks")
+    benchmark.check_judge(config)
     price_of(config.model, config.prices)
-    templates = Templates(config.prompts or FOLDER)
+    templates = Templates.of(benchmark, config)
     for item in items:
-        templates.prompt_following(benchmark, item, scene_pf=config.scene_pf)
-        templates.subject_consistency(benchmark, item)
-    for name, needed in ((PRESENCE, any(item.subjects for item in items)), (PLAUSIBILITY, config.plausibility)):
-        if needed:
-            templates[name]
+        for question in all_questions(benchmark, item, config):
+            templates.of_question(question)
 
 
 def plan_judgements(
@@ -60,7 +54,7 @@ def plan_judgements(
     scorings: int,
 ) -> list[Judgement]:
     """All questions, answered or not, per sampling, scoring and item."""
-    planner = Planner(benchmark, config, Templates(config.prompts or FOLDER))
+    planner = Planner(benchmark, config, Templates.of(benchmark, config))
     return [
         planner.judgement(item, folder.image(item, sampling), sampling, scoring)
         for scoring in range(1, scorings + 1)
@@ -71,6 +65,7 @@ def plan_judgements(
 
 def judge(
     folder: EvaluationFolder,
+    benchmark: Benchmark,
     judgements: Sequence[Judgement],
     config: JudgeConfig,
     *,
@@ -90,9 +85,9 @@ def judge(
             generation = {j.sampling: {} for j in judgements}
             generation = {sampling: folder.generation(sampling) for sampling in generation}
             ordered = sorted(judgements, key=lambda j: (j.sampling, j.scoring))  # stable: items as in the data
-            records = [record_of(judgement, store, generation[judgement.sampling]) for judgement in ordered]
+            records = [record_of(benchmark, judgement, store, generation[judgement.sampling]) for judgement in ordered]
             write_records(records, folder.scores)
-    complete = sum(is_complete(record) for record in records)
+    complete = sum(benchmark.is_complete(record) for record in records)
     usage = usage_of(judgements, store, config)
     print_line(
         f"judged: {complete} of {len(records)} records complete; this run: {judge_run.usage.answers} answers, "
@@ -114,7 +109,8 @@ def describe_plan(folder: EvaluationFolder, judgements: Sequence[Judgement], con
     missing = [call for call, _ in missing_calls(judgements, store, retry_failed=config.retry_failed)]
     usage = usage_of(judgements, store, config)
     unasked = sum(judgement.failure is not None for judgement in judgements)
-    kinds = ", ".join(f"{sum(c.kind == kind for c in missing)} {kind}" for kind in ("PF", "SC", "DIS", "PHY"))
+    known = dict.fromkeys(call.kind for judgement in judgements for call in judgement.calls)
+    kinds = ", ".join(f"{sum(c.kind == kind for c in missing)} {kind}" for kind in known)
     estimate = (
         f"; at their average, {usage.dollars / usage.answers * len(missing):.2f} dollars more" if usage.dollars else ""
     )

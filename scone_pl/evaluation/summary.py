@@ -28,6 +28,8 @@ class Summary:
     error_rates: dict[str, dict[str, float]]
     provenance: dict[str, Any]
     """See `provenance.py`."""
+    extra: list[tuple[str, list[list[str]]]]
+    """Tables of the benchmark's own: title and rows, the first of them heads."""
     plausibility: dict[str, dict[str, float]]
     """Per task mean and n of PHY, and their unweighted mean as `average`; empty if PHY was not judged."""
 
@@ -45,6 +47,7 @@ class Summary:
             completeness=completeness(records, benchmark),
             error_rates=error_rates(records, benchmark),
             provenance=provenance(records),
+            extra=benchmark.extra_tables(records),
             plausibility=_plausibility(records, benchmark),
         )
 
@@ -76,6 +79,7 @@ class Summary:
             "faults": self.error_rates,
             "provenance": self.provenance,
             "plausibility": self.plausibility or None,
+            **({"further_tables": dict(self.extra)} if self.extra else {}),
         }
 
 

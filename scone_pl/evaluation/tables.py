@@ -12,6 +12,11 @@ from scone_pl.evaluation.summary import Summary
 from scone_pl.markdown import markdown_table
 
 _MIN_ITEMS_NOTE = f"Tasks with fewer than {MIN_ITEMS} items: intervals and p mean little."
+_ERRORS = {
+    "redundancy": ("DIS_prec", "precision", "images with a distractor"),
+    "omission": ("DIS_recall", "recall", "images that lack a target"),
+}
+"""Error -> the column that it lowers, and the heads of both."""
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -118,9 +123,11 @@ def _detail(summary: Summary) -> list[list[str]]:
         count = summary.completeness[task]
         cells = [_spread(summary, f"{task}.{name}") for name in benchmark.average_columns]
         rows.append([benchmark.short_names[task], f"{count['used']} of {count['records']}", *cells])
-    rows.append(["Average over tasks", "", *(_spread(summary, f"average.{n}") for n in benchmark.average_columns)])
-    if benchmark.has_overall:
-        rows.append(["Overall", "", _spread(summary, "overall"), *[""] * (len(benchmark.average_columns) - 1)])
+    for aggregate in benchmark.aggregates:
+        cells = [_spread(summary, f"{aggregate.name}.{name}") for name in benchmark.average_columns]
+        rows.append([aggregate.title, "", *cells])
+    empty = [""] * (len(benchmark.average_columns) - 1)
+    rows += [[name.capitalize(), "", _spread(summary, name), *empty] for name in benchmark.derived]
     return rows
 
 
@@ -138,28 +145,19 @@ def detail_markdown(summary: Summary) -> str:
         note += f" {_MIN_ITEMS_NOTE}"
     if "n_of" in combined:
         note += f" Some columns exist in fewer groups: {combined['n_of']}."
-    if not summary.groups or any(group["average"] is None for group in summary.groups):
+    names = [aggregate.name for aggregate in benchmark.aggregates]
+    if not summary.groups or any(group[name] is None for group in summary.groups for name in names):
         note += " Groups without every task have no average."
     return f"{markdown_table(heads, rows)}\n\n{note}{_provenance(summary)}"
 
 
 def extra_markdown(summary: Summary) -> str:
-    """Further tables: redundancy and omission, failures, stability, plausibility."""
+    """Further tables: errors by name, the benchmark's own, failures, stability, plausibility."""
     benchmark = summary.benchmark
     parts = []
     if summary.error_rates:
-        rows = [
-            [
-                benchmark.short_names[task],
-                _cell(summary.mean.get(f"{task}.DIS_prec")),
-                f"{found['redundancy']:.0%}",
-                _cell(summary.mean.get(f"{task}.DIS_recall")),
-                f"{found['omission']:.0%}",
-            ]
-            for task, found in summary.error_rates.items()
-        ]
-        heads = ["Task", "precision", "images with a distractor", "recall", "images that lack a target"]
-        parts.append("### Redundancy and omission\n\n" + markdown_table(heads, rows))
+        parts.append(_errors(summary))
+    parts += [f"### {title}\n\n{markdown_table(rows[0], rows[1:])}" for title, rows in summary.extra]
     failures = [
         [benchmark.short_names[task], str(count), _plain(reason)]
         for task, found in summary.completeness.items()
@@ -229,30 +227,56 @@ def _stability(summary: Summary) -> str:
     ]
     items = summary.stability["items"]
     agreement = items["presence_agreement"]
-    pf, sc = _cell(items["PF_std_over_scorings"]), _cell(items["SC_std_over_scorings"])
-    note = f"Standard deviation over scorings, mean over images: PF {pf}, SC {sc}"
-    note += "." if agreement is None else f"; {agreement:.1%} of the candidates have the same presence in all scorings."
+    rated = ", ".join(f"{name} {_cell(items[f'{name}_std_over_scorings'])}" for name in summary.benchmark.rated)
+    note = f"Standard deviation over scorings, mean over images: {rated}"
+    note += "." if agreement is None else f"; {agreement:.1%} of the yes/no answers are the same in all scorings."
     heads = ["Average of", "std over scorings", "std over samplings", "range over groups"]
     return f"{markdown_table(heads, rows)}\n\n{note}" if rows else note
 
 
+def _errors(summary: Summary) -> str:
+    """Fractions of images with each error, by task; beside them the scores that they lower."""
+    benchmark = summary.benchmark
+    names = list(dict.fromkeys(name for found in summary.error_rates.values() for name in found))
+    heads = ["Task"]
+    for name in names:
+        heads += [_ERRORS[name][1], _ERRORS[name][2]] if _is_scored(benchmark, name) else [f"images with {name}"]
+    rows = []
+    for task, found in summary.error_rates.items():
+        cells = [benchmark.short_names[task]]
+        for name in names:
+            score = [_cell(summary.mean.get(f"{task}.{_ERRORS[name][0]}"))] if _is_scored(benchmark, name) else []
+            cells += [*score, f"{found[name]:.0%}" if name in found else "-"]
+        rows.append(cells)
+    return f"### {' and '.join(names).capitalize()}\n\n" + markdown_table(heads, rows)
+
+
+def _is_scored(benchmark: Benchmark, error: str) -> bool:
+    return error in _ERRORS and _ERRORS[error][0] in benchmark.average_columns
+
+
 def _head(benchmark: Benchmark, column: str) -> str:
-    if column == "overall":
-        return "Overall"
-    return f"{_head_group(benchmark, column)} {_head_below(benchmark, column)}".strip()
+    group = _head_group(benchmark, column)
+    below = _head_below(benchmark, column)
+    return below if group == "Average" and below == "Overall" else f"{group} {below}".strip()
 
 
 def _head_group(benchmark: Benchmark, column: str) -> str:
     task = column.partition(".")[0]
-    return benchmark.short_names[task].partition(" / ")[0] if task in benchmark.tasks else "Average"
+    if task in benchmark.tasks:
+        return benchmark.short_names[task].partition(" / ")[0]
+    titles = {one.name: one.title for one in benchmark.aggregates if one.name != "average"}
+    return titles.get(task, "Average")
 
 
 def _head_below(benchmark: Benchmark, column: str) -> str:
+    """Name of a column below its group; the score is named where the main table shows several."""
     task, _, name = column.partition(".")
-    if task not in benchmark.tasks:
-        return "Overall" if task == "overall" else name if benchmark.has_overall else ""
-    short = benchmark.short_names[task].partition(" / ")[2]
-    return f"{short} {name}" if benchmark.has_overall else short
+    several = len({one.partition(".")[2] for one in published(benchmark).columns if "." in one}) > 1
+    if task in benchmark.derived:
+        return task.capitalize()
+    short = benchmark.short_names[task].partition(" / ")[2] if task in benchmark.tasks else ""
+    return f"{short} {name if several else ''}".strip()
 
 
 def _cell(value: float | None, decimals: int = 2) -> str:

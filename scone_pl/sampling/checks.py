@@ -4,36 +4,56 @@ from __future__ import annotations
 
 import torch
 
-from scone_pl.dtypes import DTYPES
+from scone_pl.dtypes import SAMPLING_DTYPES
 from scone_pl.errors import UserError
 from scone_pl.sampling.context import Prompt
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """One of `DTYPES`, given itself or its name; else a `UserError`."""
-    known = DTYPES.get(str(dtype).removeprefix("torch."))
+    """One of `SAMPLING_DTYPES`, given itself or its name; else a `UserError`."""
+    known = SAMPLING_DTYPES.get(str(dtype).removeprefix("torch."))
     if known is None:
-        raise UserError(f"dtype {dtype} is not supported; use {' or '.join(DTYPES)}")
+        raise UserError(f"dtype {dtype!s:.80} is not supported; use {' or '.join(SAMPLING_DTYPES)}")
     return known
 
 
-def as_device(device: torch.device | str) -> torch.device:
-    """A device that is available; else a `UserError`."""
+def as_device(device: torch.device | str | int) -> torch.device:
+    """A device that is available, by name or number of a GPU; `auto` = a GPU if there is one; else a `UserError`."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        available = torch.device(device)
+        available = torch.device("cuda", device) if type(device) is int else torch.device(device)
         torch.empty(0, device=available)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"device {device} can not be used ({first}); use cpu, or a GPU that torch sees") from None
+        raise UserError(f"device {device!s:.80} can not be used ({first}); use cpu, or a GPU that torch sees") from None
     return available
+
+
+def as_device_map(device_map: object) -> torch.device:
+    """The one device of a `device_map`: a device, `auto`, or {"": device}.
+
+    Raises:
+        UserError: the model would be split over several, or the device is not available.
+    """
+    if isinstance(device_map, dict) and list(device_map) == [""]:
+        device_map = device_map[""]
+    if device_map is None:
+        return torch.device("cpu")
+    if isinstance(device_map, dict) or device_map in ("balanced", "balanced_low_0", "sequential"):
+        raise UserError(
+            f"device_map {device_map!s:.80}: the pipeline runs on one device; give auto, cpu, cuda or cuda:1"
+        )
+    return as_device(device_map)  # type: ignore[arg-type] # others are refused there
 
 
 def check_fits(prompt: Prompt, max_positions: int) -> None:
     """Raises `UserError` if the prompt needs more positions than the language model was trained on."""
     # An image split takes one position, whatever its size; text one per token; the target one (specification 3).
-    needed = 2 * len(prompt.references) + prompt.text_length + 1
+    length = max(prompt.text_length, prompt.negative.text_length)
+    needed = 2 * len(prompt.references) + length + 1
     if needed > max_positions:
         raise UserError(
-            f"the prompt has {prompt.text_length} tokens and needs {needed} positions, the checkpoint has "
+            f"the prompt has {length} tokens and needs {needed} positions, the checkpoint has "
             f"{max_positions} (max_position_embeddings); shorten the instruction"
         )

@@ -32,12 +32,20 @@ class Prompt:
     as in training and in the release."""
     size: tuple[int, int]
     """Height and width of the target in pixels."""
+    negative_ids: tuple[int, ...] | None = None
+    """Token ids of the negative prompt, without begin and end; None = guidance starts from no instruction."""
 
     @property
     def layout(self) -> tuple[object, ...]:
         """Prompts that agree in it have equally many tokens everywhere."""
         shapes = tuple((tuple(vae.shape), tuple(vit.shape)) for vae, vit in self.references)
-        return (self.size, len(self.references), self.text_length, shapes)
+        negative_length = -1 if self.negative_ids is None else len(self.negative_ids)
+        return (self.size, len(self.references), self.text_length, shapes, negative_length)
+
+    @property
+    def negative(self) -> Prompt:
+        """The prompt with its negative instruction in place of its own."""
+        return Prompt(self.references, self.negative_ids, self.size)
 
     def grid(self, sequence_format: SequenceFormat) -> tuple[int, int]:
         """Rows and columns of the target's tokens."""
@@ -89,6 +97,7 @@ def prefill(
     bridge: BridgeConfig | None,
     *,
     references: bool,
+    hide_blocked: bool = True,
 ) -> Contexts:
     """Runs the contexts of all prompts once, keeping keys and values.
 
@@ -98,6 +107,7 @@ def prefill(
         prompts: sorted by `Prompt.layout`.
         bridge: what to hide from the targets; None = nothing.
         references: False = the instructions alone.
+        hide_blocked: False = as in the context without instruction: the bridge hides nothing behind its source layer.
     """
     builder = SequenceBuilder(sequence_format)
     positions: list[int] = []
@@ -120,8 +130,10 @@ def prefill(
     state = None
     if len(pack):
         times = torch.zeros(len(pack.latent_splits), device=pack.device)
-        state = model(pack, model.encode_images(pack), times, bridge, record).bridge
+        state = model(pack, model.encode_images(pack), times, bridge if hide_blocked else None, record).bridge
     blocked, bias = (None, None) if state is None else (state.blocked, state.bias)
+    if bridge is not None and not hide_blocked:
+        blocked = torch.zeros(len(pack), dtype=torch.bool, device=pack.device)
     reference = pack.reference_tokens
     whole = [
         ContextCache(span, num_own, reference, blocked, bridge, bias)

@@ -136,8 +136,14 @@ def estimate_memory(
     caches = sum(c.context + c.target for c in counts)
     if text_only:
         caches += sum(c.text + c.target for c in counts)
+    negatives = [count_prompt(p.negative, sequence_format) for p in prompts]
+    negative = guided and any(p.negative_ids is not None for p in prompts)
+    if negative:
+        caches += sum(c.context + c.target for c in negatives)
     branches = 1 + guided + text_only
     context = sum(c.context for c in counts)
+    # The context of a negative prompt is recorded while the caches of the full one are there.
+    recorded = context + (sum(c.context for c in negatives) if negative else 0)
     context_latents = sum(c.vae for c in counts)
     targets = branches * sum(c.target for c in counts)
     latents = sum(c.target - 2 for c in counts) * config.latent_token_size * 4
@@ -148,7 +154,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=weight_bytes(config, dtype),
         caches=caches * bytes_per_token,
-        recorded=context * bytes_per_token,
+        recorded=recorded * bytes_per_token,
         encode=_convolutions(config, encoded_together, size, decoding=False) if references else 0,
         prefill=_layer(config, context - context_latents, context_latents, size) + _inputs(config, counts),
         # Latents are there once and once a branch while the layers run, velocities and what guides them afterwards.

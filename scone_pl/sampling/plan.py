@@ -17,7 +17,8 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.files import parse_json
 from scone_pl.messages import warn_without_effect
-from scone_pl.model.config import BridgeConfig
+from scone_pl.model.config import BridgeConfig, SconeConfig
+from scone_pl.model.scone import Scone
 from scone_pl.sampling.checks import as_dtype, check_fits
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.images import ImageInput, load_all
@@ -34,6 +35,14 @@ class GenerationPlan:
     tokens: TokenCount
     memory: MemoryEstimate
     dtype: torch.dtype
+    config: SconeConfig
+    """Of the model."""
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of each parameter of the model, by name."""
+        with torch.device("meta"):
+            return {name: parameter.shape for name, parameter in Scone(self.config).named_parameters()}
 
     def report(self) -> str:
         """Sizes, tokens and memory, as lines of text."""
@@ -62,6 +71,7 @@ def plan_generation(
     *,
     dtype: torch.dtype | str = torch.bfloat16,
     exif_orientation: ExifOrientation = "apply",
+    negative: str | None = None,
 ) -> GenerationPlan:
     """Opens and resizes the references, encodes the instruction, and checks all against the checkpoint's configs.
 
@@ -72,23 +82,25 @@ def plan_generation(
         settings: how.
         dtype: of weights and activations.
         exif_orientation: see `SconePipeline.from_pretrained`.
+        negative: negative prompt.
 
     Raises:
         UserError: a setting, image or folder that does not work.
     """
-    config = read_config(checkpoint)
-    tokenizer = Tokenizer.from_folder(checkpoint)
+    folder = check_folder(checkpoint)
+    config = read_config(folder)
+    tokenizer = Tokenizer.from_folder(folder)
     tokenizer.check_embedding(config.decoder.vocab_size)
     settings.check_bridge(config.decoder.num_layers)
     sequence_format = config.sequence_format(tokenizer.special)
     size = image_size(sequence_format, settings.height, settings.width)
     packing = PackingConfig.for_inference(sequence_format, exif_orientation)
-    loaded = load_all(images, exif_orientation)
-    prompt = make_prompt(loaded, instruction, size, sequence_format, tokenizer, packing)
+    loaded = load_all(images, exif_orientation, urls=True)
+    prompt = make_prompt(loaded, instruction, size, sequence_format, tokenizer, packing, negative)
     check_fits(prompt, config.decoder.max_position_embeddings)
     kind = as_dtype(dtype)
     memory = estimate_memory(config, sequence_format, [prompt], settings, kind)
-    return GenerationPlan(prompt, count_prompt(prompt, sequence_format), memory, kind)
+    return GenerationPlan(prompt, count_prompt(prompt, sequence_format), memory, kind, config)
 
 
 def bridge_setting(checkpoint: str | Path, setting: str) -> BridgeConfig | None:

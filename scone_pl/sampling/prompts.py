@@ -25,6 +25,7 @@ def make_prompt(
     sequence_format: SequenceFormat,
     tokenizer: Tokenizer,
     packing: PackingConfig,
+    negative: str | None = None,
 ) -> Prompt:
     """A prompt of RGB reference images and an instruction.
 
@@ -35,13 +36,15 @@ def make_prompt(
         sequence_format: of the model.
         tokenizer: of the model.
         packing: sizes to which references are brought; `PackingConfig.for_inference` are the release's.
+        negative: negative prompt; None = guidance starts from no instruction.
 
     Raises:
         UserError: the instruction has a word that a word tokenizer does not know.
     """
     prepared = [prepare_reference(image, sequence_format, packing) for image in images]
     references = tuple((r.vae, r.vit) for r in prepared)
-    return Prompt(references, tuple(tokenizer.encode(instruction)), size)  # type: ignore[arg-type]
+    negative_ids = None if negative is None else tuple(tokenizer.encode(negative))
+    return Prompt(references, tuple(tokenizer.encode(instruction)), size, negative_ids)  # type: ignore[arg-type]
 
 
 def image_size(sequence_format: SequenceFormat, height: int | None = None, width: int | None = None) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """From prompts to latents: prefill the contexts once, then Euler steps with guidance (docs/specification.md 7).
 
 Three contexts guide an image: references + instruction, references only, instruction only. The second is the first
-without its end, so two passes fill all three and two caches hold them. Each step runs every branch of every image as
+without its end, so two passes fill all three and two caches hold them. A negative prompt makes the second a context of
+its own: references + negative prompt. Each step runs every branch of every image as
 one packed sequence.
 
 Shapes: B prompts, T target tokens of an image, P values of a token.
@@ -44,8 +45,9 @@ class SampledLatents:
     """The same, as bool: hidden from the target."""
 
 
-StepCallback = Callable[[int, float, Tensor, Tensor], None]
-"""Called after each step with its number, its t, the guided velocity and the latents, each (all target tokens, P)."""
+StepCallback = Callable[[int, float, Tensor, Tensor], Tensor | bool | None]
+"""Called after each step with its number, its t, the guided velocity and the latents, each (all target tokens, P).
+Returns the latents with which to continue, None = unchanged, or False = stop here."""
 
 
 @torch.no_grad()
@@ -86,7 +88,11 @@ def sample(
                 cache.computed(t, velocity)
         latents = flow.euler_step(latents, velocity, times[i].to(device), times[i + 1].to(device))
         if on_step is not None:
-            on_step(i, t, velocity, latents)
+            changed = on_step(i, t, velocity, latents)
+            if isinstance(changed, Tensor):
+                latents = changed
+            elif changed is False:
+                break
 
     results: list[SampledLatents | None] = [None] * len(prompts)
     maps = branches.full.bridge_maps()
@@ -107,6 +113,12 @@ class _GuidanceBranches:
         # ranks must make the same passes, whatever their prompts.
         differs = model.runs_towers_always or any(p.references for p in prompts)
         self._needs_text_only = self.config.needs_image_branch and differs
+        self._negative = None
+        if self.config.guidance_scale > 1 and any(p.negative_ids is not None for p in prompts):
+            negative = [p.negative for p in prompts]
+            self._negative = prefill(
+                model, sequence_format, negative, config.bridge, references=True, hide_blocked=False
+            )
         self._text_only = None
         if self.config.guidance_scale > 1 and self._needs_text_only:
             self._text_only = prefill(model, sequence_format, prompts, None, references=False)
@@ -128,7 +140,8 @@ class _GuidanceBranches:
 
     @cached_property
     def _guided(self) -> _Targets:
-        contexts = [(self.full, True), (self.full, False)]
+        unconditional = (self.full, False) if self._negative is None else (self._negative, True)
+        contexts = [(self.full, True), unconditional]
         if self._text_only is not None:
             contexts.append((self._text_only, True))
         return _Targets(self.model, self.sequence_format, contexts)
@@ -161,9 +174,10 @@ class _Targets:
 def initial_noise(
     prompt: Prompt, model: Scone, sequence_format: SequenceFormat, generator: torch.Generator | None = None
 ) -> Tensor:
-    """(T, P) float32 drawn on the CPU, so that the device does not change an image."""
+    """(T, P) float32, drawn on the generator's device; on the CPU the model's device does not change an image."""
     rows, columns = prompt.grid(sequence_format)
-    return torch.randn(rows * columns, model.config.latent_token_size, generator=generator)
+    device = "cpu" if generator is None else generator.device
+    return torch.randn(rows * columns, model.config.latent_token_size, generator=generator, device=device)
 
 
 def check_finite(result: SampledLatents, name: str) -> None:
@@ -179,7 +193,7 @@ def check_finite(result: SampledLatents, name: str) -> None:
     if not result.tokens.isfinite().all():
         raise UserError(
             f"{name}: sampling gave values that are not finite; are the weights intact (a diverged run?), and is the "
-            "precision wide enough (bfloat16 or float32, not float16)?"
+            "range of the precision wide enough (bfloat16 or float32; float16 ends at 65504)?"
         )
 
 

@@ -235,7 +235,7 @@ def _existing(file: Path) -> Path:
         return file
     if "ablations/mini" in file.as_posix():
         raise UserError(f"{file}: studies have moved; use {FOLDER / file.name}")
-    names = study_names(file.parent)
+    names = sorted(other.stem for other in file.parent.glob("*.yaml"))
     if not names:
         raise UserError(
             f"{file}: no such file; run from the root of the project, or give the path of a study's YAML file"

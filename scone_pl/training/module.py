@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from scone_pl.checkpoints.adapters import adapter_identity
 from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
@@ -86,6 +87,8 @@ class SconeModule(pl.LightningModule):
         rank_zero_info(f"{type(self).__name__}: {total / 1e6:.2f} M parameters, training {trained}; {read}")
 
     def on_fit_start(self) -> None:
+        if self.settings.adapters:
+            raise UserError("model.adapters are merged for predict, validate and test; leave them out of fit")
         decay = self.settings.ema.decay
         if decay and not isinstance(self.trainer.strategy, FullySharded):
             raise UserError("model.ema.decay needs trainer.strategy fully_sharded, which saves the average")
@@ -204,6 +207,7 @@ class SconeModule(pl.LightningModule):
             "snapshot": self._evaluated_snapshot(),
             "dtype": str(self.model.vae2llm.weight.dtype),
             "exif_orientation": self.trainer.datamodule.packing.exif_orientation,  # type: ignore[attr-defined]
+            "adapters": [[adapter_identity(a.path), a.scale] for a in self.settings.adapters],
         }
         self.predictor.begin(self.prediction_folder, recorded, write=self.trainer.is_global_zero)
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from scone_pl.checkpoints.adapters import AdapterConfig
 from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.model import load_weights
 from scone_pl.checkpoints.tensor_files import copy_part
@@ -60,6 +61,7 @@ class StageNetwork:
     recompute_attention: bool
     layers_kept: int
     sharding: ShardingConfig
+    adapters: tuple[AdapterConfig, ...] = ()
 
     @classmethod
     def open(cls, folder: Path, settings: StageSettings) -> StageNetwork:
@@ -88,6 +90,7 @@ class StageNetwork:
             recompute_attention=settings.recompute_attention,
             layers_kept=settings.layers_kept,
             sharding=settings.sharding,
+            adapters=tuple(settings.adapters),
         )
 
     def on_meta(self) -> Scone:
@@ -121,7 +124,7 @@ class StageNetwork:
         model.to_empty(device=device)
         if device.type == "cpu":
             trim_heap_before(model.language_model.model.layers)
-        read = load_weights(model, self.folder)
+        read = load_weights(model, self.folder, self.adapters)
         for _, parameter, value in initial_weights(model, seed_of("lora")):
             copy_part(value, parameter)
         return model, read

@@ -68,6 +68,7 @@ class PredictionFolder:
         except UserError as error:
             raise UserError(f"{error}; choose another --output_dir, or move {self.path} aside") from None
         before.setdefault("exif_orientation", "ignore")  # what it was before it was a setting
+        before.setdefault("adapters", [])
         if "seed" in before and isinstance(before.get("sampling"), dict):  # as it was before it became part of them
             old = {"sampling_seed": before.pop("seed"), "sampling": before["sampling"]}
             before["sampling"] = deprecated.rename_settings(old, warn=False)["sampling"]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from scone_pl.checkpoints.adapters import AdapterConfig
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.lora import LoRAConfig
@@ -46,6 +47,8 @@ class StageSettings:
         sampling: How previews and predictions are sampled. The noise of a prediction depends on the seed, the round
             and the sample's key alone; with a target, the target's size counts.
         mask_sampling: Apply `bridge` while sampling too (the release samples without).
+        adapters: LoRA adapters to merge into the weights for predict, validate and test; training continues one with
+            `lora` only.
         sampling_round: Number of the round, where a benchmark asks for several; give each its own output_dir.
     """
 
@@ -68,6 +71,7 @@ class StageSettings:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     mask_sampling: bool = False
     sampling_round: int = 0
+    adapters: Sequence[AdapterConfig] = ()
 
     def __post_init__(self) -> None:
         """Raises `UserError` for numbers out of their range, and for settings that contradict each other."""

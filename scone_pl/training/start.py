@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from scone_pl.checkpoints.folder import check_folder
+from scone_pl.checkpoints.hub import hub_id
 from scone_pl.errors import UserError
 
 
@@ -14,13 +15,13 @@ def check_start(init_from: str) -> Path:
     Raises:
         UserError: it does not exist; the message names the source of published weights and what runs without them.
     """
-    if not Path(init_from).is_dir():
+    if not Path(init_from).is_dir() and hub_id(init_from) is None:
         missing = f"model.init_from: no checkpoint folder {init_from}"
         if Path(init_from).name in ("base", "random", "random_dense"):
             preset = " --preset mini_photo" if "photo" in init_from else ""
             preset = " --preset mini_dense" if init_from.endswith("_dense") else preset
             raise UserError(f"{missing}; make it with: python -m scone_pl mini base --output {init_from}{preset}")
-        bagel = "BAGEL-7B-MoT (Hugging Face: ByteDance-Seed/BAGEL-7B-MoT, to be put into weights/BAGEL-7B-MoT)"
+        bagel = "BAGEL-7B-MoT (python -m scone_pl download ByteDance-Seed/BAGEL-7B-MoT --to weights/BAGEL-7B-MoT)"
         how = f"it is {bagel}"
         if Path(init_from).name == "weights":
             how = (

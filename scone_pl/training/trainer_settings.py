@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 
 from scone_pl.errors import UserError
 from scone_pl.ranges import LARGEST
 
 OBEYED = frozenset(
     {
-        *("accelerator", "devices", "logger"),
-        *("enable_progress_bar", "enable_model_summary", "deterministic", "benchmark"),
+        *("logger", "enable_progress_bar", "enable_model_summary", "deterministic", "benchmark"),
         *("inference_mode", "profiler", "detect_anomaly", "enable_autolog_hparams"),
     }
 )
@@ -45,9 +47,13 @@ def _count(least: int, *others: Any) -> Callable[[Any], bool]:
     return lambda value: _only(*others)(value) or (type(value) is int and least <= value <= LARGEST)
 
 
+_MAX_PROCESSES = 64
+"""On CPUs of one machine, or 4 per core if that is more."""
 _LIMIT = "give a number of batches, or 0.0 or 1.0: streams have no length to take a fraction of"
 _ENDLESS = "training data is an endless stream in which no epoch ends; use trainer.max_steps"
 _STRATEGIES = ("fsdp", "deepspeed", "model_parallel", "xla")
+_IN_CHILDREN = re.compile(r"_(spawn|fork|notebook)(_|$)")
+"""Strategies that train in child processes, whose steps and outcome this process would not learn of."""
 _CALLBACKS = {
     "ModelCheckpoint": "snapshots are written by `checkpoint` (checkpoint.every_n_steps, keep_last)",
     "OnExceptionCheckpoint": "snapshots are written by `checkpoint` (checkpoint.every_n_steps, keep_last)",
@@ -77,7 +83,24 @@ def _is_environment(entry: Any) -> bool:
 
 def _strategy(value: Any) -> bool:
     name = getattr(value, "class_path", value)
+    if isinstance(value, str) and value not in ("auto", "fully_sharded", *StrategyRegistry):
+        return False
+    if _IN_CHILDREN.search(str(name)) or "start_method" in str(getattr(value, "init_args", "")):
+        return False
     return not str(name).rpartition(".")[2].lower().startswith(_STRATEGIES) and "ModelParallel" not in str(name)
+
+
+def _accelerator(value: Any) -> bool:
+    return not isinstance(value, str) or value in ("auto", "gpu", *AcceleratorRegistry.available_accelerators())
+
+
+def _devices(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(type(i) is int and 0 <= i <= LARGEST for i in value) and len({*value}) == len(value)
+    if isinstance(value, str) and value not in ("auto", "-1"):
+        indices = [int(part) if part.strip().isdecimal() else None for part in value.rstrip(",").split(",")]
+        return _devices(indices if "," in value else indices[0])
+    return value in ("auto", "-1") or (type(value) is int and (value == -1 or 1 <= value <= LARGEST))
 
 
 def _whole_interval(value: Any) -> bool:
@@ -89,6 +112,8 @@ def _duration(value: Any) -> bool:
 
 
 RULES: dict[str, Rule] = {
+    "accelerator": Rule(_accelerator, "give auto, cpu or gpu"),
+    "devices": Rule(_devices, "give the number of devices per machine, a list of their indices, -1 for all, or auto"),
     "strategy": Rule(_strategy, "use fully_sharded, which is FSDP2 with snapshots for any number of ranks"),
     "precision": Rule(
         lambda value: str(value) in ("None", "32", "32-true", "bf16-mixed"),
@@ -163,6 +188,8 @@ def check_trainer(settings: Mapping[str, Any], *, trains: bool = True) -> None:
         callback = refused_callback(value) if name == "callbacks" else None
         shown, reason = callback or (str(value), rule.reason)
         raise UserError(f"trainer.{name} {shown}: {reason}")
+    if settings.get("accelerator") == "cpu":
+        _check_processes(settings.get("devices", "auto"))
     max_steps, min_steps = settings.get("max_steps", -1), settings.get("min_steps") or 0
     if 0 <= max_steps < min_steps:
         raise UserError(f"trainer.min_steps {min_steps}: is more than trainer.max_steps {max_steps}")
@@ -172,3 +199,11 @@ def check_trainer(settings: Mapping[str, Any], *, trains: bool = True) -> None:
             "trainer.callbacks EarlyStopping: looks at each validation, but there is none; set "
             "trainer.val_check_interval to a number of optimizer steps"
         )
+
+
+def _check_processes(devices: Any) -> None:
+    """Raises `UserError` unless `devices` is a reasonable number of processes on CPUs."""
+    limit = max(_MAX_PROCESSES, 4 * (os.cpu_count() or 1))
+    number = int(devices) if isinstance(devices, str) and devices.isdecimal() else devices
+    if number != "auto" and not (type(number) is int and 1 <= number <= limit):
+        raise UserError(f"trainer.devices {devices}: on CPUs, give a number of processes from 1 to {limit}")

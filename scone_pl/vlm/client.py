@@ -8,6 +8,7 @@ import json
 import random
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -81,17 +82,18 @@ class JudgeClient:
         if self._session is not None:
             await self._session.close()
 
-    async def ask(self, content: list[dict[str, Any]]) -> Reply:
+    async def ask(self, content: list[dict[str, Any]], parameters: Mapping[str, Any] | None = None) -> Reply:
         """Sends one user message and returns the answer, retrying transient errors.
 
         Args:
             content: parts of the message, text and images.
+            parameters: fields of the request; None = `EndpointConfig.parameters`.
 
         Raises:
             CallFailedError: no answer after `max_tries` attempts, or the service rejects this message.
             StopJudgingError: the service rejects every message.
         """
-        body = {"model": self.config.model, **self.config.parameters}
+        body = {"model": self.config.model, **(self.config.parameters if parameters is None else parameters)}
         body["messages"] = [{"role": "user", "content": content}]
         data = json.dumps(body).encode()
         for number in range(self.config.max_tries):

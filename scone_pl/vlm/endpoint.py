@@ -58,7 +58,7 @@ class EndpointConfig:
             raise UserError(
                 f"judge.base_url must have no user, password or query; put the key into ${self.api_key_env}"
             )
-        if reserved := {"model", "messages", "stream", "n"} & self.parameters.keys():
+        if reserved := {"model", "messages", "stream", "n"} & (self.parameters or {}).keys():
             raise UserError(f"judge.parameters cannot set {reserved.pop()}")
 
     @property

@@ -48,7 +48,7 @@ def parse_score(raw: str | None) -> Score:
     Raises:
         UnusableAnswerError: no such object, or its score is not a number from 0 to 10.
     """
-    text = _answer(raw)
+    text = answer_text(raw)
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
         return Score(_number(text))
@@ -75,7 +75,7 @@ def parse_presence(raw: str | None) -> int:
     Raises:
         UnusableAnswerError: anything else.
     """
-    text = _answer(raw)
+    text = answer_text(raw)
     bare = text.strip(_QUOTE_MARKS).removesuffix(".").rstrip(_QUOTE_MARKS)
     if bare in ("0", "1"):
         return int(bare)
@@ -92,7 +92,7 @@ def parse_presence(raw: str | None) -> int:
     return int(digits[0])
 
 
-def _answer(raw: str | None) -> str:
+def answer_text(raw: str | None) -> str:
     """The answer after the model's reasoning.
 
     Only the text after the last closing tag counts; many chat templates remove the opening tag.
@@ -115,6 +115,24 @@ def _answer(raw: str | None) -> str:
     if not text:
         raise UnusableAnswerError("empty answer")
     return text
+
+
+def load_object(text: str) -> dict[str, Any]:
+    """The JSON object in a text, from its first brace to its last.
+
+    Raises:
+        UnusableAnswerError: there is none.
+    """
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        content = _load(text[start : end + 1]) if 0 <= start < end else None
+    except UnusableAnswerError:
+        raise
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UnusableAnswerError("not JSON")
+    return content
 
 
 def _load(text: str) -> dict[str, Any]:

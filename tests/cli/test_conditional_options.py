@@ -12,7 +12,7 @@ from running import ROOT
 from scone_pl.__main__ import main
 from scone_pl.data.selection import ConvertConfig
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import BENCHMARKS
+from scone_pl.evaluation.benchmarks import find_benchmark
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.steps import check_judge
 from scone_pl.model.config import BridgeConfig
@@ -47,7 +47,7 @@ def stage(**settings: Any) -> StageSettings:
         ("alignment.temperature", lambda: AlignmentConfig(temperature=0.2)),
         ("keep_every_n_steps", lambda: Saving(every_n_steps=500, keep_every_n_steps=700)),
         ("keep_every_n_steps", lambda: Saving(every_n_steps=0, keep_every_n_steps=700)),
-        ("scene_pf", lambda: check_judge(JudgeConfig(scene_pf=True), BENCHMARKS["sconeeval"], [])),
+        ("scene_pf", lambda: check_judge(JudgeConfig(scene_pf=True), find_benchmark("sconeeval"), [])),
         ("quality", lambda: ConvertConfig(quality=70, reencode="png")),
     ],
 )

@@ -242,6 +242,10 @@ def test_odd_tables_of_gpus_are_read_or_one_line(tmp_path: Path) -> None:
         assert all(0 <= gpu.tflops < 1e10 and 0 <= gpu.price < 1e10 for gpu in table.values())
 
 
+BOMB = b"a0: &a0 [1]\n" + b"".join(b"a%d: &a%d [%s]\n" % (i, i, b"*a%d, " % (i - 1) * 9) for i in range(1, 12))
+"""A few lines whose aliases stand for 9 ** 11 values."""
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -252,6 +256,9 @@ def test_odd_tables_of_gpus_are_read_or_one_line(tmp_path: Path) -> None:
         (b"a: [", "not YAML"),
         (b"\xff", "not UTF-8"),
         (b"a: !!python/object/apply:os.system [x]", "not YAML"),
+        (b"a: &a\n  b: [*a]\n", "begins in line 1 has an alias of itself in it"),
+        (b"a: &a {x: &b [*a, *b]}", "has an alias of itself in it"),
+        (BOMB, "more than 100000 values"),
     ],
 )
 def test_yaml_that_is_refused(content: bytes, complaint: str, tmp_path: Path) -> None:
@@ -284,3 +291,56 @@ def test_a_recipe_that_jsonargparse_would_misread_is_one_line(
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1
         assert complaint in said[0]
+
+
+CONFIGS = {
+    b"": "holds no settings",
+    b"# nothing\n": "holds no settings",
+    b"null": "holds no settings",
+    b"- a\n": "must be a mapping",
+    b"word": "must be a mapping",
+    b"1: 2\n": "the key 1 is not a name",
+    b"null: 2\n": "the key None is not a name",
+    b"a: [": "not YAML",
+    b"a: 1\n---\nb: 2\n": "not YAML",
+    b"a: 1\0": "not YAML",
+    b"\xff\xfea\0": "not UTF-8",
+    b"config: x.yaml\n": "its `config` x.yaml includes itself",
+    b"config: [y.yaml]\n": "its `config` x.yaml includes itself",
+    b"config: pipe\n": "pipe is not a regular file",
+    b"trainer: pipe\n": "pipe is not a regular file",
+    b"a: [{b: /dev/zero}]\n": "/dev/zero is not a regular file",
+    BOMB: "more than 100000 values",
+    b"a: &a [*a]": "has an alias of itself in it",
+}
+
+
+@pytest.mark.parametrize("verb", [("fit",), ("shards", "stats", "x"), ("estimate",)])
+def test_files_of_config_that_hold_no_settings_are_named(
+    verb: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.yaml"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "y.yaml").write_text("config: x.yaml\n")
+    for content, complaint in CONFIGS.items():
+        file.write_bytes(content)
+        assert main([*verb, "--config", str(file)]) == 2, content
+        (said,) = capsys.readouterr().err.strip().splitlines()
+        assert complaint in said
+        assert str(tmp_path) in said
+
+
+def test_aliases_on_the_command_line_are_counted_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    flow = "{" + BOMB.decode().strip().replace("\n", ", ") + "}"
+    for value, complaint in ((flow, "more than 100000 values"), ("&a {x: *a}", "has an alias of itself in it")):
+        for args in (["--trainer", value], [f"--trainer={value}"]):
+            assert main(["fit", "--config", RECIPE, *args]) == 2
+            (said,) = capsys.readouterr().err.strip().splitlines()
+            assert said.startswith("error: --trainer: ")
+            assert complaint in said
+
+
+def test_a_missing_study_is_said_whatever_lies_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "damaged.yaml").write_bytes(b"\xff")
+    assert main(["study", "plan", str(tmp_path / "absent.yaml")]) == 2
+    assert "no study absent in" in capsys.readouterr().err

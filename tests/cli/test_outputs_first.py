@@ -55,6 +55,7 @@ OUTPUTS = {
         is_folder=False,
         name="a.png",
     ),
+    "download": Output(("download", "nobody/nothing"), "--to"),
     "evaluate": Output(
         ("evaluate", *BENCHMARK, "--checkpoint", ABSENT),
         "--output",
@@ -63,6 +64,11 @@ OUTPUTS = {
     ),
     "judge": Output(("judge", *BENCHMARK), "--output", files=("scores.jsonl",)),
     "tables": Output(("tables", "--benchmark", "sconeeval", "--scores", ABSENT), "--output", files=("table.tex",)),
+    "agreement": Output(
+        ("agreement", "--benchmark", "sconeeval", "--candidate", ABSENT, "--reference", ABSENT),
+        "--output",
+        files=("agreement.md", "agreement.json", "report.html"),
+    ),
     "layers": Output(
         ("layers", "--checkpoint", ABSENT, "--data", ABSENT), "--output", files=("layers.json", "maps.png")
     ),

@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import shutil
 
+import pyarrow
+import pyarrow.parquet
 import pytest
-from data_helpers import make_sample
+from data_helpers import encode, make_sample
 
 import scone_pl.data.convert as module
 from scone_pl.cli.verbs import run
@@ -202,3 +204,48 @@ def test_a_conversion_that_another_has_just_finished(source, tmp_path, monkeypat
     monkeypatch.undo()
     assert (tmp_path / "out" / MANIFEST).exists()
     assert make(source, tmp_path / "out")[0].samples == 12
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_a_source_that_changes_while_it_is_converted(suffix, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encode(16, 16))
+    source = tmp_path / f"rows{suffix}"
+
+    def write(instruction):
+        rows = [{"references": ["a.png"], "target": "a.png", "instruction": instruction} for _ in range(3)]
+        if suffix == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+        else:
+            lines = json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows))
+            source.write_text(lines)
+
+    write("before")
+    finish = module._finish
+
+    def changed_just_before(*arguments):
+        write("longer than before")
+        return finish(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", changed_just_before)
+        with pytest.raises(UserError, match=r"source has changed while .* remove .*out") as error:
+            make(source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / MANIFEST).exists()
+    shutil.rmtree(tmp_path / "out")
+    make(source, tmp_path / "out")
+    assert {entry.instruction for entry in ShardSet(tmp_path / "out").index} == {"longer than before"}
+
+
+def test_a_second_process_that_tidies_up_a_finished_conversion(source, tmp_path, monkeypatch):
+    """Between the manifest and the removal of the work files, another process may see the set as finished."""
+    write_manifest = module.write_manifest
+
+    def then_finished_elsewhere(*arguments):
+        manifest = write_manifest(*arguments)
+        assert module.finished(open_input(str(source)), tmp_path / "out", CONFIG) is not None
+        return manifest
+
+    monkeypatch.setattr(module, "write_manifest", then_finished_elsewhere)
+    assert make(source, tmp_path / "out")[0].samples == 12
+    assert not (tmp_path / "out/.convert").exists()

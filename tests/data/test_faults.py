@@ -2,16 +2,14 @@
 
 import itertools
 import json
-import os
 import struct
-import subprocess
-import sys
 import zlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from data_helpers import ROOT, Server, encode, make_sample, sign_index, write_raw
+from data_helpers import Server, encode, make_sample, sign_index, write_raw
+from running import ROOT, run_python, run_ranks
 
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
@@ -144,20 +142,18 @@ def test_duplicate_keys_and_empty_sources_end_before_the_first_step(sequence_for
         Mixture([Source(str(tmp_path / "empty"))], sequence_format, tokenizer, packing)
 
 
-def launch(runs, timeout=150):
-    """Several runs one after the other in the same processes; what each rank says of each."""
-    script = Path(__file__).with_name("distributed_run.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        [sys.executable, str(script), json.dumps(runs)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def launch(runs, ranks=None, timeout=150):
+    """Several runs one after the other in the same processes; what each rank says of each.
+
+    Lightning launches the ranks, or they are started as torchrun would start `ranks`.
+    """
+    words = [str(Path(__file__).with_name("distributed_run.py")), json.dumps(runs)]
+    if ranks is None:
+        processes = [run_python(*words, cwd=ROOT, timeout=timeout)]
+    else:
+        processes = run_ranks(*words, ranks=ranks, timeout=timeout)
     results = [[json.loads(file.read_text()) for file in sorted(Path(run["out"]).glob("rank*.json"))] for run in runs]
-    return process, results
+    return processes, results
 
 
 def test_two_ranks_agree_on_every_fault(tmp_path):
@@ -199,8 +195,9 @@ def test_two_ranks_agree_on_every_fault(tmp_path):
             {"folder": str(folder), "out": str(tmp_path / f"out_{name}"), "ranks": 2, "steps": 16, **options}
             for name, (folder, options) in folders.items()
         ]
-        process, results = launch(runs)
-    assert process.returncode == 0, process.stderr
+        processes, results = launch(runs, ranks=2)
+    for process in processes:
+        assert process.returncode == 0, process.stderr
     found = dict(zip(folders, results, strict=True))
     for name, (one, two) in found.items():
         assert (one["seen"], one["skipped"], one.get("error")) == (two["seen"], two["skipped"], two.get("error")), name
@@ -210,7 +207,7 @@ def test_two_ranks_agree_on_every_fault(tmp_path):
     kept = sum(len(step) - 2 for rank in found["one_bad"] for step in rank["steps"])
     assert one_bad["skipped"] == {"unreadable image": one_bad["seen"] - kept}
     assert one_bad["logged"]["data/skipped/unreadable image"] == one_bad["skipped"]["unreadable image"] > 0
-    assert f"{BAD}: unreadable image" in process.stderr
+    assert f"{BAD}: unreadable image" in "".join(process.stderr for process in processes)
     assert "data worker process ended" in found["worker_dies"][0]["error"]
     reasons = {FAULTS[kind][1] for kind in kinds}
     assert set(found["kinds"][0]["skipped"]) == reasons
@@ -238,7 +235,7 @@ def test_resume_on_other_ranks_and_workers_after_two_kills(sequence_format, toke
     ]
     log, checkpoint = [], tmp_path / "out/checkpoints/last.ckpt"
     for phase in phases:
-        process, _ = launch([{**common, **phase}])
+        (process,), _ = launch([{**common, **phase}])
         last = phase is phases[-1]
         assert (process.returncode == 0) == last, process.stderr
         rows = []

@@ -17,7 +17,7 @@ from scone_pl.data.prompts import read_requests
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.shards import ShardSet
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import SCONEEVAL
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.items import read_items
 
 

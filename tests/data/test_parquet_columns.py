@@ -148,3 +148,13 @@ def test_hidden_files_and_mixed_folders(folder):
     with pytest.raises(UserError, match=r"holds x\.jsonl and x\.parquet; say which are read with --format"):
         open_input(str(folder))
     assert (len(open_input(str(folder), "jsonl")), len(open_input(str(folder), "parquet"))) == (1, 2)
+
+
+def test_nested_images_that_nothing_reads_are_named_and_named_ones_are_described(folder):
+    nested = pyarrow.array([{"img": {"bytes": A, "path": None}, "id": 3}] * 2)
+    source = write(folder, ref=nested, target=pyarrow.array([B] * 2, pyarrow.binary()))
+    with pytest.raises(UserError, match=r"no row has reference images; .*ref.*--fields\.references ref\.img"):
+        open_input(source, has_field_options=True)
+    opened = open_input(source, fields=FieldNames(references="ref.img"))
+    assert [found.references for _, found in opened.read(0, 2)] == [(A,)] * 2
+    assert "references from ref.img, target, instruction" in opened.describe()

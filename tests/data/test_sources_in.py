@@ -3,12 +3,11 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 
 import pytest
-from data_helpers import ROOT, encode, make_sample
+from data_helpers import encode, make_sample
+from running import start_scone
 
 from scone_pl.data.convert import ConvertConfig, convert
 from scone_pl.data.fields import FieldNames
@@ -170,14 +169,8 @@ def test_killed_in_the_middle_and_started_again_is_the_same(tmp_path):
     write_shards((make_sample(i) for i in range(900)), tmp_path / "source", progress=False)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     convert(open_input(str(tmp_path / "source")), straight, ConvertConfig(samples_per_shard=30), progress=False)
-    command = [sys.executable, "-m", "scone_pl", "shards", "convert", str(tmp_path / "source"), str(killed)]
-    command += ["--samples_per_shard", "30", "--workers", "2"]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = ["shards", "convert", str(tmp_path / "source"), str(killed), "--samples_per_shard", "30"]
+    process = start_scone(*command, "--workers", "2", cwd=tmp_path, start_new_session=True)
     deadline = time.monotonic() + 240  # generous: on a busy machine the start alone may take a minute
     while len(list((killed / ".convert").glob("*.json"))) < 4:
         assert process.poll() is None

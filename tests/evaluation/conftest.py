@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from fake_judge import write_pictures
 
-from scone_pl.evaluation.benchmark import OMNICONTEXT, SCONEEVAL
+from scone_pl.evaluation.benchmarks.omnicontext import OMNICONTEXT
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import read_items
 

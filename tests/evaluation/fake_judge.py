@@ -36,8 +36,8 @@ class Asked:
     def __init__(self, body, key, number):
         self.body, self.key, self.number = body, key, number
         content = body["messages"][0]["content"]
-        self.text = content[0]["text"]
-        self.images = [part["image_url"]["url"] for part in content[1:]]
+        self.text = "\n".join(part["text"] for part in content if part["type"] == "text")
+        self.images = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
         self.kind = kind_of(self.text)
         self.digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         self.at = time.monotonic()
@@ -180,3 +180,40 @@ def write_pictures(items, place, seed=0):
         file.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng([seed, number]).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((24, 24), Image.Resampling.NEAREST).save(file)
+
+
+ERRORS = {
+    "slow": 1.0,
+    "500": (500, b"oops", {}),
+    "503 html": (503, b"<html>busy</html>", {}),
+    "429": (429, {"error": {"code": "rate_limit_exceeded", "message": "slow down"}}, {"Retry-After": "0.3"}),
+    "429 date": (429, {"error": {"message": "slow down"}}, {"Retry-After": http_date(1)}),
+    "429 nonsense": (429, b"", {"Retry-After": "soon"}),
+    "garbage": b"\x00\xff garbage",
+    "wrong JSON": {"choices": []},
+    "not an object": [1, 2],
+    "nested": b"[" * 200_000,
+    "error in 200": {"error": {"code": "server_error", "message": "x"}},
+    "drop": "drop",
+    "half": "half",
+    "refusal": "I cannot help with that.",
+    "out of range": '{"score": 12, "reasoning": "x"}',
+    "empty": "",
+}
+"""What a judge's server can answer to a request that it answers well the second time."""
+
+
+def one_fault_each(answer):
+    """A script that answers each fault once, to the first request of a question or to its first in another scoring.
+
+    Also the names of the faults so far.
+    """
+    met = []
+
+    def script(asked, times):
+        if times % 2 and len(met) < len(ERRORS):
+            met.append(list(ERRORS)[len(met)])
+            return ERRORS[met[-1]]
+        return answer(asked)
+
+    return script, met

@@ -3,17 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 
 import pytest
-from fake_judge import FakeJudge, completion, good_answer, http_date, serving, write_pictures
-from running import ROOT
+from fake_judge import ERRORS, FakeJudge, completion, good_answer, serving, write_pictures
+from running import start_scone
 
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import OMNICONTEXT, SCONEEVAL
+from scone_pl.evaluation.benchmarks.omnicontext import OMNICONTEXT
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.groups import completeness, group_tables
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.records import read_records
@@ -28,7 +27,7 @@ KEY = "sk-test-0123456789abcdef"
 
 def run(folder, items, config, scorings=1, rounds=1, benchmark=SCONEEVAL):
     judgements = plan_judgements(folder, benchmark, items, config, rounds, scorings)
-    return judge(folder, judgements, config, progress=False)
+    return judge(folder, benchmark, judgements, config, progress=False)
 
 
 def lines_of(folder):
@@ -75,26 +74,6 @@ def test_records_hold_what_was_said_and_by_whom(folder, items):
         assert record["judge"]["date"].startswith("20")
         assert record["judge"]["prompts"]["PF"].startswith("sconeeval_pf/scone_pl-1/")
     assert read_records(folder.scores, SCONEEVAL) == records
-
-
-ERRORS = {
-    "slow": 1.0,
-    "500": (500, b"oops", {}),
-    "503 html": (503, b"<html>busy</html>", {}),
-    "429": (429, {"error": {"code": "rate_limit_exceeded", "message": "slow down"}}, {"Retry-After": "0.3"}),
-    "429 date": (429, {"error": {"message": "slow down"}}, {"Retry-After": http_date(1)}),
-    "429 nonsense": (429, b"", {"Retry-After": "soon"}),
-    "garbage": b"\x00\xff garbage",
-    "wrong JSON": {"choices": []},
-    "not an object": [1, 2],
-    "nested": b"[" * 200_000,
-    "error in 200": {"error": {"code": "server_error", "message": "x"}},
-    "drop": "drop",
-    "half": "half",
-    "refusal": "I cannot help with that.",
-    "out of range": '{"score": 12, "reasoning": "x"}',
-    "empty": "",
-}
 
 
 def test_faults_are_tried_again_one_call_at_a_time(folder, items):
@@ -229,9 +208,7 @@ def test_what_is_asked_decides_what_is_known(folder, items, data, tmp_path, chan
         elif change == "prompt":
             import shutil
 
-            from scone_pl.evaluation.templates import FOLDER
-
-            shutil.copytree(FOLDER, tmp_path / "prompts")
+            shutil.copytree(SCONEEVAL.folder / "prompts", tmp_path / "prompts")
             for name in ("pf", "sc"):
                 file = tmp_path / f"prompts/sconeeval_{name}.md"
                 file.write_text(file.read_text().replace("Leave out", "Do leave out"))
@@ -350,10 +327,10 @@ def test_dry_run_counts(folder, items):
     with serving() as server:
         config = server.config(model="gpt-4.1-2025-04-14")
         judgements = plan_judgements(folder, SCONEEVAL, items[:6], config, 1, 1)
-        judge(folder, judgements, config, progress=False)
+        judge(folder, SCONEEVAL, judgements, config, progress=False)
         text = describe_plan(folder, plan_judgements(folder, SCONEEVAL, items, config, 1, 1), config)
     done = 2 * 6 + 4
-    assert f"{CALLS} questions, {CALLS - done} to ask (6 PF, 6 SC, 20 DIS, 0 PHY)" in text
+    assert f"{CALLS} questions, {CALLS - done} to ask (6 PF, 6 SC, 20 DIS)" in text
     assert f"{done} answers, 16.0K + 160 tokens, $0.03" in text
 
 
@@ -378,23 +355,21 @@ def test_interrupted_and_resumed(folder, items):
         assert len(server.requests) == asked + CALLS - stored
 
 
-def test_killed_in_the_middle_and_resumed(folder, items, data):
+def test_killed_in_the_middle_and_resumed(folder, items, data, tmp_path):
     concurrency = 3
     with serving(lambda asked, times: 0.03) as server:
-        command = [sys.executable, "-m", "scone_pl", "judge", "--benchmark", "sconeeval", "--data", str(data)]
-        command += ["--output", str(folder.path), "--scorings", "2", "--judge.base_url", server.url]
+        command = ["judge", "--benchmark", "sconeeval", "--data", str(data), "--output", str(folder.path)]
+        command += ["--scorings", "2", "--judge.base_url", server.url]
         command += ["--judge.concurrency", str(concurrency), "--judge.model", "fake"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        log = tmp_path / "log"
+        process = start_scone(*command, cwd=tmp_path, stdout=log, stderr=log)
         deadline = time.monotonic() + 120
         while len(server.requests) < CALLS:
-            assert process.poll() is None, process.stdout.read()
+            assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.wait(30)
         time.sleep(0.1)  # handlers of connections that are gone
         whole = sum(line.endswith("}") for line in folder.answers.read_text().split("\n"))
         with folder.answers.open("ab") as file:  # as if it had been killed within a write

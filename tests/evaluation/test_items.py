@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import OMNICONTEXT, SCONEEVAL
+from scone_pl.evaluation.benchmarks.omnicontext import OMNICONTEXT
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.items import read_items
 
 

@@ -6,7 +6,7 @@ import io
 import pytest
 from PIL import Image
 
-from scone_pl.evaluation.benchmark import SCONEEVAL
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.calls import Planner
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.judge_images import PREPARATION, data_url
@@ -14,7 +14,7 @@ from scone_pl.evaluation.templates import Templates
 
 
 def asked(items, folder, **config):
-    planner = Planner(SCONEEVAL, JudgeConfig(**config), Templates())
+    planner = Planner(SCONEEVAL, JudgeConfig(**config), Templates.of(SCONEEVAL, JudgeConfig()))
     return planner.judgement(items[0], folder.image(items[0], 1), 1, 1).calls
 
 
@@ -44,7 +44,9 @@ def test_an_image_that_never_ends_is_no_question(items, folder):
     picture = folder.image(items[0], 1)
     picture.unlink()
     picture.symlink_to("/dev/zero")
-    judgement = Planner(SCONEEVAL, JudgeConfig(), Templates()).judgement(items[0], picture, 1, 1)
+    judgement = Planner(SCONEEVAL, JudgeConfig(), Templates.of(SCONEEVAL, JudgeConfig())).judgement(
+        items[0], picture, 1, 1
+    )
     assert not judgement.calls
     assert judgement.failure
     assert "\n" not in judgement.failure

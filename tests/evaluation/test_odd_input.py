@@ -7,7 +7,8 @@ import random
 import pytest
 
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import OMNICONTEXT, SCONEEVAL
+from scone_pl.evaluation.benchmarks.omnicontext import OMNICONTEXT
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.records import read_records, write_records
 from scone_pl.evaluation.steps import write_tables
@@ -96,7 +97,7 @@ def records_of(benchmark):
         record |= {"PF_reason": "a", "instruction_language": "en", "case_type": "2CS", "failure": None}
         record["judge"] = {"model": "m", "answered_by": ["m"], "prompts": {"PF": "p"}, "date": "2026-01-01"}
         record["generation"] = {"weights": "w", "seed": 1, "round": 0, "sampling": {"num_inference_steps": 4}}
-        if benchmark.has_distinction(task):
+        if "DIS" in benchmark.columns(task):
             record |= {"label": [[1, 0]], "pred": [[1, 0]]}
         found.append(record)
     return found

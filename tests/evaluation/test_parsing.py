@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scone_pl.evaluation.benchmark import BENCHMARKS, CaseType
+from scone_pl.evaluation.benchmarks import find_benchmark
+from scone_pl.evaluation.case_types import CaseType
+from scone_pl.evaluation.jsonl_items import shows_scene
 from scone_pl.evaluation.judge_images import reference_size
 from scone_pl.vlm.parsing import Score, UnusableAnswerError, parse_presence, parse_score
 
@@ -149,10 +151,10 @@ def test_reference_sizes():
 
 def test_scene_flags():
     for case in CASES["scene_flag"]:
-        benchmark = BENCHMARKS[case["benchmark"]]
         expected = case["scene_prompt_for_SC"] and case["case_type"] != "Single"  # number 11: any capital S there
-        assert benchmark.shows_scene(case["task_type"], case["case_type"]) is expected
-        assert benchmark.has_distinction(case["task_type"]) is case["judges_distinction"]
+        assert shows_scene(case["task_type"], case["case_type"]) is expected
+        has_presence = "DIS" in find_benchmark(case["benchmark"]).columns(case["task_type"])
+        assert has_presence is case["judges_distinction"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,9 @@ def test_call_plans(tmp_path, data):
     files = {name: tmp_path / f"{name}.png" for name in ("r0", "r1", "output")}
     for file in files.values():
         shutil.copy(data / "images/composition_single_0001_1.png", file)
-    planner = Planner(BENCHMARKS["sconeeval"], JudgeConfig(), Templates())
+    planner = Planner(
+        find_benchmark("sconeeval"), JudgeConfig(), Templates.of(find_benchmark("sconeeval"), JudgeConfig())
+    )
     item = Item("k", "distinction_multi_cross", "draw", (), scene=False)
     for case in CASES["judge_call_plan"]:
         if case["scripted_answers"]:

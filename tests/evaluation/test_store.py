@@ -5,11 +5,14 @@ import dataclasses
 import pytest
 
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import BENCHMARKS
+from scone_pl.evaluation.benchmark import Question
+from scone_pl.evaluation.benchmarks import all_benchmarks
+from scone_pl.evaluation.calls import all_questions
 from scone_pl.evaluation.judge_config import JudgeConfig
-from scone_pl.evaluation.templates import FOLDER, Templates
+from scone_pl.evaluation.templates import GENERATED, PARTS, REFERENCES, Template, Templates
 from scone_pl.vlm.client import _retry_after
 from scone_pl.vlm.costs import Usage, price_of
+from scone_pl.vlm.parsing import parse_score
 from scone_pl.vlm.store import Answer, AnswerStore
 
 
@@ -101,36 +104,50 @@ def test_prices(tmp_path):
             price_of("mine", tmp_path / "p.yaml")
 
 
-def test_prompts_are_filled_and_versioned(items):
-    templates = Templates()
-    for benchmark in BENCHMARKS.values():
+@pytest.mark.parametrize("benchmark", all_benchmarks().values(), ids=all_benchmarks())
+def test_prompts_are_filled_and_versioned(benchmark, items):
+    config = JudgeConfig(scene_pf=benchmark.name == "omnicontext", plausibility=True)
+    templates = Templates.of(benchmark, config)
+    if benchmark.name in ("sconeeval", "omnicontext"):
         for scene in (False, True):
-            item = dataclasses.replace(items[0], scene=scene, instruction="{{subject}} $x \\1")
-            for template in (
-                templates.prompt_following(benchmark, item, scene_pf=True),
-                templates.subject_consistency(benchmark, item),
-            ):
-                text = template.fill(instruction=item.instruction, references="2", subject="no")
-                assert text.endswith("Instruction: {{subject}} $x \\1\n"), "what is filled in is left as it is"
-                assert '{"score": <number>, "reasoning":' in text
-                assert ("Reference pictures: 2;" in text) == (benchmark.name == "sconeeval")
-    names = {p.stem for p in FOLDER.glob("*.md")} - {"README", "frame", "inputs", "scale"}
-    assert len({templates[name].identity for name in names}) == len(names) == 9
+            item = dataclasses.replace(items[-1], scene=scene, instruction="{{subject}} $x \\1")
+            for question in all_questions(benchmark, item, config):
+                template = templates.of_question(question)
+                if question.kind != "DIS":
+                    text = template.fill(**question.fields)
+                    assert text.endswith("Instruction: {{subject}} $x \\1\n"), "what is filled in is left as it is"
+                    assert '{"score": <number>, "reasoning":' in text
+                    is_told = benchmark.name == "sconeeval" and question.kind != "PHY"
+                    assert ("Reference pictures: 2;" in text) == is_told
+    names = {p.stem for folder in templates.folders for p in folder.glob("*.md")} - {"README", *PARTS}
+    assert len({templates[name].identity for name in names}) == len(names) > 1
+    assert all(templates[name].version.startswith("scone_pl-") for name in names)
 
 
 def test_a_prompt_with_a_wrong_field(tmp_path):
     (tmp_path / "VERSION").write_text("mine\n")
     (tmp_path / "x.md").write_text("{{frame}} {{who}}")
+    asked = Question("PF", "x", {"instruction": "draw"}, parse_score)
     with pytest.raises(UserError, match=r"frame\.md"):
-        Templates(tmp_path)["x"]
+        Templates(tmp_path).of_question(asked)
     (tmp_path / "frame.md").write_text("f")
-    with pytest.raises(UserError, match=r"unknown field \{\{who\}\}"):
-        Templates(tmp_path)["x"]
-    (tmp_path / "sconeeval_dis.md").write_text("{{frame}} {{instruction}}")
-    with pytest.raises(UserError, match=r"sconeeval_dis\.md: unknown field \{\{instruction\}\}; there are subject"):
-        Templates(tmp_path)["sconeeval_dis"]
+    with pytest.raises(UserError, match=r"x\.md: unknown field \{\{who\}\}; there are instruction, frame"):
+        Templates(tmp_path).of_question(asked)
+    (tmp_path / "x.md").write_text("{{reference_images}} {{instruction}}")
+    with pytest.raises(UserError, match=r"x\.md: has \{\{reference_images\}\} only; name both"):
+        Templates(tmp_path).of_question(asked)
     with pytest.raises(UserError, match="VERSION"):
         Templates(tmp_path / "no")
+    (tmp_path / "sconeeval_pff.md").write_text("x")
+    with pytest.raises(UserError, match=r"no prompt of sconeeval has that name"):
+        Templates.of(all_benchmarks()["sconeeval"], JudgeConfig(prompts=str(tmp_path)))
+
+
+def test_images_stand_where_the_prompt_names_them():
+    template = Template("x", "a {{reference_images}} b {{instruction}} {{generated_image}}\n", "v")
+    fields = {"instruction": "{{generated_image}} {{x}}"}
+    assert template.segments(fields) == ["a ", REFERENCES, " b {{generated_image}} {{x}} ", GENERATED]
+    assert Template("x", "a {{instruction}}", "v").segments({"instruction": "i"}) == ["a i", REFERENCES, GENERATED]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
-from scone_pl.evaluation.benchmark import SCONEEVAL
+from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.items import read_items
 from scone_pl.evaluation.records import read_records
@@ -24,7 +24,8 @@ from scone_pl.evaluation.report import write_report
 from scone_pl.evaluation.summary import Summary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "sampling"))
-from pipeline_helpers import ROOT, write_folder
+from pipeline_helpers import write_folder
+from running import ROOT
 
 FEW_STEPS = ["--", "--model.init_args.sampling.num_inference_steps", "2", "--trainer.accelerator", "cpu"]
 

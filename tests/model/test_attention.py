@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -15,6 +13,7 @@ from model_helpers import (
     random_blocked,
     random_pack,
 )
+from running import ROOT, run_python
 
 from scone_pl.model.attention import DensePlan, FlexPlan, SplitPlan, attended_pairs, dense_mask, pieces
 from scone_pl.model.attention.batches import batches_of
@@ -265,8 +264,9 @@ MEMORY = """
 
 
 def peak_growth(*arguments):
-    command = [sys.executable, "-c", textwrap.dedent(MEMORY), *map(str, arguments)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = run_python("-c", textwrap.dedent(MEMORY), *map(str, arguments), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
 
 
 @pytest.mark.parametrize(("case", "kv_heads"), [("sample", 2), ("sample", 1), ("text", 1)])

@@ -3,10 +3,6 @@
 import io
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +13,6 @@ from scone_pl.data.tokenizer import byte_tokenizer
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.initialize import random_model
 
-ROOT = Path(__file__).parents[2]
 BRIDGE = BridgeConfig(source_layer=1, first_masked_layer=2, last_masked_layer=3, threshold=0.1)
 
 
@@ -70,10 +65,3 @@ def png_of(array, **options):
 def write_jsonl(file, records):
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return file
-
-
-def run_scone(*args, cwd):
-    """`python -m scone_pl ...` in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "scone_pl", *args]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)

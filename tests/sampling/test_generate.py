@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import BRIDGE, pixels, run_scone, write_folder, write_picture
+from pipeline_helpers import BRIDGE, pixels, write_folder, write_picture
+from running import run_scone
 
 from scone_pl.__main__ import main
 from scone_pl.sampling.pipeline import SconePipeline
@@ -37,16 +38,15 @@ def test_in_a_process_of_its_own(folder, here):
     assert done.stdout.strip() == "o/x.png"
     assert "denoising: 2 of 2 steps" in done.stderr
     pipeline = SconePipeline.from_pretrained(folder)
-    expected = pipeline(
+    (expected,) = pipeline(
         images=[pixels(seed=1), pixels(40, seed=2)],
         prompt="two",
         height=16,
         width=24,
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(7),
-        output_type="np",
-    ).images[0]
-    assert np.array_equal(np.asarray(Image.open(here / "o/x.png")), expected)
+    ).images
+    assert np.array_equal(np.asarray(Image.open(here / "o/x.png")), np.asarray(expected))
     assert [p.name for p in (here / "o").iterdir()] == ["x.png"]
 
 
@@ -101,7 +101,7 @@ def test_dry_run_counts_without_weights(folder, here, capsys):
 
 BAD = {
     "no such file": ["--image", "no.png"],
-    "use float32 or bfloat16": ["--dtype", "int8"],
+    "use float32 or bfloat16 or float16": ["--dtype", "int8"],
     "not a positive multiple of 4": ["--height", "18"],
     "position table": ["--width", "64"],
     "last decoder layer is 3": ["--bridge", '{"last_masked_layer": 15}'],

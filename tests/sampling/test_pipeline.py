@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_helpers import BRIDGE, ROOT, pixels, png_of, tiny_model, write_folder, write_picture
+from pipeline_helpers import BRIDGE, pixels, png_of, tiny_model, write_folder, write_picture
+from running import ROOT
 
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import byte_tokenizer
@@ -40,14 +41,14 @@ def seeded(seed=0):
 
 def test_equals_the_sampler_called_by_hand(pipeline):
     images = [pixels(seed=1), pixels(40, 30, seed=2)]
-    found = pipeline(images=images, prompt="two of them", generator=seeded(), bridge=BRIDGE, output_type="np", **FAST)
+    found = pipeline(images=images, prompt="two of them", generator=seeded(), bridge=BRIDGE, **FAST)
     model, sequence_format = pipeline.model, pipeline.sequence_format
     (prompt,) = pipeline.prompts([images], ["two of them"], 16, 24)
     config = SamplingConfig(num_inference_steps=2, bridge=BRIDGE)
     (latents,) = sample(
         model, sequence_format, [prompt], config, [initial_noise(prompt, model, sequence_format, seeded())]
     )
-    assert np.array_equal(found.images[0], to_uint8(decode_latents(model, latents)).numpy())
+    assert np.array_equal(np.asarray(found.images[0]), to_uint8(decode_latents(model, latents)).numpy())
     for maps, similarity, blocked in zip(found.bridge[0], latents.similarity, latents.blocked, strict=True):
         assert np.array_equal(maps.similarity, similarity.numpy())
         assert np.array_equal(maps.blocked, blocked.numpy())
@@ -148,8 +149,11 @@ def test_images_do_not_depend_on_their_neighbours(pipeline):
 def test_output_types_and_default_size(pipeline):
     one = {"prompt": "x", "num_inference_steps": 1}
     assert pipeline(**one).images[0].size == (32, 32), "the position table holds 8 tokens of 4 pixels a side"
-    assert pipeline(output_type="np", **one).images[0].dtype == np.uint8
-    assert pipeline(output_type="pt", **one).images[0].shape == (3, 32, 32)
+    noise = torch.randn(64, 48, generator=seeded())
+    array, tensor, image = (pipeline(output_type=t, latents=noise, **one).images for t in ("np", "pt", "pil"))
+    assert (array.shape, array.dtype, tensor.shape) == ((1, 32, 32, 3), np.float32, (1, 3, 32, 32))
+    assert np.array_equal(array[0], tensor[0].permute(1, 2, 0).numpy())
+    assert np.array_equal((array[0] * 255).astype(np.uint8), np.asarray(image[0]))
     assert pipeline(output_type="latent", **one).images[0].shape == (64, 48)
     assert pipeline(**one).bridge is None
 
@@ -234,12 +238,13 @@ def test_exif_orientation_is_applied(pipeline, tmp_path):
 BAD_CALLS = {
     "no such file": {"images": ["nowhere.png"]},
     "unreadable image": {"images": [__file__]},
-    "is no image": {"images": [np.zeros((4, 4, 3))]},
+    "is no image": {"images": [np.zeros((4, 4, 5))]},
+    "floats must be in": {"images": [np.full((4, 4, 3), 2.0)]},
     "a int is no image": {"images": [3]},
     "multiple of 4 pixels; use 16": {"height": 18},
     "use at most 32": {"width": 64},
     "from 1 to 10000": {"num_inference_steps": 0},
-    "set guidance_scale above 1": {"guidance_scale": 1.0},
+    "set guidance_scale above 1": {"guidance_scale": 1.0, "image_guidance_scale": 2.0},
     "did you mean guidance_scale": {"guidance_scal": 1.0},
     "guidance_interval": {"guidance_interval": (0.5, 0.4)},
     "must be one of global": {"guidance_rescale": "none"},
@@ -248,7 +253,7 @@ BAD_CALLS = {
     "last decoder layer is 3": {"bridge": dataclasses.replace(BRIDGE, last_masked_layer=4)},
     "latents must be 1": {"latents": torch.zeros(3, 48)},
     "output_type": {"output_type": "jpeg"},
-    "a list of lists": {"prompt": ["a", "b"], "images": [pixels()]},
+    "1 entries of image for 2": {"prompt": ["a", "b"], "images": [pixels()]},
     "give one each": {"prompt": ["a", "b"], "images": [[]]},
     "2 generators for 1": {"generator": [seeded(), seeded()]},
     "shorten the instruction": {"prompt": "x" * 33000},
@@ -290,9 +295,9 @@ def test_truncated_image(pipeline, tmp_path):
 
 def test_bad_folders_and_settings(folder, tmp_path):
     for message, call in {
-        "no such checkpoint folder": {"folder": tmp_path / "no"},
+        "no such checkpoint folder": {"pretrained_model_name_or_path": tmp_path / "no"},
         "llm_config.json is missing": {"folder": tmp_path},
-        "use float32 or bfloat16": {"folder": folder, "dtype": "float64"},
+        "use float32 or bfloat16 or float16": {"folder": folder, "dtype": "float64"},
         "device nonsense": {"folder": folder, "device": "nonsense"},
     }.items():
         with pytest.raises(UserError, match=message):

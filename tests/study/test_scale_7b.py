@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from running import ROOT, environment
+from running import ROOT, run_scone
 from tiny_checkpoints import TINY, write_folder
 
 import scone_pl.cli.lightning
@@ -127,13 +126,7 @@ def test_the_command_runs_two_arms_with_processes_of_their_own(here: Path) -> No
         options = ["--scale", "7b", "--arms", "[a_direct, c_literal]", "--evaluators", json.dumps(judged(server.url))]
         command = ["study", "run", "experiments/studies/table5.yaml", *options, "--", *FIT]
         for _ in range(2):
-            done = subprocess.run(
-                [sys.executable, "-m", "scone_pl", *command],
-                env=environment(),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = run_scone(*command, cwd=here)
             assert done.returncode == 0, done.stdout + done.stderr
         assert "2 runs, 2 already finished" in done.stdout
     assert set(read_json(here / "runs/evidence/7b/results/table5.json", dict)["arms"]) == {"a_direct", "c_literal"}

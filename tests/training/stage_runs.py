@@ -51,8 +51,8 @@ def logged_names(folder: Path) -> set[str]:
     return set(events.Tags()["scalars"])
 
 
-def write_stages(folder: Path) -> None:
-    """`stages.json`: all stages as a chain, without a bridge, with a supervised, a soft and a hard one; some text."""
+def write_stages(folder: Path, names: tuple[str, ...] = STAGES, steps: int = STEPS) -> None:
+    """`stages.json`: stages as a chain, without a bridge, with a supervised, a soft and a hard one; some text."""
     bridge = {"source_layer": 0, "first_masked_layer": 1, "last_masked_layer": 5, "threshold": 0.4}
     common = {"bridge": bridge, "optimizer": {"lr": 1e-3, "warmup_steps": 5, "eps": 1e-6}}
     stages = (
@@ -65,11 +65,12 @@ def write_stages(folder: Path) -> None:
     chain = [
         {
             "name": name,
-            "trainer": {"max_steps": STEPS},
+            "trainer": {"max_steps": steps},
             "data": {"train": shards},
             "model": {"class_path": f"scone_pl.training.stages.{stage}", "init_args": {**common, **settings}},
         }
         for name, stage, settings in stages
+        if name in names
     ]
     model = {"init_args": {"init_from": "runs/mini/base", "alignment": {"weight": 0.0}}}
     (folder / "stages.json").write_text(json.dumps({"chain": chain, "model": model}))

@@ -7,12 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from running import ROOT
+from running import ROOT, run_python
 
 from scone_pl.cli.lightning import commands, parse
 from scone_pl.errors import UserError
@@ -99,7 +98,7 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
     code = f"from scone_pl.training.runs import *; RunFolder(Path({str(tmp_path)!r})).occupy()"
 
     def second() -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+        return run_python("-c", code, cwd=ROOT)
 
     file = RunFolder(tmp_path).occupy()
     # Leftovers of a killed run go; what it was about to replace is there again.

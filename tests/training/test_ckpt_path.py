@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from running import ROOT
 
 from scone_pl.__main__ import main
-
-
-class Runs(NamedTuple):
-    """A trained stage and a chain of two."""
-
-    single: Path
-    chain: Path
-
+from scone_pl.cli.lightning import commands
 
 ARGS = [
     *("--config", str(ROOT / "experiments/mini/stage1.yaml"), "--trainer.enable_progress_bar", "false"),
@@ -28,16 +21,25 @@ ARGS = [
 CHAIN = "[{name: a, trainer: {max_steps: 2}}, {name: b, trainer: {max_steps: 3}}]"
 
 
-@pytest.fixture(scope="module")
-def runs(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("runs")
+def train(mini_world: Path, folder: Path, *more: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(mini_world)
         patch.setattr("sys.argv", ["scone_pl"])
-        single = ["fit", *ARGS, "--chain", "null", "--output_dir", str(folder / "single"), "--trainer.max_steps", "3"]
-        assert main(single) == 0
-        assert main(["fit", *ARGS, "--chain", CHAIN, "--output_dir", str(folder / "chain")]) == 0
-    return Runs(folder / "single", folder / "chain")
+        assert main(["fit", *ARGS, "--output_dir", str(folder), *more]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained stage."""
+    folder = tmp_path_factory.mktemp("runs") / "single"
+    return train(mini_world, folder, "--chain", "null", "--trainer.max_steps", "3")
+
+
+@pytest.fixture(scope="module")
+def chain(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain of two."""
+    return train(mini_world, tmp_path_factory.mktemp("runs") / "chain", "--chain", CHAIN)
 
 
 @pytest.fixture(autouse=True)
@@ -60,38 +62,43 @@ def refused(capsys: pytest.CaptureFixture[str], verb: str, folder: Path, given: 
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_single_stage_is_evaluated_as_named(runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    newest = runs.single / "checkpoints/step-000003"
-    trained = loss(capsys, runs.single)
-    for given in ("last", newest, runs.single, runs.single / "weights", runs.single / "checkpoints"):
-        assert loss(capsys, runs.single, "--ckpt_path", str(given)) == trained
-    older = loss(capsys, runs.single, "--ckpt_path", str(runs.single / "checkpoints/step-000002"))
+def test_a_single_stage_is_evaluated_as_named(single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    newest = single / "checkpoints/step-000003"
+    trained = loss(capsys, single)
+    for given in ("last", single / "weights"):
+        assert loss(capsys, single, "--ckpt_path", str(given)) == trained
+    args = ["validate", *ARGS, "--chain", "null", "--output_dir", str(single), "--ckpt_path"]
+    given = ("last", newest, single, single / "checkpoints")
+    last, *others = (commands([*args, str(one)])[0][len(args) + 1 :] for one in given)
+    assert str(newest) in last
+    assert others == [last, last, last]
+    older = loss(capsys, single, "--ckpt_path", str(single / "checkpoints/step-000002"))
     assert len({trained, older, loss(capsys, tmp_path / "untrained")}) == 3
 
 
 @pytest.mark.slow
-def test_a_chain_is_evaluated_where_it_stands(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    last = loss(capsys, runs.chain, chain=CHAIN)
-    assert last == loss(capsys, runs.chain, "--ckpt_path", "last", chain=CHAIN)
-    of_a = loss(capsys, runs.chain, "--ckpt_path", str(runs.chain / "a"), chain=CHAIN)
-    assert of_a == loss(capsys, runs.chain, "--ckpt_path", str(runs.chain / "a/weights"), chain=CHAIN) != last
+def test_a_chain_is_evaluated_where_it_stands(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = loss(capsys, chain, chain=CHAIN)
+    assert last == loss(capsys, chain, "--ckpt_path", "last", chain=CHAIN)
+    of_a = loss(capsys, chain, "--ckpt_path", str(chain / "a"), chain=CHAIN)
+    assert of_a == loss(capsys, chain, "--ckpt_path", str(chain / "a/weights"), chain=CHAIN) != last
 
 
 @pytest.mark.slow
 def test_an_unfinished_run_is_evaluated_at_its_newest_snapshot(
-    runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/step-000003").symlink_to(runs.single / "checkpoints/step-000003")
-    assert loss(capsys, tmp_path) == loss(capsys, runs.single)
+    (tmp_path / "checkpoints/step-000003").symlink_to(single / "checkpoints/step-000003")
+    assert loss(capsys, tmp_path) == loss(capsys, single)
 
 
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
 @pytest.mark.parametrize("given", ["best", "hpc", "registry:name", "/no/such/step-000001"])
 def test_words_and_paths_of_nothing_are_refused(
-    verb: str, given: str, runs: Runs, capsys: pytest.CaptureFixture[str]
+    verb: str, given: str, single: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert f"--ckpt_path {given}: no such snapshot; give `last`" in refused(capsys, verb, runs.single, given)
+    assert f"--ckpt_path {given}: no such snapshot; give `last`" in refused(capsys, verb, single, given)
 
 
 def test_last_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -101,33 +108,33 @@ def test_last_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], tmp_path
             assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_snapshot_is_refused(runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_is_no_snapshot_is_refused(single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     empty, foreign = tmp_path / "empty", tmp_path / "foreign.ckpt"
     empty.mkdir()
     torch.save({"a": 1}, foreign)
     for given in (empty, foreign, ROOT / "README.md"):
-        assert str(given) in refused(capsys, "validate", runs.single, str(given))
+        assert str(given) in refused(capsys, "validate", single, str(given))
         assert str(given) in refused(capsys, "fit", tmp_path / "new", str(given))
 
 
-def test_fit_does_not_ignore_what_is_given(runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    elsewhere = str(runs.chain / "a/checkpoints/step-000002")
-    assert "has its own step-000003 to resume from" in refused(capsys, "fit", runs.single, elsewhere)
+def test_fit_does_not_ignore_what_is_given(single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    elsewhere = str(shutil.copytree(single / "checkpoints/step-000002", tmp_path / "other/checkpoints/step-000002"))
+    assert "has its own step-000003 to resume from" in refused(capsys, "fit", single, elsewhere)
     assert "start from them with --model.init_args.init_from" in refused(
-        capsys, "fit", tmp_path, str(runs.single / "weights")
+        capsys, "fit", tmp_path, str(single / "weights")
     )
     assert "which step of the chain begins there?" in refused(capsys, "fit", tmp_path, elsewhere, CHAIN)
     common = ["fit", *ARGS, "--chain", "null", "--output_dir", str(tmp_path / "begun"), "--ckpt_path"]
-    given = str(runs.single / "checkpoints/step-000002")
+    given = str(single / "checkpoints/step-000002")
     assert main([*common, given, "--trainer.max_steps", "1"]) == 2
     assert "is of step 2, behind trainer.max_steps 1" in capsys.readouterr().err
     for _ in range(2):
         assert main([*common, given, "--trainer.max_steps", "3"]) == 0
-    assert loss(capsys, tmp_path / "begun") == loss(capsys, runs.single)
+    assert loss(capsys, tmp_path / "begun") == loss(capsys, single)
 
 
 def test_the_average_of_a_snapshot_is_evaluated_as_the_result_would_be(
-    runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     ema = ["--model.init_args.ema.decay", "0.9"]
     args = ["fit", *ARGS, "--chain", "null", "--output_dir", str(tmp_path), "--trainer.max_steps", "2", *ema]
@@ -137,18 +144,18 @@ def test_the_average_of_a_snapshot_is_evaluated_as_the_result_would_be(
     raw = loss(capsys, tmp_path, *ema, "--model.init_args.ema.export", "false", "--ckpt_path", "last")
     assert raw != result
     assert loss(capsys, tmp_path, "--ckpt_path", "last") == raw
-    refused = ["validate", *ARGS, "--chain", "null", "--output_dir", str(runs.single), *ema, "--ckpt_path", "last"]
+    refused = ["validate", *ARGS, "--chain", "null", "--output_dir", str(single), *ema, "--ckpt_path", "last"]
     assert main(refused) == 2
     assert "step-000003: holds no average; evaluate its weights with" in capsys.readouterr().err
 
 
 def test_images_of_another_snapshot_are_not_taken_for_this_one_s(
-    runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    args = ["predict", *ARGS, "--chain", "null", "--output_dir", str(runs.single)]
+    args = ["predict", *ARGS, "--chain", "null", "--output_dir", str(single)]
     args += ["--data.predict", "[{path: data_shards/mini/validation}]", "--trainer.limit_predict_batches", "1"]
     args += ["--model.init_args.sampling.num_inference_steps", "2", "--ckpt_path"]
-    checkpoints = runs.single / "checkpoints"
+    checkpoints = single / "checkpoints"
     for number in ("2", "2"):
         assert main([*args, str(checkpoints / f"step-00000{number}")]) == 0
     capsys.readouterr()

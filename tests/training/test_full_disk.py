@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from running import ROOT
+from running import start_scone
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from scone_pl.errors import UserError
@@ -151,12 +149,8 @@ def test_a_disk_that_gets_full_under_a_run(devices: int, small_disk: Path, mini_
     args += ["--data.packing.token_budget", "600", "--trainer.limit_val_batches", "0", "--data.num_workers", "0"]
     args += ["--checkpoint.every_n_steps", "2", "--trainer.max_steps", "1000", "--output_dir", str(run)]
     args += ["--trainer.devices", str(devices)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     log = tmp_path / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "scone_pl", *args], cwd=mini_world, env=environment, stdout=file, stderr=file
-        )
+    process = start_scone(*args, cwd=mini_world, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 120
         while not (run / "checkpoints" / snapshot_name(2)).exists():

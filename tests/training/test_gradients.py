@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import run_ranks, run_scone
+from running import run_ranks, run_script
 from torch import nn
 
 from scone_pl.errors import UserError
@@ -38,8 +38,8 @@ def named(*gradients: float) -> list[tuple[str, nn.Parameter]]:
 
 
 def test_two_sharded_ranks_equal_one_process() -> None:
-    first, second = run_ranks(SCRIPT, 2, "--sharded", "--clip", "0.5")
-    (alone,) = run_ranks(SCRIPT, 1, "--clip", "0.5")
+    first, second = run_script(SCRIPT, 2, "--sharded", "--clip", "0.5")
+    (alone,) = run_script(SCRIPT, 1, "--clip", "0.5")
     assert first == second, "every rank clips by the same and stops with the same words"
     assert alone["total"] > 1
     assert first["total"] == pytest.approx(alone["total"], rel=1e-6)
@@ -98,11 +98,12 @@ def test_a_run_on_two_ranks_stops_before_it_spoils_its_weights(mini_world: Path,
     """A rate beyond reason: step 1 throws the weights out of range, so that step 2 has no finite gradient."""
     args = [*TWO_RANKS, "--output_dir", str(tmp_path / "out")]
     rate = ["--model.init_args.optimizer.lr", "1e30", "--model.init_args.optimizer.warmup_steps", "1"]
-    done = run_scone(*args, *rate, cwd=mini_world)
-    assert done.returncode != 0
-    line = next(line for line in done.stderr.splitlines() if line.startswith("error: step 2:"))
-    assert "the gradient is not finite" in line
-    assert "rank 0: " in line
-    assert "rank 1: " in line
-    assert "Traceback" not in done.stderr
+    ranks = run_ranks("-m", "scone_pl", *args, *rate, ranks=2, cwd=mini_world)
+    for done in ranks:
+        assert done.returncode == 2
+        line = next(line for line in done.stderr.splitlines() if line.startswith("error: step 2:"))
+        assert "the gradient is not finite" in line
+        assert "rank 0: " in line
+        assert "rank 1: " in line
+        assert "Traceback" not in done.stderr
     assert not (tmp_path / "out/weights").exists()

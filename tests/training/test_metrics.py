@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from metric_ranks import PACKS
-from running import run_ranks
+from running import run_script
 
 from scone_pl.model.bridge import BridgeState
 from scone_pl.training.metrics import Means, blocked_fraction
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parent / "metric_ranks.py"
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_values_over_packs_and_ranks(ranks: int) -> None:
-    means, again, quality, nothing = run_ranks(SCRIPT, ranks)[-1]
+    means, again, quality, nothing = run_script(SCRIPT, ranks)[-1]
     assert means["loss"] == pytest.approx(sum(mean for mean, _ in PACKS) / 4)
     assert means["fraction"] == pytest.approx((1 * 2 + 3 * 6 + 10 * 4) / 12)
     assert means["nothing"] == 0

@@ -4,90 +4,113 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from running import environment, run_scone
+from running import run_ranks, run_scone
 from safetensors.torch import load_file
 from stage_runs import ARGS, GOLDEN, ONE_RANK, SAVED, STAGES, STEPS, TOLERANCE, recorded, scalars, write_stages
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-
-@pytest.fixture(scope="module")
-def folder(mini_world: Path) -> Path:
-    """Where the stages run. One worker of pytest-xdist runs all tests of this file, as these runs take a while."""
-    write_stages(mini_world)
-    return mini_world
+QUICK, QUICK_STEPS = ("formation", "adapters"), 8
+"""Stages that `make test` compares: all losses, text and a supervised bridge; adapters and an average."""
+SLOW = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def one_rank(folder: Path) -> Path:
+@dataclass
+class Runs:
+    """The same stages on one rank and on two."""
+
+    folder: Path
+    """Where commands run."""
+    one: Path
     """Two packs a step, one after the other."""
-    out = folder / "out/one"
-    result = run_scone(*ARGS, *ONE_RANK, "--output_dir", str(out), cwd=folder)
-    assert result.returncode == 0, result.stderr
-    return out
+    two: Path
+    """Two packs a step, side by side, all stages in the same two processes."""
+    steps: int
+    """Of each stage."""
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder: Path) -> Path:
-    """Two packs a step, side by side, all stages in the same two processes."""
-    out = folder / "out/two"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "scone_pl"]
-    command += [*ARGS, "--trainer.devices", "2", "--output_dir", str(out)]
-    result = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return out
+def runs_of(mini_world: Path) -> Iterator[Callable[[tuple[str, ...], int], Runs]]:
+    """Runs stages, each set once. One worker of pytest-xdist runs all tests of this file, as they take a while."""
+    known: dict[tuple[str, ...], Runs] = {}
+
+    def run(stages: tuple[str, ...], steps: int) -> Runs:
+        if stages not in known:
+            write_stages(mini_world, stages, steps)
+            one, two = (mini_world / f"out/{len(stages)}/{name}" for name in ("one", "two"))
+            done = [run_scone(*ARGS, *ONE_RANK, "--output_dir", str(one), cwd=mini_world)]
+            args = [*ARGS, "--trainer.devices", "2", "--output_dir", str(two)]
+            done += run_ranks("-m", "scone_pl", *args, ranks=2, cwd=mini_world)
+            for process in done:
+                assert process.returncode == 0, process.stderr
+            known[stages] = Runs(mini_world, one, two, steps)
+        return known[stages]
+
+    yield run
+    shutil.rmtree(mini_world / "out", ignore_errors=True)
+
+
+@pytest.fixture
+def quick(runs_of: Callable[[tuple[str, ...], int], Runs]) -> Runs:
+    return runs_of(QUICK, QUICK_STEPS)
+
+
+@pytest.fixture
+def whole(runs_of: Callable[[tuple[str, ...], int], Runs]) -> Runs:
+    return runs_of(STAGES, STEPS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_losses_are_the_recorded_ones(stage: str, one_rank: Path) -> None:
+def test_losses_are_the_recorded_ones(stage: str, whole: Runs) -> None:
     """Every logged part of the loss, the blocked fraction and the gradient's norm, of ten steps of two packs each."""
-    expected, values = json.loads(GOLDEN.read_text())[stage], recorded(one_rank)[stage]
+    expected, values = json.loads(GOLDEN.read_text())[stage], recorded(whole.one)[stage]
     assert values.keys() == expected.keys()
     for name in expected:
         assert values[name] == pytest.approx(expected[name], rel=TOLERANCE, abs=1e-6), name
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_are_one(stage: str, one_rank: Path, two_ranks: Path) -> None:
-    one, two = (scalars(run / stage, "train/loss") for run in (one_rank, two_ranks))
-    assert len(one) == STEPS
-    assert len({round(loss, 4) for loss in one}) > STEPS // 2, "nothing was learned, so nothing was compared"
+@pytest.mark.parametrize(
+    ("runs", "stage"),
+    [*(("quick", stage) for stage in QUICK), *(pytest.param("whole", stage, marks=SLOW) for stage in STAGES)],
+)
+def test_two_ranks_are_one(runs: str, stage: str, request: pytest.FixtureRequest) -> None:
+    found: Runs = request.getfixturevalue(runs)
+    folders = [run / stage for run in (found.one, found.two)]
+    one, two = (scalars(folder, "train/loss") for folder in folders)
+    assert len(one) == found.steps
+    assert len({round(loss, 4) for loss in one}) > found.steps // 2, "nothing was learned, so nothing was compared"
     assert two == pytest.approx(one, rel=1e-5)
-    norms = [scalars(run / stage, "gradient/norm") for run in (one_rank, two_ranks)]
+    norms = [scalars(folder, "gradient/norm") for folder in folders]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
-    weights = [load_file(run / stage / "weights/model.safetensors") for run in (one_rank, two_ranks)]
+    weights = [load_file(folder / "weights/model.safetensors") for folder in folders]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_resumes_on_another_number_of_ranks(ranks: int, folder: Path, one_rank: Path, two_ranks: Path) -> None:
-    out = folder / f"out/resumed-{ranks}"
-    shutil.copytree(two_ranks / "composition", out / "composition")
-    shutil.rmtree(out / f"composition/checkpoints/step-{STEPS:06d}")
-    shutil.rmtree(out / "composition/weights")
-    shutil.rmtree(out / "composition/tensorboard")
-    settings = json.loads((folder / "stages.json").read_text())
-    settings["chain"] = settings["chain"][:1]
-    (folder / "first.json").write_text(json.dumps(settings))
-    args = [arg if arg != "stages.json" else "first.json" for arg in ARGS]
-    args += ["--trainer.devices", str(ranks), "--trainer.accumulate_grad_batches", "2" if ranks == 1 else "1"]
-    result = run_scone(*args, "--output_dir", str(out), cwd=folder)
+def test_resumes_on_another_number_of_ranks(ranks: int, quick: Runs) -> None:
+    stage, steps = QUICK[0], quick.steps
+    out = quick.folder / f"out/resumed-{ranks}"
+    shutil.copytree(quick.two / stage, out / stage)
+    shutil.rmtree(out / f"{stage}/checkpoints/step-{steps:06d}")
+    shutil.rmtree(out / f"{stage}/weights")
+    shutil.rmtree(out / f"{stage}/tensorboard")
+    write_stages(quick.folder, (stage,), steps)
+    args = [*ARGS, "--trainer.devices", str(ranks), "--trainer.accumulate_grad_batches", "2" if ranks == 1 else "1"]
+    result = run_scone(*args, "--output_dir", str(out), cwd=quick.folder)
     assert result.returncode == 0, result.stderr
     assert f"data.train: resuming at pack {2 * SAVED} " in result.stderr
-    events = EventAccumulator(str(out / "composition/tensorboard"))
+    events = EventAccumulator(str(out / f"{stage}/tensorboard"))
     events.Reload()
     losses = {event.step: event.value for event in events.Scalars("train/loss")}
-    assert sorted(losses) == list(range(SAVED, STEPS))
+    assert sorted(losses) == list(range(SAVED, steps))
     if ranks == 1:  # the same two packs a step as before, so the same losses
-        straight = scalars(one_rank / "composition", "train/loss")
-        assert [losses[step] for step in range(SAVED, STEPS)] == pytest.approx(straight[SAVED:], rel=1e-5)
+        straight = scalars(quick.one / stage, "train/loss")
+        assert [losses[step] for step in range(SAVED, steps)] == pytest.approx(straight[SAVED:], rel=1e-5)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from running import environment, run_scone
+from running import run_scone, start_scone
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -67,14 +65,7 @@ def test_a_finished_run_goes_on_to_a_later_end(mini_world: Path, tmp_path: Path)
 
 def _run_until(checkpoint: Path, args: list[str], cwd: Path) -> None:
     """Starts a run and kills its whole process group as soon as `checkpoint` is there."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scone_pl", *args],
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start_scone(*args, cwd=cwd, start_new_session=True)
     deadline = time.monotonic() + 120
     while not checkpoint.exists():
         assert process.poll() is None, "the run ended before it could be killed"

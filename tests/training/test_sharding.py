@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from model_helpers import tiny_config, tiny_model
-from running import run_ranks
+from running import run_script
 from safetensors.torch import load_file, save_file
 
 from scone_pl.checkpoints.model import config_files
@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parent / "sharded_run.py"
 @pytest.mark.slow
 def test_two_copies_of_two_parts_are_one(tmp_path: Path) -> None:
     (alone,) = run_alone(tmp_path)
-    together = run_ranks(SCRIPT, 4, "hybrid", str(tmp_path), "2")
+    together = run_script(SCRIPT, 4, "hybrid", str(tmp_path), "2")
     for result in together:
         assert result["loss"] == pytest.approx(alone["loss"], rel=1e-6)
         assert result["norm"] == pytest.approx(alone["norm"], rel=1e-5)
@@ -61,7 +61,7 @@ def test_a_rank_reads_its_share(tmp_path: Path) -> None:
         (tmp_path / name).write_text(json.dumps(content))
     save_file({}, tmp_path / "ae.safetensors")
 
-    result = run_ranks(SCRIPT, 2, "load", str(tmp_path))
+    result = run_script(SCRIPT, 2, "load", str(tmp_path))
     layer = "language_model.model.layers.0.mlp.gate_proj.weight"
     stored = load_file(tmp_path / files[layer])[layer]
     for rank in result:

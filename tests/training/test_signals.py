@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from running import environment, run_scone
+from running import Forked, run_scone, start_scone
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STEPS = 8
@@ -21,10 +19,8 @@ ARGS = [
 ]
 
 
-def start(args: list[str], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        command = [sys.executable, "-m", "scone_pl", *args]
-        return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=file, stderr=file, start_new_session=True)
+def start(args: list[str], cwd: Path, log: Path) -> Forked:
+    return start_scone(*args, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -35,7 +31,7 @@ def losses(folder: Path) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars("train/loss")}
 
 
-def wait_for(run: Path, step: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(run: Path, step: int, process: Forked, log: Path) -> None:
     """Until so many steps are logged."""
     deadline = time.monotonic() + 120
     while not (run / "tensorboard").exists() or len(losses(run)) < step:

@@ -68,6 +68,19 @@ def test_the_defaults_are_allowed() -> None:
         ("callbacks", [callback("lightning.pytorch.callbacks.ModelCheckpoint")]),
         ("callbacks", callback("lightning.pytorch.callbacks.Timer")),
         ("min_steps", 7),
+        ("accelerator", "foo"),
+        ("strategy", "foo"),
+        ("strategy", "ddp_spawn"),
+        ("strategy", "ddp_notebook_find_unused_parameters_true"),
+        ("devices", 0),
+        ("devices", -2),
+        ("devices", "0"),
+        ("devices", "two"),
+        ("devices", "1.5"),
+        ("devices", "0,a"),
+        ("devices", []),
+        ("devices", [0, 0]),
+        ("devices", [-1]),
     ],
 )
 def test_what_would_not_be_obeyed_is_refused(name: str, value: Any) -> None:
@@ -92,10 +105,19 @@ def test_what_would_not_be_obeyed_is_refused(name: str, value: Any) -> None:
         ("plugins", [callback("lightning.pytorch.plugins.environments.SLURMEnvironment")]),
         ("callbacks", [callback("lightning.pytorch.callbacks.LearningRateMonitor")]),
         ("min_steps", 6),
+        *(("accelerator", name) for name in ("auto", "cpu", "gpu", "cuda")),
+        *(("devices", value) for value in ("auto", -1, 1, 8, "2", "0,1", "0,", [1, 0], [3])),
     ],
 )
 def test_what_is_obeyed_is_allowed(name: str, value: Any) -> None:
     check_trainer({**ARGUMENTS, "max_steps": 6, name: value})
+
+
+@pytest.mark.parametrize("devices", [-1, "-1", [0], "0,1", 100_000, "100000"])
+def test_processes_on_cpus_are_a_reasonable_number(devices: Any) -> None:
+    with pytest.raises(UserError, match=r"trainer\.devices .+: .+"):
+        check_trainer({**ARGUMENTS, "accelerator": "cpu", "devices": devices})
+    check_trainer({**ARGUMENTS, "accelerator": "cpu", "devices": "2"})
 
 
 def test_early_stopping_needs_validations() -> None:
