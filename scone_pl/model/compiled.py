@@ -52,7 +52,7 @@ def set_compiled(model: nn.Module, compiled: bool) -> None:
     """Whether the layers of `model` use these operations; see `StageSettings.compile`."""
     for module in model.modules():
         if hasattr(module, "compiled"):
-            module.compiled = compiled
+            setattr(module, "compiled", compiled)  # noqa: B010  (a Module's attributes are typed as tensors)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

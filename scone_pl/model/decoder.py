@@ -77,8 +77,8 @@ class JointAttention(nn.Module):
         q = self._heads(x.through(self, "q_proj")).through(self, "q_norm")
         k = self._heads(x.through(self, "k_proj")).through(self, "k_norm")
         v = self._heads(x.through(self, "v_proj"))
-        q, k = (apply_rotary(routing.merge(x), rotary, in_one_kernel=self.compiled) for x in (q, k))
-        attended = plan(q, k, routing.merge(v), layer)
+        queries, keys = (apply_rotary(routing.merge(x), rotary, in_one_kernel=self.compiled) for x in (q, k))
+        attended = plan(queries, keys, routing.merge(v), layer)
         return routing.divide(attended.flatten(1)).through(self, "o_proj")
 
 
