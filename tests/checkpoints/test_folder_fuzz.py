@@ -20,7 +20,7 @@ from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.files import write_json
 from scone_pl.training.runs import weights_identity
 
-COUNT = 120
+COUNT = 80
 
 
 @pytest.fixture(scope="module")
