@@ -48,7 +48,10 @@ def nested(depth: int) -> Any:
 
 NO_METRIC = "Early stopping conditioned on metric `val/los` which is not available. Pass in or modify ..."
 KNOWN = {
-    "no such metric": (lambda: (_ for _ in ()).throw(RuntimeError(NO_METRIC)), "trainer.callbacks EarlyStopping: Early stopping"),
+    "no such metric": (
+        lambda: (_ for _ in ()).throw(RuntimeError(NO_METRIC)),
+        "trainer.callbacks EarlyStopping: Early stopping",
+    ),
     "no such file": (lambda: os.open("/absent/file", 0), "/absent/file: No such file or directory"),
     "two files": (lambda: os.rename("/absent/a", "/absent/b"), "/absent/a -> /absent/b: No such file or directory"),
     "full": (lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device", "/x")), "/x: No space"),
