@@ -53,6 +53,10 @@ VERBS = {
         "how far two judges, or a judge and people, agree on the same images",
         Command("scone_pl.cli.agreement:agreement"),
     ),
+    "similarity": Verb(
+        "DINO, CLIP-I and CLIP-T of generated images, without a judge",
+        Command("scone_pl.cli.similarity:similarity"),
+    ),
     "shards": Verb(
         "convert, verify and describe data sets",
         commands={
