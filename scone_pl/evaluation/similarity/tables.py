@@ -32,11 +32,6 @@ def markdown(result: Result, references: int, name: str, views: str) -> str:
     listed = f" ({', '.join(shown)})" if shown else ""
     note = (
         f"{result.images} images of {len(result.groups)} {'subjects' if references == 1 else 'groups of subjects'}, "
-        f"compared with {compared}; 95 % bootstrap interval over them. Missing images: {len(result.missing)}"
-        + (
-            f" ({', '.join(result.missing[:5])}{', ...' if len(result.missing) > 5 else ''})."
-            if result.missing
-            else "."
-        )
+        f"compared with {compared}; 95 % bootstrap interval over them. Missing images: {len(result.missing)}{listed}."
     )
     return f"{markdown_table(['Method', *COLUMNS, *OWN_COLUMNS], rows)}\n\n{note}\n"
