@@ -40,8 +40,8 @@ class Command:
     """`list[str]` parameter that receives every option which the function does not have."""
     behind: str = ""
     """`list[str]` parameter that receives what is typed behind a lone `--`."""
-    presets: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Parameter of a dataclass -> `module:name` of a function that returns its settings by the name of a preset."""
+    presets: tuple[tuple[str, str], ...] = ()
+    """Parameters of a dataclass, each with `module:name` of a function from the name of a preset to its settings."""
 
     @property
     def skipped(self) -> set[str]:
@@ -164,7 +164,7 @@ def _with_presets(args: Sequence[str], command: Command) -> list[str]:
         UserError: no name, or an unknown one.
     """
     words, first = list(args), []
-    for parameter, function in command.presets.items():
+    for parameter, function in command.presets:
         option = f"--{parameter}"
         while at := next((i + 1 for i, word in enumerate(words) if word.partition("=")[0] == option), 0):
             _, equals, name = words.pop(at - 1).partition("=")

@@ -26,7 +26,7 @@ def _of(module: str, *names: str, **options: object) -> dict[str, Command]:
     return {name: Command(f"scone_pl.cli.{module}:{name}", **options) for name in names}  # type: ignore[arg-type]
 
 
-_JUDGES = {"judge": "scone_pl.evaluation.presets:judge_settings"}
+_JUDGES = (("judge", "scone_pl.evaluation.presets:judge_settings"),)
 VERBS = {
     "fit": Verb("train a stage, or a chain of stages"),
     "validate": Verb("loss on the validation data"),
