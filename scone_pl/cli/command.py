@@ -40,6 +40,8 @@ class Command:
     """`list[str]` parameter that receives every option which the function does not have."""
     behind: str = ""
     """`list[str]` parameter that receives what is typed behind a lone `--`."""
+    presets: tuple[tuple[str, str], ...] = ()
+    """Parameters of a dataclass, each with `module:name` of a function from the name of a preset to its settings."""
 
     @property
     def skipped(self) -> set[str]:
@@ -81,7 +83,7 @@ def run_command(command: Command, name: str, args: Sequence[str]) -> int:
     if behind is not None and not command.behind:
         raise UserError(f"{name}: nothing is passed on, so there is nothing to write behind --")
     typed = deprecated.rename_options(typed, name)
-    spelled, rest = _spell(typed, _kinds(parser), command)
+    spelled, rest = _spell(_with_presets(typed, command), _kinds(parser), command)
     settings = vars(instantiate(parser, parse_quietly(parser, spelled)))
     settings.pop("config", None)
     if flat is not None:
@@ -153,6 +155,31 @@ def _kinds(parser: StrictParser) -> dict[str, str]:
         kind = "switch" if hint is bool else "list" if any(get_origin(one) is list for one in options) else "value"
         kinds |= dict.fromkeys(action.option_strings, kind)
     return kinds
+
+
+def _with_presets(args: Sequence[str], command: Command) -> list[str]:
+    """`--judge NAME` as the settings that it stands for, before everything else, so that what is typed wins.
+
+    Raises:
+        UserError: no name, or an unknown one.
+    """
+    words, first = list(args), []
+    for parameter, function in command.presets:
+        option = f"--{parameter}"
+        while at := next((i + 1 for i, word in enumerate(words) if word.partition("=")[0] == option), 0):
+            _, equals, name = words.pop(at - 1).partition("=")
+            if not equals:
+                if at > len(words) or words[at - 1].startswith("--"):
+                    raise UserError(f"{option}: give the name of a preset, or a YAML file")
+                name = words.pop(at - 1)
+            module, _, attribute = function.partition(":")
+            settings = getattr(importlib.import_module(module), attribute)(name)
+            first += [f"{option}.{key}={_as_word(value)}" for key, value in settings.items()]
+    return [*first, *words]
+
+
+def _as_word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _with_underscores(option: str, kinds: dict[str, str]) -> str:

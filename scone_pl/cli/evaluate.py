@@ -31,9 +31,11 @@ from scone_pl.evaluation.steps import (
 )
 from scone_pl.evaluation.steps import judge as run_judge
 from scone_pl.evaluation.summary import Summary
+from scone_pl.outputs import check_output_folder
 from scone_pl.ranges import check_whole
 
 _MAX_COUNT = 1_000_000
+PAIRWISE = ("pairwise.md", "pairwise.json")
 Step = Literal["generate", "judge", "tables"]
 
 
@@ -79,7 +81,7 @@ def evaluate(
         name: what to call the model in tables; by default the checkpoint's folder.
         images: folders of images made elsewhere (TASK/KEY.png), one a sampling; then nothing is generated.
         compare: scores.jsonl of other models on the same data, for rows of their own and a paired comparison.
-        judge: whom to ask, and how.
+        judge: whom to ask, and how; also the name of a preset (local, local-8b, llamacpp, ollama), or a YAML file.
         extra: arguments for `predict`; type them behind a lone --.
     """
     chosen = find_benchmark(benchmark)
@@ -153,6 +155,7 @@ def judge(
     language: str | None = None,
     max_references: int | None = None,
     images: list[str] | None = None,
+    pairwise: list[str] | None = None,
     dry_run: bool = False,
     judge: JudgeOptions = JudgeOptions(),  # noqa: B008 (immutable)
 ) -> int:
@@ -169,24 +172,72 @@ def judge(
         language: only items of this instruction_language.
         max_references: only items with at most this many references.
         images: folders of images made elsewhere (TASK/KEY.png), one a sampling.
+        pairwise: folders of images (TASK/KEY.png) of several models, as FOLDER or NAME=FOLDER; each pair of images is
+            compared in both orders, and pairwise.md and pairwise.json with Elo ratings are written instead of scores.
         dry_run: only count the questions and what they have cost so far.
-        judge: whom to ask, and how.
+        judge: whom to ask, and how; also the name of a preset (local, local-8b, llamacpp, ollama), or a YAML file.
     """
     _check_counts(rounds=rounds, scorings=scorings, limit=limit, max_references=max_references)
+    if pairwise is not None and images is not None:
+        raise UserError("--images is for scores; with --pairwise name the folders there")
     chosen, folder = find_benchmark(benchmark), EvaluationFolder.open(output, images)
     if not dry_run:
         folder.check_writable()
+        check_output_folder(folder.path, files=PAIRWISE if pairwise is not None else ())
     items = read_items(
         chosen, data, tasks=separated(tasks), limit=limit, language=language, max_references=max_references
     )
     config = judge.resolved(chosen.judge)
     check_judge(config, chosen, items)
+    if pairwise is not None:
+        return _pairwise(folder, chosen, items, pairwise, config, scorings, dry_run=dry_run)
     judgements = plan_judgements(folder, chosen, items, config, rounds, scorings)
     if dry_run:
         print_line(describe_plan(folder, judgements, config))
         return 0
     folder.begin(chosen, data=str(chosen.data_file(data)))
     return _status(chosen, run_judge(folder, chosen, judgements, config))
+
+
+def _pairwise(
+    folder: EvaluationFolder,
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    texts: Sequence[str],
+    config: JudgeConfig,
+    scorings: int,
+    *,
+    dry_run: bool,
+) -> int:
+    from scone_pl.evaluation.judge import Judge
+    from scone_pl.evaluation.pairwise import judgements_of, markdown, outcomes, plan_pairs, ratings, systems_of
+    from scone_pl.files import write_json, write_text
+    from scone_pl.vlm.store import AnswerStore
+
+    systems = systems_of(texts)
+    pairs, missing = plan_pairs(benchmark, items, systems, config, scorings)
+    if not pairs:
+        raise UserError(f"--pairwise {texts[0]}: no item has an image of two models; they must be TASK/KEY.png")
+    judgements = judgements_of(pairs)
+    if dry_run:
+        print_line(describe_plan(folder, judgements, config))
+        return 0
+    folder.begin(benchmark)
+    with AnswerStore(folder.answers) as store:
+        Judge(config, store).run(judgements)
+        results = outcomes(pairs, store)
+    if not results:
+        print_line("no pair has both answers; run the same command to ask again")
+        return 1
+    found = ratings(results, [system.name for system in systems])
+    unanswered = len(pairs) - len(results)
+    write_json({**found, "missing": missing, "unanswered": unanswered, "results": results}, folder.path / PAIRWISE[1])
+    text = markdown(found, missing)
+    write_text(text, folder.path / PAIRWISE[0])
+    print_line(text)
+    if unanswered:
+        print_line(f"{unanswered} pairs lack an answer and do not count; run the same command to ask again")
+    return 0
 
 
 def tables(

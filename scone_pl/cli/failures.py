@@ -48,6 +48,7 @@ _LOST_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (?:exited unexpectedly|
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA error: out of memory|std::bad_alloc")
 _NO_PEER = re.compile(r"Connection (?:closed|reset|refused) by (?:peer|remote)|Socket Timeout|Timed out waiting", re.I)
 _NO_GPU = re.compile(r"No CUDA GPUs are available|Found no NVIDIA driver|CUDA driver version is insufficient")
+_NO_METRIC = re.compile(r"Early stopping conditioned on metric `[^`]*` which is not available")
 _LIBRARY = re.compile(
     r"Requirement '(?P<a>[\w-]+)|[`'](?P<b>[\w-]+)[`'](?: package)? is not installed|[Ii]nstall (?P<c>[\w-]+) to access"
     r"|pip install (?:-U |--upgrade )?['\"]?(?P<d>[\w-]+)|No module named '(?P<e>\w+)"
@@ -145,6 +146,8 @@ def _of_runtime(error: RuntimeError, text: str) -> str | None:
         return f"{lost[0]}; often for lack of memory or of /dev/shm: lower data.num_workers"
     if _NO_PEER.search(text):
         return f"another process of this run is gone ({text.split(chr(10))[0]}); see what it said"
+    if _NO_METRIC.search(text):
+        return f"trainer.callbacks EarlyStopping: {' '.join(text.split())[:500]}"
     if _NO_GPU.search(text):
         return text.split("\n")[0]
     worker = _WORKER.match(str(error))

@@ -26,6 +26,7 @@ def _of(module: str, *names: str, **options: object) -> dict[str, Command]:
     return {name: Command(f"scone_pl.cli.{module}:{name}", **options) for name in names}  # type: ignore[arg-type]
 
 
+_JUDGES = (("judge", "scone_pl.evaluation.presets:judge_settings"),)
 VERBS = {
     "fit": Verb("train a stage, or a chain of stages"),
     "validate": Verb("loss on the validation data"),
@@ -46,12 +47,19 @@ VERBS = {
         "published weights or data sets from the Hugging Face hub",
         Command("scone_pl.cli.download:download", positional=("repository",)),
     ),
-    "evaluate": Verb("a benchmark: generate, judge, tables", Command("scone_pl.cli.evaluate:evaluate", behind="extra")),
-    "judge": Verb("have a benchmark's images judged", Command("scone_pl.cli.evaluate:judge")),
+    "evaluate": Verb(
+        "a benchmark: generate, judge, tables",
+        Command("scone_pl.cli.evaluate:evaluate", behind="extra", presets=_JUDGES),
+    ),
+    "judge": Verb("have a benchmark's images judged", Command("scone_pl.cli.evaluate:judge", presets=_JUDGES)),
     "tables": Verb("tables of judged images beside the paper's", Command("scone_pl.cli.evaluate:tables")),
     "agreement": Verb(
         "how far two judges, or a judge and people, agree on the same images",
         Command("scone_pl.cli.agreement:agreement"),
+    ),
+    "similarity": Verb(
+        "DINO, CLIP-I and CLIP-T of generated images, without a judge",
+        Command("scone_pl.cli.similarity:similarity"),
     ),
     "shards": Verb(
         "convert, verify and describe data sets",

@@ -204,6 +204,10 @@ class Benchmark(ABC):
         """Errors by name of a complete record, such as redundancy; None if its task has no such answers."""
         return None
 
+    def failures(self, record: Record) -> Mapping[str, bool] | None:
+        """Like `faults`, with the patterns that several answers together tell, such as a swap (see `failures.py`)."""
+        return self.faults(record)
+
     def extra_tables(self, records: Sequence[Record]) -> list[tuple[str, list[list[str]]]]:
         """Further tables: title, and rows of cells below a header."""
         return []

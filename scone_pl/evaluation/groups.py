@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scone_pl.evaluation.benchmark import Benchmark
@@ -112,10 +112,21 @@ def completeness(records: Records, benchmark: Benchmark) -> dict[str, dict[str, 
 
 def error_rates(records: Records, benchmark: Benchmark) -> dict[str, dict[str, float]]:
     """Per task whose answers tell them, fractions of its complete records with each error of `Benchmark.faults`."""
+    return _rates(records, benchmark, benchmark.faults)
+
+
+def failure_rates(records: Records, benchmark: Benchmark) -> dict[str, dict[str, float]]:
+    """The same for `Benchmark.failures`."""
+    return _rates(records, benchmark, benchmark.failures)
+
+
+def _rates(
+    records: Records, benchmark: Benchmark, errors: Callable[[Mapping[str, Any]], Mapping[str, bool] | None]
+) -> dict[str, dict[str, float]]:
     result = {}
     for task in benchmark.tasks:
         members = [record for record in records if record["task_type"] == task and benchmark.is_complete(record)]
-        faults = [found for record in members if (found := benchmark.faults(record)) is not None]
+        faults = [found for record in members if (found := errors(record)) is not None]
         if faults:
             result[task] = {name: sum(found[name] for found in faults) / len(faults) for name in faults[0]}
     return result

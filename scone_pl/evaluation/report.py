@@ -23,7 +23,7 @@ from scone_pl.evaluation.groups import Records
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge_images import jpeg_url, open_rgb
 from scone_pl.evaluation.summary import Summary
-from scone_pl.evaluation.tables import main_rows
+from scone_pl.evaluation.tables import failure_rows, main_rows
 from scone_pl.files import write_text
 
 LOW = 5
@@ -35,6 +35,10 @@ _LOW_NAMES = {"SC": ("consistency", "low consistency"), "PF": ("following", "low
 _EXPLAINED = {
     "redundancy": "redundancy (a distractor is present)",
     "omission": "omission (a target subject is missing)",
+    "swap": "swap (a distractor instead of its reference's target)",
+    "dominance": "dominance (one reference's subjects instead of another's)",
+    "drift": "drift (a target is missing, nothing of its reference is there)",
+    "blending": "blending (attributes of one reference on another)",
 }
 
 _QUALITY = 72
@@ -86,6 +90,7 @@ def write_report(
         tasks={task: summary.benchmark.short_names[task] for task in summary.benchmark.tasks},
         num_items=len(items),
         filters=_filters(summary),
+        tables=_tables(summary),
         # Generated one at a time: each holds its images.
         cards=(_card(summary.benchmark, item, by_item[item.id], image_of) for item in items),
     )
@@ -94,7 +99,7 @@ def write_report(
 
 def errors_of(benchmark: Benchmark, records: Records) -> dict[str, str]:
     """Errors of an item in any group: name -> label."""
-    faults = [found for record in records if (found := benchmark.faults(record))]
+    faults = [found for record in records if (found := benchmark.failures(record))]
     errors = {name: name for found in faults for name, applies in found.items() if applies}
     for name in benchmark.rated[::-1]:
         if any(record.get(name) is not None and record[name] < LOW for record in records):
@@ -112,13 +117,19 @@ def _low(name: str) -> tuple[str, str]:
 def _filters(summary: Summary) -> dict[str, str]:
     """Errors by which items can be filtered -> their texts."""
     benchmark = summary.benchmark
-    names = dict.fromkeys(name for found in summary.error_rates.values() for name in found)
+    names = dict.fromkeys(name for found in summary.failure_rates.values() for name in found)
     lows = [(name, *_low(name)) for name in benchmark.rated[::-1]]
     return {
         **{name: _EXPLAINED.get(name, name) for name in names},
         **{key: f"{label} ({name} below {LOW})" for name, key, label in lows},
         "failed": "judge failed or no image",
     }
+
+
+def _tables(summary: Summary) -> list[tuple[str, list[list[str]]]]:
+    """Failures by name over tasks, and the benchmark's own tables."""
+    rows = failure_rows(summary)
+    return [*([("Failures by name", rows)] if len(rows) > 1 else []), *summary.extra]
 
 
 def _card(benchmark: Benchmark, item: Item, records: Records, image_of: Callable[[Item, int], Path]) -> dict[str, Any]:

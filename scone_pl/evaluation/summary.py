@@ -8,7 +8,7 @@ from typing import Any
 
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.bootstrap import LEVEL, RESAMPLES, intervals
-from scone_pl.evaluation.groups import Records, combine, completeness, error_rates, group_tables
+from scone_pl.evaluation.groups import Records, combine, completeness, error_rates, failure_rates, group_tables
 from scone_pl.evaluation.provenance import provenance
 from scone_pl.evaluation.stability import stability
 
@@ -26,6 +26,8 @@ class Summary:
     stability: dict[str, Any]
     completeness: dict[str, dict[str, Any]]
     error_rates: dict[str, dict[str, float]]
+    failure_rates: dict[str, dict[str, float]]
+    """Per task the fraction of images with each failure by name, see `failures.py`."""
     provenance: dict[str, Any]
     """See `provenance.py`."""
     extra: list[tuple[str, list[list[str]]]]
@@ -46,6 +48,7 @@ class Summary:
             stability=stability(records, groups, benchmark),
             completeness=completeness(records, benchmark),
             error_rates=error_rates(records, benchmark),
+            failure_rates=failure_rates(records, benchmark),
             provenance=provenance(records),
             extra=benchmark.extra_tables(records),
             plausibility=_plausibility(records, benchmark),
@@ -77,6 +80,7 @@ class Summary:
             "stability": self.stability,
             "completeness": self.completeness,
             "faults": self.error_rates,
+            "failures": self.failure_rates,
             "provenance": self.provenance,
             "plausibility": self.plausibility or None,
             **({"further_tables": dict(self.extra)} if self.extra else {}),

@@ -157,6 +157,9 @@ def extra_markdown(summary: Summary) -> str:
     parts = []
     if summary.error_rates:
         parts.append(_errors(summary))
+    if summary.failure_rates != summary.error_rates:
+        heads, *rows = failure_rows(summary)
+        parts.append("### Failures by name\n\n" + markdown_table(heads, rows))
     parts += [f"### {title}\n\n{markdown_table(rows[0], rows[1:])}" for title, rows in summary.extra]
     failures = [
         [benchmark.short_names[task], str(count), _plain(reason)]
@@ -249,6 +252,16 @@ def _errors(summary: Summary) -> str:
             cells += [*score, f"{found[name]:.0%}" if name in found else "-"]
         rows.append(cells)
     return f"### {' and '.join(names).capitalize()}\n\n" + markdown_table(heads, rows)
+
+
+def failure_rows(summary: Summary) -> list[list[str]]:
+    """Heads, and a row per task: fractions of images with each failure by name."""
+    names = list(dict.fromkeys(name for found in summary.failure_rates.values() for name in found))
+    rows = [
+        [summary.benchmark.short_names[task], *(f"{found[name]:.0%}" if name in found else "-" for name in names)]
+        for task, found in summary.failure_rates.items()
+    ]
+    return [["Task", *names], *rows]
 
 
 def _is_scored(benchmark: Benchmark, error: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,8 +49,8 @@ class Template:
         """The question; placeholders within field values are not substituted, those of images stay."""
         return _PLACEHOLDER.sub(lambda match: fields.get(match[1], match[0]), self.text)
 
-    def segments(self, fields: Mapping[str, str]) -> list[str]:
-        """The question cut at its images: text, or `REFERENCES` or `GENERATED` alone.
+    def segments(self, fields: Mapping[str, str], images: Sequence[str] = (REFERENCES, GENERATED)) -> list[str]:
+        """The question cut at its images: text, or one of `images` alone.
 
         Without such placeholders the images follow the text.
         """
@@ -58,13 +58,13 @@ class Template:
         for match in _PLACEHOLDER.finditer(self.text):
             segments[-1] += self.text[start : match.start()]
             start = match.end()
-            if match[1] in (REFERENCES, GENERATED):
+            if match[1] in images:
                 segments += [match[1], ""]
             else:
                 segments[-1] += fields[match[1]]
         segments[-1] += self.text[start:]
         if len(segments) == 1:
-            return [*segments, REFERENCES, GENERATED]
+            return [*segments, *images]
         return [part for number, part in enumerate(segments) if number % 2 or part.strip()]
 
 

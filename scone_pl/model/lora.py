@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scone_pl.errors import UserError
 from scone_pl.model.experts import GENERATION_MARK, is_generation_parameter
 from scone_pl.ranges import check_number, check_whole
 
@@ -39,7 +40,7 @@ class LoRAConfig:
         check_whole("lora.rank", self.rank, minimum=1, maximum=4096)
         check_number("lora.alpha", self.alpha, above=0, maximum=1e6)
         if not self.targets:
-            raise ValueError("lora.targets is empty; name at least one projection, or set lora to null")
+            raise UserError("lora.targets is empty; name at least one projection, or set lora to null")
 
     @property
     def scale(self) -> float:

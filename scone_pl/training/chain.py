@@ -37,10 +37,14 @@ class ChainStep:
     """Overrides of `trainer`, such as max_steps."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w-]+", self.name):
-            raise ValueError(f"chain step name {self.name!r} must consist of letters, digits, _ and -")
-        if "init_from" in self.model.get("init_args", {}):
-            raise ValueError(f"chain step {self.name} starts from the weights before it; leave out its init_from")
+        """Raises `UserError` for a name that is no name of a folder, or overrides that would not act."""
+        if not re.fullmatch(r"[\w-]{1,80}", self.name):
+            raise UserError(f"chain step name {self.name!r:.100} must consist of 1 to 80 letters, digits, _ and -")
+        arguments = self.model.get("init_args", {})
+        if not isinstance(arguments, dict):
+            raise UserError(f"chain step {self.name}: model.init_args must be a mapping (`key: value` lines)")
+        if "init_from" in arguments:
+            raise UserError(f"chain step {self.name} starts from the weights before it; leave out its init_from")
 
     def overrides(self) -> dict[str, Any]:
         """As a configuration to lay over the common one."""

@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl.checkpoints.folder import check_folder
 from scone_pl.errors import UserError
+from scone_pl.training.provenance import provenance_in
 from scone_pl.training.runs import RunFolder, weights_identity
-from scone_pl.training.snapshots import DESCRIPTION, read_run, snapshots
+from scone_pl.training.snapshots import read_run, snapshots
 from scone_pl.training.start import check_start
 
 LAST = "last"
@@ -202,7 +203,7 @@ def _step_of(steps: Sequence[Step], snapshot: Path) -> Step:
     for step in steps:
         if step.folder.checkpoints.resolve() == folder:
             return step
-    start = (read_run(snapshot).get(DESCRIPTION) or {}).get("start")
+    start = provenance_in(read_run(snapshot), snapshot).get("start")
     for step in reversed(steps):
         if Path(step.init_from).is_dir() and weights_identity(step.init_from) == start:
             return step

@@ -153,8 +153,7 @@ def read_index(folder: Path) -> Metadata:
         pickle.UnpicklingError: it names a class that an index does not consist of.
         UserError: it cannot be read.
     """
-    with (folder / INDEX_FILE).open("rb") as file:
-        index = _IndexUnpickler(file).load()
+    index = _IndexUnpickler(io.BytesIO(read_bytes(folder / INDEX_FILE))).load()
     if not isinstance(index, Metadata) or not isinstance(index.state_dict_metadata, dict):
         raise DamagedError(f"{INDEX_FILE} is no index")
     if not isinstance(index.storage_data, dict):

@@ -29,11 +29,11 @@ from scone_pl.training.objective import Objective
 from scone_pl.training.outcome import forget_stops
 from scone_pl.training.parts import count_trainable
 from scone_pl.training.predictor import Predictor
+from scone_pl.training.provenance import DESCRIPTION, provenance_in
 from scone_pl.training.results import TrainedWeights
 from scone_pl.training.runs import snapshot_identity, weights_identity
 from scone_pl.training.settings import StageSettings
 from scone_pl.training.sharding import FullySharded, check_sharding
-from scone_pl.training.snapshots import DESCRIPTION
 from scone_pl.training.start import check_start
 
 
@@ -254,7 +254,7 @@ class SconeModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A snapshot holds only what trained: without the weights beside it, it means nothing."""
-        described = checkpoint.get(DESCRIPTION, {})
+        described = provenance_in(checkpoint, "the snapshot")
         if described.get("start", self._start_identity) != self._start_identity:
             raise UserError(
                 f"the snapshot of {described['stage']} at step {described['steps']} goes with the weights that it "

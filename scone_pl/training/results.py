@@ -23,9 +23,10 @@ from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json
 from scone_pl.model.lora import MARK, LoRAConfig, is_lora_parameter, merged
 from scone_pl.model.scone import Scone
+from scone_pl.training.provenance import lora_of, provenance_in
 from scone_pl.training.runs import weights_identity
 from scone_pl.training.sharding import reshard
-from scone_pl.training.snapshots import DESCRIPTION, read_run, reader_of
+from scone_pl.training.snapshots import read_run, reader_of
 
 ADAPTER_FOLDER = "adapter"
 _PEFT_PREFIX = "base_model.model."
@@ -83,8 +84,8 @@ def export_snapshot(
     Raises:
         UserError: no snapshot, without an average, or `start` is another folder than training started from.
     """
-    described = read_run(snapshot).get(DESCRIPTION)
-    if described is None:
+    described = provenance_in(read_run(snapshot), snapshot)
+    if not described:
         raise UserError(f"{snapshot}: has no training provenance; was it written by scone_pl?")
     start = start or Path(described["init_from"])
     if folder.resolve() == start.resolve():
@@ -106,11 +107,15 @@ def export_snapshot(
     with open_weights(start) as weights:
         stored = {name: weights.source(name).dtype for name in weights}
 
+    known = {name for name in shapes if name in stored or is_lora_parameter(name)}
+    if unknown := sorted(shapes.keys() - known):
+        raise UserError(f"{snapshot}: holds {unknown[0]!r:.80}, which {start} lacks; use another snapshot")
+
     def source(name: str) -> TensorSource:
         default = torch.float32 if is_lora_parameter(name) else stored[name]
         return TensorSource(dtype or default, shapes[name], lambda: reader.read(section, name))
 
-    lora = LoRAConfig(**described["lora"]) if described["lora"] else None
+    lora = lora_of(described, snapshot)
     training = {**described, "weights": "ema" if ema else "raw"}
     _write(start, list(shapes), source, lora, folder, training, dtype=dtype, like_start=dtype is None)
     return training

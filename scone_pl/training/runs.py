@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from scone_pl.checkpoints.training_record import FILE, steps_of
 from scone_pl.errors import UserError
-from scone_pl.files import clear_leftovers, read_json, write_json
+from scone_pl.files import clear_leftovers, read_bytes, read_json, readable, write_json
 from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
 from scone_pl.training.outcome import read_outcome
@@ -40,7 +40,7 @@ def weights_identity(folder: str | os.PathLike[str]) -> str:
         _add_sample(digest, file)
     training = Path(folder) / FILE
     if training.is_file():
-        digest.update(training.read_bytes())
+        digest.update(read_bytes(training))
     return digest.hexdigest()[:16]
 
 
@@ -52,9 +52,8 @@ def snapshot_identity(path: Path) -> str:
 
 
 def _add_sample(digest: Any, file: Path) -> None:
-    size = file.stat().st_size
-    digest.update(f"{file.name} {size}".encode())
-    with file.open("rb") as stream:
+    with readable(file) as size, file.open("rb") as stream:
+        digest.update(f"{file.name} {size}".encode())
         for part in range(SAMPLED_BLOCKS):
             stream.seek(size * part // SAMPLED_BLOCKS)
             digest.update(stream.read(SAMPLED_BYTES))

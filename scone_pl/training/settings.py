@@ -79,6 +79,8 @@ class StageSettings:
         check_number("model.text_loss_weight", self.text_loss_weight, minimum=0, maximum=1e6)
         check_whole("model.layers_kept", self.layers_kept)
         check_whole("model.sampling_round", self.sampling_round)
+        if not self.trainable:
+            raise UserError("model.trainable names no part; give at least one, such as understanding")
         if self.alignment.weight and self.bridge is None:
             raise UserError(
                 "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"

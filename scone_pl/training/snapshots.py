@@ -41,8 +41,6 @@ from scone_pl.files import replace_folder, writing
 from scone_pl.training.intact import INDEX_FILE, Part, check_archive, check_snapshot, read_index, write_checksums
 
 RUN_FILE = "run.pt"
-DESCRIPTION = "scone"
-"""Key in `run.pt` of the training provenance: stage, start, trained parts, LoRA."""
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -192,9 +190,12 @@ def read_run(path: Path, *, mapped: bool = True) -> dict[str, Any]:
         raise UserError(f"{path}: not a snapshot, {RUN_FILE} is missing")
     try:
         check_snapshot(path, RUN_FILE)
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and path.is_file())
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and path.is_file())
     except Exception as error:
         raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a snapshot; it holds {type(content).__name__}")
+    return content
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -227,14 +228,16 @@ class FileReader:
 
     def __init__(self, path: Path) -> None:
         """Raises a `UserError` if the file holds no weights."""
-        content = read_run(path)
-        if "state_dict" not in content:
+        weights = read_run(path).get("state_dict")
+        if not isinstance(weights, dict):
             raise UserError(
                 f"{path}: holds no weights; give the snapshot, the folder checkpoints/step-... that contains it"
             )
-        self._weights: dict[str, Tensor] = {
-            name.removeprefix("model."): tensor for name, tensor in content["state_dict"].items()
-        }
+        self._weights: dict[str, Tensor] = {}
+        for name, tensor in weights.items():
+            if not (isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()):
+                raise UserError(f"{path}: {name!r:.80} is no tensor of real numbers; use another snapshot")
+            self._weights[name.removeprefix("model.")] = tensor
 
     def shapes(self, section: str) -> dict[str, tuple[int, ...]]:
         """See `SnapshotReader`; such a run keeps no average."""

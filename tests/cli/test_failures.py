@@ -46,7 +46,12 @@ def nested(depth: int) -> Any:
     return nested(depth + 1)
 
 
+NO_METRIC = "Early stopping conditioned on metric `val/los` which is not available. Pass in or modify ..."
 KNOWN = {
+    "no such metric": (
+        lambda: (_ for _ in ()).throw(RuntimeError(NO_METRIC)),
+        "trainer.callbacks EarlyStopping: Early stopping",
+    ),
     "no such file": (lambda: os.open("/absent/file", 0), "/absent/file: No such file or directory"),
     "two files": (lambda: os.rename("/absent/a", "/absent/b"), "/absent/a -> /absent/b: No such file or directory"),
     "full": (lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device", "/x")), "/x: No space"),
@@ -221,3 +226,18 @@ def test_an_output_that_is_not_read(command: str, status: int, message: str) -> 
     assert ended.stderr.startswith(message)
     assert ("No space left on device; make room" in ended.stderr) == bool(message)
     assert len(ended.stderr.splitlines()) == bool(message)
+
+
+def test_a_value_that_only_a_library_refuses_is_told_from_a_mistake_here() -> None:
+    there = raised(lambda: torch.optim.AdamW([]))
+    assert isinstance(there, ValueError)
+    assert failures.refused_by_library(there)
+    assert not failures.refused_by_library(raised(lambda: read_header_of(None)))
+    assert not failures.refused_by_library(UserError("said already"))
+
+
+def read_header_of(file: Any) -> Any:
+    """A mistake in this package: a wrong argument."""
+    from scone_pl.checkpoints.safetensors_header import read_header
+
+    return read_header(file)

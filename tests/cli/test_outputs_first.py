@@ -69,6 +69,12 @@ OUTPUTS = {
         "--output",
         files=("agreement.md", "agreement.json", "report.html"),
     ),
+    "similarity": Output(
+        ("similarity", "--data", ABSENT, "--images", ABSENT),
+        "--output",
+        files=("similarity.md", "similarity.json"),
+    ),
+    "similarity prompts": Output(("similarity", "--data", ABSENT), "--prompts", is_folder=False, name="a.jsonl"),
     "layers": Output(
         ("layers", "--checkpoint", ABSENT, "--data", ABSENT), "--output", files=("layers.json", "maps.png")
     ),
@@ -89,7 +95,7 @@ WRITES_TO_A_FIXED_PATH = {"study arm", "study page"}
 def test_every_verb_is_here() -> None:
     verbs = {name for name, verb in VERBS.items() if not verb.commands}
     verbs |= {f"{name} {command}" for name, verb in VERBS.items() for command in verb.commands}
-    tried = {name for name in OUTPUTS if name not in ("fit chain", "generate bridge")}
+    tried = {name for name in OUTPUTS if name not in ("fit chain", "generate bridge", "similarity prompts")}
     assert tried | PRINTS_ONLY | WRITES_TO_A_FIXED_PATH == verbs
 
 

@@ -304,7 +304,7 @@ def test_the_report_filters_by_task_and_failure(report):
         r'<article data-task="(\w+)" data-faults="([^"]*)" data-place="(\d+)" data-com="([^"]*)"', report
     )
     assert [card[0] for card in cards] == [task for task in SCONEEVAL.tasks for _ in range(2)]
-    assert [card[1] for card in cards][:6] == ["failed", "consistency", "", "", "redundancy", "omission"]
+    assert [card[1] for card in cards][:6] == ["failed", "consistency", "", "", "redundancy", "omission drift"]
     assert [int(card[2]) for card in cards] == list(range(12))
     assert cards[0][3] == ""
     assert float(cards[2][3]) == pytest.approx(72**0.5, abs=1e-3)

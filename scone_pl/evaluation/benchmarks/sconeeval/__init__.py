@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Aggregate, Question
 from scone_pl.evaluation.composition import CompositionBenchmark
+from scone_pl.evaluation.failures import by_reference, failures_of
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.jsonl_items import read_jsonl
 from scone_pl.evaluation.judge_config import JudgeConfig
@@ -97,6 +98,27 @@ class SconeEval(CompositionBenchmark):
         label = [value for group in record.get("label") or [] for value in group]
         pairs = list(zip(label, self.binary(record), strict=True))
         return {"redundancy": (0, 1) in pairs, "omission": (1, 0) in pairs}
+
+    def failures(self, record: Mapping[str, Any]) -> Mapping[str, bool] | None:
+        """See `failures_of`; only the two of `faults` if label and prediction differ in shape."""
+        faults = self.faults(record)
+        return failures_of(record["label"], record["pred"]) if faults and _same_shape(record) else faults
+
+    def extra_tables(self, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]]]:
+        """Which references' subjects are in the images, by task and position of the reference."""
+        rows = [["Task", "reference", "targets present", "distractors present", "candidates"]]
+        for task in self.tasks:
+            members = [record for record in records if record["task_type"] == task and self.is_complete(record)]
+            members = [record for record in members if _same_shape(record)]
+            for number, *fractions, count in by_reference(members):
+                cells = ["-" if fraction is None else f"{fraction:.0%}" for fraction in fractions]
+                rows.append([self.short_names[task], str(number), *cells, str(count)])
+        return [("References and generated subjects", rows)] if len(rows) > 1 else []
+
+
+def _same_shape(record: Mapping[str, Any]) -> bool:
+    label, pred = record.get("label"), record.get("pred")
+    return bool(pred) and [len(group) for group in label or []] == [len(group) for group in pred or []]
 
 
 def _flattened(value: Any, where: str) -> list[int]:
