@@ -82,15 +82,20 @@ PACKS = {
     "text first": make_pack({"text": QUERY_CHUNK + 9}, {"references": [(None, (2, 2))], "text": QUERY_CHUNK - 2}),
 }
 
+LONG = ("random 0", "random 3")
+"""Of these, what tests of many cases leave to `make test-slow`."""
+
 
 def cases():
     """Packs with nothing, some and every reference token blocked, and different counts within a batch."""
     for name, pack in PACKS.items():
-        yield pytest.param(pack, None, id=name)
+        marks = pytest.mark.slow if name in LONG else ()
+        yield pytest.param(pack, None, id=name, marks=marks)
         if pack.reference_tokens.any():
-            yield pytest.param(pack, random_blocked(pack, 1, 0.5), id=f"{name}, half blocked")
-            yield pytest.param(pack, pack.reference_tokens, id=f"{name}, all blocked")
-            yield pytest.param(pack, torch.zeros(len(pack), dtype=torch.bool), id=f"{name}, none blocked")
+            yield pytest.param(pack, random_blocked(pack, 1, 0.5), id=f"{name}, half blocked", marks=marks)
+            yield pytest.param(pack, pack.reference_tokens, id=f"{name}, all blocked", marks=marks)
+            none = torch.zeros(len(pack), dtype=torch.bool)
+            yield pytest.param(pack, none, id=f"{name}, none blocked", marks=marks)
     yield pytest.param(*uneven_batch(), id="uneven batch")
 
 

@@ -25,7 +25,7 @@ BRIDGES = {
 }
 SIZES = {32: (64, 2, 1), 64: (128, 2, 2), 128: (128, 1, 1)}
 """Head dimension -> hidden size, query heads, key/value heads. The mini models', the usual one, the 7B decoder's."""
-QUICK = (("hard", 128), ("soft", 128))
+QUICK = (("soft", 128),)
 """Besides all bridges at the smallest size."""
 
 
