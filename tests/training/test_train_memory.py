@@ -6,15 +6,13 @@ import json
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
+from running import ROOT, run_python
 from torch.utils.checkpoint import checkpoint
 
 from scone_pl.training.heap import _glibc, trim_heap, trim_heap_before
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("bridge", [pytest.param("hard", marks=pytest.mark.slow), "soft"])
@@ -24,17 +22,10 @@ def test_a_step_takes_memory_linear_in_its_tokens(bridge: str) -> None:
     One float32 L x L tensor is the bound; with dense masks it grows by twice that.
     """
     tokens = 8192
-    sizes = ["--width=64", "--heads=2", "--kv-heads=1", "--layers=4", "--repeats=1", "--threads=1"]
+    sizes = ["--width=64", "--heads=2", "--kv-heads=1", "--layers=3", "--repeats=1", "--threads=1"]
     mode = f"--bridge={bridge}", "--implementation=ours"
-    command = [
-        sys.executable,
-        "benchmarks/train_step.py",
-        "--json",
-        *mode,
-        f"--tokens={tokens}",
-        *sizes,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_python("benchmarks/train_step.py", "--json", *mode, f"--tokens={tokens}", *sizes, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["tokens"] == pytest.approx(tokens, rel=0.01)
     assert result["blocked"] == pytest.approx(0.5, abs=0.02)
