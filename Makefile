@@ -28,16 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install ## train both stages in the mini-world and score them: a few minutes on 2 cores
-	$(SCONE) mini shards --output data_shards/mini --plain 0 --question_pairs 0
-	$(SCONE) fit --config experiments/mini/stage1.yaml
-	$(SCONE) mini evaluate --checkpoint runs/mini/stage1/refined/weights --output runs/mini/before
-	$(SCONE) fit --config experiments/mini/stage2.yaml
-	$(SCONE) mini evaluate --checkpoint runs/mini/stage2/guidance/weights --output runs/mini/after
-	$(SCONE) mini report --scores '[runs/mini/before/scores.json, runs/mini/after/scores.json]' \
-	  --names '[before Stage II, after Stage II]'
-	@echo
-	@echo "images:      runs/mini/after/pictures.png (before: runs/mini/before/pictures.png)"
-	@echo "TensorBoard: make tensorboard (logs in runs/mini/*/*/tensorboard)"
+	$(SCONE) demo --output .
 
 tensorboard: install ## TensorBoard of all runs
 	$(BIN)/tensorboard --logdir runs

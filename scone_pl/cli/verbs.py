@@ -28,6 +28,14 @@ def _of(module: str, *names: str, **options: object) -> dict[str, Command]:
 
 _JUDGES = (("judge", "scone_pl.evaluation.presets:judge_settings"),)
 VERBS = {
+    "init": Verb(
+        "start a project of your own: recipes, a Makefile, a README",
+        Command("scone_pl.cli.project:init", positional=("folder",)),
+    ),
+    "demo": Verb(
+        "train both stages in the mini-world and score them, in minutes on two cores",
+        Command("scone_pl.cli.project:demo"),
+    ),
     "fit": Verb("train a stage, or a chain of stages"),
     "validate": Verb("loss on the validation data"),
     "test": Verb("loss on the test data"),

@@ -28,7 +28,7 @@ def check_start(init_from: str) -> Path:
                 f"the stage before writes it, so run that first; at 7B Stage I, experiments/stage1.yaml, needs {bagel}"
             )
         raise UserError(
-            f"{missing}; {how}; without published weights `make demo` runs the same recipe small: "
+            f"{missing}; {how}; without published weights `python -m scone_pl demo` runs the same recipe small: "
             "experiments/mini/stage1.yaml and stage2.yaml"
         )
     return check_folder(init_from)

@@ -55,6 +55,8 @@ OUTPUTS = {
         is_folder=False,
         name="a.png",
     ),
+    "init": Output(("init",), "", files=("Makefile", "README.md"), folders=("experiments",)),
+    "demo": Output(("demo",), "--output", folders=("experiments", "data_shards", "runs")),
     "download": Output(("download", "nobody/nothing"), "--to"),
     "evaluate": Output(
         ("evaluate", *BENCHMARK, "--checkpoint", ABSENT),

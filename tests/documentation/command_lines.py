@@ -74,7 +74,7 @@ def _parse_verb(args: tuple[str, ...], folder: Path) -> None:
         if args[0] in LIGHTNING_VERBS and not any(word.startswith(_SHOWS) for word in args):
             lightning.parse(list(args))
             return
-        if args[0] == "estimate":
+        if args[0] == "estimate" and "--judge" not in args:
             patch.setattr(jsonargparse.ArgumentParser, "instantiate_classes", _INSTANTIATE)
             patch.setattr("scone_pl.cli.estimate.stages", _recipe_parsed)
         with contextlib.suppress(SystemExit) if any(w.startswith(_SHOWS) for w in args) else pytest.raises(_Parsed):
