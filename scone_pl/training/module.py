@@ -19,7 +19,7 @@ from scone_pl.checkpoints.adapters import adapter_identity
 from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
-from scone_pl.messages import warn_without_effect
+from scone_pl.messages import warn, warn_without_effect
 from scone_pl.model.scone import Scone
 from scone_pl.training.ema import EMA
 from scone_pl.training.gradients import GradientGuard
@@ -105,6 +105,11 @@ class SconeModule(pl.LightningModule):
         config, max_steps = self.settings.optimizer, self.trainer.max_steps
         if config.decay_steps and max_steps < 0:
             raise UserError("model.optimizer.decay_steps counts from the end; set trainer.max_steps")
+        if 0 < max_steps < config.warmup_steps / 10:
+            warn(
+                f"model.optimizer.warmup_steps is {config.warmup_steps}, so in {max_steps} steps the learning rate "
+                f"reaches {100 * max_steps / config.warmup_steps:.1f} % of lr; lower it for a short run"
+            )
         optimizer = config.build(p for p in self.model.parameters() if p.requires_grad)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.rate_factor(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
