@@ -49,6 +49,7 @@ _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|CUDA error: ou
 _NO_PEER = re.compile(r"Connection (?:closed|reset|refused) by (?:peer|remote)|Socket Timeout|Timed out waiting", re.I)
 _NO_GPU = re.compile(r"No CUDA GPUs are available|Found no NVIDIA driver|CUDA driver version is insufficient")
 _NO_METRIC = re.compile(r"Early stopping conditioned on metric `[^`]*` which is not available")
+_NO_LAUNCH = re.compile(r"You set `--ntasks=|multiplied should equal the world size")
 _LIBRARY = re.compile(
     r"Requirement '(?P<a>[\w-]+)|[`'](?P<b>[\w-]+)[`'](?: package)? is not installed|[Ii]nstall (?P<c>[\w-]+) to access"
     r"|pip install (?:-U |--upgrade )?['\"]?(?P<d>[\w-]+)|No module named '(?P<e>\w+)"
@@ -148,6 +149,10 @@ def _of_runtime(error: RuntimeError, text: str) -> str | None:
         return f"another process of this run is gone ({text.split(chr(10))[0]}); see what it said"
     if _NO_METRIC.search(text):
         return f"trainer.callbacks EarlyStopping: {' '.join(text.split())[:500]}"
+    if _NO_LAUNCH.search(text):
+        return (
+            f"the launcher's processes are not those of trainer.devices and num_nodes: {' '.join(text.split())[:300]}"
+        )
     if _NO_GPU.search(text):
         return text.split("\n")[0]
     worker = _WORKER.match(str(error))

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from scone_pl import deprecated
 from scone_pl.checkpoints.hub import hub_id
 from scone_pl.cli.command import help_wanted
+from scone_pl.cli.environment import check_environment
 from scone_pl.cli.failures import refused_by_library
 from scone_pl.cli.parsing import one_line, parse_quietly, read_renamed_keys
 from scone_pl.data.datamodule import PackedDataModule
@@ -360,6 +361,7 @@ def parse(args: list[str]) -> SconeCLI:
     """
     cli = SconeCLI(args, until="parse")
     check_trainer(cli.settings.trainer, trains=cli.subcommand == "fit")
+    check_environment(cli.settings.trainer.devices)
     check_values(cli.settings)
     return cli
 

@@ -47,7 +47,9 @@ def nested(depth: int) -> Any:
 
 
 NO_METRIC = "Early stopping conditioned on metric `val/los` which is not available. Pass in or modify ..."
+NO_LAUNCH = "The sizes `data_parallel_size=1` and `tensor_parallel_size=1` multiplied should equal the world size (2)."
 KNOWN = {
+    "other ranks": (lambda: (_ for _ in ()).throw(RuntimeError(NO_LAUNCH)), "not those of trainer.devices"),
     "no such metric": (
         lambda: (_ for _ in ()).throw(RuntimeError(NO_METRIC)),
         "trainer.callbacks EarlyStopping: Early stopping",
