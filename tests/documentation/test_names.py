@@ -45,6 +45,7 @@ def test_files_exist() -> None:
 
 def test_classes_and_bare_file_names_exist() -> None:
     files = [file for folder in ("scone_pl", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    files += ROOT.glob("*.py")
     source = "\n".join(file.read_text() for file in files)
     classes = {(f, c) for f, c in CODE if re.fullmatch(r"(?:[A-Z][a-z0-9]+){2,}|[A-Z]\w*[a-z][A-Z]\w*", c)}
     assert {(file, name) for file, name in classes if not re.search(rf"\b{name}\b", source)} == set()
