@@ -3,9 +3,11 @@
 import itertools
 import json
 import math
+import random
 
 import numpy as np
 import pytest
+from test_odd_input import damaged, one_line
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
@@ -266,6 +268,13 @@ def test_bad_tables_are_named(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as error:
         read_source([str(table)], [], None, "people")
     assert "people.csv" in str(error.value)
+
+
+def test_damaged_tables(tmp_path):
+    draw, table = random.Random(3), tmp_path / "people.csv"
+    for _ in range(150):
+        table.write_bytes(damaged(CSV.encode(), draw))
+        one_line(lambda: read_source([str(table)], [], None, "people"), table)
 
 
 def test_dreambench_plus(tmp_path, capsys):

@@ -21,7 +21,8 @@ from scone_pl.evaluation.items import read_items
 from scone_pl.evaluation.published import published
 from scone_pl.evaluation.records import read_records
 from scone_pl.evaluation.report import errors_of
-from scone_pl.evaluation.steps import judge, plan_judgements
+from scone_pl.evaluation.steps import judge, plan_judgements, tables_markdown
+from scone_pl.evaluation.summary import Summary
 from scone_pl.vlm.parsing import UnusableAnswerError
 from scone_pl.vlm.ratings import parse_checks
 
@@ -216,3 +217,18 @@ def test_without_a_server_its_judge_is_named(root, tmp_path, capsys):
     arguments = ["judge", "--benchmark", "micon", "--data", str(root), "--output", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "is Qwen/Qwen3-VL-32B-Instruct: give --judge.base_url" in capsys.readouterr().err
+
+
+def test_odd_records(tmp_path):
+    draw, file = random.Random(2), tmp_path / "scores.jsonl"
+    whole = []
+    for task in BENCHMARK.tasks:
+        record = {"sampling": 1, "scoring": 1, "key": "1", "task_type": task, "CHECKS_reason": "x", "STORY": 7}
+        whole.append(record | {"checks": dict.fromkeys(checkpoints_of(task), 1)})
+    for _ in range(60):
+        records = copy.deepcopy(whole)
+        at = draw.randrange(len(records))
+        records[at] = mutated(records[at], draw)
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        if (found := one_line(lambda: read_records(file, BENCHMARK), file)) is not None:
+            tables_markdown([Summary.of(found, BENCHMARK, "ours")], [])

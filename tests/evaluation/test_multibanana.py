@@ -1,5 +1,6 @@
 """MultiBanana on a synthetic benchmark in the published layout; every expected number is computed by hand."""
 
+import copy
 import json
 import random
 import re
@@ -19,7 +20,8 @@ from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.groups import combine, group_tables
 from scone_pl.evaluation.items import read_items
 from scone_pl.evaluation.published import published
-from scone_pl.evaluation.steps import judge, plan_judgements
+from scone_pl.evaluation.records import read_records
+from scone_pl.evaluation.steps import judge, plan_judgements, tables_markdown
 from scone_pl.evaluation.summary import Summary
 from scone_pl.evaluation.tables import main_markdown
 from scone_pl.vlm.parsing import UnusableAnswerError
@@ -236,3 +238,15 @@ def test_odd_difficulties(root, tmp_path):
     for _ in range(60):
         (copied / "add/types.json").write_text(json.dumps(mutated({"002": "rare", "005": ["rare", "ling"]}, draw)))
         one_line(lambda: read_items(BENCHMARK, copied), copied)
+
+
+def test_odd_records(tmp_path):
+    draw, file = random.Random(2), tmp_path / "scores.jsonl"
+    whole = [record_of(task, [5] * 5, difficulty=["rare"], RATE_reason="x") for task in BENCHMARK.tasks[:4]]
+    for _ in range(60):
+        records = copy.deepcopy(whole)
+        at = draw.randrange(len(records))
+        records[at] = mutated(records[at], draw)
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        if (found := one_line(lambda: read_records(file, BENCHMARK), file)) is not None:
+            tables_markdown([Summary.of(found, BENCHMARK, "ours")], [])

@@ -121,13 +121,13 @@ def _add_records(source: Source, records: Sequence[Record], benchmark: Benchmark
 def _read_csv(source: Source, file: Path) -> None:
     """A table with `CSV_FIELDS`, and optionally `system`; an empty value or NaN is left out."""
     reader = csv.DictReader(io.StringIO(read_text(file)))
-    missing = [name for name in CSV_FIELDS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(f"{file}: has no column {missing[0]}; it needs {','.join(CSV_FIELDS)}, optionally system")
     try:
+        heads = reader.fieldnames or ()
         rows = list(enumerate(reader, 2))
     except csv.Error as error:
         raise UserError(f"{file}: not CSV ({error})") from None
+    if missing := [name for name in CSV_FIELDS if name not in heads]:
+        raise UserError(f"{file}: has no column {missing[0]}; it needs {','.join(CSV_FIELDS)}, optionally system")
     for number, row in rows:
         where = f"{file}: row {number}"
         if any(row[name] is None for name in CSV_FIELDS) or None in row:
