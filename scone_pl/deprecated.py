@@ -83,7 +83,7 @@ def rename_options(args: Sequence[str], verb: str, *, recipe: bool = False) -> l
     if recipe:
         for prefix in (MODEL, "model."):
             names |= {f"--{prefix}{old}": f"--{prefix}{new}" for old, new in RECIPE.items()}
-    renamed = []
+    renamed: list[str] = []
     for position, arg in enumerate(args):
         if arg == "--":
             return [*renamed, *args[position:]]
@@ -141,6 +141,7 @@ def rename_settings(settings: Mapping[str, Any], prefix: str = "", *, warn: bool
     sampling = renamed.get("sampling")
     if isinstance(sampling, dict) and sampling.get("guidance") == {}:
         del sampling["guidance"]
+    assert isinstance(renamed, dict)  # a copy of a mapping
     return renamed
 
 

@@ -32,8 +32,8 @@ _COUNTER = itertools.count()
 _OLD = re.compile(r"\.(?P<name>.+)\.\d+\.old")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Flags of Linux's renameat2: paths relative to the working directory; atomic exchange."""
-_YAML_NAMES = {dict: "a mapping (`key: value` lines)", list: "a list"}
-_JSON_NAMES = {dict: "a JSON object", list: "a JSON list", str: "a JSON string"}
+_YAML_NAMES: dict[type, str] = {dict: "a mapping (`key: value` lines)", list: "a list"}
+_JSON_NAMES: dict[type, str] = {dict: "a JSON object", list: "a JSON list", str: "a JSON string"}
 
 
 def read_bytes(file: Path) -> bytes:
@@ -159,7 +159,7 @@ def read_yaml(file: Path, expected: type[T]) -> T:
         raise UserError(f"{file}: not YAML ({error})") from error
     if not isinstance(content, expected) and content is not None:
         raise UserError(f"{file}: must be {_YAML_NAMES.get(expected, expected.__name__)}")
-    return expected() if content is None else content  # type: ignore[return-value]
+    return expected() if content is None else content
 
 
 def check_yaml(text: str) -> None:

@@ -98,11 +98,12 @@ def choose_gpus(names: list[str], table: dict[str, Gpu]) -> dict[str, Gpu]:
 
 def _updated(gpu: Gpu | None, key: str, fields: Any, file: str | os.PathLike[str]) -> Gpu:
     try:
-        values = {name: str(value) if name == "name" else float(value) for name, value in dict(fields).items()}
+        values: dict[str, Any] = dict(fields)
+        title = str(values.pop("name", key if gpu is None else gpu.name))
+        values = {name: float(value) for name, value in values.items()}
         for name, value in values.items():
-            if name != "name":
-                check_number(f"--gpu_file {file}: {name} of {key}", value, minimum=0, maximum=1e9)
-        return Gpu(**({"name": key} | values)) if gpu is None else dataclasses.replace(gpu, **values)
+            check_number(f"--gpu_file {file}: {name} of {key}", value, minimum=0, maximum=1e9)
+        return Gpu(name=title, **values) if gpu is None else dataclasses.replace(gpu, name=title, **values)
     except UserError:
         raise
     except (TypeError, ValueError, OverflowError) as error:

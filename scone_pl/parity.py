@@ -35,8 +35,9 @@ from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import SconeOutput
 from scone_pl.model.sequence import PackedSequence, SpecialTokens, SplitKind
 from scone_pl.sampling.checks import as_device
+from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.prompts import prompts_of
-from scone_pl.sampling.sampler import Prompt, decode_latents, sample, to_uint8
+from scone_pl.sampling.sampler import decode_latents, sample, to_uint8
 from scone_pl.sampling.settings import SamplingConfig
 from scone_pl.training.losses import flow_matching
 from scone_pl.training.parts import count_parameters
@@ -301,14 +302,11 @@ class ParityCase:
                 guidance_rescale_min=run.get("cfg_renorm_min", 0.0),
             )
             steps: list[tuple[float, Tensor]] = []
-            latents = sample(
-                self.model,
-                self.sequence_format,
-                [prompt],
-                config,
-                [noise],
-                lambda i, t, v, x, steps=steps: steps.append((t, v)),
-            )[0]
+
+            def record(i: int, t: float, v: Tensor, x: Tensor, steps: list[tuple[float, Tensor]] = steps) -> None:
+                steps.append((t, v))
+
+            latents = sample(self.model, self.sequence_format, [prompt], config, [noise], record)[0]
             expected = {k: self.tensors[f"infer.{name}.{k}"] for k in ("timesteps", "velocity_first", "velocity_last")}
             yield close(f"infer.{name}.timesteps", torch.tensor([t for t, _ in steps]), expected["timesteps"])
             yield close(f"infer.{name}.velocity_first", steps[0][1], expected["velocity_first"])

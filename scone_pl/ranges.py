@@ -26,7 +26,8 @@ def check_whole(name: str, value: object, *, minimum: int = 0, maximum: int = LA
     Raises:
         UserError: `value` is not a whole number from `minimum` to `maximum`.
     """
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not minimum <= value <= maximum:
+    whole = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+    if whole is None or not minimum <= whole <= maximum:
         limits = f"at least {minimum}" if maximum == LARGEST else f"from {minimum} to {maximum}"
         raise UserError(f"{name} is {_shown(value)}; it must be a whole number, {limits}")
 

@@ -112,7 +112,8 @@ def _separation(maps: np.ndarray, subjects: Sequence[Candidate]) -> Separation |
 
 def _quantiles(values: np.ndarray) -> np.ndarray:
     """(layers, tokens) -> (layers, QUANTILES)."""
-    return np.quantile(values, QUANTILES, axis=1).T
+    quantiles: np.ndarray = np.quantile(values, QUANTILES, axis=1).T
+    return quantiles
 
 
 def summary(readings: Sequence[Reading]) -> dict[str, list[float]]:

@@ -57,8 +57,8 @@ def words_of(report: Mapping[str, Any]) -> str:
 
 def _measures_table(report: Mapping[str, Any]) -> str:
     """Every layer; * marks the one that a column would choose."""
-    shown = [(head, report["experts"][expert].get(measure)) for head, expert, measure in _COLUMNS]
-    shown = [(head, values, best_layer(values)) for head, values in shown if values is not None]
+    columns = [(head, report["experts"][expert].get(measure)) for head, expert, measure in _COLUMNS]
+    shown = [(head, values, best_layer(values)) for head, values in columns if values is not None]
     layers = len(report["experts"]["understanding"]["quantiles"]["all"])
     rows = [
         [str(i), *(f"{values[i]:.3f}{'*' if i == best else ' '}" for _, values, best in shown)] for i in range(layers)

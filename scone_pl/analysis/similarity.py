@@ -86,7 +86,7 @@ def image_maps(pack: PackedSequence, similarity: ByExpert) -> list[ImageMaps]:
 
     def grids(values: Tensor, kind: SplitKind) -> list[np.ndarray]:
         splits = pack.splits_of(kind)
-        return [values[:, s.start + 1 : s.stop - 1].unflatten(1, s.grid).numpy() for s in splits]  # type: ignore[arg-type]
+        return [values[:, s.start + 1 : s.stop - 1].unflatten(1, s.grid).numpy() for s in splits]
 
     splits = pack.splits_of(SplitKind.VIT)
     maps = grids(similarity.understanding, SplitKind.VIT), grids(similarity.generation, SplitKind.VAE)
@@ -119,7 +119,7 @@ def read_images(
     for number, sample in enumerate(samples):
         plain = dataclasses.replace(sample, target=b"", answer="")
         own = prepare_sample(plain, sequence_format, tokenizer, packing, generator("layers", sample.key))
-        variants = (own,)
+        variants: tuple[PreparedSample, ...] = (own,)
         if exchanged is not None:
             variants += (dataclasses.replace(own, ids=tokenizer.encode(exchanged[number])),)
         length = max(len(_pack(sequence_format, [variant])) for variant in variants)

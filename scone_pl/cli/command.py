@@ -44,7 +44,7 @@ class Command:
     """Parameters of a dataclass, each with `module:name` of a function from the name of a preset to its settings."""
 
     @property
-    def skipped(self) -> set[str]:
+    def skipped(self) -> set[str | int]:
         """Parameters that are no options."""
         return {name for name in (self.flat, self.rest, self.behind) if name}
 
@@ -138,7 +138,9 @@ def _parser(command: Command, function: Callable[..., Any], prog: str) -> tuple[
     if not command.flat:
         return parser, None
     flat = get_type_hints(function)[command.flat]
-    parser.add_class_arguments(flat, as_group=False, skip=_parameters(function) & {f.name for f in _fields(flat)})
+    parser.add_class_arguments(
+        flat, as_group=False, skip={f.name for f in _fields(flat) if f.name in _parameters(function)}
+    )
     return parser, flat
 
 
@@ -148,7 +150,7 @@ def _fields(flat: type) -> tuple[dataclasses.Field[Any], ...]:
 
 def _kinds(parser: StrictParser) -> dict[str, str]:
     """Option -> `switch`, `list` or `value`."""
-    kinds = {}
+    kinds: dict[str, str] = {}
     for action in parser._actions:
         hint = getattr(action, "_typehint", None)
         options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

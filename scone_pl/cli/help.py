@@ -54,6 +54,7 @@ class Option:
 def short_help(command: Command, prog: str) -> str:
     """Usage, summary and a line for each option of a command."""
     function = _definition(*command.function.split(":"))
+    assert isinstance(function, ast.FunctionDef)
     summary = (ast.get_docstring(function) or "").partition("\n\nArgs:")[0]
     options = list(_options(command, function))
     required = [option for option in options if option.default is None]

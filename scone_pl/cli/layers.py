@@ -12,7 +12,8 @@ from scone_pl.analysis.measures import exchanged, measure
 from scone_pl.analysis.report import report_of, words_of
 from scone_pl.analysis.samples import choose_samples, collecting_maps
 from scone_pl.analysis.similarity import PACK_TOKENS, read_images
-from scone_pl.checkpoints.model import check_folder, from_pretrained, read_config
+from scone_pl.checkpoints.folder import check_folder, read_config
+from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError

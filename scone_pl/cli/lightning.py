@@ -53,6 +53,7 @@ from scone_pl.training.saving import Saving, Stopped
 from scone_pl.training.sharding import FullySharded
 from scone_pl.training.stages import BridgeFormation, BridgeGuidance, Composition
 from scone_pl.training.start import check_start
+from scone_pl.training.trainer_attributes import is_trial
 from scone_pl.training.trainer_settings import check_trainer
 from scone_pl.training.values import check_stage, check_values
 
@@ -119,6 +120,7 @@ class SconeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Unknown keys and wrong types end in a `UserError` of one line."""
         read_renamed_keys()
+        assert args is None or isinstance(args, list | tuple)  # `main` passes what was typed
         typed = [str(arg) for arg in (args or ())]
         typed = [*typed[:1], *deprecated.rename_options(typed[1:], "fit", recipe=True)]
         self.config = parse_quietly(parser, typed, self._subcommand_parsers)
@@ -205,7 +207,7 @@ class SconeCLI(LightningCLI):
         """
         self._refuse_weights_only(kwargs)
         folder = RunFolder(Path(self.settings.output_dir))
-        if self.trainer.fast_dev_run:
+        if is_trial(self.trainer):
             self.trainer.fit(**kwargs)
             return
         max_steps, stopping = self.trainer.max_steps, early_stopping_settings(self.settings.trainer)
@@ -333,7 +335,7 @@ def _differ(before: Any, now: Any) -> bool:
     """Whether two values of a setting differ; keys that only one of them has are of another version of the program."""
     if isinstance(before, dict) and isinstance(now, dict):
         return any(_differ(before[key], now[key]) for key in before.keys() & now.keys())
-    return before != now
+    return bool(before != now)
 
 
 def _recorded_settings(file: Path) -> dict[str, Any]:
@@ -346,11 +348,12 @@ def _recorded_settings(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(read_text(file))
     except yaml.YAMLError:
         content = None
-    model = content.get("model") if isinstance(content, dict) else None
+    settings: dict[str, Any] = content if isinstance(content, dict) else {}
+    model = settings.get("model")
     whole = isinstance(model, dict) and "class_path" in model and isinstance(model.get("init_args"), dict)
-    if not whole or not isinstance(content.get("trainer"), dict):
+    if not whole or not isinstance(settings.get("trainer"), dict):
         raise UserError(f"{file}: not the configuration of a run; move it aside to resume without comparing settings")
-    return content
+    return settings
 
 
 def parse(args: list[str]) -> SconeCLI:

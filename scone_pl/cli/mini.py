@@ -160,7 +160,7 @@ def evaluate(
         world: sizes and difficulty.
         progress: whether to show progress bars.
     """
-    from scone_pl.checkpoints.model import read_config
+    from scone_pl.checkpoints.folder import read_config
     from scone_pl.files import write_json
     from scone_pl.sampling.settings import SamplingConfig
     from scone_pl.sampling.visualize import save_image

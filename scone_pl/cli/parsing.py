@@ -95,7 +95,8 @@ def instantiate(parser: ArgumentParser, settings: Namespace) -> Namespace:
         UserError: a section is no mapping, which jsonargparse lets pass.
     """
     try:
-        return parser.instantiate_classes(settings)
+        built: Namespace = parser.instantiate_classes(settings)
+        return built
     except TypeError as error:
         if "must be a mapping" not in str(error):
             raise

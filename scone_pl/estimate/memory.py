@@ -97,7 +97,8 @@ def encode_bytes(config: SconeConfig, side: int) -> int:
     with torch.no_grad(), fused_kernels(), LiveBytes() as live:
         live.ignore(*autoencoder.parameters(), image)
         autoencoder.encode(image)
-    return live.peak
+    peak: int = live.peak
+    return peak
 
 
 def host_bytes(network: Network, state: RankState, *, ranks_a_node: int, file_bytes: int = 2) -> dict[str, int]:

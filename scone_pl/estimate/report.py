@@ -95,8 +95,10 @@ def _memory(stage: StageEstimate) -> Table:
             state.gradients,
             state.optimizer + state.ema,
             memory.gathered,
+            memory.activations.peak,
+            stage.activations[not stage.stage.checkpointing].peak,
+            memory.encode,
         )
-        sizes = (*sizes, memory.activations.peak, stage.activations[not stage.stage.checkpointing].peak, memory.encode)
         table.add_row(str(case.plan.ranks), case.plan.name, *map(_gb, sizes), f"[bold]{_gb(memory.needed)}")
     return table
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.hub import cached_folder, hub_id
-from scone_pl.checkpoints.model import read_config
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError

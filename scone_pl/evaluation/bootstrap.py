@@ -144,7 +144,8 @@ def _mean_over_groups(scores: np.ndarray) -> np.ndarray:
     """(B, G) -> (B,), over the groups that have a value."""
     present = ~np.isnan(scores)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(present, scores, 0.0).sum(axis=1) / present.sum(axis=1)
+        means: np.ndarray = np.where(present, scores, 0.0).sum(axis=1) / present.sum(axis=1)
+    return means
 
 
 def _interval(scores: np.ndarray) -> tuple[float, float]:

@@ -63,7 +63,8 @@ class Evaluator(ABC):
         known = [field.name for field in fields(cls)]
         if unknown := [key for key in content if key not in known]:
             raise UserError(f"evaluator {cls.name} has no key {unknown[0]}; its keys are {', '.join(known)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+        values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in content.items()}
+        return cls(**values)
 
     @property
     def settings(self) -> dict[str, Any]:

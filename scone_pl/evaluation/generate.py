@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from scone_pl.errors import UserError
@@ -175,7 +175,7 @@ def _weights_identity(checkpoint: str) -> str:
     return weights_identity(check_folder(checkpoint))
 
 
-def _is_finished(folder: EvaluationFolder, sampling: int, items: Sequence[Item], done: dict[str, object]) -> bool:
+def _is_finished(folder: EvaluationFolder, sampling: int, items: Sequence[Item], done: Mapping[str, object]) -> bool:
     """Whether the same command has finished and all its images are intact."""
     from scone_pl.data.sample import Sample
     from scone_pl.training.predictions import PredictionFolder

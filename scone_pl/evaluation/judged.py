@@ -36,7 +36,7 @@ def _average(name: str) -> Callable[[Report], float]:
     """Mean over all tasks that were evaluated."""
 
     def read(report: Report) -> float:
-        scores = report["scores"]
+        scores: dict[str, float] = report["scores"]
         if f"average.{name}" in scores:
             return scores[f"average.{name}"]
         return mean(value for key, value in scores.items() if key.partition(".")[2] == name)

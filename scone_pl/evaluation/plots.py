@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
 
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.published import published
@@ -45,6 +46,7 @@ def radar(summaries: Sequence[Summary]) -> Figure:
     floor = _radar_floor(summaries, [f"{task}.{column}" for column, _, tasks in panels for task in tasks])
     for number, (column, title, tasks) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), number, projection="polar")
+        assert isinstance(axes, PolarAxes)
         angles = [2 * math.pi * i / len(tasks) for i in range(len(tasks))]
         for method, colour in zip(benchmark.radar_methods, _PAPER_COLOURS, strict=False):
             _polygon(axes, angles, [paper[method].get(f"{t}.{column}") for t in tasks], colour, f"{method} (paper)")

@@ -82,8 +82,7 @@ def judge(
         try:
             judge_run.run(judgements)
         finally:
-            generation = {j.sampling: {} for j in judgements}
-            generation = {sampling: folder.generation(sampling) for sampling in generation}
+            generation = {sampling: folder.generation(sampling) for sampling in {j.sampling for j in judgements}}
             ordered = sorted(judgements, key=lambda j: (j.sampling, j.scoring))  # stable: items as in the data
             records = [record_of(benchmark, judgement, store, generation[judgement.sampling]) for judgement in ordered]
             write_records(records, folder.scores)

@@ -57,7 +57,8 @@ class Summary:
     @property
     def mean(self) -> Mapping[str, float]:
         """Column -> mean over groups."""
-        return self.combined["mean"]
+        mean: Mapping[str, float] = self.combined["mean"]
+        return mean
 
     @property
     def num_incomplete(self) -> int:

@@ -6,6 +6,7 @@ the laptop-sized ones, so that each can be built without a folder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
@@ -312,7 +313,7 @@ def mini_photo(vocab_size: int = 260) -> SconeConfig:
     )
 
 
-PRESETS = {
+PRESETS: dict[str, Callable[..., SconeConfig]] = {
     "bagel_7b": bagel_7b,
     "bagel_7b_dense": bagel_7b_dense,
     "mini": mini,

@@ -50,7 +50,7 @@ class RecordingPlan(AttentionPlan):
     def over(self, pack: PackedSequence, present: Tensor | None) -> RecordingPlan:
         return RecordingPlan(self.inner.over(pack, present), self.keys, self.values)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # torch's
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         self.keys[layer], self.values[layer] = k, v
         return self.inner(q, k, v, layer)
@@ -260,7 +260,8 @@ class CachedPlan(AttentionPlan):
     def hiding(self, blocked: Tensor) -> AttentionPlan:
         raise RuntimeError("a cached context was already filtered when the plan was made")
 
-    @torch.compiler.disable  # attention is one kernel already, and the slices differ from layer to layer
+    # Attention is one kernel already, and the slices differ from layer to layer.
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # torch's
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         parts = zip(self.branches, q.split(self._sizes), k.split(self._sizes), v.split(self._sizes), strict=True)
-        return torch.cat([b.cache.attend(*qkv, layer, with_text=b.with_text) for b, *qkv in parts])
+        return torch.cat([b.cache.attend(q, k, v, layer, with_text=b.with_text) for b, q, k, v in parts])

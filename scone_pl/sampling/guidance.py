@@ -42,6 +42,6 @@ def guide(config: SamplingConfig, full: Tensor, no_text: Tensor, no_image: Tenso
 
 
 def _factor(reference: Tensor, guided: Tensor, dims: tuple[int, ...], minimum: float) -> Tensor:
-    lengths = (torch.linalg.vector_norm(x, dim=dims, keepdim=True) for x in (reference, guided))
-    reference_length, guided_length = lengths
-    return (reference_length / (guided_length + 1e-8)).clamp(min=minimum, max=1.0)
+    length: Tensor = torch.linalg.vector_norm(reference, dim=dims, keepdim=True)
+    guided_length: Tensor = torch.linalg.vector_norm(guided, dim=dims, keepdim=True)
+    return (length / (guided_length + 1e-8)).clamp(min=minimum, max=1.0)

@@ -63,15 +63,16 @@ class TokenCount:
 def count_prompt(prompt: Prompt, sequence_format: SequenceFormat) -> TokenCount:
     """Counts a prompt."""
 
-    def tokens(height: int, width: int, stride: int) -> int:
+    def tokens(size: Sequence[int], stride: int) -> int:
+        height, width = size
         return (height // stride) * (width // stride)
 
     return TokenCount(
-        vae=sum(tokens(*vae.shape[-2:], sequence_format.latent_stride) for vae, _ in prompt.references),
-        vit=sum(tokens(*vit.shape[-2:], sequence_format.vit_patch_size) for _, vit in prompt.references),
+        vae=sum(tokens(vae.shape[-2:], sequence_format.latent_stride) for vae, _ in prompt.references),
+        vit=sum(tokens(vit.shape[-2:], sequence_format.vit_patch_size) for _, vit in prompt.references),
         frames=4 * len(prompt.references),
         text=prompt.text_length,
-        target=tokens(*prompt.size, sequence_format.latent_stride) + 2,
+        target=tokens(prompt.size, sequence_format.latent_stride) + 2,
     )
 
 

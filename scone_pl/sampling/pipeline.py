@@ -41,12 +41,13 @@ from scone_pl.sampling.arguments import (
     with_overrides,
 )
 from scone_pl.sampling.checks import as_device, as_device_map, as_dtype, check_fits
+from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.images import ImageInput, load_all
 from scone_pl.sampling.lora import LoRAAdapters
 from scone_pl.sampling.output import OutputType, PipelineOutput, check_output_type, output_images, reference_maps
 from scone_pl.sampling.prompts import image_size, make_prompt
 from scone_pl.sampling.publishing import Publishing
-from scone_pl.sampling.sampler import Prompt, initial_noise, sample
+from scone_pl.sampling.sampler import initial_noise, sample
 from scone_pl.sampling.settings import SamplingConfig
 
 StepEndCallback = Callable[["SconePipeline", int, float, dict[str, Tensor]], Any]

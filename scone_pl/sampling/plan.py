@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from scone_pl.checkpoints.model import check_folder, read_config
+from scone_pl.checkpoints.folder import check_folder, read_config
 from scone_pl.checkpoints.training_record import FILE, bridge_from, read_record
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.packing import PackingConfig

@@ -90,8 +90,10 @@ def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> lis
             if split.kind == SplitKind.TEXT and not split.labelled:
                 inside = (text_row > split.start) & (text_row < split.stop - 1)
                 text_ids = tuple(pack.text_ids.cpu()[inside].tolist())
-        has_target = size is None or splits[-1].kind == SplitKind.TARGET
-        height, width = target_image(pack, splits[-1].sample).shape[-2:] if has_target else size
+        if size is None or splits[-1].kind == SplitKind.TARGET:
+            height, width = target_image(pack, splits[-1].sample).shape[-2:]
+        else:
+            height, width = size
         prompts.append(Prompt(references, text_ids, (height, width)))
     return prompts
 

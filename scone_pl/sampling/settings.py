@@ -7,7 +7,7 @@ settings (docs/specification.md 7, docs/benchmarks.md 2).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
@@ -102,9 +102,9 @@ class SamplingConfig:
             )
 
 
-def _interval(value: object) -> tuple[float, float]:
+def _interval(value: Any) -> tuple[float, float]:
     try:
-        low, high = value  # type: ignore[misc]
+        low, high = tuple(value)
         check_number("guidance_interval[0]", low, minimum=0, maximum=1)
         check_number("guidance_interval[1]", high, minimum=low, maximum=1)
     except (TypeError, ValueError):

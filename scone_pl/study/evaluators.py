@@ -28,7 +28,8 @@ def evaluator_class(name: str) -> type[Evaluator]:
     if name not in REGISTRY:
         raise UserError(f"no evaluator {name}; choose from {', '.join(REGISTRY)}")
     module, _, attribute = REGISTRY[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    evaluator: type[Evaluator] = getattr(importlib.import_module(module), attribute)
+    return evaluator
 
 
 def evaluator_of(content: Mapping[str, Any]) -> Evaluator:

@@ -167,7 +167,7 @@ def run(study: Study, arm: str, seed: int, *, fit: Fit, quick: bool = False, exp
 def _training_seconds(folder: Path) -> float:
     """Of all starts; of a run from before they were recorded, as its first result says."""
     if starts := read_starts(folder):
-        return sum(start["seconds"] for start in starts)
+        return float(sum(start["seconds"] for start in starts))
     results = [read_json(file, dict) for file in folder.glob("result-*.json")]
     return max((result["seconds"]["training"] for result in results), default=0.0)
 

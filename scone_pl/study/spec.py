@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,8 @@ class Study:
         self._check_cycle()
 
     def _check_cycle(self) -> None:
-        names, origin = [self.name], self.init_of
+        names = [self.name]
+        origin: Sequence[str] | None = self.init_of
         while origin and origin[0] not in names:
             names.append(origin[0])
             origin = _at_scale(_existing(self._sibling(origin[0])), self.scale).get("init_of")
@@ -174,9 +175,9 @@ class Study:
             content = {**DEFAULTS.get(scale, OTHER_DEFAULTS), **_tupled(content, "recipes", "prepare", "init_of")}
             return cls(file=file, scale=scale, overrides=overrides, **content)
         except (TypeError, KeyError, AttributeError) as error:
-            error = f"no key {error}" if isinstance(error, KeyError) else error
+            reason = f"no key {error}" if isinstance(error, KeyError) else error
             names = ", ".join(f.name for f in fields(cls) if f.name not in ("file", "scale", "overrides"))
-            raise UserError(f"{file}: {error}; a study has the keys {names}, scales") from None
+            raise UserError(f"{file}: {reason}; a study has the keys {names}, scales") from None
 
     def settings_of(self, arm: str, seed: int, *, quick: bool = False) -> dict[str, Any]:
         """What is laid over the recipes for one run; the seed decides data order, noise levels and noise."""

@@ -13,11 +13,13 @@ from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.ranges import check_whole
+from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.prompts import prompts_of, target_image
-from scone_pl.sampling.sampler import Prompt, SampledLatents, decode_latents, initial_noise, sample, to_uint8
+from scone_pl.sampling.sampler import SampledLatents, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.sampling.visualize import Pixels, dim_blocked, image_grid, save_image
 from scone_pl.training.curves import Curves
 from scone_pl.training.module import SconeModule
+from scone_pl.training.trainer_attributes import data_module, log_interval
 
 
 class DataProgress(pl.Callback):
@@ -26,9 +28,9 @@ class DataProgress(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        data = trainer.datamodule
+        data = data_module(trainer)
         data.consumed(batch)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % log_interval(trainer) == 0:
             pl_module.log("data/epoch", float(batch.position.epoch))
             pl_module.log("data/seen", float(data.seen))
             for reason, count in data.skipped.items():
@@ -57,7 +59,7 @@ class Previews(pl.Callback):
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: SconeModule,
+        pl_module: SconeModule,  # type: ignore[override] # the only module that recipes can name
         outputs: Any,
         batch: Batch,
         batch_idx: int,

@@ -122,7 +122,7 @@ class Part(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         size = min(len(view), max(0, self._length - self._at))
         self._file.seek(self._offset + self._at)
-        read = self._file.readinto(view[:size])  # type: ignore[attr-defined]
+        read: int = self._file.readinto(view[:size])  # type: ignore[attr-defined]
         self._at += read
         return read
 
@@ -165,10 +165,10 @@ def read_index(folder: Path) -> Metadata:
         if info.transform_descriptors:
             raise DamagedError(f"{INDEX_FILE} asks for a transformation")
         if info.relative_path not in sizes:
-            file = folder / info.relative_path
-            if not file.is_file():
+            part = folder / info.relative_path
+            if not part.is_file():
                 raise DamagedError(f"{info.relative_path} is missing")
-            sizes[info.relative_path] = file.stat().st_size
+            sizes[info.relative_path] = part.stat().st_size
         if not 0 <= info.offset <= info.offset + info.length <= sizes[info.relative_path]:
             raise DamagedError(f"{info.relative_path} is shorter than {INDEX_FILE} says")
     for name, entry in index.state_dict_metadata.items():

@@ -35,6 +35,7 @@ from scone_pl.training.runs import snapshot_identity, weights_identity
 from scone_pl.training.settings import StageSettings
 from scone_pl.training.sharding import FullySharded, check_sharding
 from scone_pl.training.start import check_start
+from scone_pl.training.trainer_attributes import data_module
 
 
 class SconeModule(pl.LightningModule):
@@ -211,7 +212,7 @@ class SconeModule(pl.LightningModule):
             "weights": self._start_identity,
             "snapshot": self._evaluated_snapshot(),
             "dtype": str(self.model.vae2llm.weight.dtype),
-            "exif_orientation": self.trainer.datamodule.packing.exif_orientation,  # type: ignore[attr-defined]
+            "exif_orientation": data_module(self.trainer).packing.exif_orientation,
             "adapters": [[adapter_identity(a.path), a.scale] for a in self.settings.adapters],
         }
         self.predictor.begin(self.prediction_folder, recorded, write=self.trainer.is_global_zero)

@@ -30,6 +30,7 @@ from scone_pl.model.sequence import PackedSequence
 from scone_pl.ranges import check_number
 from scone_pl.training.module import SconeModule
 from scone_pl.training.parts import EXPERTS
+from scone_pl.training.trainer_attributes import log_interval
 
 PHASES = ("data", "forward", "backward", "optimizer", "checkpoint")
 """What a step's time is split into: waiting for data, forward with the autoencoder, backward, norm and AdamW, and
@@ -50,8 +51,10 @@ def mark(device: torch.device) -> Mark:
 def seconds_between(start: Mark, stop: Mark) -> float:
     """Of two marks, both reached."""
     if isinstance(start, float) or isinstance(stop, float):
-        return stop - start  # type: ignore[operator]
-    return start.elapsed_time(stop) / 1e3
+        assert isinstance(start, float)
+        assert isinstance(stop, float)
+        return stop - start
+    return float(start.elapsed_time(stop)) / 1e3
 
 
 def resident_memory() -> int:
@@ -202,7 +205,7 @@ class Monitoring(pl.Callback):
             return  # more packs of this step are to come
         self._step = trainer.global_step
         interval.steps += 1
-        if self._step % trainer.log_every_n_steps == 0:
+        if self._step % log_interval(trainer) == 0:
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize(pl_module.device)
             self._log(trainer, pl_module, interval)
@@ -232,6 +235,5 @@ class Monitoring(pl.Callback):
             values["memory/gpu_allocated_gb"] = torch.cuda.max_memory_allocated(module.device) / 1e9
             values["memory/gpu_reserved_gb"] = torch.cuda.max_memory_reserved(module.device) / 1e9
             torch.cuda.reset_peak_memory_stats(module.device)
-        maxima = torch.tensor(list(values.values()), device=module.device)
-        maxima = trainer.strategy.reduce(maxima, reduce_op="max").tolist()
-        module.log_dict(dict(zip(values, maxima, strict=True)))
+        maxima = trainer.strategy.reduce(torch.tensor(list(values.values()), device=module.device), reduce_op="max")
+        module.log_dict(dict(zip(values, maxima.tolist(), strict=True)))

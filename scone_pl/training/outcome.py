@@ -24,6 +24,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from scone_pl.files import read_json, write_json
+from scone_pl.training.trainer_attributes import callbacks_of
 
 UNFINISHED_STATUS = 75
 """Exit status of a run that ended before it was finished, without a signal: sysexits' EX_TEMPFAIL."""
@@ -77,7 +78,7 @@ def reason_of_end(trainer: pl.Trainer) -> str:
         reason = "finished"
     elif any(_has_stopped(callback) for callback in trainer.early_stopping_callbacks):
         reason = "early_stopping"
-    elif any(_is_over(callback) for callback in trainer.callbacks if isinstance(callback, Timer)):
+    elif any(_is_over(callback) for callback in callbacks_of(trainer) if isinstance(callback, Timer)):
         reason = "max_time"
     else:
         reason = "stopped"

@@ -38,7 +38,7 @@ class PredictionFolder:
 
     def file_of(self, sample: Sample) -> Path:
         """The image file of a sample."""
-        return self.path / sample.metadata.get("task_type", "") / f"{sample.key}.png"
+        return self.path / str(sample.metadata.get("task_type", "")) / f"{sample.key}.png"
 
     def is_finished(self, sample: Sample) -> bool:
         """Whether a sample's image exists, is complete to its last chunk, and can be decoded."""

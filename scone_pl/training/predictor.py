@@ -80,6 +80,7 @@ class Predictor:
             # Of a sharded model all ranks must run it, or none: each holds a part of the weights.
             if not (needed_by_any(needed) if is_sharded(model) else needed):
                 continue
+            assert self.sampling.seed is not None  # see `StageSettings`
             seed = image_seed(self.sampling.seed, self.round, request.key, request.metadata.get("task_type", ""))
             noise = initial_noise(prompt, model, self.sequence_format, torch.Generator().manual_seed(seed))
             (latents,) = sample(model, self.sequence_format, [prompt], self.sampling, [noise])

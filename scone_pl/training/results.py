@@ -161,7 +161,7 @@ def _merge(
         a, base = adapters[name.replace("lora_B", "lora_A")], weights.source(target)
 
         def read(base: TensorSource = base, a: TensorSource = a, b: TensorSource = b) -> Tensor:
-            return merged(base.read(), *(whole_tensor(s.read()).cpu() for s in (a, b)), lora.scale)
+            return merged(base.read(), whole_tensor(a.read()).cpu(), whole_tensor(b.read()).cpu(), lora.scale)
 
         adapted[target] = TensorSource(base.dtype if like_start else torch.float32, base.shape, read)
     return adapted

@@ -20,6 +20,7 @@ from scone_pl.ranges import check_whole
 from scone_pl.training.lightning_internals import flush_step_metrics, recount_packs, replace_signal_handlers
 from scone_pl.training.sharding import FullySharded
 from scone_pl.training.snapshots import SingleFileIO, prune, snapshot_name, snapshots
+from scone_pl.training.trainer_attributes import is_trial
 
 _SHELL_STATUS = 128
 """Plus the signal's number: what a shell reports for it."""
@@ -100,7 +101,7 @@ class Saving(Checkpoint):
         self._saved = self._seen = trainer.global_step
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         size = _SNAPSHOT_BYTES + _AVERAGE_BYTES * (getattr(pl_module, "ema", None) is not None)
-        if not trainer.fast_dev_run:
+        if not is_trial(trainer):
             check_disk(self.folder, trained * size, self.keep_last)
         self._stop_if_requested(trainer)
 
@@ -167,7 +168,7 @@ class Saving(Checkpoint):
         step = trainer.global_step
         path = self.folder / snapshot_name(step)
         self._wait(trainer)
-        if step == self._saved or trainer.fast_dev_run:
+        if step == self._saved or is_trial(trainer):
             return
         trainer.save_checkpoint(path, weights_only=False)
         self._saved = step

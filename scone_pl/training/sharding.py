@@ -78,7 +78,9 @@ class FullySharded(ModelParallelStrategy):
     @property
     def _network(self) -> Scone:
         assert self.lightning_module is not None
-        return self.lightning_module.model
+        network = self.lightning_module.model
+        assert isinstance(network, Scone)
+        return network
 
     def _average(self) -> dict[str, Any]:
         """The EMA's section of a snapshot, if there is one."""

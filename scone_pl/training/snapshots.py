@@ -33,7 +33,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 from scone_pl.errors import UserError
@@ -115,7 +115,9 @@ class SnapshotWriter:
                 done()
 
         self._path = path
-        self._running = _then(dcp.async_save(tensors, checkpoint_id=aside, process_group=self._group), finish)
+        saving = dcp.async_save(tensors, checkpoint_id=aside, process_group=self._group)
+        assert isinstance(saving, Future)  # the other type is of another kind of background process
+        self._running = _then(saving, finish)
 
     def wait(self) -> bool:
         """Waits until the last snapshot is written; a collective.
@@ -139,6 +141,12 @@ class SnapshotWriter:
             reason = "another rank failed" if error is None else reason_of(error)
             raise UserError(f"{self._path}: not written ({reason}); earlier snapshots are whole") from error
         return True
+
+
+def shape_of(entry: object) -> tuple[int, ...]:
+    """Of a tensor in an index, which has been checked to hold tensors there."""
+    assert isinstance(entry, TensorStorageMetadata)
+    return tuple(entry.size)
 
 
 def _then(future: Future[Any], act: Callable[[], None]) -> Future[None]:
@@ -281,7 +289,7 @@ class SnapshotReader(FileSystemReader):
         """Of the tensors in a section, by their names there."""
         start = f"{section}."
         entries = self._index.state_dict_metadata.items()
-        return {name.removeprefix(start): tuple(entry.size) for name, entry in entries if name.startswith(start)}
+        return {name.removeprefix(start): shape_of(entry) for name, entry in entries if name.startswith(start)}
 
     def read(self, section: str, name: str) -> Tensor:
         """A whole tensor, in float32.
@@ -289,7 +297,7 @@ class SnapshotReader(FileSystemReader):
         Raises:
             UserError: a file is damaged.
         """
-        into = {section: {name: torch.empty(self._index.state_dict_metadata[f"{section}.{name}"].size)}}
+        into = {section: {name: torch.empty(shape_of(self._index.state_dict_metadata[f"{section}.{name}"]))}}
         with warnings.catch_warnings():  # about running in one process, which is intended
             warnings.simplefilter("ignore")
             try:
@@ -317,9 +325,9 @@ def read_tensors(path: Path, into: dict[str, Any], section: str) -> None:
     problems = [f"missing {name}" for name in targets if name not in stored]
     problems += [f"unexpected {name}" for name in sorted(stored.keys() - targets.keys())]
     problems += [
-        f"{name} has shape {list(stored[name].size)}, the model needs {list(tensor.shape)}"
+        f"{name} has shape {list(shape_of(stored[name]))}, the model needs {list(tensor.shape)}"
         for name, tensor in targets.items()
-        if name in stored and tuple(stored[name].size) != tuple(tensor.shape)
+        if name in stored and shape_of(stored[name]) != tuple(tensor.shape)
     ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""

@@ -31,7 +31,7 @@ def stage(trainable: Sequence[Part], bridge: BridgeConfig | None) -> Callable[[t
 
         __init__.__signature__ = StageSettings.signature(defaults)  # type: ignore[attr-defined] # read by jsonargparse
         __init__.__doc__ = StageSettings.__doc__
-        cls.__init__ = __init__  # type: ignore[method-assign] # other arguments than the base class by intent
+        cls.__init__ = __init__  # type: ignore[method-assign, assignment] # other arguments than the base class by intent
         return cls
 
     return decorate

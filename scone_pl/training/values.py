@@ -46,14 +46,14 @@ def check_stage(settings: Any, init_from: str) -> None:
     parser.add_subclass_arguments(SconeModule, "model")
     model = settings.model.clone()
     model.init_args.init_from = init_from
-    parser.instantiate_classes(Namespace(model=model))
+    parser.instantiate_classes(Namespace(model=model))  # type: ignore[no-untyped-call] # jsonargparse's, unannotated
 
 
 def _arguments(kind: type, section: Any) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for owner in reversed(kind.__mro__):
         if inspect.isfunction(vars(owner).get("__init__")):
-            hints |= get_type_hints(owner.__init__)
+            hints |= get_type_hints(vars(owner)["__init__"])
     return {name: _built(hints.get(name), value) for name, value in vars(section).items()}
 
 

@@ -35,7 +35,7 @@ def write_base(
             return False
         raise UserError(f"{folder}: holds other weights; choose another --output")
     tokenizer = byte_tokenizer() if preset == "mini_photo" else word_tokenizer(WORDS)
-    config: SconeConfig = PRESETS[preset](vocab_size=tokenizer.vocab_size)  # type: ignore[operator]
+    config: SconeConfig = PRESETS[preset](vocab_size=tokenizer.vocab_size)
     if preset != "mini_photo":
         side = canvas // config.latent_stride
         config = dataclasses.replace(

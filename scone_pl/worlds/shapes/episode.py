@@ -110,6 +110,11 @@ class Subject:
         return replace(self, slot=slot, corner=slot_corner(slot, canvas, self.cell))
 
 
+def _scaled(box: tuple[int, int, int, int], canvas: int) -> tuple[float, float, float, float]:
+    left, top, right, bottom = box
+    return left / canvas, top / canvas, right / canvas, bottom / canvas
+
+
 def draw_image(subjects: tuple[Subject, ...], background: tuple[int, int, int], canvas: int) -> np.ndarray:
     """(canvas, canvas, 3) uint8: `subjects` on a plain `background`."""
     image = np.empty((canvas, canvas, 3), dtype=np.uint8)
@@ -173,7 +178,7 @@ class Episode:
             candidates=tuple(
                 tuple(
                     Candidate(
-                        box=tuple(side / self.canvas for side in subject.box),
+                        box=_scaled(subject.box, self.canvas),
                         is_target=subject.is_target,
                         name=f"{subject.slot} {subject.shape}",
                     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scone_pl.model.config import BridgeConfig
 
 PACKAGE = Path(scone_pl.__file__).parent
-SAMPLING = {"num_inference_steps": 12, "timestep_shift": 1.0}
+SAMPLING: dict[str, Any] = {"num_inference_steps": 12, "timestep_shift": 1.0}
 GUIDANCE = {"text_scale": 1.0, "image_scale": 1.0}
 """How every evaluation samples: fields of `SamplingConfig`; guidance under the names that results are filed by."""
 CODE = {

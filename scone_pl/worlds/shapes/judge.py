@@ -164,14 +164,16 @@ class _Drawn:
         """(references,): least colour error of each target subject inside its silhouette, over all offsets."""
         inside = np.stack([np.repeat(subject.mask.ravel(), 3) for subject in self.episode.asked])
         patterns = np.stack([subject.pattern.ravel() for subject in self.episode.asked])
-        return self._errors(patterns.astype(np.float64), inside.astype(np.float64)).min(0)
+        least: np.ndarray = self._errors(patterns.astype(np.float64), inside.astype(np.float64)).min(0)
+        return least
 
     def _errors(self, expected: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """(O, N): error of every offset against each of `expected` (N, K), over the values of weight 1 in `weights`."""
         # |x - w|^2 multiplied out, so that no (O, N, K) array is made; whole numbers stay exact in float64.
         squares = self.windows**2 @ weights.T - 2 * self.windows @ (weights * expected).T
         squares += (weights * expected**2).sum(-1)
-        return np.sqrt(squares.clip(0.0) / weights.sum(-1))
+        errors: np.ndarray = np.sqrt(squares.clip(0.0) / weights.sum(-1))
+        return errors
 
     # ------------------------------------------------------------------ presence
     def presence(self) -> tuple[tuple[int, ...], ...]:
@@ -256,7 +258,8 @@ def _is_mixture(cell: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
 
 def _rms(difference: np.ndarray) -> np.ndarray:
     """Root mean square over the last axis."""
-    return np.sqrt((difference**2).mean(-1))
+    root: np.ndarray = np.sqrt((difference**2).mean(-1))
+    return root
 
 
 def _area(corner: tuple[int, int], cell: int) -> tuple[slice, slice]:

@@ -34,9 +34,9 @@ def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str,
     """
     asked = [e for e in episodes if any(len(group) > 1 for group in e.candidates)]
     if not asked:
-        tasks = ", ".join(dict.fromkeys(e.task for e in episodes)) or "none"
+        present = ", ".join(dict.fromkeys(e.task for e in episodes)) or "none"
         raise UserError(
-            f"tasks: an evaluation of layers needs a distinction task and at least one episode of it, not {tasks}"
+            f"tasks: an evaluation of layers needs a distinction task and at least one episode of it, not {present}"
         )
     samples, others = [e.to_sample() for e in asked], instructions_exchanged(asked)
     model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)

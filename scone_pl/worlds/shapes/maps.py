@@ -20,5 +20,5 @@ def map_row(label: str, example: Mapping[str, Any], config: WorldConfig) -> MapR
         label=f"{label}\n{example['instruction']}",
         image=episode.references[0],
         maps={expert: np.array(example[expert]) for expert in EXPERTS},
-        targets=[np.array(s.box) / episode.canvas for s in episode.candidates[0] if s.is_target],
+        targets=[[side / episode.canvas for side in s.box] for s in episode.candidates[0] if s.is_target],
     )

@@ -252,7 +252,8 @@ def _pick_far(proposals: np.ndarray) -> np.ndarray:
     """(count, patches, 3): for each subject the first proposal that is far from all earlier ones, or the farthest."""
     count = proposals.shape[1]
     if count == 1:
-        return proposals[0]
+        first: np.ndarray = proposals[0]
+        return first
     flat = _rgb(proposals).reshape(*proposals.shape[:2], -1)
     picked = [0]
     for number in range(1, count):
@@ -267,7 +268,7 @@ def _approach(patterns: np.ndarray, own: np.ndarray, similarity: float) -> np.nd
     """Moves hue (the shorter way round), saturation and value of `patterns` towards `own` by `similarity`."""
     step = own - patterns
     step[..., 0] = (step[..., 0] + 0.5) % 1.0 - 0.5
-    moved = patterns + similarity * step
+    moved: np.ndarray = patterns + similarity * step
     moved[..., 0] %= 1.0
     return moved
 
@@ -276,4 +277,5 @@ def _rgb(hsv: np.ndarray) -> np.ndarray:
     """Hue, saturation, value in [0, 1] -> RGB in [0, 255], last axis."""
     hue, saturation, value = hsv[..., 0, None], hsv[..., 1, None], hsv[..., 2, None]
     k = (np.array([5.0, 3.0, 1.0]) + 6.0 * hue) % 6.0
-    return 255.0 * value * (1.0 - saturation * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0))
+    rgb: np.ndarray = 255.0 * value * (1.0 - saturation * np.clip(np.minimum(k, 4.0 - k), 0.0, 1.0))
+    return rgb
