@@ -40,6 +40,8 @@ RECIPE = {
 }
 """Keys under `model.init_args` of a recipe, of each step of its `chain`, and of what was typed."""
 MODEL = "model.init_args."
+DATA = {"max_skipped_share": "max_skipped_fraction"}
+"""Keys under `data`, likewise."""
 _warned: set[str] = set()
 
 
@@ -83,6 +85,7 @@ def rename_options(args: Sequence[str], verb: str, *, recipe: bool = False) -> l
     if recipe:
         for prefix in (MODEL, "model."):
             names |= {f"--{prefix}{old}": f"--{prefix}{new}" for old, new in RECIPE.items()}
+        names |= {f"--data.{old}": f"--data.{new}" for old, new in DATA.items()}
     renamed: list[str] = []
     for position, arg in enumerate(args):
         if arg == "--":
@@ -94,7 +97,7 @@ def rename_options(args: Sequence[str], verb: str, *, recipe: bool = False) -> l
     return renamed
 
 
-def rename_keys(recipe: Any, prefix: str = MODEL) -> Any:
+def rename_keys(recipe: Any, prefix: str = "") -> Any:
     """A recipe's content, or a step's of its chain, keys under their present names.
 
     Args:
@@ -107,10 +110,12 @@ def rename_keys(recipe: Any, prefix: str = MODEL) -> Any:
     if not isinstance(recipe, dict):
         return recipe
     if isinstance(recipe.get("chain"), list):
-        recipe = {**recipe, "chain": [rename_keys(step, f"chain: {MODEL}") for step in recipe["chain"]]}
+        recipe = {**recipe, "chain": [rename_keys(step, "chain: ") for step in recipe["chain"]]}
+    if isinstance(recipe.get("data"), dict):
+        recipe = {**recipe, "data": _renamed(recipe["data"], DATA, f"{prefix}data.")}
     model = recipe.get("model")
     if isinstance(model, dict) and isinstance(model.get("init_args"), dict):
-        recipe = {**recipe, "model": {**model, "init_args": rename_settings(model["init_args"], prefix)}}
+        recipe = {**recipe, "model": {**model, "init_args": rename_settings(model["init_args"], prefix + MODEL)}}
     return recipe
 
 
@@ -122,8 +127,18 @@ def rename_settings(settings: Mapping[str, Any], prefix: str = "", *, warn: bool
         prefix: what a warning puts before a key.
         warn: False for files that no person wrote.
     """
-    renamed = _copy(settings)
-    for old, new in RECIPE.items():
+    renamed = _renamed(settings, RECIPE, prefix, warn=warn)
+    sampling = renamed.get("sampling")
+    if isinstance(sampling, dict) and sampling.get("guidance") == {}:
+        del sampling["guidance"]
+    return renamed
+
+
+def _renamed(
+    settings: Mapping[str, Any], names: Mapping[str, str], prefix: str, *, warn: bool = True
+) -> dict[str, Any]:
+    renamed: dict[str, Any] = {key: _copy(value) for key, value in settings.items()}
+    for old, new in names.items():
         *outer, last = old.split(".")
         holder = _inner(renamed, outer)
         if holder is None or last not in holder:
@@ -138,10 +153,6 @@ def rename_settings(settings: Mapping[str, Any], prefix: str = "", *, warn: bool
         if not isinstance(target, dict) or last in target:
             raise UserError(f"{prefix}{old} is {new} now, and both are given; leave {old} out")
         target[last] = value
-    sampling = renamed.get("sampling")
-    if isinstance(sampling, dict) and sampling.get("guidance") == {}:
-        del sampling["guidance"]
-    assert isinstance(renamed, dict)  # a copy of a mapping
     return renamed
 
 

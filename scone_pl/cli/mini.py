@@ -151,7 +151,7 @@ def evaluate(
 
     Args:
         checkpoint: folder of weights.
-        output: folder for scores.json and pictures.png.
+        output: folder for scores.json and images.png.
         per_task: episodes of each of the six tasks.
         stream: which episodes: validation for choosing, test for reporting.
         num_inference_steps: Euler steps.
@@ -174,16 +174,16 @@ def evaluate(
         guidance_scale=1.0,
         image_guidance_scale=1.0,
     )
-    check_output_folder(output, files=("scores.json", "pictures.png"))
+    check_output_folder(output, files=("scores.json", "images.png"))
     bridge = evaluation.bridge_of(checkpoint) if mask == "trained" else None
     config = dataclasses.replace(settings, bridge=bridge)
     config.check_bridge(read_config(checkpoint).decoder.num_layers)
     episodes = fixed_set(per_task, stream=stream, config=world)
     report, drawn = evaluation.evaluate(checkpoint, episodes, config, progress=progress)
     write_json(report, output / "scores.json")
-    save_image(gallery(drawn, per_task=2), output / "pictures.png")
+    save_image(gallery(drawn, per_task=2), output / "images.png")
     print(evaluation.score_table({str(checkpoint): report}))
-    print(f"scores: {output / 'scores.json'}   images: {output / 'pictures.png'}")
+    print(f"scores: {output / 'scores.json'}   images: {output / 'images.png'}")
 
 
 def report(scores: list[Path], names: list[str]) -> None:

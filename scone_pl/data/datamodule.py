@@ -49,7 +49,7 @@ class PackedDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         val_packs: int = 8,
-        max_skipped_share: float = 0.01,
+        max_skipped_fraction: float = 0.01,
         shuffle_window: int | None = None,
         storage: StorageConfig = StorageConfig(),  # noqa: B008 (immutable)
     ) -> None:
@@ -64,7 +64,7 @@ class PackedDataModule(pl.LightningDataModule):
             num_workers: worker processes per rank that decode and pack; 0 = in the training process.
             seed: determines order, dropouts and noise levels.
             val_packs: packs per rank in a validation run (fewer if the data set has fewer).
-            max_skipped_share: fraction of unusable samples above which training stops. Until 1000 samples are seen it
+            max_skipped_fraction: fraction of unusable samples above which training stops. Until 1000 samples are seen it
                 is a fraction of 1000 (at 0.01 the eleventh skipped sample stops a new run).
             shuffle_window: number of shards among which samples are shuffled; null = the whole set. For remote sets
                 that do not fit into the cache.
@@ -74,7 +74,7 @@ class PackedDataModule(pl.LightningDataModule):
         check_whole("data.num_workers", num_workers, maximum=_MAX_WORKERS)
         check_whole("data.seed", seed)
         check_whole("data.val_packs", val_packs, minimum=1)
-        check_number("data.max_skipped_share", max_skipped_share, minimum=0, maximum=1)
+        check_number("data.max_skipped_fraction", max_skipped_fraction, minimum=0, maximum=1)
         if shuffle_window is not None:
             check_whole("data.shuffle_window", shuffle_window, minimum=1)
         for source in [*(train or []), *(val or []), *(test or []), *(predict or [])]:
@@ -84,7 +84,7 @@ class PackedDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.val_packs = val_packs
-        self.max_skipped_share = max_skipped_share
+        self.max_skipped_fraction = max_skipped_fraction
         self.skipped: Counter[str] = Counter()
         """Training samples skipped by all ranks so far, per reason."""
         self.seen = 0
@@ -260,7 +260,7 @@ class PackedDataModule(pl.LightningDataModule):
         """Records that a training batch was consumed; call it once per batch, before any checkpoint is written.
 
         Raises:
-            UserError: more samples were skipped than `max_skipped_share` allows; on every rank at the same step.
+            UserError: more samples were skipped than `max_skipped_fraction` allows; on every rank at the same step.
         """
         rank, world_size = self._consumer()
         position = batch.position
@@ -272,11 +272,11 @@ class PackedDataModule(pl.LightningDataModule):
 
     def _check_skipped(self) -> None:
         # One broken sample among the first ten is no reason to stop: the fraction is of at least 1000 samples.
-        if self.skipped.total() > self.max_skipped_share * max(self.seen, _MIN_SAMPLES):
+        if self.skipped.total() > self.max_skipped_fraction * max(self.seen, _MIN_SAMPLES):
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
             raise UserError(
                 f"{self.skipped.total()} of {self.seen} training samples could not be used ({reasons}), more than "
-                f"data.max_skipped_share {self.max_skipped_share} of {max(self.seen, _MIN_SAMPLES)}; run `shards "
+                f"data.max_skipped_fraction {self.max_skipped_fraction} of {max(self.seen, _MIN_SAMPLES)}; run `shards "
                 "verify` on the data or raise the limit"
             )
 

@@ -18,7 +18,7 @@ class Candidate:
     box: tuple[float, float, float, float]
     """Left, top, right, bottom as fractions of the image's width and height."""
     is_target: bool
-    """Whether the instruction refers to this subject; the others are distractors. Stored in JSON as `meant`."""
+    """Whether the instruction refers to this subject; the others are distractors."""
     name: str = ""
     """Optional human-readable description."""
 
@@ -27,15 +27,14 @@ class Candidate:
         # Comparing with NaN is false; comparing with a string is a TypeError.
         if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1) or not isinstance(self.is_target, bool):
             raise ValueError(
-                f"the box {self.box} must be left, top, right, bottom from 0 to 1, and is_target "
-                "(`meant` in JSON) true or false"
+                f"the box {self.box} must be left, top, right, bottom from 0 to 1, and is_target true or false"
             )
         if not isinstance(self.name, str):
             raise TypeError(f"the name {self.name!r} must be a string")
 
     def to_json(self) -> dict[str, Any]:
-        """As stored in the JSON member of a shard; the key `meant` is part of the format (docs/shards.md)."""
-        return {"box": self.box, "meant": self.is_target, "name": self.name}
+        """As stored in the JSON member of a shard (docs/shards.md)."""
+        return {"box": self.box, "is_target": self.is_target, "name": self.name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +59,9 @@ class Sample:
 
 
 def parse_candidates(groups: Any) -> tuple[tuple[Candidate, ...], ...] | None:
-    """Candidates from JSON: null, or per reference a list of `{"box": [...], "meant": bool, "name": str}`.
+    """Candidates from JSON: null, or per reference a list of `{"box": [...], "is_target": bool, "name": str}`.
 
-    `is_target` is accepted in place of `meant`.
+    `meant`, the former name of `is_target`, is read too.
 
     Raises:
         KeyError, TypeError, ValueError: any other content.
@@ -74,7 +73,7 @@ def parse_candidates(groups: Any) -> tuple[tuple[Candidate, ...], ...] | None:
 
 def _parse_candidate(item: Any) -> Candidate:
     if not isinstance(item, dict) or len(item.keys() & {"meant", "is_target"}) != 1:
-        raise TypeError(f"{item!r:.80} must be an object with `box` and `meant`")
+        raise TypeError(f"{item!r:.80} must be an object with `box` and `is_target`")
     values = {"is_target" if name == "meant" else name: value for name, value in item.items()}
     return Candidate(**{**values, "box": tuple(item["box"])})
 

@@ -157,7 +157,7 @@ def test_a_time_limit_that_is_no_duration_is_refused(settings: Any, text: str) -
         check_trainer({**vars(settings.trainer), "max_time": text})
 
 
-@pytest.mark.parametrize("key", ["model.init_args.optimizer.lr", "data.max_skipped_share", "monitoring.peak_tflops"])
+@pytest.mark.parametrize("key", ["model.init_args.optimizer.lr", "data.max_skipped_fraction", "monitoring.peak_tflops"])
 @pytest.mark.parametrize("verb", ["fit", "estimate"])
 def test_the_command_line_says_so_in_one_line(verb: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--config", RECIPE, f"--{key}=.nan"]) == 2
@@ -166,8 +166,8 @@ def test_the_command_line_says_so_in_one_line(verb: str, key: str, capsys: pytes
 
 def test_a_number_of_too_many_digits_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for digits in (400, 5000):
-        assert main(["fit", "--config", RECIPE, f"--data.max_skipped_share={'9' * digits}"]) == 2
-        assert_one_line(capsys, "data.max_skipped_share")
+        assert main(["fit", "--config", RECIPE, f"--data.max_skipped_fraction={'9' * digits}"]) == 2
+        assert_one_line(capsys, "data.max_skipped_fraction")
 
 
 def test_a_later_step_of_a_chain_is_checked_before_the_first(

@@ -86,7 +86,7 @@ OUTPUTS = {
     "mini contact_sheet": Output(("mini", "contact_sheet"), "--output", is_folder=False, name="a.png"),
     "mini base": Output(("mini", "base"), "--output"),
     "mini evaluate": Output(
-        ("mini", "evaluate", "--checkpoint", ABSENT), "--output", files=("scores.json", "pictures.png")
+        ("mini", "evaluate", "--checkpoint", ABSENT), "--output", files=("scores.json", "images.png")
     ),
     "study run": Output(("study", "run", "table5"), "--output", files=("table5.json", "table5.png")),
 }

@@ -66,7 +66,7 @@ def run(options):
             packing=PackingConfig(token_budget=150, vae_resize=limits, vit_resize=limits, lookahead=8),
             num_workers=options.get("workers", 0),
             seed=5,
-            max_skipped_share=options.get("share", 0.01),
+            max_skipped_fraction=options.get("share", 0.01),
             storage=StorageConfig(cache_dir=str(out / "cache"), backoff_seconds=0.05, attempts=4, timeout_seconds=5),
         )
         save = pl.callbacks.ModelCheckpoint(

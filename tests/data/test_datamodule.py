@@ -250,7 +250,7 @@ def test_nothing_readable_is_one_line(build, shard_folder, tmp_path, workers):
 
 def test_a_few_broken_samples_are_counted(build, shard_folder, tmp_path):
     folder = broken_copy(shard_folder, tmp_path / "s", 1)
-    trainer, module, data = build(30, folder=folder, max_skipped_share=0.05)
+    trainer, module, data = build(30, folder=folder, max_skipped_fraction=0.05)
     trainer.fit(module, data)
     assert sum(data.skipped.values()) >= 1
     assert data.seen == len(keys_of(module.log_)) + sum(data.skipped.values())
@@ -284,7 +284,7 @@ def test_no_validation_set_is_fine(build):
         ({"train": [Source("/nowhere")]}, "/nowhere: no such folder"),
         ({"val": [Source("/nowhere")]}, "/nowhere: no such folder"),
         ({"num_workers": -1}, "num_workers"),
-        ({"max_skipped_share": 2}, "max_skipped_share is 2"),
+        ({"max_skipped_fraction": 2}, "max_skipped_fraction is 2"),
     ],
 )
 def test_wrong_settings_end_before_the_first_step(sequence_format, tokenizer, packing, shard_folder, options, message):

@@ -216,7 +216,7 @@ def test_two_ranks_agree_on_every_fault(tmp_path):
     for name, said in (("twice", "key 's0002'"), ("torn", "00001.tar has 3000 bytes"), ("empty", "has no samples")):
         assert said in found[name][0]["error"]
         assert not found[name][0]["steps"]
-    assert "more than data.max_skipped_share 0.01 of 1000" in found["half_bad"][0]["error"]
+    assert "more than data.max_skipped_fraction 0.01 of 1000" in found["half_bad"][0]["error"]
     assert "no readable sample" in found["all_bad"][0]["error"]
     assert "error" not in found["recovers"][0]
     assert found["recovers"][0]["skipped"] == one_bad["skipped"]

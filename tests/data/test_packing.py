@@ -176,14 +176,14 @@ def test_candidate_labels():
     assert candidate_labels((small,), 4, 4).nonzero().tolist() == [[1, 1]]
 
 
-def test_candidates_are_stored_under_the_key_of_the_format_and_read_under_both():
+def test_candidates_are_stored_as_is_target_and_read_under_the_former_key_too():
     candidate = Candidate(box=(0.0, 0.0, 0.5, 1.0), is_target=True, name="cat")
-    stored = {"box": (0.0, 0.0, 0.5, 1.0), "meant": True, "name": "cat"}
-    renamed = {"box": stored["box"], "is_target": True, "name": "cat"}
+    stored = {"box": (0.0, 0.0, 0.5, 1.0), "is_target": True, "name": "cat"}
+    former = {"box": stored["box"], "meant": True, "name": "cat"}
     assert candidate.to_json() == stored
-    assert parse_candidates([[stored, renamed]]) == ((candidate, candidate),)
-    with pytest.raises(TypeError, match="must be an object with `box` and `meant`"):
-        parse_candidates([[{**stored, "is_target": True}]])
+    assert parse_candidates([[stored, former]]) == ((candidate, candidate),)
+    with pytest.raises(TypeError, match="must be an object with `box` and `is_target`"):
+        parse_candidates([[{**stored, "meant": True}]])
 
 
 def test_candidate_labels_reach_the_sequence(sequence_format, tokenizer, packing):

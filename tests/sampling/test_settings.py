@@ -91,6 +91,9 @@ def test_old_keys_of_recipes_keep_working(caplog: pytest.LogCaptureFixture, monk
     warning = "model.init_args.sampling_seed is deprecated; write model.init_args.sampling.seed"
     assert lines.count(warning) == 1
     assert deprecated.rename_keys(renamed) == renamed
+    data = {"data": {"max_skipped_share": 0.1}, "chain": [{"name": "a", "data": {"max_skipped_share": 0}}]}
+    expected = {"data": {"max_skipped_fraction": 0.1}, "chain": [{"name": "a", "data": {"max_skipped_fraction": 0}}]}
+    assert deprecated.rename_keys(data) == expected
     assert [deprecated.rename_keys(other) for other in (None, [1], "x")] == [None, [1], "x"]
 
 
@@ -105,6 +108,9 @@ def test_old_options_keep_working() -> None:
     typed = ["--model.init_args.sampling_seed=4", "--model.sampling.guidance.text_scale", "2", "--height", "8"]
     assert deprecated.rename_options(typed, "fit", recipe=True) == [
         *("--model.init_args.sampling.seed=4", "--model.sampling.guidance_scale", "2", "--height", "8"),
+    ]
+    assert deprecated.rename_options(["--data.max_skipped_share=0"], "fit", recipe=True) == [
+        "--data.max_skipped_fraction=0"
     ]
     typed = ["--bridge_picture=a", "--", "--bridge_picture"]
     assert deprecated.rename_options(typed, "generate") == ["--bridge_image=a", "--", "--bridge_picture"]

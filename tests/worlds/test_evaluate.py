@@ -93,7 +93,7 @@ def test_evaluate_and_report(tmp_path, capsys):
         output = tmp_path / f"scores of {name}"
         options = ["--per_task", "2", "--num_inference_steps", "2", "--progress", "false"]
         assert main(["evaluate", "--checkpoint", str(tmp_path / name), "--output", str(output), *options]) == 0
-        assert (output / "pictures.png").is_file()
+        assert (output / "images.png").is_file()
         files.append(str(output / "scores.json"))
     reports = [json.loads(Path(file).read_text()) for file in files]
     assert [r["mask"] for r in reports] == [False, True]
