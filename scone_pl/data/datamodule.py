@@ -64,8 +64,8 @@ class PackedDataModule(pl.LightningDataModule):
             num_workers: worker processes per rank that decode and pack; 0 = in the training process.
             seed: determines order, dropouts and noise levels.
             val_packs: packs per rank in a validation run (fewer if the data set has fewer).
-            max_skipped_fraction: fraction of unusable samples above which training stops. Until 1000 samples are seen it
-                is a fraction of 1000 (at 0.01 the eleventh skipped sample stops a new run).
+            max_skipped_fraction: fraction of unusable samples above which training stops. Until 1000 samples are seen
+                it is a fraction of 1000 (at 0.01 the eleventh skipped sample stops a new run).
             shuffle_window: number of shards among which samples are shuffled; null = the whole set. For remote sets
                 that do not fit into the cache.
             storage: how data sets behind a URL are fetched and cached.
