@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl import deprecated
@@ -27,12 +25,13 @@ from scone_pl.cli.failures import refused_by_library
 from scone_pl.cli.parsing import one_line, parse_quietly, read_renamed_keys
 from scone_pl.data.datamodule import PackedDataModule
 from scone_pl.errors import UserError
-from scone_pl.files import read_text, write_text
+from scone_pl.files import write_text
 from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
 from scone_pl.processes import tie_ranks
-from scone_pl.training.callbacks import DataProgress, Previews
+from scone_pl.training.callbacks import Previews
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
+from scone_pl.training.chain_checks import check_data, check_seed, check_stale
 from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, evaluated, for_fit
 from scone_pl.training.curves import keep_training
 from scone_pl.training.module import SconeModule
@@ -41,30 +40,20 @@ from scone_pl.training.outcome import (
     LEFT_OUT_STATUS,
     UNFINISHED_STATUS,
     Outcome,
-    TimeLimit,
     early_stopping_settings,
     read_outcome,
     reason_of_end,
 )
-from scone_pl.training.progress import trainer_progress
 from scone_pl.training.results import write_result
+from scone_pl.training.resume_settings import check_strategy, check_unchanged
 from scone_pl.training.runs import RunFolder
 from scone_pl.training.saving import Saving, Stopped
-from scone_pl.training.sharding import FullySharded
 from scone_pl.training.stages import BridgeFormation, BridgeGuidance, Composition
 from scone_pl.training.start import check_start
+from scone_pl.training.trainer_arguments import trainer_arguments
 from scone_pl.training.trainer_attributes import is_trial
 from scone_pl.training.trainer_settings import check_trainer
 from scone_pl.training.values import check_stage, check_values
-
-FREE_ON_RESUME = {
-    *("init_from", "attention", "activation_checkpointing", "layers_kept", "sharding", "nonfinite_gradient"),
-    *("sampling", "mask_sampling", "sampling_round"),
-}
-"""Model settings that may change when a run is resumed: where and how it computes, not what."""
-LOGGED_ON_RESUME = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-"""Trainer settings that change what is computed, and may change when a run is resumed; that is logged."""
-
 
 STAGES = (Composition, BridgeFormation, BridgeGuidance)
 """jsonargparse finds a class by its short name (`--model BridgeGuidance`) once it is imported."""
@@ -73,10 +62,6 @@ STAGES = (Composition, BridgeFormation, BridgeGuidance)
 _PARSER_ATTRIBUTES = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
 _parsers: dict[str, Any] = {}
 """What `SconeCLI.setup_parser` has built, by the attribute that holds it."""
-
-
-def _listed(callbacks: Any) -> list[Any]:
-    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
 
 
 class SconeCLI(LightningCLI):
@@ -168,18 +153,7 @@ class SconeCLI(LightningCLI):
         self._get(self.config_init, "checkpoint").folder = RunFolder(folder).checkpoints
         trainer = self._get(self.config_init, "trainer")
         check_trainer(trainer, trains=self.subcommand == "fit")
-        # Not Lightning's: the data module repeats packs, and `TimeLimit` starts anew when a run is resumed.
-        settings = {"default_root_dir": str(folder), "overfit_batches": 0.0, "max_time": None, **kwargs}
-        if isinstance(interval := trainer.get("val_check_interval"), int):  # Lightning counts packs
-            settings["val_check_interval"] = interval * trainer["accumulate_grad_batches"]
-        if trainer.get("logger") in (None, True):
-            settings["logger"] = TensorBoardLogger(folder, name="", version="tensorboard")
-        callbacks = [DataProgress(), *_listed(trainer.get("callbacks"))]
-        if trainer.get("max_time") is not None:
-            callbacks.append(TimeLimit(trainer["max_time"]))
-        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(trainer_progress())
-        settings["callbacks"] = callbacks
+        settings = {**trainer_arguments(trainer, folder), **kwargs}
         check_output_folder(folder)
         built = super().instantiate_trainer(**settings)
         keep_training(built.loggers)
@@ -211,7 +185,10 @@ class SconeCLI(LightningCLI):
             self.trainer.fit(**kwargs)
             return
         max_steps, stopping = self.trainer.max_steps, early_stopping_settings(self.settings.trainer)
-        self._check_settings(folder.path / "config.yaml")
+        text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
+        if (last := folder.last_snapshot) and (folder.path / "config.yaml").is_file():
+            check_strategy(last, self.trainer.strategy)
+            check_unchanged(folder.path / "config.yaml", yaml.safe_load(text))
         if folder.is_finished(max_steps, stopping):
             folder.begin(self.model.settings.init_from, kwargs.get("ckpt_path"), write=False)
             self._log_finished(folder)
@@ -222,7 +199,6 @@ class SconeCLI(LightningCLI):
         kwargs["ckpt_path"] = folder.begin(self.model.settings.init_from, kwargs.get("ckpt_path"), write=leads)
         rank_zero_info(f"--- {self.model.settings.init_from} -> {folder.weights}")
         if leads:
-            text = self._parser(self.subcommand).dump(self.settings, skip_none=False)
             write_text(text, folder.path / "config.yaml")
             folder.outcome_file.unlink(missing_ok=True)
         try:
@@ -285,7 +261,7 @@ class SconeCLI(LightningCLI):
         if kwargs.get("ckpt_path"):
             # True of what trains; here nothing does.
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
-            self._check_kind(Path(kwargs["ckpt_path"]))
+            check_strategy(Path(kwargs["ckpt_path"]), self.trainer.strategy)
         act(**kwargs)
 
     @staticmethod
@@ -294,66 +270,6 @@ class SconeCLI(LightningCLI):
             raise UserError("--weights_only false would run code out of a snapshot; leave it out")
         if "weights_only" in kwargs:
             kwargs["weights_only"] = True
-
-    def _check_kind(self, snapshot: Path) -> None:
-        if snapshot.is_dir() != isinstance(self.trainer.strategy, FullySharded):
-            strategy = "fully_sharded" if snapshot.is_dir() else "another than fully_sharded"
-            raise UserError(
-                f"{snapshot}: of trainer.strategy {strategy}; go on with it, or choose another --output_dir"
-            )
-
-    def _check_settings(self, file: Path) -> None:
-        """Refuses to resume a run, or to call it finished, when what it trains has other settings now.
-
-        A resumed optimizer keeps its state, so a new learning rate would not even act.
-
-        Raises:
-            UserError: naming the settings that differ from those in `file`.
-        """
-        last = RunFolder(file.parent).last_snapshot
-        if not file.is_file() or last is None:
-            return
-        self._check_kind(last)
-        recorded = _recorded_settings(file)
-        current = yaml.safe_load(self._parser(self.subcommand).dump(self.settings, skip_none=False))
-        before, now = recorded["model"], current["model"]
-        changed = ["class_path"] if before["class_path"] != now["class_path"] else []
-        names = before["init_args"].keys() & now["init_args"].keys() - FREE_ON_RESUME
-        changed += sorted(n for n in names if _differ(before["init_args"][n], now["init_args"][n]))
-        if changed:
-            raise UserError(
-                f"{file.parent}: began with another model.{', model.'.join(changed)}; restore it, or "
-                "choose another --output_dir"
-            )
-        for name in LOGGED_ON_RESUME:
-            was, value = recorded["trainer"].get(name), current["trainer"].get(name)
-            if name in recorded["trainer"] and was != value:
-                warn(f"trainer.{name}: was {was} when {file.parent} was last started and is now {value}")
-
-
-def _differ(before: Any, now: Any) -> bool:
-    """Whether two values of a setting differ; keys that only one of them has are of another version of the program."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return any(_differ(before[key], now[key]) for key in before.keys() & now.keys())
-    return bool(before != now)
-
-
-def _recorded_settings(file: Path) -> dict[str, Any]:
-    """The settings of a run's last start: `model` with `class_path` and `init_args`, and `trainer`, all objects.
-
-    Raises:
-        UserError: `file` is damaged.
-    """
-    try:
-        content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError:
-        content = None
-    settings: dict[str, Any] = content if isinstance(content, dict) else {}
-    model = settings.get("model")
-    whole = isinstance(model, dict) and "class_path" in model and isinstance(model.get("init_args"), dict)
-    if not whole or not isinstance(settings.get("trainer"), dict):
-        raise UserError(f"{file}: not the configuration of a run; move it aside to resume without comparing settings")
-    return settings
 
 
 def parse(args: list[str]) -> SconeCLI:
@@ -456,36 +372,3 @@ def _named_steps(args: list[str], parsed: dict[tuple[str, ...], SconeCLI] | None
     planned = plan(args, chain, settings.model.init_args.init_from, settings.output_dir)
     parsed.update((tuple(line), parse(line)) for line in planned)
     return [(one.name, Step(line, parsed[tuple(line)].settings)) for one, line in zip(chain, planned, strict=True)]
-
-
-def check_seed(args: Sequence[str]) -> None:
-    """Raises `UserError` where `--seed_everything` is typed and would change nothing.
-
-    Order, dropout and noise follow from `data.seed` and the pack, so that resuming repeats them. (Recipes may have
-    `seed_everything`, for callbacks that draw from global generators.)
-    """
-    typed = {arg.partition("=")[0] for arg in args}
-    if "--seed_everything" in typed and "--data.seed" not in typed:
-        raise UserError("--seed_everything: order, dropout and noise do not follow from it; use --data.seed")
-
-
-def check_data(steps: Sequence[Any]) -> None:
-    """Raises `UserError` if a data set that any step of a chain needs is not there."""
-    for step in steps:
-        for source in [*(step.data.train or []), *(step.data.val or [])]:
-            if "://" not in source.path and not Path(source.path).exists():
-                raise UserError(f"{source.path}: no such folder; {step.output_dir} needs it (see `shards convert`)")
-
-
-def check_stale(steps: Sequence[Step]) -> None:
-    """Raises `UserError` if a step would train on, and so change the weights that a later one has started from."""
-    for i, step in enumerate(steps):
-        trainer = step.settings.trainer
-        finished = step.folder.is_finished(trainer.max_steps, early_stopping_settings(trainer))
-        begun = [s.settings.output_dir for s in steps[i + 1 :] if s.folder.last_snapshot]
-        if not finished and begun:
-            end = f"to {trainer.max_steps} steps" if trainer.max_steps >= 0 else "until it is stopped"
-            raise UserError(
-                f"{step.settings.output_dir} would train on {end}, but {' and '.join(begun)} "
-                "started from its present weights; choose another --output_dir, or move the latter aside"
-            )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from scone_pl.data import convert as conversion
-from scone_pl.data.faults import Faults
 from scone_pl.data.fields import FieldNames
 from scone_pl.data.inputs import Format, open_input
 from scone_pl.data.jobs import check_workers
@@ -73,7 +72,7 @@ def convert(
     size = f"{len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB"
     kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(manifest.kinds.items()))
     print(f"{output}: {'already converted: ' if before else ''}{manifest.samples} samples ({kinds}) in {size}")
-    _print_faults(faults, "skipped", 20)
+    print(faults.report("skipped", 20, unlisted=FILTER_REASONS), end="")
     return 0
 
 
@@ -89,7 +88,7 @@ def verify(folder: str, workers: int = _CORES, show: int = 100) -> int:
     check_whole("--show", show)
     result = verify_shards(folder, workers=workers)
     print(f"{folder}: {result.samples} samples checked, {result.faults.total} problems")
-    _print_faults(result.faults, "problems", show)
+    print(result.faults.report("problems", show, unlisted=FILTER_REASONS), end="")
     if result.by_shard:
         print("by file: " + ", ".join(f"{file}: {count}" for file, count in sorted(result.by_shard.items())))
     return 1 if result.faults.total else 0
@@ -133,15 +132,3 @@ def stats(
     write_image(draw_contact_sheet(folder, exif_orientation=packing.exif_orientation), sheet)
     print(f"contact sheet     {sheet}")
     return 0
-
-
-def _print_faults(faults: Faults, what: str, show: int) -> None:
-    if not faults.total:
-        return
-    print(f"{what}: {faults}")
-    examples = faults.listed(show, exclude=FILTER_REASONS)
-    for example in examples:
-        print(f"  {example}")
-    unlisted = faults.total - sum(faults.counts[reason] for reason in FILTER_REASONS) - len(examples)
-    if unlisted > 0:
-        print(f"  ... and {unlisted} more")

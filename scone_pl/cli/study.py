@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,41 @@ from scone_pl.ranges import check_whole
 if TYPE_CHECKING:
     from scone_pl.study.spec import Study
 
+MAX_RUNS = 1000
+"""Seeds, and runs side by side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Runs of a study."""
+
+    study: str
+    """YAML file of the study, or its name in experiments/studies."""
+    scale: str = "mini"
+    """mini, or one of the file's `scales`, such as 7b."""
+    seeds: int | None = None
+    """runs of each arm; by default as the file says."""
+    quick: bool = False
+    """fewer steps and items, to see whether all works."""
+    arms: list[str] | None = None
+    """only these, such as a_direct,b_two_step."""
+    evaluators: dict[str, Any] | None = None
+    """settings of evaluations, by the name of their evaluator: {sconeeval: {data: ../SconeEval}}."""
+
+    def read(self, fit: list[str] | None) -> tuple[Study, int, list[str]]:
+        """The study, its number of seeds and the chosen arms, checked; `fit` are arguments for every fit."""
+        study = _read(self.study, self.scale, self.evaluators, fit)
+        seeds = study.seeds if self.seeds is None else self.seeds
+        check_whole("--seeds", seeds, minimum=1, maximum=MAX_RUNS)
+        arms = separated(self.arms) or []
+        for name in arms:
+            study.arm(name)
+        return study, seeds, arms
+
 
 def run(
-    study: str,
-    scale: str = "mini",
-    seeds: int | None = None,
+    selection: Selection,
     jobs: int | None = None,
-    quick: bool = False,
-    arms: list[str] | None = None,
-    evaluators: dict[str, Any] | None = None,
     output: Path | None = None,
     fit: list[str] | None = None,
 ) -> None:
@@ -31,77 +58,45 @@ def run(
     so do runs of fewer seeds or arms than a kept result has (runs/evidence/partial).
 
     Args:
-        study: YAML file of the study, or its name in experiments/studies.
-        scale: mini, or one of the file's `scales`, such as 7b.
-        seeds: runs of each arm; by default as the file says.
+        selection: which study, arms and seeds.
         jobs: runs side by side; by default as the file says.
-        quick: fewer steps and items, to see whether all works.
-        arms: only these, such as a_direct,b_two_step.
-        evaluators: settings of evaluations, by the name of their evaluator: {sconeeval: {data: ../SconeEval}}.
         output: folder of results that are kept; by default docs/evidence, at another scale runs/evidence/SCALE/results.
         fit: arguments for every fit; type them behind a lone --.
     """
     from scone_pl.study.kept import check_outputs, keep
     from scone_pl.study.runner import run_study
 
-    read, arms = _read(study, scale, evaluators, fit), separated(arms)
-    chosen = _checked(read, seeds, jobs, arms)
-    check_outputs(read, output, quick=quick)
-    finished = run_study(read, chosen["seeds"], _fit, jobs=chosen["jobs"], quick=quick, arms=arms or ())
-    for line in keep(read, finished, output, quick=quick):
+    study, seeds, arms = selection.read(fit)
+    jobs = study.jobs if jobs is None else jobs
+    check_whole("--jobs", jobs, minimum=1, maximum=MAX_RUNS)
+    check_outputs(study, output, quick=selection.quick)
+    finished = run_study(study, seeds, _fit, jobs=jobs, quick=selection.quick, arms=arms)
+    for line in keep(study, finished, output, quick=selection.quick):
         print(line)
 
 
-def plan(
-    study: str,
-    scale: str = "mini",
-    seeds: int | None = None,
-    quick: bool = False,
-    arms: list[str] | None = None,
-    evaluators: dict[str, Any] | None = None,
-    fit: list[str] | None = None,
-) -> None:
+def plan(selection: Selection, fit: list[str] | None = None) -> None:
     """Prints what `study run` would run, and runs nothing.
 
     Args:
-        study: see `study run`.
-        scale: see `study run`.
-        seeds: see `study run`.
-        quick: see `study run`.
-        arms: see `study run`.
-        evaluators: see `study run`.
+        selection: see `study run`.
         fit: see `study run`.
     """
     from scone_pl.study.status import plan_text
 
-    read, arms = _read(study, scale, evaluators, fit), separated(arms)
-    print(plan_text(read, _checked(read, seeds, None, arms)["seeds"], arms or (), quick=quick))
+    print(plan_text(*selection.read(fit), quick=selection.quick))
 
 
-def status(
-    study: str,
-    scale: str = "mini",
-    seeds: int | None = None,
-    quick: bool = False,
-    arms: list[str] | None = None,
-    evaluators: dict[str, Any] | None = None,
-    fit: list[str] | None = None,
-) -> None:
+def status(selection: Selection, fit: list[str] | None = None) -> None:
     """Prints the state of every run.
 
     Args:
-        study: see `study run`.
-        scale: see `study run`.
-        seeds: see `study run`.
-        quick: see `study run`.
-        arms: see `study run`.
-        evaluators: see `study run`.
+        selection: see `study run`.
         fit: see `study run`.
     """
     from scone_pl.study.status import status_text
 
-    read, arms = _read(study, scale, evaluators, fit), separated(arms)
-    print(status_text(read, _checked(read, seeds, None, arms)["seeds"], arms or (), quick=quick))
+    print(status_text(*selection.read(fit), quick=selection.quick))
 
 
 def page(folder: Path | None = None) -> None:
@@ -168,15 +163,3 @@ def _read(study: str, scale: str, evaluators: dict[str, Any] | None, fit: list[s
         if not isinstance(settings, dict):
             raise UserError(f"--evaluators: {name} is {settings!r}; it must be a mapping of settings")
     return Study.read(study, scale, Overrides(evaluators=evaluators or {}, fit=tuple(fit or ())))
-
-
-def _checked(study: Study, seeds: int | None, jobs: int | None, arms: list[str] | None) -> dict[str, int]:
-    numbers = {
-        "seeds": study.seeds if seeds is None else seeds,
-        "jobs": study.jobs if jobs is None else jobs,
-    }
-    for name, number in numbers.items():
-        check_whole(f"--{name}", number, minimum=1, maximum=1000)
-    for name in arms or ():
-        study.arm(name)
-    return numbers

@@ -86,7 +86,7 @@ VERBS = {
     "study": Verb(
         "a question as a YAML file: arms, seeds, evaluations, intervals, page",
         commands={
-            **_of("study", "run", "plan", "status", positional=("study",), behind="fit"),
+            **_of("study", "run", "plan", "status", positional=("study",), flat="selection", behind="fit"),
             "page": Command("scone_pl.cli.study:page"),
             "arm": Command("scone_pl.cli.study:arm", positional=("study", "arm"), behind="fit"),
         },

@@ -49,6 +49,21 @@ class Faults:
         numbers = [*first.values(), *(number for number in shown if number not in first.values())]
         return [self.examples[number] for number in sorted(numbers[: max(limit, len(first))])]
 
+    def report(self, title: str, limit: int, unlisted: Collection[str] = ()) -> str:
+        """Lines that count the faults under `title` and show examples, each ended; empty if there are none.
+
+        Args:
+            title: what they are.
+            limit: maximum number of examples, see `listed`.
+            unlisted: reasons that are only counted.
+        """
+        if not self.total:
+            return ""
+        examples = self.listed(limit, exclude=unlisted)
+        more = self.total - sum(self.counts[reason] for reason in unlisted) - len(examples)
+        lines = [f"{title}: {self}", *(f"  {example}" for example in examples)]
+        return "\n".join([*lines, *([f"  ... and {more} more"] if more > 0 else []), ""])
+
     def to_json(self) -> dict[str, Any]:
         """JSON representation."""
         return {"counts": dict(self.counts), "examples": self.examples}

@@ -41,7 +41,6 @@ class Stage:
     plan: Plan
     """The recipe's."""
     num_nodes: int
-    on_cpu: bool
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,6 @@ def _stage(name: str, settings: Any) -> Stage:
         packing=PackingConfig(**packing),
         plan=_plan(trainer, model.sharding, _devices(trainer.devices) * num_nodes),
         num_nodes=num_nodes,
-        on_cpu=trainer.accelerator == "cpu",
     )
 
 

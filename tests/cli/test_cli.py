@@ -9,8 +9,9 @@ import yaml
 from running import ROOT, run_scone
 
 from scone_pl.__main__ import main
-from scone_pl.cli.lightning import _recorded_settings, stages
+from scone_pl.cli.lightning import stages
 from scone_pl.errors import UserError
+from scone_pl.training.resume_settings import recorded_settings
 
 STAGE1 = str(ROOT / "experiments/mini/stage1.yaml")
 
@@ -211,7 +212,7 @@ def test_a_damaged_record_of_a_run_s_settings_is_one_line(text: str, tmp_path: P
     file = tmp_path / "config.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml: not the configuration of a run; move it aside"):
-        _recorded_settings(file)
+        recorded_settings(file)
 
 
 def test_every_step_s_data_is_looked_for_before_the_first_trains(

@@ -60,6 +60,7 @@ def test_an_epoch_holds_every_sample_once_within_the_budget(maker):
         for batch in take(PackStream(maker, Cursor(start, epoch, start)), packs):
             assert 0 < len(batch.sequence) <= maker.packing.token_budget
             assert batch.position.epoch == epoch
+            assert batch.seed == seed_of("step", "train", 3, epoch, batch.position.pack), "noise of each pack its own"
             keys += batch.sequence.keys
         assert sorted(keys) == [make_sample(i).key for i in range(60)]
         start += packs

@@ -161,13 +161,14 @@ def test_an_extremely_steep_soft_mask_is_the_hard_one() -> None:
         torch.testing.assert_close(steep, velocity(CONFIG), rtol=1e-4, atol=1e-5)
 
 
-def test_a_quantile_blocks_its_fraction_of_every_image() -> None:
+@pytest.mark.parametrize("quantile", [0.5, 0.2])
+def test_a_quantile_blocks_its_fraction_of_every_image(quantile: float) -> None:
     pack = make_pack(TWO_REFERENCES, ONE_REFERENCE)
     states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(2))[pack.understanding_index]
-    blocked = Bridge(dataclasses.replace(CONFIG, quantile=0.5, threshold=9.0), pack)(states).blocked
+    blocked = Bridge(dataclasses.replace(CONFIG, quantile=quantile, threshold=9.0), pack)(states).blocked
     for split in pack.splits_of(SplitKind.VIT):
         tokens = blocked[split.start + 1 : split.stop - 1]
-        assert abs(int(tokens.sum()) - len(tokens) / 2) <= 0.5
+        assert abs(int(tokens.sum()) - quantile * len(tokens)) < 1
 
 
 def test_similarity_keeps_its_graph_only_on_request() -> None:
@@ -177,6 +178,13 @@ def test_similarity_keeps_its_graph_only_on_request() -> None:
         result = flow_matching(model, pack, clean, clean, bridge=CONFIG, similarity_grad=requested)
         assert result.output.bridge is not None
         assert result.output.bridge.similarity.requires_grad == requested
+
+
+def test_the_first_and_the_last_masked_layer_are_masked() -> None:
+    config = BridgeConfig(source_layer=1, first_masked_layer=3, last_masked_layer=5, hide_references_early=True)
+    assert [layer for layer in range(8) if config.masks_layer(layer)] == [3, 4, 5]
+    assert [layer for layer in range(8) if config.hides_references_in(layer)] == [0, 1]
+    assert [layer for layer in range(28) if BridgeConfig().masks_layer(layer)] == list(range(9, 16))
 
 
 def test_layers_must_be_in_order_and_exist() -> None:
