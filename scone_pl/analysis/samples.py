@@ -37,12 +37,12 @@ def choose_samples(data: str, count: int) -> list[Sample]:
     source = open_input(data, require_target=False)
     chosen: list[Sample] = []
     broken: list[BrokenSampleError] = []
-    for _, found in source.read(0, len(source)):
-        if isinstance(found, BrokenSampleError):
-            broken.append(found)
-        elif found.references and found.instruction.strip():
+    for _, sample in source.read(0, len(source)):
+        if isinstance(sample, BrokenSampleError):
+            broken.append(sample)
+        elif sample.references and sample.instruction.strip():
             try:
-                chosen.append(_checked(found))
+                chosen.append(_checked(sample))
             except BrokenSampleError as error:
                 broken.append(error)
         if len(chosen) == count:

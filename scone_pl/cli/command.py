@@ -68,8 +68,8 @@ def run_command(command: Command, name: str, args: Sequence[str]) -> int:
         UserError: what was typed does not fit the function's signature.
     """
     typed, behind = _split(args)
-    wanted = help_wanted(typed)
-    if wanted == "short":
+    help_form = help_wanted(typed)
+    if help_form == "short":
         print(short_help(command, f"{PROG} {name}"))
         return 0
     from scone_pl.cli.parsing import check_typed, instantiate, parse_quietly  # not for short help: imports jsonargparse
@@ -77,7 +77,7 @@ def run_command(command: Command, name: str, args: Sequence[str]) -> int:
     check_typed(args)
     function = command.load()
     parser, flat = _parser(command, function, f"{PROG} {name}")
-    if wanted == "all":
+    if help_form == "all":
         print(parser.format_help(), end="")
         return 0
     if behind is not None and not command.behind:

@@ -170,8 +170,8 @@ def _of_system(error: OSError, text: str) -> str:
 
 def _missing_library(error: ImportError) -> str | None:
     """None = a module of our own, which is no library that could be installed."""
-    found = _LIBRARY.search(str(error))
-    name = (error.name or (next(filter(None, found.groups())) if found else "")).partition(".")[0]
+    match = _LIBRARY.search(str(error))
+    name = (error.name or (next(filter(None, match.groups())) if match else "")).partition(".")[0]
     if name == __package__.partition(".")[0]:
         return None
     line = " ".join(str(error).split())

@@ -196,10 +196,10 @@ def one_line(report: str) -> str:
     rest = " ".join(report.rsplit("error: ", 1)[-1].split())
     keys, class_path = [], ""
     while match := next((m for w in _WRAPPERS if (m := w.match(rest))), None):
-        found = match.groupdict()
-        keys += [found["key"]] if "key" in found else []
-        class_path = found.get("path", class_path)
-        rest = found["rest"]
+        parts = match.groupdict()
+        keys += [parts["key"]] if "key" in parts else []
+        class_path = parts.get("path", class_path)
+        rest = parts["rest"]
     rest = _plain_types(_TAIL.split(rest)[0])
     where = f"{'.'.join(keys)}: " if keys else ""
     if missing := _NO_CLASS.match(rest):
@@ -218,7 +218,7 @@ def _no_class(name: str, *, is_stage: bool) -> str:
 def _plain_types(message: str) -> str:
     """Python's spelling of types in plain words."""
     message = _LITERAL.sub(r"Must be one of \1", message)
-    return _CLASS.sub(lambda found: f"{'an' if found[1][0] in 'aeiou' else 'a'} {found[1]}", message)
+    return _CLASS.sub(lambda match: f"{'an' if match[1][0] in 'aeiou' else 'a'} {match[1]}", message)
 
 
 def _suggestion(message: str, class_path: str) -> str:

@@ -51,8 +51,8 @@ def find_parquet(source: str | Path, subset: str | None = None, rules: RowRules 
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give the root of the parquet data set")
     if source.is_dir():
-        found = (path for path in source.rglob("*.parquet") if not path.is_dir())
-        paths = sorted(path for path in found if not _is_hidden(path.relative_to(source)))
+        files = (path for path in source.rglob("*.parquet") if not path.is_dir())
+        paths = sorted(path for path in files if not _is_hidden(path.relative_to(source)))
     else:
         paths = [source]
     if not paths:

@@ -99,7 +99,7 @@ class EvaluationFolder:
     def generation(self, sampling: int) -> dict[str, Any]:
         """Settings with which the images of a sampling were generated, if known."""
         file = self.images_of(sampling) / "settings.json"
-        return read_json(file, dict) if file.exists() else {"pictures": str(self.images_of(sampling))}
+        return read_json(file, dict) if file.exists() else {"images": str(self.images_of(sampling))}
 
     @classmethod
     def open(cls, output: str | Path, image_folders: Sequence[str] | None, *, reuse: bool = True) -> EvaluationFolder:
@@ -111,7 +111,7 @@ class EvaluationFolder:
             reuse: without `image_folders`, use those of the previous run.
         """
         path = Path(output)
-        folders = image_folders or (_read_metadata(path).get("pictures") if reuse else None)
+        folders = image_folders or (_read_metadata(path).get("images") if reuse else None)
         return cls(path, tuple(map(Path, folders or [])))
 
     def check_writable(self) -> None:
@@ -135,7 +135,7 @@ class EvaluationFolder:
         self.check(benchmark)
         metadata = _read_metadata(self.path)
         metadata |= {"benchmark": benchmark.name, **{name: value for name, value in about.items() if value is not None}}
-        metadata["pictures"] = [os.path.realpath(image_folder) for image_folder in self.image_folders]
+        metadata["images"] = [os.path.realpath(image_folder) for image_folder in self.image_folders]
         write_json(metadata, self.path / _ABOUT)
         return metadata
 
@@ -150,9 +150,11 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     metadata = read_json(file, dict)
-    image_folders = metadata.get("pictures", [])
+    if "pictures" in metadata:  # as older versions wrote it
+        metadata["images"] = metadata.pop("pictures")
+    image_folders = metadata.get("images", [])
     if not isinstance(image_folders, list) or not all(isinstance(folder, str) for folder in image_folders):
-        raise UserError(f"{file}: `pictures` must be a list of folders; correct it, or choose another --output")
+        raise UserError(f"{file}: `images` must be a list of folders; correct it, or choose another --output")
     return metadata
 
 

@@ -45,12 +45,12 @@ def _spread(values: Sequence[tuple[tuple[int, int], float]]) -> dict[str, Any]:
 
 
 def _items(records: Records, benchmark: Benchmark) -> dict[str, Any]:
-    pictures: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    images: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         if benchmark.is_complete(record):
-            pictures[record["task_type"], record["key"], record["sampling"]].append(record)
-    repeated = [values for values in pictures.values() if len(values) > 1]
-    result: dict[str, Any] = {"pictures_scored_repeatedly": len(repeated)}
+            images[record["task_type"], record["key"], record["sampling"]].append(record)
+    repeated = [values for values in images.values() if len(values) > 1]
+    result: dict[str, Any] = {"images_scored_repeatedly": len(repeated)}
     for name in benchmark.rated:
         answered = [[float(r[name]) for r in values if r.get(name) is not None] for values in repeated]
         spreads = [statistics.stdev(values) for values in answered if len(values) > 1]

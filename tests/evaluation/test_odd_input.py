@@ -139,11 +139,14 @@ def test_stored_answers(tmp_path):
 
 def test_what_an_evaluation_remembers(tmp_path):
     draw = random.Random(3)
-    about = {"benchmark": "sconeeval", "name": "m", "checkpoint": "w", "data": "d", "pictures": ["a", "b"]}
+    about = {"benchmark": "sconeeval", "name": "m", "checkpoint": "w", "data": "d", "images": ["a", "b"]}
     for _ in range(150):
         file = tmp_path / "evaluation.json"
         file.write_text(json.dumps(mutated(about, draw)))
         one_line(lambda: EvaluationFolder.open(tmp_path, None).check(SCONEEVAL), tmp_path)
+    for key in ("images", "pictures"):  # now, and as older versions wrote it
+        file.write_text(json.dumps({**{k: v for k, v in about.items() if k != "images"}, key: ["a", "b"]}))
+        assert [str(folder) for folder in EvaluationFolder.open(tmp_path, None).image_folders] == ["a", "b"]
 
 
 def test_prices(tmp_path):
