@@ -5,7 +5,6 @@ The format: 8 bytes with the header's length, the header (JSON: name -> dtype, s
 
 from __future__ import annotations
 
-import json
 import math
 import stat
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scone_pl.errors import UserError
+from scone_pl.files import parse_json
 
 MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""
@@ -71,24 +71,13 @@ def read_header(file: Path) -> dict[str, HeaderEntry]:
 
 def _parse(text: bytes, file: Path) -> dict[str, Any]:
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
-    except RecursionError:
-        raise _damaged(file, "its header is nested too deeply") from None
-    except ValueError as error:
-        raise _damaged(file, f"its header is not JSON: {_printable(error)}") from None
-    if not isinstance(header, dict):
-        raise _damaged(file, "its header is not an object")
+        header: dict[str, Any] = parse_json(text.decode(), "its header", dict)
+    except ValueError as error:  # `UserError` is one
+        raise _damaged(file, _printable(error)) from None
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(file, "__metadata__ of its header does not map names to texts")
     return header
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a name appears twice")
-    return content
 
 
 def _entry(raw: Any, name: str, file: Path) -> tuple[HeaderEntry, tuple[int, int]]:

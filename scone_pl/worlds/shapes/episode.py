@@ -11,18 +11,11 @@ from functools import cached_property
 import numpy as np
 
 from scone_pl.data.sample import Candidate, Sample
+from scone_pl.evaluation.scores import SCONEEVAL_TASKS
 from scone_pl.worlds.shapes.png import encode_png
 from scone_pl.worlds.shapes.shapes import shape_mask
 
-TASKS: tuple[str, ...] = (
-    "composition_single",
-    "composition_multi",
-    "distinction_single_cross",
-    "distinction_single_intra",
-    "distinction_multi_cross",
-    "distinction_multi_intra",
-)
-"""SconeEval's six tasks, in the order of its table (docs/benchmarks.md 1)."""
+TASKS = SCONEEVAL_TASKS
 
 REFERENCE_GREY = (128, 128, 128)
 """RGB behind the subjects of every reference image."""
