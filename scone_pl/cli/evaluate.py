@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from scone_pl.checkpoints.adapters import adapters_of
 from scone_pl.cli.command import separated
@@ -14,14 +14,19 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.benchmarks import find_benchmark
 from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output, name_of_scores
-from scone_pl.evaluation.items import Item, read_items
-from scone_pl.evaluation.judge_config import JudgeConfig, JudgeOptions
-from scone_pl.evaluation.published import published, unique_names
+from scone_pl.evaluation.items import read_items
+from scone_pl.evaluation.judge_config import JudgeOptions
 from scone_pl.evaluation.records import Record, read_records
+from scone_pl.evaluation.rows import (
+    ScoredModel,
+    name_of_checkpoint,
+    of_items,
+    read_models,
+    summarise,
+)
 from scone_pl.evaluation.steps import (
     as_json,
     check_judge,
-    compare_all,
     describe_plan,
     plan_judgements,
     print_json,
@@ -30,7 +35,6 @@ from scone_pl.evaluation.steps import (
     write_tables,
 )
 from scone_pl.evaluation.steps import judge as run_judge
-from scone_pl.evaluation.summary import Summary
 from scone_pl.outputs import check_output_folder
 from scone_pl.ranges import check_whole
 
@@ -100,12 +104,17 @@ def evaluate(
     items = read_items(
         chosen, data, tasks=separated(tasks), limit=limit, language=language, max_references=max_references
     )
-    wanted = {item.id for item in items}
-    others = [(title, _of_items(found, wanted, title)) for title, found in _others(compare or [], chosen, language)]
+    ids = {item.id for item in items}
+    others = [
+        ScoredModel(one.name, of_items(one.records, ids, one.name))
+        for one in read_models(compare or [], chosen, language)
+    ]
     config = None
     if only in (None, "judge"):
         config = judge.resolved(chosen.judge)
-        _check_service(config, folder, chosen, items)
+        check_judge(config, chosen, items)
+        if not folder.answers.exists():  # with stored answers no key may be needed
+            config.key()
     rank = None
     if generating and checkpoint is not None:
         from scone_pl.evaluation.generate import generate, launched_rank
@@ -126,15 +135,16 @@ def evaluate(
         if rank:
             return 0
     # Not before: a checkpoint that is refused, because the images are another's, must not give them its name.
-    name = name or (_name_of(checkpoint) if checkpoint else None)
+    name = name or (name_of_checkpoint(checkpoint) if checkpoint else None)
     about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(chosen.data_file(data)))
     status = 0
     if config is not None:
         judgements = plan_judgements(folder, chosen, items, config, rounds, scorings)
         status = _status(chosen, run_judge(folder, chosen, judgements, config))
     if only in (None, "tables"):
-        records = _of_items(read_records(folder.scores, chosen, language), wanted, str(folder.scores))
-        summaries, comparisons = _summaries(records, about.get("name") or Path(output).name, others, chosen, 0)
+        records = of_items(read_records(folder.scores, chosen, language), ids, str(folder.scores))
+        evaluated = ScoredModel(about.get("name") or Path(output).name, records)
+        summaries, comparisons = summarise(evaluated, others, chosen, 0)
         plots = write_tables(folder.tables, summaries, comparisons)
         from scone_pl.evaluation.report import write_report
 
@@ -267,8 +277,9 @@ def tables(
     if output is not None:
         check_tables_output(Path(output))
     records = read_records(scores, chosen, language)
-    others = _others(compare or [], chosen, language)
-    summaries, comparisons = _summaries(records, name or name_of_scores(Path(scores)), others, chosen, seed)
+    others = read_models(compare or [], chosen, language)
+    model = ScoredModel(name or name_of_scores(Path(scores)), records)
+    summaries, comparisons = summarise(model, others, chosen, seed)
     if output is not None:
         write_tables(Path(output), summaries, comparisons)
     if json:
@@ -289,45 +300,7 @@ def _status(benchmark: Benchmark, records: Sequence[Record]) -> int:
     return 0 if any(benchmark.is_complete(record) for record in records) else 1
 
 
-def _summaries(
-    records: Sequence[dict[str, Any]],
-    name: str,
-    others: Sequence[tuple[str, list[dict[str, Any]]]],
-    benchmark: Benchmark,
-    seed: int,
-) -> tuple[list[Summary], list[dict[str, Any]]]:
-    names = unique_names([name, *(title for title, _ in others)], taken=published(benchmark).rows)
-    others = [(title, other) for title, (_, other) in zip(names[1:], others, strict=True)]
-    summaries = [Summary.of(scores, benchmark, title, seed=seed) for title, scores in [(names[0], records), *others]]
-    return summaries, compare_all(records, others, benchmark, seed)
-
-
-def _others(files: Sequence[str], benchmark: Benchmark, language: str | None) -> list[tuple[str, list[dict[str, Any]]]]:
-    return [(name_of_scores(Path(file)), read_records(file, benchmark, language)) for file in files]
-
-
-def _check_service(config: JudgeConfig, folder: EvaluationFolder, benchmark: Benchmark, items: Sequence[Item]) -> None:
-    """Checks the judge before a day of generating. With stored answers there, no key may be needed."""
-    check_judge(config, benchmark, items)
-    if not folder.answers.exists():
-        config.key()
-
-
-def _of_items(records: Sequence[Record], wanted: set[tuple[str, str]], whose: str) -> list[Record]:
-    """The records of the chosen items, so that rows of one table compare the same items."""
-    found = [record for record in records if (record["task_type"], str(record["key"])) in wanted]
-    if not found:
-        raise UserError(f"{whose}: has no score of these items; judge them first")
-    return found
-
-
 def _check_counts(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None:
             check_whole(f"--{name}", number, minimum=1, maximum=_MAX_COUNT)
-
-
-def _name_of(checkpoint: str) -> str:
-    """Name of a checkpoint folder; for `weights`, which training writes, that of its parent."""
-    path = Path(checkpoint)
-    return path.parent.name if path.name == "weights" and path.parent.name else path.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scone_pl.data.prompts import requests_and_records
 from scone_pl.errors import UserError
@@ -15,6 +15,7 @@ from scone_pl.evaluation.items import Item
 from scone_pl.messages import warn
 
 FILE = "data.jsonl"
+T = TypeVar("T")
 
 
 def jsonl_file(data: str | Path) -> Path:
@@ -59,7 +60,8 @@ def read_jsonl(
         parsed = CaseType.parse(case_type)
         if parsed.unrecognised:
             unrecognised[str(case_type)] += 1
-        subjects, labels = (), ()
+        subjects: tuple[tuple[str, ...], ...] = ()
+        labels: tuple[tuple[int, ...], ...] = ()
         if has_candidates(request.task_type):
             subjects, labels = _candidates(record, len(request.images), request.where)
             without_target += [] if any(map(any, labels)) else [request.where]
@@ -103,8 +105,9 @@ def _candidates(
     record: dict[str, Any], references: int, where: str
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[int, ...], ...]]:
     """`subject_list` and `subject_label`, checked against each other."""
-    subjects, labels = record.get("subject_list"), record.get("subject_label")
-    if not _is_nested(subjects, str) or not _is_nested(labels, int):
+    subjects = _nested(record.get("subject_list"), str)
+    labels = _nested(record.get("subject_label"), int)
+    if subjects is None or labels is None:
         raise UserError(f"{where}: `subject_list` and `subject_label` must be lists (one per reference) of lists")
     if [len(group) for group in subjects] != [len(group) for group in labels]:
         raise UserError(f"{where}: `subject_label` must have the shape of `subject_list`, a 0 or 1 per candidate")
@@ -120,8 +123,10 @@ def _candidates(
     return tuple(map(tuple, subjects)), tuple(map(tuple, labels))
 
 
-def _is_nested(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(
+def _nested(value: Any, kind: type[T]) -> list[list[T]] | None:
+    """`value` if it is a list of lists of `kind`."""
+    valid = isinstance(value, list) and all(
         isinstance(group, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in group)
         for group in value
     )
+    return value if valid else None

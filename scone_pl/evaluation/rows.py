@@ -9,11 +9,11 @@ from typing import Any
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.folder import name_of_scores
 from scone_pl.evaluation.published import published, unique_names
 from scone_pl.evaluation.records import Record, read_records
 from scone_pl.evaluation.steps import compare_all
 from scone_pl.evaluation.summary import Summary
-from scone_pl.files import read_json
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,3 @@ def name_of_checkpoint(checkpoint: str) -> str:
     """Name of a checkpoint folder; for `weights`, which training writes, that of its parent."""
     path = Path(checkpoint)
     return path.parent.name if path.name == "weights" and path.parent.name else path.name
-
-
-def name_of_scores(file: Path) -> str:
-    """Name of the model that these scores belong to, as stored by its evaluation.
-
-    Raises:
-        UserError: `evaluation.json` beside them is damaged.
-    """
-    about = file.parent / "evaluation.json"
-    name = read_json(about, dict).get("name") if about.exists() else None
-    return str(name) if name else file.parent.name if file.name == "scores.jsonl" and file.parent.name else file.stem

@@ -163,8 +163,8 @@ def extra_markdown(summary: Summary) -> str:
     parts += [f"### {title}\n\n{markdown_table(rows[0], rows[1:])}" for title, rows in summary.extra]
     failures = [
         [benchmark.short_names[task], str(count), _plain(reason)]
-        for task, found in summary.completeness.items()
-        for reason, count in found["failures"].items()
+        for task, result in summary.completeness.items()
+        for reason, count in result["failures"].items()
     ]
     if failures:
         parts.append("### Records without scores\n\n" + markdown_table(["Task", "n", "reason"], failures, (0, 2)))
@@ -172,15 +172,15 @@ def extra_markdown(summary: Summary) -> str:
         parts.append("### Stability\n\n" + _stability(summary))
     if summary.plausibility:
         rows = [
-            [benchmark.short_names.get(task, "Average over tasks"), f"{found['mean']:.2f}", str(int(found["n"]))]
-            for task, found in summary.plausibility.items()
+            [benchmark.short_names.get(task, "Average over tasks"), f"{result['mean']:.2f}", str(int(result["n"]))]
+            for task, result in summary.plausibility.items()
         ]
         text = "An additional question, not part of the benchmark or its averages.\n\n"
         parts.append("### Physical plausibility\n\n" + text + markdown_table(["Task", "PHY", "n"], rows))
     return "\n\n".join(parts)
 
 
-def comparison_markdown(found: Mapping[str, Any], first: str, second: str) -> str:
+def comparison_markdown(comparison: Mapping[str, Any], first: str, second: str) -> str:
     """A paired comparison, see `bootstrap.compare`."""
     heads = ["Column", _plain(first), _plain(second), "difference", "95 % interval", "p"]
     rows = [
@@ -192,23 +192,23 @@ def comparison_markdown(found: Mapping[str, Any], first: str, second: str) -> st
             f"[{values['interval'][0]:+.2f}, {values['interval'][1]:+.2f}]",
             f"{values['p']:.3f}",
         ]
-        for column, values in found["columns"].items()
+        for column, values in comparison["columns"].items()
     ]
-    n = sum(found["n"].values())
-    note = f"Paired bootstrap over {n} items that both have ({found['resamples']} resamples)."
-    if min(found["n"].values()) < MIN_ITEMS:
+    n = sum(comparison["n"].values())
+    note = f"Paired bootstrap over {n} items that both have ({comparison['resamples']} resamples)."
+    if min(comparison["n"].values()) < MIN_ITEMS:
         note += f" {_MIN_ITEMS_NOTE}"
     return f"{markdown_table(heads, rows)}\n\n{note}"
 
 
 def _provenance(summary: Summary) -> str:
     """A paragraph about the judge and the settings of the images; empty if the records have no provenance."""
-    found = summary.provenance
+    provenance = summary.provenance
     parts = []
-    if found["models"]:
-        days = " to ".join(dict.fromkeys(date[:10] for date in found["dates"]))
-        parts.append(f"Judge: {', '.join(found['models'])}, {days}; prompts {', '.join(found['prompts'])}.")
-    for made in found["generation"]:
+    if provenance["models"]:
+        days = " to ".join(dict.fromkeys(date[:10] for date in provenance["dates"]))
+        parts.append(f"Judge: {', '.join(provenance['models'])}, {days}; prompts {', '.join(provenance['prompts'])}.")
+    for made in provenance["generation"]:
         sampling = made.get("sampling")
         if "weights" in made and isinstance(sampling, dict):  # by `predict`
             seed = made.get("seed", sampling.get("seed"))  # outside of `sampling` in older records
@@ -222,11 +222,11 @@ def _stability(summary: Summary) -> str:
     rows = [
         [
             "Overall" if name == "overall" else name.removeprefix("average."),
-            _cell(found["std_over_scorings"], 3),
-            _cell(found["std_over_samplings"], 3),
-            f"{found['range'][0]:.2f} to {found['range'][1]:.2f}",
+            _cell(spread["std_over_scorings"], 3),
+            _cell(spread["std_over_samplings"], 3),
+            f"{spread['range'][0]:.2f} to {spread['range'][1]:.2f}",
         ]
-        for name, found in columns.items()
+        for name, spread in columns.items()
     ]
     items = summary.stability["items"]
     agreement = items["presence_agreement"]
@@ -240,16 +240,16 @@ def _stability(summary: Summary) -> str:
 def _errors(summary: Summary) -> str:
     """Fractions of images with each error, by task; beside them the scores that they lower."""
     benchmark = summary.benchmark
-    names = list(dict.fromkeys(name for found in summary.error_rates.values() for name in found))
+    names = list(dict.fromkeys(name for spread in summary.error_rates.values() for name in spread))
     heads = ["Task"]
     for name in names:
         heads += [_ERRORS[name][1], _ERRORS[name][2]] if _is_scored(benchmark, name) else [f"images with {name}"]
     rows = []
-    for task, found in summary.error_rates.items():
+    for task, spread in summary.error_rates.items():
         cells = [benchmark.short_names[task]]
         for name in names:
             score = [_cell(summary.mean.get(f"{task}.{_ERRORS[name][0]}"))] if _is_scored(benchmark, name) else []
-            cells += [*score, f"{found[name]:.0%}" if name in found else "-"]
+            cells += [*score, f"{spread[name]:.0%}" if name in spread else "-"]
         rows.append(cells)
     return f"### {' and '.join(names).capitalize()}\n\n" + markdown_table(heads, rows)
 

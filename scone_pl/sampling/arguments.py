@@ -156,7 +156,7 @@ def generators_per_image(generator: Generators, num_images: int) -> list[torch.G
     Raises:
         UserError: another number of them, or not generators.
     """
-    generators = list(generator) if isinstance(generator, list | tuple) else [generator] * num_images
+    generators: list[Any] = list(generator) if isinstance(generator, list | tuple) else [generator] * num_images
     if any(not isinstance(g, torch.Generator | None) for g in generators):
         raise UserError("generator must be a torch.Generator, or a list with one per image; for a number use seed")
     if len(generators) != num_images:
