@@ -116,7 +116,7 @@ def readable_headers(checkpoint: str | os.PathLike[str]) -> Iterator[Path]:
         return
     from huggingface_hub import HfApi, hf_hub_download
 
-    where = {"revision": repository.revision, "repo_type": repository.kind}
+    where: dict[str, Any] = {"revision": repository.revision, "repo_type": repository.kind}
     with tempfile.TemporaryDirectory() as temporary:
         for file in files_of(repository):
             target = Path(temporary) / file.name
@@ -211,8 +211,9 @@ def files_of(repository: HubId, to: Path | None = None) -> list[HubFile]:
         info = HfApi(endpoint=endpoint()).repo_info(
             repository.repo, repo_type=repository.kind, revision=repository.revision, files_metadata=True
         )
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    digests = {file.rfilename: file.lfs.sha256 for file in info.siblings or () if file.lfs is not None}
+    files = getattr(info, "siblings", None) or ()
+    sizes = {file.rfilename: file.size or 0 for file in files}
+    digests = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
 
     def present(name: str) -> bool:
         if to is not None:
@@ -286,7 +287,7 @@ def _resume(repository: HubId, file: HubFile, to: Path) -> None:
     # huggingface_hub 2 starts an interrupted file again from its beginning, which here may be 29 GB.
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # documented, not in `__all__`
 
     partial = to / f"{file.name}.partial"
     partial.parent.mkdir(parents=True, exist_ok=True)

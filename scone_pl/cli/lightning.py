@@ -140,6 +140,7 @@ class SconeCLI(LightningCLI):
         self.before_instantiate_classes()
         self.instantiate_classes()
         self.after_instantiate_classes()
+        assert self.subcommand is not None
         self._run_subcommand(self.subcommand)
         return self.status
 

@@ -135,8 +135,8 @@ class SconePipeline(Publishing, LoRAAdapters):
             others = deprecated.rename_arguments(others, deprecated.LOADING)
             refuse_unknown(others, known, "from_pretrained")
             others.setdefault("pretrained_model_name_or_path", pretrained_model_name_or_path)
-            given = {"attention": attention, "compile": compile, "exif_orientation": exif_orientation, "urls": urls}
-            given["adapters"] = adapters
+            given: dict[str, Any] = {"attention": attention, "compile": compile, "exif_orientation": exif_orientation}
+            given |= {"urls": urls, "adapters": adapters}
             return cls.from_pretrained(**{"torch_dtype": torch_dtype, "device_map": device_map, **given, **others})
         if not os.fspath(pretrained_model_name_or_path):
             raise UserTypeError("from_pretrained() needs a checkpoint folder")

@@ -56,7 +56,8 @@ def values(source: Source, column: str, images: Sequence[Image]) -> np.ndarray:
 
 def means(source: Source, column: str, images: Sequence[Image]) -> np.ndarray:
     """(images,) mean over raters."""
-    return np.nanmean(values(source, column, images), axis=1)
+    mean: np.ndarray = np.nanmean(values(source, column, images), axis=1)
+    return mean
 
 
 def _cell(reference: Source, candidate: Source, column: str, images: Sequence[Image]) -> Cell:
@@ -144,8 +145,8 @@ def systems(
     by_name = {name: [image for image in images if image.system == name] for name in names}
     table = {}
     for name, members in by_name.items():
-        x, y = (float(np.mean(means(source, column, members))) for source in (reference, candidate))
-        table[name] = {"n": len(members), "reference": x, "candidate": y, "bias": y - x}
+        one, other = (float(np.mean(means(source, column, members))) for source in (reference, candidate))
+        table[name] = {"n": len(members), "reference": one, "candidate": other, "bias": other - one}
     x, y = (np.array([row[side] for row in table.values()]) for side in ("reference", "candidate"))
     defined = len(names) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
     return {
@@ -177,8 +178,10 @@ def _pair(
     generator = np.random.default_rng([seed, zlib.crc32(f"{column} {pair}".encode())])
     drawn = [np.concatenate([generator.choice(members, len(members)) for members in by_task]) for _ in range(resamples)]
     for side, source in (("reference", reference), ("candidate", candidate)):
-        first, second = (means(source, column, [one[key] for key in shared]) if shared else [] for one in sides)
-        difference = np.asarray(first) - np.asarray(second)
+        first, second = (
+            means(source, column, [one[key] for key in shared]) if shared else np.zeros(0) for one in sides
+        )
+        difference = first - second
         grouped: dict[tuple[str, str], list[float]] = {item: [] for item in items}
         for one, key in zip(difference, shared, strict=True):
             grouped[key[0], key[1]].append(float(one))
