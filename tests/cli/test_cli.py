@@ -65,7 +65,7 @@ def changed(tmp_path: Path, key: str, value: object) -> str:
         ("trainer.max_step", 1, "did you mean 'max_steps'?"),
         ("chain", [{"nam": "a"}], "did you mean 'name'?"),
         ("data.train", [{"path": "nowhere"}], "error: nowhere: no such folder"),
-        ("model.init_args.init_from", "nowhere", "Hugging Face: ByteDance-Seed/BAGEL-7B-MoT"),
+        ("model.init_args.init_from", "nowhere", "python -m scone_pl download ByteDance-Seed/"),
         (
             "model.init_args.bridge",
             {"source_layer": 5, "first_masked_layer": 2, "last_masked_layer": 5},
