@@ -14,8 +14,8 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.benchmarks import find_benchmark
 from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output, name_of_scores
-from scone_pl.evaluation.items import read_items
-from scone_pl.evaluation.judge_config import JudgeOptions
+from scone_pl.evaluation.items import Item, read_items
+from scone_pl.evaluation.judge_config import JudgeConfig, JudgeOptions
 from scone_pl.evaluation.records import Record, read_records
 from scone_pl.evaluation.rows import (
     ScoredModel,
