@@ -231,8 +231,9 @@ def elo(wins: np.ndarray) -> np.ndarray:
         surprise = counted / (1 + np.exp(difference))
         return float((counted * np.logaddexp(0, -difference)).sum()), surprise.sum(axis=0) - surprise.sum(axis=1)
 
-    strengths = minimize(loss, np.zeros(len(wins)), jac=True, method="BFGS").x
-    return MEAN_ELO + ELO_PER_UNIT * (strengths - strengths.mean())
+    strengths: np.ndarray = minimize(loss, np.zeros(len(wins)), jac=True, method="BFGS").x
+    ratings: np.ndarray = MEAN_ELO + ELO_PER_UNIT * (strengths - strengths.mean())
+    return ratings
 
 
 def markdown(found: dict[str, Any], missing: int) -> str:

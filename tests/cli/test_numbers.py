@@ -207,9 +207,9 @@ COMMANDS = {
     for words, command in [((), verb.command), *(((one,), command) for one, command in verb.commands.items())]
     if command is not None and name not in ("estimate", "export", "parity")
 }
-GIVEN = {"benchmark": "sconeeval", "scores": "nowhere", "names": "x", "study": "figure11"}
+GIVEN = {"benchmark": "sconeeval", "scores": "nowhere", "names": "x", "study": "figure11", "selection": "figure11"}
 OPTIONS = [
-    (command, name.removeprefix("settings."), kind)  # of `generate`, which takes each by itself
+    (command, name.removeprefix("settings.").removeprefix("selection."), kind)  # options of the command itself
     for command, function in COMMANDS.items()
     for name, kind in parameters("", function)
     if not name.startswith("settings.bridge")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
@@ -80,7 +80,8 @@ class Dino:
 
         with torch.inference_mode():
             output = self.model(pixel_values=pixels(images, 256, IMAGENET).to(self.device))
-        return output.last_hidden_state[:, 0].float().cpu()
+        token: torch.Tensor = output.last_hidden_state[:, 0]
+        return token.float().cpu()
 
 
 class Clip:
@@ -99,7 +100,8 @@ class Clip:
 
         with torch.inference_mode():
             hidden = self.model.vision_model(pixel_values=pixels(images, 224, OPENAI_CLIP).to(self.device))
-            return self.model.visual_projection(hidden.pooler_output).float().cpu()
+            features: torch.Tensor = self.model.visual_projection(hidden.pooler_output)
+            return features.float().cpu()
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(n, d) float32."""
@@ -108,7 +110,8 @@ class Clip:
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
         with torch.inference_mode():
             hidden = self.model.text_model(**tokens)
-            return self.model.text_projection(hidden.pooler_output).float().cpu()
+            features: torch.Tensor = self.model.text_projection(hidden.pooler_output)
+            return features.float().cpu()
 
 
 def load_encoders(dino: str, clip: str, dinov2: str, device: str) -> Encoders:
@@ -120,7 +123,7 @@ def load_encoders(dino: str, clip: str, dinov2: str, device: str) -> Encoders:
     return Encoders(Dino(dino, device), Clip(clip, device), Dino(dinov2, device))
 
 
-def _loaded(load, name):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 (transformers' own types)
+def _loaded(load: Callable[[], Any], name: str) -> Any:
     try:
         return load()
     except (OSError, ValueError) as error:
