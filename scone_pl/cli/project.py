@@ -75,8 +75,8 @@ def demo(output: str = "scone_demo", quick: bool = False) -> int:
             print(f"python -m scone_pl {' '.join(command)}", flush=True)
             if status := run_in_own_process(command):
                 return status
-    after = target / "runs/mini/after/pictures.png"
-    print(f"\nimages:      {after} (before: {target / 'runs/mini/before/pictures.png'})")
+    after = target / "runs/mini/after/images.png"
+    print(f"\nimages:      {after} (before: {target / 'runs/mini/before/images.png'})")
     print(f"TensorBoard: tensorboard --logdir {target / 'runs'}")
     return 0
 
