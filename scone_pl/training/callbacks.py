@@ -17,7 +17,7 @@ from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.prompts import prompts_of, target_image
 from scone_pl.sampling.sampler import SampledLatents, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.sampling.visualize import Pixels, dim_blocked, image_grid, save_image
-from scone_pl.training.curves import Curves
+from scone_pl.training.curves import log_image
 from scone_pl.training.module import SconeModule
 from scone_pl.training.trainer_attributes import data_module, log_interval
 
@@ -75,9 +75,7 @@ class Previews(pl.Callback):
 
     @rank_zero_only
     def _show(self, trainer: pl.Trainer, image: Pixels) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, Curves):
-                logger.add_image("previews", image, trainer.global_step, dataformats="HWC")
+        log_image(trainer.loggers, "previews", image, trainer.global_step)
         try:
             save_image(image, f"{trainer.default_root_dir}/previews/step-{trainer.global_step:06d}.png")
         except UserError as error:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from scone_pl.messages import warn
+from scone_pl.sampling.visualize import Pixels
 from scone_pl.training.lightning_internals import silent_experiment
 
 
@@ -62,6 +63,17 @@ class Curves(TensorBoardLogger):
         # Its thread has ended with this error, and would raise it at every call.
         self._experiment = None
         warn(f"{self.log_dir}: no more curves ({error.strerror or error}); training continues without them")
+
+
+def log_image(loggers: Iterable[Any], name: str, image: Pixels, step: int) -> None:
+    """Logs an image (H, W, 3) uint8 to each logger that shows images: TensorBoard's, and W&B's `log_image`."""
+    for logger in loggers:
+        if isinstance(logger, Curves):
+            logger.add_image(name, image, step, dataformats="HWC")
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, image, step, dataformats="HWC")
+        elif callable(getattr(logger, "log_image", None)):
+            logger.log_image(key=name, images=[image], step=step)
 
 
 def keep_training(loggers: Iterable[Any]) -> None:

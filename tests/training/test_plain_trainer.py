@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from running import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import scone_pl
 from scone_pl.checkpoints.model import from_pretrained
+from scone_pl.training.curves import log_image
 from scone_pl.training.module import SconeModule
 
 
@@ -49,3 +53,25 @@ def test_the_documented_example(
     before = from_pretrained("experiments/mini/base_weights").state_dict()
     assert all(tensor.equal(trained[name]) for name, tensor in saved.items())
     assert any(not tensor.equal(before[name]) for name, tensor in saved.items())
+
+
+class ImageLogger:
+    """As Lightning's `WandbLogger`."""
+
+    def __init__(self) -> None:
+        self.images: list[tuple[str, int]] = []
+
+    def log_image(self, key: str, images: list[np.ndarray], step: int | None = None) -> None:
+        self.images.append((key, step or 0))
+        assert images[0].shape == (8, 8, 3)
+
+
+def test_images_reach_every_logger_that_shows_them(tmp_path: Path) -> None:
+    tensorboard, other = TensorBoardLogger(tmp_path, name="", version="tb"), ImageLogger()
+    csv = CSVLogger(tmp_path, name="", version="csv")
+    log_image([tensorboard, csv, other], "previews", np.zeros((8, 8, 3), np.uint8), 7)
+    tensorboard.save()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert [event.step for event in events.Images("previews")] == [7]
+    assert other.images == [("previews", 7)]
