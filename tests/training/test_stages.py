@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 
 from scone_pl.errors import UserError
-from scone_pl.model.config import BridgeConfig
+from scone_pl.model.config import BridgeConfig, bagel_7b
 from scone_pl.training.module import SconeModule
 from scone_pl.training.optimizer import OptimizerConfig
 from scone_pl.training.parts import part_of
@@ -45,6 +48,24 @@ def test_masks_and_optimizer_are_the_papers() -> None:
     config = OptimizerConfig()
     assert (config.lr, config.betas, config.eps, config.weight_decay) == (2e-5, (0.9, 0.95), 1e-15, 0.0)
     assert config.warmup_steps == 2000
+
+
+def test_the_autoencoder_has_the_published_scale() -> None:
+    config = bagel_7b().autoencoder
+    assert (config.kind, config.scale_factor, config.shift_factor) == ("flux", 0.3611, 0.1159)
+    assert (config.base_channels, config.channel_multipliers, config.num_res_blocks) == (128, (1, 2, 4, 4), 2)
+
+
+def test_the_average_follows_every_optimizer_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(pl.LightningModule, "optimizer_step", lambda self, *args, **kwargs: order.append("weights"))
+    module: Any = object.__new__(SconeModule)
+    pl.LightningModule.__init__(module)
+    module.ema = None
+    module.optimizer_step()
+    module.ema = SimpleNamespace(update=lambda: order.append("average"))
+    module.optimizer_step()
+    assert order == ["weights", "weights", "average"]
 
 
 def test_default_masks_of_the_stages(bagel_folder: Path) -> None:
