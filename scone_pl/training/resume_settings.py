@@ -44,7 +44,7 @@ def check_unchanged(file: Path, current: Mapping[str, Any]) -> None:
     """
     recorded = recorded_settings(file)
     before, now = recorded["model"], current["model"]
-    changed = ["class_path"] if before["class_path"] != now["class_path"] else []
+    changed = ["class_path"] if _stage(before["class_path"]) != _stage(now["class_path"]) else []
     names = before["init_args"].keys() & now["init_args"].keys() - FREE
     changed += sorted(n for n in names if _differ(before["init_args"][n], now["init_args"][n]))
     if changed:
@@ -74,6 +74,11 @@ def recorded_settings(file: Path) -> dict[str, Any]:
     if not whole or not isinstance(settings.get("trainer"), dict):
         raise UserError(f"{file}: not the configuration of a run; move it aside to resume without comparing settings")
     return settings
+
+
+def _stage(class_path: str) -> str:
+    """A class by its path; our own stages by their name, as they can be imported from several modules."""
+    return class_path.rpartition(".")[2] if class_path.startswith("scone_pl.") else class_path
 
 
 def _differ(before: Any, now: Any) -> bool:

@@ -11,7 +11,7 @@ from running import ROOT, run_scone
 from scone_pl.__main__ import main
 from scone_pl.cli.lightning import stages
 from scone_pl.errors import UserError
-from scone_pl.training.resume_settings import recorded_settings
+from scone_pl.training.resume_settings import check_unchanged, recorded_settings
 
 STAGE1 = str(ROOT / "experiments/mini/stage1.yaml")
 
@@ -123,7 +123,7 @@ def test_names_are_not_cut_short(typed: list[str], meant: str, capsys: pytest.Ca
 def test_a_stage_goes_by_its_short_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["fit", "--config", STAGE1, "--chain", "null", "--model", "BridgeGuidance", "--output_dir", str(tmp_path)]
     ((_, settings),) = stages(args)
-    assert settings.model.class_path == "scone_pl.training.stages.BridgeGuidance"
+    assert settings.model.class_path in ("scone_pl.training.stages.BridgeGuidance", "scone_pl.BridgeGuidance")
     assert settings.model.init_args.init_from == "experiments/mini/base_weights"
     line = error_of(capsys, "fit", "--config", STAGE1, "--model", "BridgeGidance")
     assert "BridgeGidance" in line
@@ -213,6 +213,16 @@ def test_a_damaged_record_of_a_run_s_settings_is_one_line(text: str, tmp_path: P
     file.write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml: not the configuration of a run; move it aside"):
         recorded_settings(file)
+
+
+def test_a_stage_may_be_recorded_by_any_of_its_paths(tmp_path: Path) -> None:
+    file, content = tmp_path / "config.yaml", {"model": {"class_path": "", "init_args": {}}, "trainer": {}}
+    for path in ("scone_pl.training.stages.BridgeGuidance", "scone_pl.BridgeGuidance"):
+        content["model"] = {"class_path": path, "init_args": {}}
+        file.write_text(yaml.safe_dump(content))
+        check_unchanged(file, {**content, "model": {"class_path": "scone_pl.BridgeGuidance", "init_args": {}}})
+    with pytest.raises(UserError, match=r"began with another model\.class_path"):
+        check_unchanged(file, {**content, "model": {"class_path": "scone_pl.BridgeFormation", "init_args": {}}})
 
 
 def test_every_step_s_data_is_looked_for_before_the_first_trains(
