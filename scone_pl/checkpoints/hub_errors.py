@@ -47,7 +47,8 @@ def one_line(repository: str, kind: str = "model") -> Iterator[None]:
         raise UserError(f"{repository}: is gated; accept its conditions at {server}/{repo} and {log_in}") from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{repository}: {server} has no such {kind}, or it is private; check the id, or {log_in}"
+            f"{repository}: no folder here, and {server} has no such {kind}, or it is private; check the id, or "
+            f"{log_in}"
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{repository}: has no revision {revision}; see {server}/{repo}") from None
@@ -64,7 +65,7 @@ def one_line(repository: str, kind: str = "model") -> Iterator[None]:
     except transport as error:
         reason = str(error) or type(error).__name__
         raise UnreachableError(
-            f"{repository}: {server} cannot be reached ({reason}); check the network, then {again}"
+            f"{repository}: no folder here, and {server} cannot be reached ({reason}); check the network, then {again}"
         ) from None
     except OSError as error:
         if error.errno is None:

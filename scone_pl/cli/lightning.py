@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
+from jsonargparse._util import resolved_import_paths
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -29,7 +30,7 @@ from scone_pl.files import write_text
 from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
 from scone_pl.processes import tie_ranks
-from scone_pl.training.callbacks import Previews
+from scone_pl.training.callbacks import DataProgress, Previews
 from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
 from scone_pl.training.chain_checks import check_data, check_seed, check_stale
 from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, evaluated, for_fit
@@ -62,6 +63,10 @@ STAGES = (Composition, BridgeFormation, BridgeGuidance)
 _PARSER_ATTRIBUTES = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
 _parsers: dict[str, Any] = {}
 """What `SconeCLI.setup_parser` has built, by the attribute that holds it."""
+
+for _public in (Composition, BridgeFormation, BridgeGuidance, PackedDataModule, DataProgress, Previews):
+    # Else it would be recorded as `scone_pl.NAME`, the shortest path, and differ from what older runs hold.
+    resolved_import_paths.add(_public, f"{_public.__module__}.{_public.__qualname__}")
 
 
 class SconeCLI(LightningCLI):

@@ -48,6 +48,7 @@ def hub(server: Hub, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
     hub_module._cached.cache_clear()
     return server
