@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -64,6 +66,7 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(**kwargs)
 
     def setup_environment(self) -> None:
+        check_launcher(self.num_nodes, self.cluster_environment)
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
@@ -140,6 +143,15 @@ class FullySharded(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: `load_checkpoint` has done it."""
+
+
+def check_launcher(num_nodes: int, environment: ClusterEnvironment | None) -> None:
+    """Raises `UserError` if several machines were asked for, but nothing says which of them this is."""
+    if num_nodes > 1 and isinstance(environment, LightningEnvironment) and "NODE_RANK" not in os.environ:
+        raise UserError(
+            f"trainer.num_nodes {num_nodes}: this process would wait for the other machines for ever; start it on each "
+            "of them by srun or torchrun (docs/distributed.md), or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+        )
 
 
 # Makes `fully_sharded` a name for recipes and --trainer.strategy.

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from model_helpers import tiny_config, tiny_model
 from running import run_script
 from safetensors.torch import load_file, save_file
 
 from scone_pl.checkpoints.model import config_files
+from scone_pl.errors import UserError
 from scone_pl.model.scone import Scone
 from scone_pl.training.parts import set_trainable
-from scone_pl.training.sharding import ShardingConfig, freeze_dtype
+from scone_pl.training.sharding import ShardingConfig, check_launcher, freeze_dtype
 
 SCRIPT = Path(__file__).parent / "sharded_run.py"
 
@@ -83,3 +85,13 @@ def test_frozen_weights_are_kept_as_they_compute() -> None:
     assert kinds["vit_model.vision_model.post_layernorm.weight"] == torch.bfloat16
     with pytest.raises(ValueError, match="replicas is 0"):
         ShardingConfig(replicas=0)
+
+
+def test_several_machines_need_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NODE_RANK", raising=False)
+    check_launcher(1, LightningEnvironment())
+    with pytest.raises(UserError, match=r"trainer.num_nodes 2: .* srun or torchrun"):
+        check_launcher(2, LightningEnvironment())
+    check_launcher(2, TorchElasticEnvironment())
+    monkeypatch.setenv("NODE_RANK", "0")
+    check_launcher(2, LightningEnvironment())
