@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from scone_pl.checkpoints.adapters import adapters_of
 from scone_pl.cli.command import separated
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
@@ -96,6 +95,8 @@ def evaluate(
     folder.check_writable()
     if generating and checkpoint is None:
         raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --images DIR)")
+    from scone_pl.checkpoints.adapters import adapters_of  # imports torch, which judging and tables do without
+
     adapters = [dataclasses.asdict(adapter) for adapter in adapters_of(lora, lora_scale)]
     if adapters and not generating:
         raise UserError("--lora: adapters are for generating, which is not done here")
