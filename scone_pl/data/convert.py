@@ -294,9 +294,7 @@ def _finish(shared: _Shared, accepted: list[_RangeResult], ranges: list[_Range])
     output = shared.output
     plan = _plan(shared.source, shared.config)
     if _without_tokens(read_json(output / WORK / "plan.json", dict)) != plan:
-        raise UserError(
-            f"the source has changed while it was converted; remove {output} and run the same command again"
-        )
+        raise UserError(f"{output}: the source has changed while it was converted; convert it into another folder")
     faults, kinds, shards = Faults(), Counter[str](), list[ShardInfo]()
     for range_ in ranges[len(accepted) :]:
         _remove_files(range_, output)

@@ -228,7 +228,7 @@ def test_a_source_that_changes_while_it_is_converted(suffix, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_finish", changed_just_before)
-        with pytest.raises(UserError, match=r"source has changed while .* remove .*out") as error:
+        with pytest.raises(UserError, match=r"out: the source has changed while .* another folder") as error:
             make(source, tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out" / MANIFEST).exists()

@@ -68,6 +68,7 @@ def judged(url: str, **more: object) -> dict[str, dict[str, object]]:
     return {"sconeeval": {**settings, **more}}
 
 
+@pytest.mark.slow
 def test_an_arm_of_table_5_is_trained_generated_judged_and_collected(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

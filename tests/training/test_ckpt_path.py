@@ -141,6 +141,7 @@ def test_fit_does_not_ignore_what_is_given(single: Path, capsys: pytest.CaptureF
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_the_average_of_a_snapshot_is_evaluated_as_the_result_would_be(
     single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
