@@ -45,8 +45,16 @@ CASES = {
 
 
 BLOCKED = """
+import importlib.metadata
 import sys
-sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))
+missing = sys.argv.pop(1).split(",")
+sys.modules.update(dict.fromkeys(missing))
+find = importlib.metadata.Distribution.from_name.__func__
+def from_name(cls, name):
+    if name in missing:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return find(cls, name)
+importlib.metadata.Distribution.from_name = classmethod(from_name)
 from scone_pl.__main__ import main
 sys.exit(main())
 """
