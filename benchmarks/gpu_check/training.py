@@ -276,6 +276,8 @@ def measure(
         "tokens": tokens / len(spans),
         "tokens_per_second": tokens / seconds,
         "flops": flops / len(spans),
+        "recomputed": recomputed / len(spans),
+        "blocked_fraction": 0.0 if step.blocked is None else step.blocked[pack.reference_tokens].float().mean().item(),
         "mfu": flops / seconds / rate,
         "mfu_with_recomputation": (flops + recomputed) / seconds / rate,
         "allocated": torch.cuda.max_memory_allocated(device) if settings.cuda else resident_memory(),

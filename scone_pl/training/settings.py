@@ -101,10 +101,11 @@ class StageSettings:
             raise UserError("model.ema.export chooses between weights and their average; it needs model.ema.decay")
         if self.layers_kept and not self.activation_checkpointing:
             raise UserError("model.layers_kept leaves layers out of model.activation_checkpointing, which is false")
-        if not self.recompute_attention and not self.activation_checkpointing:
-            raise UserError("model.recompute_attention is about model.activation_checkpointing, which is false")
-        if not self.recompute_attention and self.attention == "flex":
-            raise UserError("model.recompute_attention: flex always recomputes attention; use varlen or split")
+        if self.activation_checkpointing and not self.recompute_attention and self.attention == "flex":
+            raise UserError(
+                "model.recompute_attention is false, but flex cannot keep attention; set it to true, or "
+                "model.attention to varlen or split"
+            )
         if self.sampling.seed is None:
             raise UserError("model.sampling.seed is null; previews and predictions must be repeatable, give a number")
 
