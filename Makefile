@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## train both stages in the mini-world and score them: a few minutes on 2 cores
+demo: install ## train both stages in the mini-world and score them: 8 minutes on 2 cores
 	$(SCONE) demo --output .
 
 tensorboard: install ## TensorBoard of all runs

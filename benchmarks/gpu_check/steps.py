@@ -21,7 +21,7 @@ class Step:
 
 STEPS = {
     "rates": Step("rates", 15, "versions, GPU, rates of matrix products and copies"),
-    "attention": Step("attention", 85, "flex and split attention against the dense float64 reference"),
+    "attention": Step("attention", 85, "split, varlen and flex attention against the dense float64 reference"),
     "parity": Step("parity", 50, "published numbers computed again, flex and split"),
     "recompilations": Step("recompilations", 60, "compilations of FlexAttention over 20 different packs"),
     "training": Step("training", 120, "a training step of a 7B-shaped stack: time, memory, worth of each switch"),

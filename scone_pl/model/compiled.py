@@ -79,7 +79,8 @@ def _call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     if len(arguments[0]) < FEWEST_TOKENS:
         return function(*arguments)
     for argument in arguments:
-        if isinstance(argument, Tensor) and len(argument) == len(arguments[0]):
+        # A norm's weight has fewer axes than its rows, and its length is no number of tokens.
+        if isinstance(argument, Tensor) and argument.ndim == arguments[0].ndim:
             torch._dynamo.maybe_mark_dynamic(argument, 0)
     return _compiled(function)(*arguments)
 
