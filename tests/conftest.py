@@ -25,6 +25,7 @@ from scone_pl.worlds.shapes.base import write_base
 from scone_pl.worlds.shapes.shards import WORLD_SETS, write_world
 
 _FOREIGN = ("PYTHONWARNINGS", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "PYTHONIOENCODING", "TORCHELASTIC_RUN_ID")
+_FOREIGN += ("MAKEFLAGS", "MFLAGS", "GNUMAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES")  # of the `make test` around this run
 _FOREIGN_BEGINNINGS = ("SLURM_", "PL_", "MASTER_", "WORLD_SIZE", "LOCAL_", "RANK", "GROUP_RANK", "NODE_RANK", "ROLE_")
 """Of environment variables that would change what a command does or prints."""
 
