@@ -99,7 +99,7 @@ def contact_sheet(
         scale: how many times each pixel is enlarged.
     """
     from scone_pl.image_files import check_image_output, write_image
-    from scone_pl.worlds.shapes.contact_sheet import contact_sheet as draw
+    from scone_pl.worlds.contact_sheet import contact_sheet as draw
 
     check_whole("--per_task", per_task, minimum=1, maximum=1000)
     check_whole("--scale", scale, minimum=1, maximum=1000)
@@ -164,8 +164,8 @@ def evaluate(
     from scone_pl.files import write_json
     from scone_pl.sampling.settings import SamplingConfig
     from scone_pl.sampling.visualize import save_image
-    from scone_pl.worlds.shapes import evaluate as evaluation
-    from scone_pl.worlds.shapes.gallery import gallery
+    from scone_pl.worlds import evaluate as evaluation
+    from scone_pl.worlds.gallery import gallery
 
     check_whole("--per_task", per_task, minimum=1, maximum=_MAX_SAMPLES)
     settings = SamplingConfig(
@@ -193,7 +193,7 @@ def report(scores: list[Path], names: list[str]) -> None:
         scores: scores.json files that `mini evaluate` wrote.
         names: what to call each.
     """
-    from scone_pl.worlds.shapes.evaluate import TABLES, read_report
+    from scone_pl.worlds.evaluate import TABLES, read_report
 
     if len(scores) != len(names):
         raise UserError(f"report: {len(scores)} --scores and {len(names)} --names; give each file a name")

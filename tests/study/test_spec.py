@@ -9,7 +9,8 @@ from running import ROOT
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import code_digest
 from scone_pl.study.spec import FOLDER, Study, merged, study_names
-from scone_pl.worlds.shapes import evaluator
+from scone_pl.worlds import evaluator
+from scone_pl.worlds.shapes.evaluator import ShapesEvaluator
 
 
 def test_settings_merge_and_name_the_run(monkeypatch):
@@ -66,14 +67,15 @@ def test_what_decides_scores_names_their_file(written, tmp_path, monkeypatch):
     assert identity(per_task=4, world={"similarity": 0.0}) == before
     assert len({before, identity(per_task=5), identity(per_task=4, world={"similarity": 0.5})}) == 3
     harder = make_dataclass(
-        "H", [("similarity", float, 0.1)], bases=(evaluator.WorldConfig,), frozen=True, kw_only=True
+        "H", [("similarity", float, 0.1)], bases=(ShapesEvaluator.world_config,), frozen=True, kw_only=True
     )
-    for name, value in {"WorldConfig": harder, "SAMPLING": {"num_inference_steps": 13}}.items():
+    changes = ((ShapesEvaluator, "world_config", harder), (evaluator, "SAMPLING", {"num_inference_steps": 13}))
+    for place, name, value in changes:
         with monkeypatch.context() as other:
-            other.setattr(evaluator, name, value)
+            other.setattr(place, name, value)
             assert identity(per_task=4) != before
     copy = tmp_path / "scone_pl"
-    for module in (*evaluator.CODE["score"], *evaluator.WORLD_CODE):
+    for module in (*evaluator.CODE["score"], *ShapesEvaluator.code):
         (copy / module).parent.mkdir(parents=True, exist_ok=True)
         (copy / f"{module}.py").write_text((evaluator.PACKAGE / f"{module}.py").read_text() + "# only a comment\n")
     monkeypatch.setattr(evaluator, "PACKAGE", copy)

@@ -13,9 +13,9 @@ from scone_pl.data.seeding import generator
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.model.builder import SequenceBuilder
+from scone_pl.worlds.layers import separation
 from scone_pl.worlds.shapes.base import write_base
 from scone_pl.worlds.shapes.episode import TASKS
-from scone_pl.worlds.shapes.layers import separation
 from scone_pl.worlds.shapes.shards import WORLD_SETS, world_samples, write_world
 from scone_pl.worlds.shapes.world import WORDS, fixed_set
 

@@ -13,9 +13,9 @@ from scone_pl.cli.verbs import run
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
 from scone_pl.sampling.sampler import SampledLatents
+from scone_pl.worlds.evaluate import Drawn, bridge_of, kept_tokens
+from scone_pl.worlds.gallery import gallery
 from scone_pl.worlds.shapes.base import write_base
-from scone_pl.worlds.shapes.evaluate import Drawn, bridge_of, kept_tokens
-from scone_pl.worlds.shapes.gallery import gallery
 from scone_pl.worlds.shapes.world import World, fixed_set
 
 

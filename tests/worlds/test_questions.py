@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from scone_pl.errors import UserError
+from scone_pl.worlds.layers import instructions_exchanged, separation
 from scone_pl.worlds.shapes.episode import TASKS
-from scone_pl.worlds.shapes.layers import instructions_exchanged, separation
 from scone_pl.worlds.shapes.questions import HUES, NUMBERS, hue_name, to_question
 from scone_pl.worlds.shapes.shards import WORLD_SETS, world_samples
 from scone_pl.worlds.shapes.world import WORDS, World, fixed_set

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from scone_pl.errors import UserError
+from scone_pl.worlds.evaluate import tokens_of
+from scone_pl.worlds.png import encode_png
 from scone_pl.worlds.shapes.episode import BACKGROUNDS, SLOTS, SLOTS_BY_COUNT, TASKS
-from scone_pl.worlds.shapes.evaluate import tokens_of
-from scone_pl.worlds.shapes.png import encode_png
 from scone_pl.worlds.shapes.questions import HUES, hue_name
 from scone_pl.worlds.shapes.shapes import SHAPES, shape_mask
 from scone_pl.worlds.shapes.world import SIZES, STREAMS, WORDS, World, WorldConfig, fixed_set

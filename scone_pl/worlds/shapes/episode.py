@@ -12,7 +12,8 @@ import numpy as np
 
 from scone_pl.data.sample import Candidate, Sample
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS
-from scone_pl.worlds.shapes.png import encode_png
+from scone_pl.worlds.episode import Verdict
+from scone_pl.worlds.png import encode_png
 from scone_pl.worlds.shapes.shapes import shape_mask
 
 TASKS = SCONEEVAL_TASKS
@@ -159,6 +160,12 @@ class Episode:
             if subject.is_target:
                 mask[top:bottom, left:right] = subject.mask
         return mask
+
+    def judge(self, image: np.ndarray) -> Verdict:
+        """See `judge.judge`."""
+        from scone_pl.worlds.shapes.judge import judge
+
+        return judge(self, image)
 
     def to_sample(self) -> Sample:
         """The episode as training data: PNG bytes, boxes as fractions of the canvas."""

@@ -1,202 +1,31 @@
-"""The mini-world as an evaluator of studies: sampled images scored by the exact judge, or the similarity of layers."""
+"""The mini-world of shapes as an evaluator of studies."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import scone_pl
-from scone_pl.errors import UserError
-from scone_pl.evaluation.evaluator import Column, Evaluator, Report, code_digest, mean, with_at_most
-from scone_pl.worlds.shapes.episode import TASKS
-from scone_pl.worlds.shapes.world import WorldConfig, fixed_set
-
-if TYPE_CHECKING:
-    from scone_pl.analysis.drawing import MapRow
-    from scone_pl.model.config import BridgeConfig
-
-PACKAGE = Path(scone_pl.__file__).parent
-SAMPLING: dict[str, Any] = {"num_inference_steps": 12, "timestep_shift": 1.0}
-GUIDANCE = {"text_scale": 1.0, "image_scale": 1.0}
-"""How every evaluation samples: fields of `SamplingConfig`; guidance under the names that results are filed by."""
-CODE = {
-    "score": ("worlds/shapes/evaluate", "worlds/shapes/judge", "evaluation/scores"),
-    "layers": ("worlds/shapes/layers", "analysis/measures", "analysis/similarity"),
-}
-"""Modules that compute a report, by its kind; `WORLD_CODE` draws the episodes of both."""
-WORLD_CODE = tuple(f"worlds/shapes/{name}" for name in ("world", "episode", "shapes", "questions"))
-
-
-def _score(name: str) -> Callable[[Report], float]:
-    return lambda report: mean(task[name] for task in report["tasks"].values() if name in task)
-
-
-def _overall(report: Report) -> float:
-    composition, distinction = _score("COM")(report), _score("DIS")(report)
-    return composition if distinction != distinction else (composition + distinction) / 2
-
-
-def _failed(name: str) -> Callable[[Report], float]:
-    """In percent of all images, whatever their task; scores are means over tasks instead."""
-    return lambda report: 100.0 * report["failures"].get(name, 0) / report["pictures"]
-
-
-def _kept(name: str) -> Callable[[Report], float]:
-    """Over the tasks that have distractors."""
-    return lambda report: 100.0 * mean(k[name] for t, k in report["kept"].items() if t.startswith("distinction"))
-
-
-FAILURES = ("exact", "redundancy", "omission", "blending", "wrong_subject", "distorted")
-COMPOSITION = tuple(Column(name, name) for name in ("PF", "SC", "COM"))
-SCORES = tuple(Column(name, name) for name in ("COM", "DIS", "overall"))
-KEPT = (
-    Column("precision", "kept: precision", " %", interval=False),
-    Column("recall", "recall", " %", interval=False),
-    Column("blocked", "blocked", " %", interval=False),
-)
+from scone_pl.worlds.evaluator import WorldEvaluator
+from scone_pl.worlds.shapes.episode import Episode
+from scone_pl.worlds.shapes.world import World, WorldConfig, fixed_set
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesEvaluator(Evaluator):
+class ShapesEvaluator(WorldEvaluator):
     """Fixed episodes of the mini-world."""
 
-    kind: Literal["score", "layers"] = "score"
-    """score: sampled and judged. layers: how well the similarity of every layer separates target tokens from others."""
-    mask: Literal["trained", "off", "given"] = "trained"
-    """trained: the bridge as the arm's last step has it, if it samples with it. off: none. given: `bridge` alone,
-    whatever the weights were trained with."""
-    bridge: dict[str, Any] = field(default_factory=dict)
-    """Settings of the bridge that sampling overrides; with `mask: given`, all settings that are not the defaults."""
-    world: dict[str, Any] = field(default_factory=dict)
-    """Settings of `WorldConfig`."""
-    stream: Literal["test", "validation"] = "test"
-    """Episodes to report by, or to choose by."""
-    tasks: tuple[str, ...] = ()
-    """Of `episode.TASKS`; empty = all."""
-    per_task: int = 32
-    """Episodes of each task."""
-
     name: ClassVar[str] = "shapes"
-    metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {
-        "COM": _score("COM"),
-        "DIS": _score("DIS"),
-        "overall": _overall,
-        "COM_alone": lambda r: mean(t["COM"] for n, t in r["tasks"].items() if n.startswith("composition")),
-        "PF": _score("PF"),
-        "SC": _score("SC"),
-        "presence_recall": lambda r: 10.0 * mean(t["DIS_recall"] for t in r["tasks"].values() if "DIS_recall" in t),
-        "choice": lambda report: 100.0 * mean(report["choice"].values()),
-        "exact": _failed("none"),
-        "redundancy": _failed("redundancy"),
-        "omission": _failed("omission"),
-        "blending": _failed("blending"),
-        "wrong_subject": _failed("wrong_subject"),
-        "distorted": _failed("distorted"),
-        "precision": _kept("precision"),
-        "recall": _kept("recall"),
-        "blocked": lambda report: 100.0 * report["blocked_share"] if report["mask"] else float("nan"),
-    }
-    """Scores from 0 to 10 (COM_alone: of references with one subject each); the others are percentages: of references
-    with several candidates (choice, see `judge.py`), of target subjects (presence_recall), of images (failures), of
-    tokens (precision, recall, blocked)."""
-    compared: ClassVar[tuple[Column, ...]] = (*SCORES, Column("choice", "chosen, %"))
-    plotted: ClassVar[tuple[str, ...]] = ("COM", "DIS")
-
-    def __post_init__(self) -> None:
-        from scone_pl.model.config import BridgeConfig
-
-        hints = get_type_hints(type(self))
-        for name in ("kind", "mask", "stream"):
-            if (given := getattr(self, name)) not in (known := get_args(hints[name])):
-                raise UserError(f"{name} is {given!r}; choose from {', '.join(map(repr, known))}")
-        for name, one in (("world", WorldConfig), ("bridge", BridgeConfig)):
-            if unknown := getattr(self, name).keys() - {f.name for f in fields(one)}:
-                raise UserError(f"{name} has no {', '.join(sorted(unknown))}: see {one.__name__}")
-        if unknown := set(self.tasks) - set(TASKS):
-            raise UserError(f"tasks has no {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
-        if self.bridge and (self.kind == "layers" or self.mask == "off"):
-            raise UserError("bridge changes nothing where kind is layers or mask is off; leave it out")
-        if self.mask == "given" and not self.bridge:
-            raise UserError("mask is given, but bridge is not; say its layers and threshold")
-        if self.per_task < 1:
-            raise UserError(f"per_task is {self.per_task}; it must be at least 1")
-        WorldConfig(**self.world)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        made = {"world": asdict(WorldConfig(**self.world)), "sampling": [SAMPLING, GUIDANCE]}
-        sources = {name: code_digest(PACKAGE / f"{name}.py") for name in (*CODE[self.kind], *WORLD_CODE)}
-        return {**vars(self), **made, "label": None, "sources": sources}
-
-    def shortened(self, per_task: int) -> ShapesEvaluator:
-        return with_at_most(self, per_task=per_task)
-
-    def check(self, bridge: Mapping[str, Any] | None, source: str) -> None:
-        self._bridge(bridge, source)
-
-    def _bridge(self, trained: Mapping[str, Any] | None, source: str) -> BridgeConfig | None:
-        """What to sample with, if the weights are sampled with the bridge `trained`."""
-        from scone_pl.model.config import BridgeConfig
-
-        if self.mask == "given":
-            trained = {}
-        elif self.bridge and trained is None:
-            raise UserError(
-                f"{source}: bridge {self.bridge} overrides settings of a bridge that this does not sample with; "
-                "leave it out"
-            )
-        try:
-            return None if trained is None or self.mask == "off" else BridgeConfig(**{**trained, **self.bridge})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{source}: {error}") from None
-
-    def evaluate(self, weights: Path, folder: Path) -> dict[str, Any]:
-        """See `evaluate.evaluate` and `layers.separation`; items are left out.
-
-        Raises:
-            UserError: it overrides settings of a bridge that the weights are not sampled with.
-        """
-        from scone_pl.sampling.settings import SamplingConfig
-        from scone_pl.worlds.shapes.evaluate import bridge_of, evaluate
-
-        world = WorldConfig(**self.world)
-        episodes = fixed_set(self.per_task, stream=self.stream, tasks=self.tasks or TASKS, config=world)
-        if self.kind == "layers":
-            from scone_pl.worlds.shapes.layers import examples, separation
-
-            return {"layers": separation(weights, episodes), "examples": examples(weights, episodes)}
-        trained = bridge_of(weights)
-        bridge = self._bridge(dataclasses.asdict(trained) if trained else None, str(weights))
-        config = SamplingConfig(
-            **SAMPLING,
-            guidance_scale=GUIDANCE["text_scale"],
-            image_guidance_scale=GUIDANCE["image_scale"],
-            bridge=bridge,
-        )
-        report, _ = evaluate(weights, episodes, config, progress=False)
-        del report["items"], report["checkpoint"]
-        return report
+    world_config: ClassVar[type] = WorldConfig
+    code: ClassVar[tuple[str, ...]] = tuple(
+        f"worlds/shapes/{name}" for name in ("world", "episode", "shapes", "questions", "judge")
+    )
 
     @classmethod
-    def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:
-        present = Column("presence_recall", "present", " %", interval=False)
-        scores = (*SCORES, Column("choice", "chosen", " %"), present, *KEPT)
-        names = ("target only", *(name.replace("_", " ") for name in FAILURES[1:]))
-        return [
-            ("ours", scores if any(report["choice"] for report in reports) else COMPOSITION),
-            ("images", tuple(Column(f, n, " %", interval=False) for f, n in zip(FAILURES, names, strict=True))),
-        ]
+    def episodes(cls, per_task: int, *, stream: str, tasks: Sequence[str], world: Mapping[str, Any]) -> list[Episode]:
+        return fixed_set(per_task, stream=stream, tasks=tasks, config=WorldConfig(**world))
 
     @classmethod
-    def maps(cls, settings: Mapping[str, Any], label: str, report: Report) -> list[MapRow]:
-        from scone_pl.worlds.shapes.maps import map_row
-
-        config = WorldConfig(**settings["world"])
-        return [map_row(label, e, config) for e in report["examples"] if "single" in e["task"]]
-
-    @classmethod
-    def summary(cls, report: Report) -> str:
-        return "layers" if "layers" in report else super().summary(report)
+    def episode_of(cls, key: str, world: Mapping[str, Any]) -> Episode:
+        stream, seed, task, index = key.split("-")
+        return World(int(seed), WorldConfig(**world), stream=stream).sample(task, int(index))

@@ -21,14 +21,13 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from scone_pl.worlds.episode import Failure
 from scone_pl.worlds.shapes.episode import BACKGROUNDS, SLOTS, Episode, Subject, slot_corner
 from scone_pl.worlds.shapes.shapes import SHAPES, shape_mask
-
-Failure = Literal["none", "omission", "redundancy", "blending", "wrong_subject", "distorted"]
 
 BACKGROUND_TOLERANCE = 30.0
 """Half of the distance between the two nearest backgrounds that can be asked for."""

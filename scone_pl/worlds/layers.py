@@ -15,8 +15,8 @@ from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.scone import Scone
-from scone_pl.worlds.shapes.episode import Episode
-from scone_pl.worlds.shapes.evaluate import packing_of
+from scone_pl.worlds.episode import Episode
+from scone_pl.worlds.evaluate import packing_of
 
 
 def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str, dict[str, list[float]]]]:

@@ -9,13 +9,11 @@ import numpy as np
 
 from scone_pl.analysis.drawing import MapRow
 from scone_pl.analysis.similarity import EXPERTS
-from scone_pl.worlds.shapes.world import World, WorldConfig
+from scone_pl.worlds.episode import Episode
 
 
-def map_row(label: str, example: Mapping[str, Any], config: WorldConfig) -> MapRow:
-    """Maps of the first reference; `example` is one of `layers.examples`, of a world with `config`."""
-    stream, seed, task, index = example["key"].split("-")
-    episode = World(int(seed), config, stream=stream).sample(task, int(index))
+def map_row(label: str, example: Mapping[str, Any], episode: Episode) -> MapRow:
+    """Maps of the first reference; `example` is one of `layers.examples`, read from `episode`."""
     return MapRow(
         label=f"{label}\n{example['instruction']}",
         image=episode.references[0],

@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from scone_pl.sampling.visualize import BACKGROUND, Pixels, dim_blocked, scale_to
-from scone_pl.worlds.shapes.evaluate import Drawn
-from scone_pl.worlds.shapes.judge import judge
+from scone_pl.worlds.evaluate import Drawn
 
 _CELL = 96
 _GAP = 10
@@ -48,7 +47,7 @@ def _cells(one: Drawn, references: int, *, masked: bool) -> list[Pixels | None]:
 
 def _caption(one: Drawn) -> tuple[str, str]:
     """What was asked, and what the judge says."""
-    verdict = judge(one.episode, one.image)
+    verdict = one.episode.judge(one.image)
     fault = "target only" if verdict.failure == "none" else verdict.failure.replace("_", " ")
     verdict_text = f"prompt {verdict.prompt_following:.1f}, subject {verdict.subject_consistency:.1f}, {fault}"
     return one.episode.instruction, f"{one.episode.task.replace('_', ' ')}: {verdict_text}"

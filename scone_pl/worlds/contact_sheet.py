@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from scone_pl.worlds.shapes.episode import Episode
+from scone_pl.worlds.episode import Episode
 
 _MARGIN = 6
 _CAPTION = 14

@@ -1,4 +1,4 @@
-"""Samples the fixed test sets of the mini-world and lets the exact judge score them."""
+"""Samples the fixed test sets of a world and lets its judge score them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ from scone_pl.progress import track
 from scone_pl.sampling.prompts import prompts_of
 from scone_pl.sampling.sampler import SampledLatents, decode_latents, initial_noise, sample, to_uint8
 from scone_pl.sampling.settings import SamplingConfig
-from scone_pl.worlds.shapes.episode import Episode, Subject
-from scone_pl.worlds.shapes.judge import Failure, judge
+from scone_pl.worlds.episode import Episode, Failure, Subject
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,14 @@ def bridge_of(folder: Path) -> BridgeConfig | None:
 
 
 def packing_of(canvas: int, sequence_format: SequenceFormat) -> PackingConfig:
-    """Images of the mini-world as they are.
+    """Images of a world as they are, but for the ViT where its patches do not divide the canvas.
 
     Raises:
         UserError: the model has no positions for images of `canvas` pixels a side.
     """
+    positions, patch = sequence_format.vit_positions_per_side, sequence_format.vit_patch_size
     most = min(
-        sequence_format.latent_positions_per_side * sequence_format.latent_stride,
-        sequence_format.vit_positions_per_side * sequence_format.vit_patch_size,
+        sequence_format.latent_positions_per_side * sequence_format.latent_stride, int((positions + 0.5) * patch)
     )
     if canvas > most:
         raise UserError(f"world.canvas is {canvas}, but this checkpoint's images have at most {most} pixels a side")
@@ -112,7 +111,7 @@ def evaluate(
     """
     model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
     drawn = draw(model, tokenizer, episodes, config, progress=progress)
-    verdicts = [judge(d.episode, d.image) for d in drawn]
+    verdicts = [d.episode.judge(d.image) for d in drawn]
     records = [v.record(d.episode.task, d.episode.key) for v, d in zip(verdicts, drawn, strict=True)]
     per_task = task_means(records)
     average = average_row(per_task, SCONEEVAL_TASKS)
