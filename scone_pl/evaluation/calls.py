@@ -139,7 +139,7 @@ class Planner:
         references = [self._question_image(item.images[i], reference=True) for i in shown]
         output = self._question_image(image, reference=False)
         parts: list[str | QuestionImage] = []
-        for segment in template.segments(question.fields):
+        for segment in template.segments(question.fields, (REFERENCES, GENERATED)):
             parts += references if segment == REFERENCES else [output] if segment == GENERATED else [segment]
         parameters = {**self.config.parameters, **question.parameters}
         asked = {

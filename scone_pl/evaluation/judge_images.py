@@ -11,19 +11,17 @@ import base64
 import functools
 import hashlib
 import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from scone_pl.vlm.images import QUALITY, jpeg_url, reference_size
+
 if TYPE_CHECKING:
     from scone_pl.data.decoding import ExifOrientation
 
-MAX_PIXELS = 1024**2
-STEP = 16
-QUALITY = 75
 PREPARATION = {"reference": "rgb-1024-16-jpeg75", "picture": "rgb-jpeg75", "file": "file"}
 """Names of the preprocessing, part of a question's hash; stored answers depend on them."""
 
@@ -52,17 +50,6 @@ class QuestionImage:
         return form + ("-turned" if self.rotated else "")
 
 
-def reference_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) in pixels of a reference after the judge's resize.
-
-    At most 1024^2 pixels, each side a multiple of 16, and at least 16 (the published code fails on narrower ones).
-    """
-    if width * height > MAX_PIXELS:
-        scale = math.sqrt(MAX_PIXELS / (width * height))
-        width, height = int(width * scale), int(height * scale)
-    return max(STEP, width // STEP * STEP), max(STEP, height // STEP * STEP)
-
-
 def open_rgb(file: Path, exif_orientation: ExifOrientation = "apply") -> Image.Image:
     """An image file as RGB.
 
@@ -87,13 +74,6 @@ def data_url(question_image: QuestionImage) -> str:
     if question_image.reference:
         image = image.resize(reference_size(*image.size), Image.Resampling.BICUBIC)
     return jpeg_url(image, QUALITY)
-
-
-def jpeg_url(image: Image.Image, quality: int) -> str:
-    """An RGB image as a data URL."""
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=quality)
-    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
 def _png_url(image: Image.Image) -> str:

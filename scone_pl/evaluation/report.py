@@ -21,10 +21,11 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.groups import Records
 from scone_pl.evaluation.items import Item
-from scone_pl.evaluation.judge_images import jpeg_url, open_rgb
+from scone_pl.evaluation.judge_images import open_rgb
 from scone_pl.evaluation.summary import Summary
 from scone_pl.evaluation.tables import failure_rows, main_rows
 from scone_pl.files import write_text
+from scone_pl.vlm.images import jpeg_url
 
 LOW = 5
 """Answers of the judge below this count as low."""

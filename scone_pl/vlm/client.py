@@ -1,17 +1,18 @@
-"""Client of an OpenAI-compatible chat service: retries transient errors, stops at once on configuration errors."""
+"""Client of an OpenAI-compatible service: retries transient errors, stops at once on configuration errors."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import email.utils
 import json
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -26,7 +27,9 @@ _FATAL = frozenset((301, 302, 303, 307, 308, 401, 402, 403, 404, 405))
 _MODERATION = re.compile(r"moderat|content.?(?:policy|filter)", re.IGNORECASE)
 _MAX_RETRY_AFTER = 900.0
 _MAX_BODY_BYTES = 4 << 20
+_MAX_IMAGE_BYTES = 64 << 20
 _MAX_QUOTED = 200
+T = TypeVar("T")
 
 
 class CallFailedError(Exception):
@@ -96,10 +99,47 @@ class JudgeClient:
         body = {"model": self.config.model, **(self.config.parameters if parameters is None else parameters)}
         body["messages"] = [{"role": "user", "content": content}]
         data = json.dumps(body).encode()
+
+        async def send() -> Reply:
+            headers = {"Content-Type": "application/json"}
+            return self._parse(*await self._post(self.config.url, data, headers))
+
+        return await self._retrying(send)
+
+    async def edit(self, images: Sequence[bytes], prompt: str) -> bytes:
+        """Has images edited, or without any a new one made, and returns the result, still encoded; retries as `ask`.
+
+        Args:
+            images: PNG files.
+            prompt: what to change.
+
+        Raises:
+            CallFailedError, StopJudgingError: see `ask`.
+        """
+        fields = {"model": self.config.model, "prompt": prompt, "response_format": "b64_json"}
+        fields |= {name: str(value) for name, value in self.config.parameters.items()}
+        base = self.config.base_url.rstrip("/")
+
+        async def send() -> bytes:
+            if not images:
+                headers = {"Content-Type": "application/json"}
+                url, body = f"{base}/images/generations", json.dumps({**fields, **self.config.parameters}).encode()
+                return self._parse_image(url, *await self._post(url, body, headers))
+            form = aiohttp.FormData(fields, default_to_multipart=True)
+            name = "image" if len(images) == 1 else "image[]"
+            for number, image in enumerate(images):
+                form.add_field(name, image, filename=f"{number}.png", content_type="image/png")
+            url = f"{base}/images/edits"
+            return self._parse_image(url, *await self._post(url, form, {}))
+
+        return await self._retrying(send)
+
+    async def _retrying(self, send: Callable[[], Awaitable[T]]) -> T:
+        """The result of `send`, repeated after transient errors."""
         for number in range(self.config.max_tries):
             await self._wait_until_allowed()
             try:
-                return await self._send(data)
+                return await send()
             except _RetryError as error:
                 reason = str(error)
                 if number + 1 == self.config.max_tries:
@@ -122,23 +162,25 @@ class JudgeClient:
         while (remaining := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(remaining)
 
-    async def _send(self, data: bytes) -> Reply:
+    async def _post(
+        self, url: str, data: bytes | aiohttp.FormData, headers: Mapping[str, str]
+    ) -> tuple[int, bytes, float | None]:
+        """Status, body and Retry-After of the answer."""
         if self._session is None:
             raise RuntimeError("use `async with`")
-        headers = {"Content-Type": "application/json"}
         try:
             async with self._session.post(
-                self.config.url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy
+                url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy
             ) as response:
-                raw = await _read(response)
-                status, after = response.status, _retry_after(response.headers.get("Retry-After"))
+                raw = await _read(response, _MAX_BODY_BYTES if isinstance(data, bytes) else _MAX_IMAGE_BYTES)
+                return response.status, raw, _retry_after(response.headers.get("Retry-After"))
         except asyncio.TimeoutError:
             raise _RetryError(f"no answer within {self.config.timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _RetryError(f"connection lost ({type(error).__name__})") from None
-        return self._parse(status, raw, after)
 
-    def _parse(self, status: int, raw: bytes, after: float | None) -> Reply:
+    def _body(self, url: str, status: int, raw: bytes, after: float | None) -> tuple[dict[str, Any], str]:
+        """The JSON object of an answer that reports no error, and its text."""
         text = raw.decode(errors="replace")
         try:
             body = json.loads(text)
@@ -146,9 +188,20 @@ class JudgeClient:
             body = None
         error = body.get("error") if isinstance(body, dict) else None
         if status != 200 or error:
-            self._raise_error(status, error, text, after)
+            self._raise_error(url, status, error, text, after)
         if not isinstance(body, dict):
             raise _RetryError(f"not JSON: {self._secret.mask_error(text, _MAX_QUOTED)!r}")
+        return body, text
+
+    def _parse_image(self, url: str, status: int, raw: bytes, after: float | None) -> bytes:
+        body, text = self._body(url, status, raw, after)
+        try:
+            return base64.b64decode(body["data"][0]["b64_json"], validate=True)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise _RetryError(f"no image: {self._secret.mask_error(text, _MAX_QUOTED)!r}") from None
+
+    def _parse(self, status: int, raw: bytes, after: float | None) -> Reply:
+        body, text = self._body(self.config.url, status, raw, after)
         try:
             choice = body["choices"][0]
             message = choice["message"]
@@ -166,7 +219,7 @@ class JudgeClient:
             usage=_counts(body.get("usage")),
         )
 
-    def _raise_error(self, status: int, error: Any, text: str, after: float | None) -> None:
+    def _raise_error(self, url: str, status: int, error: Any, text: str, after: float | None) -> None:
         """Raises the exception for an error response."""
         details = error if isinstance(error, dict) else {"message": error or text}
         code = str(details.get("code") or details.get("type") or "")
@@ -178,13 +231,13 @@ class JudgeClient:
             raise CallFailedError(reason)
         if status in _FATAL or code in ("insufficient_quota", "invalid_api_key", "model_not_found"):
             raise StopJudgingError(
-                f"the judge at {self.config.url} refuses ({reason}); check --judge.base_url, --judge.model, the "
-                f"account, and the key in ${self.config.api_key_env}"
+                f"the {self.config.role} at {url} refuses ({reason}); check {self.config.option}.base_url, "
+                f"{self.config.option}.model, the account, and the key in ${self.config.api_key_env}"
             )
         if status in _RETRYABLE or (status == 200 and "content" not in code):
             if after is not None and after > _MAX_RETRY_AFTER:
                 raise StopJudgingError(
-                    f"the judge at {self.config.url} asks to retry after {after:.0f} s ({reason}); run the same "
+                    f"the {self.config.role} at {url} asks to retry after {after:.0f} s ({reason}); run the same "
                     "command then"
                 )
             raise _RetryError(reason, after)
@@ -211,12 +264,12 @@ def _retry_after(value: str | None) -> float | None:
     return max(0.0, seconds) if seconds == seconds else None
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     raw = bytearray()
     async for chunk in response.content.iter_chunked(1 << 16):
         raw += chunk
-        if len(raw) > _MAX_BODY_BYTES:
-            raise _RetryError(f"an answer of more than {_MAX_BODY_BYTES} bytes")
+        if len(raw) > limit:
+            raise _RetryError(f"an answer of more than {limit} bytes")
     return bytes(raw)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from scone_pl.errors import UserError
@@ -21,6 +21,11 @@ MAX_CALLS = 10_000
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
     """Service, model and retry policy."""
+
+    role: ClassVar[str] = "judge"
+    """What the model is, for messages."""
+    option: ClassVar[str] = "--judge"
+    """Before the names of settings, for messages."""
 
     model: str = "gpt-4.1"
     """The vision-language model; the published tables use gpt-4.1 (docs/benchmarks.md 3.1)."""
@@ -45,21 +50,23 @@ class EndpointConfig:
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "max_tries", "stop_after"):
-            check_whole(f"judge.{name}", getattr(self, name), minimum=1, maximum=MAX_CALLS)
+            check_whole(f"{self.role}.{name}", getattr(self, name), minimum=1, maximum=MAX_CALLS)
         for name in ("timeout", "longest_wait"):
-            check_number(f"judge.{name}", getattr(self, name), above=0, maximum=MAX_SECONDS)
-        check_number("judge.first_wait", self.first_wait, minimum=0, maximum=MAX_SECONDS)
+            check_number(f"{self.role}.{name}", getattr(self, name), above=0, maximum=MAX_SECONDS)
+        check_number(f"{self.role}.first_wait", self.first_wait, minimum=0, maximum=MAX_SECONDS)
         if not _VARIABLE.fullmatch(self.api_key_env):  # not quoted: it may be the key itself
-            raise UserError("judge.api_key_env must be the name of an environment variable, such as OPENAI_API_KEY")
+            raise UserError(
+                f"{self.role}.api_key_env must be the name of an environment variable, such as OPENAI_API_KEY"
+            )
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError("judge.base_url must look like http://host:port/v1")
+            raise UserError(f"{self.role}.base_url must look like http://host:port/v1")
         if parts.username or parts.password or parts.query:
             raise UserError(
-                f"judge.base_url must have no user, password or query; put the key into ${self.api_key_env}"
+                f"{self.role}.base_url must have no user, password or query; put the key into ${self.api_key_env}"
             )
         if reserved := {"model", "messages", "stream", "n"} & (self.parameters or {}).keys():
-            raise UserError(f"judge.parameters cannot set {reserved.pop()}")
+            raise UserError(f"{self.role}.parameters cannot set {reserved.pop()}")
 
     @property
     def url(self) -> str:
@@ -75,8 +82,8 @@ class EndpointConfig:
         key = os.environ.get(self.api_key_env, "").strip()
         if not key and self.base_url.rstrip("/") == OPENAI:
             raise UserError(
-                f"${self.api_key_env} is not set: set it to the judge's API key, or give --judge.base_url of a server "
-                "that needs none"
+                f"${self.api_key_env} is not set: set it to the {self.role}'s API key, or give {self.option}.base_url "
+                "of a server that needs none"
             )
         if not all("!" <= letter <= "~" for letter in key):
             raise UserError(f"${self.api_key_env} has characters that no API key has; set it again")

@@ -8,7 +8,7 @@ import pytest
 from scone_pl.evaluation.benchmarks import find_benchmark
 from scone_pl.evaluation.case_types import CaseType
 from scone_pl.evaluation.jsonl_items import shows_scene
-from scone_pl.evaluation.judge_images import reference_size
+from scone_pl.vlm.images import reference_size
 from scone_pl.vlm.parsing import Score, UnusableAnswerError, parse_presence, parse_score
 
 CASES = json.loads((Path(__file__).parent / "golden/cases.json").read_text("utf-8"))

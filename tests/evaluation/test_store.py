@@ -9,11 +9,12 @@ from scone_pl.evaluation.benchmark import Question
 from scone_pl.evaluation.benchmarks import all_benchmarks
 from scone_pl.evaluation.calls import all_questions
 from scone_pl.evaluation.judge_config import JudgeConfig
-from scone_pl.evaluation.templates import GENERATED, PARTS, REFERENCES, Template, Templates
+from scone_pl.evaluation.templates import GENERATED, PARTS, REFERENCES, Templates
 from scone_pl.vlm.client import _retry_after
 from scone_pl.vlm.costs import Usage, price_of
 from scone_pl.vlm.parsing import parse_score
 from scone_pl.vlm.store import Answer, AnswerStore
+from scone_pl.vlm.templates import Template
 
 
 @pytest.fixture
@@ -146,8 +147,12 @@ def test_a_prompt_with_a_wrong_field(tmp_path):
 def test_images_stand_where_the_prompt_names_them():
     template = Template("x", "a {{reference_images}} b {{instruction}} {{generated_image}}\n", "v")
     fields = {"instruction": "{{generated_image}} {{x}}"}
-    assert template.segments(fields) == ["a ", REFERENCES, " b {{generated_image}} {{x}} ", GENERATED]
-    assert Template("x", "a {{instruction}}", "v").segments({"instruction": "i"}) == ["a i", REFERENCES, GENERATED]
+    images = (REFERENCES, GENERATED)
+    assert template.segments(fields, images) == ["a ", REFERENCES, " b {{generated_image}} {{x}} ", GENERATED]
+    assert Template("x", "a {{instruction}}", "v").segments({"instruction": "i"}, images) == [
+        "a i",
+        *images,
+    ]
 
 
 @pytest.mark.parametrize(
