@@ -103,7 +103,13 @@ def evaluate(
     if extra and not generating:
         raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
     items = read_items(
-        chosen, data, tasks=separated(tasks), limit=limit, language=language, max_references=max_references
+        chosen,
+        data,
+        tasks=separated(tasks),
+        limit=limit,
+        language=language,
+        max_references=max_references,
+        say=print_line,
     )
     ids = {item.id for item in items}
     others = [
@@ -196,7 +202,13 @@ def judge(
         folder.check_writable()
         check_output_folder(folder.path, files=PAIRWISE if pairwise is not None else ())
     items = read_items(
-        chosen, data, tasks=separated(tasks), limit=limit, language=language, max_references=max_references
+        chosen,
+        data,
+        tasks=separated(tasks),
+        limit=limit,
+        language=language,
+        max_references=max_references,
+        say=print_line,
     )
     config = judge.resolved(chosen.judge)
     check_judge(config, chosen, items)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,8 @@ class Benchmark(ABC):
     aggregates: ClassVar[tuple[Aggregate, ...]]
     derived: ClassVar[Mapping[str, Callable[[Mapping[str, Any]], Any]]] = {}
     """Further numbers from the flat row of aggregates, such as `overall`; works on floats and arrays."""
+    note: ClassVar[str] = ""
+    """A sentence below the main table."""
     headline: ClassVar[Mapping[str, str]]
     """Flat column -> title of the few numbers that sum up the benchmark: head of the report, bars."""
     varying: ClassVar[Mapping[str, str]] = {}
@@ -96,6 +99,8 @@ class Benchmark(ABC):
     """Settings of the published judge: defaults of `JudgeOptions`."""
     preparation: ClassVar[Literal["jpeg", "file"]] = "jpeg"
     """How the judge gets images: references resized and all as JPEG, or the files as they are."""
+    published_items: ClassVar[Mapping[str, tuple[tuple[str, ...], int]]] = {}
+    """Name of a group of tasks -> its tasks, and how many items the paper counts in them; empty = not known."""
     english_view: ClassVar[bool] = False
     """Whether tables also hold the items with `instruction_language` en alone."""
 
@@ -113,7 +118,8 @@ class Benchmark(ABC):
     @property
     def main_columns(self) -> tuple[str, ...]:
         """Columns of the main table if there is no published one: each task's last column and `headline`."""
-        return (*(f"{task}.{self.columns(task)[-1]}" for task in self.tasks), *self.headline)
+        tasks = (f"{task}.{self.columns(task)[-1]}" for task in self.tasks)
+        return tuple(dict.fromkeys((*tasks, *self.headline)))
 
     def columns(self, task: str) -> tuple[str, ...]:
         """Names of the scores of a task; the first exists for every complete item."""
@@ -147,6 +153,27 @@ class Benchmark(ABC):
         Raises:
             UserError: names the file and what to correct.
         """
+
+    def inventory(self, data: str | Path, items: Sequence[Item]) -> list[str]:
+        """What the data hold, beside what the paper counts: lines for the terminal.
+
+        Args:
+            data: as for `read`.
+            items: all of them.
+        """
+        by_task, by_references = Counter(i.task_type for i in items), Counter(len(i.images) for i in items)
+        counted = [
+            f"{name} {sum(by_task[task] for task in tasks)} of {number}"
+            for name, (tasks, number) in self.published_items.items()
+        ]
+        total = sum(number for _, number in self.published_items.values())
+        beside = f" (the paper counts {total}: {', '.join(counted)})" if counted else ""
+        numbers = ", ".join(f"{count} with {number}" for number, count in sorted(by_references.items()))
+        images = sum(number * count for number, count in by_references.items())
+        return [
+            f"data: {len(items)} items of {len(by_task)} tasks{beside}",
+            f"data: {images} references; items: {numbers}",
+        ]
 
     def check_judge(self, config: JudgeConfig) -> None:
         """Refuses settings that have no effect on this benchmark.
@@ -207,6 +234,10 @@ class Benchmark(ABC):
     def failures(self, record: Record) -> Mapping[str, bool] | None:
         """Like `faults`, with the patterns that several answers together tell, such as a swap (see `failures.py`)."""
         return self.faults(record)
+
+    def missed(self, record: Record) -> list[str]:
+        """Yes/no points of a complete record that were answered with no, in words, for the report."""
+        return []
 
     def extra_tables(self, records: Sequence[Record]) -> list[tuple[str, list[list[str]]]]:
         """Further tables: title, and rows of cells below a header."""

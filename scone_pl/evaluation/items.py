@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +55,7 @@ def read_items(
     limit: int | None = None,
     language: str | None = None,
     max_references: int | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> list[Item]:
     """Reads a benchmark; all of it is checked, whatever the selection.
 
@@ -65,6 +66,7 @@ def read_items(
         limit: only the first this many items per task.
         language: only items in this language.
         max_references: only items with at most this many references.
+        say: called with each line of what the data hold (`Benchmark.inventory`).
 
     Raises:
         UserError: see `Benchmark.read`; an unknown task; nothing is selected.
@@ -74,6 +76,8 @@ def read_items(
     if max_references is not None:
         check_whole("--max_references", max_references, minimum=1)
     items = benchmark.read(data)
+    for line in benchmark.inventory(data, items) if say else ():
+        say(line)
     chosen = benchmark.check_tasks(tasks) if tasks else benchmark.tasks
     seen: Counter[str] = Counter()
     selected = []

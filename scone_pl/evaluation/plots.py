@@ -18,6 +18,8 @@ from scone_pl.files import writing
 _OUR_COLOURS = ("#c2410c", "#7e22ce", "#15803d", "#be123c")
 _PAPER_COLOURS = ("#94a3b8", "#64748b", "#0ea5e9", "#1e3a8a")
 _MIN_RADAR_FLOOR = 2.0
+MANY = 12
+"""With more tasks than this, a radar plot has short labels."""
 
 
 def write_plots(summaries: Sequence[Summary], folder: Path) -> list[Path]:
@@ -55,7 +57,8 @@ def radar(summaries: Sequence[Summary]) -> Figure:
             _polygon(axes, angles, values, colour, summary.name, highlight=True)
         offset = math.pi / 2 - (math.pi / len(tasks) if len(tasks) == 4 else 0)
         axes.set_theta_offset(offset)
-        axes.set_xticks(angles, [_two_lines(benchmark, task) for task in tasks], fontsize=9)
+        many = len(tasks) > MANY
+        axes.set_xticks(angles, [_label(benchmark, task, many) for task in tasks], fontsize=6.5 if many else 9)
         for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
             side = math.cos(angle + offset)
             label.set_horizontalalignment("center" if abs(side) < 0.2 else "left" if side > 0 else "right")
@@ -107,7 +110,9 @@ def bars(summaries: Sequence[Summary]) -> Figure:
 def stability(summaries: Sequence[Summary]) -> Figure:
     """One dot per group, samplings along the x axis."""
     benchmark = summaries[0].benchmark
-    columns = benchmark.varying or benchmark.headline
+    every = benchmark.varying or benchmark.headline
+    # Of a part of the tasks many averages do not exist.
+    columns = {c: t for c, t in every.items() if any(c in s.stability["columns"] for s in summaries)} or every
     figure = Figure(figsize=(4.0 * len(columns), 3.6), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for axes, (column, title) in zip(panels, columns.items(), strict=True):
@@ -163,6 +168,9 @@ def _radar_floor(summaries: Sequence[Summary], columns: Sequence[str]) -> float:
     return _MIN_RADAR_FLOOR if values and min(values) >= _MIN_RADAR_FLOOR + 0.5 else 0.0
 
 
-def _two_lines(benchmark: Benchmark, task: str) -> str:
+def _label(benchmark: Benchmark, task: str, short_form: bool) -> str:
+    """A task in two lines, or by its own name where there is no space for them."""
+    if short_form:
+        return task.replace("_", " ")
     group, _, short = benchmark.short_names[task].partition(" / ")
     return group.replace(" & ", " &\n") + "\n" + short

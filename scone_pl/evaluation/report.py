@@ -166,10 +166,13 @@ def _scoring(benchmark: Benchmark, item: Item, record: Mapping[str, Any]) -> dic
             if text and key.endswith("_reason") and key.removesuffix("_reason") not in (*benchmark.rated, "PHY")
         },
         "scores": scores and {name: scores[name] for name in benchmark.sorted_by if name in scores},
+        "missed": benchmark.missed(record) if scores else [],
         "presence": [
-            candidate
-            for group in zip(item.subjects, record.get("label") or (), record.get("pred") or (), strict=False)
-            for candidate in zip(*group, strict=False)
+            (number, list(zip(*group, strict=False)))
+            for number, group in enumerate(
+                zip(item.subjects, record.get("label") or (), record.get("pred") or (), strict=False), 1
+            )
+            if group[0]
         ],
     }
 

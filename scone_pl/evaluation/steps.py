@@ -140,7 +140,7 @@ def compare_all(
 def tables_markdown(summaries: Sequence[Summary], comparisons: Sequence[dict[str, Any]]) -> str:
     """The main table, and the details of the first model."""
     first = summaries[0]
-    parts = [f"## {first.benchmark.title}\n\n{main_markdown(summaries)}"]
+    parts = [f"## {first.benchmark.title}\n\n{main_markdown(summaries)}", *filter(None, [first.benchmark.note])]
     parts.append(f"### {first.name}\n\n{detail_markdown(first)}")
     parts += [
         f"### {first.name} against {other['with']}\n\n{comparison_markdown(other, first.name, other['with'])}"

@@ -155,9 +155,10 @@ def extra_markdown(summary: Summary) -> str:
     """Further tables: errors by name, the benchmark's own, failures, stability, plausibility."""
     benchmark = summary.benchmark
     parts = []
-    if summary.error_rates:
-        parts.append(_errors(summary))
-    if summary.failure_rates != summary.error_rates:
+    scored = [name for name in _ERRORS if _ERRORS[name][0] in benchmark.average_columns]
+    if summary.error_rates and scored:
+        parts.append(_errors(summary, scored))
+    if any(name not in scored for found in summary.failure_rates.values() for name in found):
         heads, *rows = failure_rows(summary)
         parts.append("### Failures by name\n\n" + markdown_table(heads, rows))
     parts += [f"### {title}\n\n{markdown_table(rows[0], rows[1:])}" for title, rows in summary.extra]
@@ -237,19 +238,14 @@ def _stability(summary: Summary) -> str:
     return f"{markdown_table(heads, rows)}\n\n{note}" if rows else note
 
 
-def _errors(summary: Summary) -> str:
+def _errors(summary: Summary, names: Sequence[str]) -> str:
     """Fractions of images with each error, by task; beside them the scores that they lower."""
-    benchmark = summary.benchmark
-    names = list(dict.fromkeys(name for spread in summary.error_rates.values() for name in spread))
-    heads = ["Task"]
-    for name in names:
-        heads += [_ERRORS[name][1], _ERRORS[name][2]] if _is_scored(benchmark, name) else [f"images with {name}"]
+    heads = ["Task", *(head for name in names for head in _ERRORS[name][1:])]
     rows = []
     for task, spread in summary.error_rates.items():
-        cells = [benchmark.short_names[task]]
+        cells = [summary.benchmark.short_names[task]]
         for name in names:
-            score = [_cell(summary.mean.get(f"{task}.{_ERRORS[name][0]}"))] if _is_scored(benchmark, name) else []
-            cells += [*score, f"{spread[name]:.0%}" if name in spread else "-"]
+            cells += [_cell(summary.mean.get(f"{task}.{_ERRORS[name][0]}")), f"{spread[name]:.0%}"]
         rows.append(cells)
     return f"### {' and '.join(names).capitalize()}\n\n" + markdown_table(heads, rows)
 
@@ -262,10 +258,6 @@ def failure_rows(summary: Summary) -> list[list[str]]:
         for task, found in summary.failure_rates.items()
     ]
     return [["Task", *names], *rows]
-
-
-def _is_scored(benchmark: Benchmark, error: str) -> bool:
-    return error in _ERRORS and _ERRORS[error][0] in benchmark.average_columns
 
 
 def _head(benchmark: Benchmark, column: str) -> str:

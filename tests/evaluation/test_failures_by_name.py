@@ -41,16 +41,19 @@ def records():
 
 
 def test_the_matrix_of_references():
-    assert by_reference(records()) == [
-        (1, pytest.approx(4 / 7), pytest.approx(5 / 14), 21),
-        (2, pytest.approx(5 / 7), pytest.approx(2 / 14), 21),
-        (3, pytest.approx(6 / 7), pytest.approx(2 / 14), 21),
-    ]
+    found = by_reference(records())
+    assert {number: (one.targets_present, one.distractors_present) for number, one in found.items()} == {
+        1: (4, 5), 2: (5, 2), 3: (6, 2)
+    }  # fmt: skip
+    assert {(one.targets, one.distractors, one.images) for one in found.values()} == {(7, 14, 7)}
+    assert found[1].failed == {"redundancy": 4, "omission": 3, "swap": 1, "drift": 2}
+    assert found[2].failed == {"redundancy": 1, "omission": 2, "dominance": 1, "drift": 2}
     rates = failure_rates(records(), SCONEEVAL)["distinction_multi_cross"]
     assert rates["swap"] == pytest.approx(1 / 7)
     assert rates["drift"] == pytest.approx(3 / 7)
+    assert not by_reference([{"label": [[], [1]], "pred": [[], [0]]}]).keys() - {2}, "a scene has no candidates"
     text = extra_markdown(Summary.of(records(), SCONEEVAL, "x"))
     row = next(
         line for line in text.partition("### References and generated subjects")[2].splitlines() if "57%" in line
     )
-    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["1", "57%", "36%", "21"]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["1", "57%", "36%", "14%", "0%", "29%", "7"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,13 +42,22 @@ class Micon(Benchmark):
     score_range: ClassVar[tuple[float, float]] = (0.0, 100.0)
     average_columns: ClassVar[tuple[str, ...]] = (*DIMENSIONS, "Score")
     aggregates: ClassVar[tuple[Aggregate, ...]] = (Aggregate("average", "Average over cases", TASKS, "items"),)
-    headline: ClassVar[Mapping[str, str]] = {"average.Score": "Average"}
+    note: ClassVar[str] = "Scores in percent; the average is over cases."
+    headline: ClassVar[Mapping[str, str]] = {
+        **{f"{task}.Score": short for task, short in zip(TASKS, heads[0][1], strict=True)},
+        "average.Score": "Average",
+    }
+    varying: ClassVar[Mapping[str, str]] = {"average.Score": "Average"}
     radar: ClassVar[tuple[tuple[str, str], ...]] = (("Score", "score"),)
     radar_methods: ClassVar[tuple[str, ...]] = ("UNO", "OmniGen2", "BAGEL", "BAGEL + DAR")
     sorted_by: ClassVar[tuple[str, ...]] = ("Score",)
     judge: ClassVar[Mapping[str, Any]] = {
         "model": "Qwen/Qwen3-VL-32B-Instruct",
         "parameters": {"temperature": 0.1, "max_tokens": 800},
+    }
+    published_items: ClassVar[Mapping[str, tuple[tuple[str, ...], int]]] = {
+        task.replace("_", " "): ((task,), number)
+        for task, number in zip(TASKS, (200, 200, 100, 240, 200, 103), strict=True)
     }
     preparation: ClassVar[Literal["jpeg", "file"]] = "file"
 
@@ -58,6 +68,18 @@ class Micon(Benchmark):
     def read(self, data: str | Path) -> list[Item]:
         """See `read_cases`."""
         return list(read_cases(self.data_file(data)))
+
+    def inventory(self, data: str | Path, items: Sequence[Item]) -> list[str]:
+        """Also the names of the references, and whether hard constraints and hard checkpoints are equally many."""
+        cases = [item for item in items if isinstance(item, MiconItem)]
+        names = Counter(name for case in cases for name in case.names)
+        hard = {task: sum(bool(check.hard) for check in checkpoints_of(task).values()) for task in TASKS}
+        other = sum(len(case.constraints) != hard[case.task_type] for case in cases)
+        return [
+            *super().inventory(data, items),
+            f"data: names of references: {', '.join(f'{name!r:.40} {count}' for name, count in sorted(names.items()))}; "
+            f"{other} cases have more or fewer hard constraints than their task has hard checkpoints",
+        ]
 
     def questions(self, item: Item, config: JudgeConfig) -> list[Question]:
         """The checkpoints; for a story also how well the image continues it."""
@@ -145,6 +167,14 @@ class Micon(Benchmark):
             if check.fault:
                 found[check.fault] = found.get(check.fault, False) or not record[CHECKS][name]
         return found
+
+    def missed(self, record: Mapping[str, Any]) -> list[str]:
+        """The checkpoints that were answered with 0."""
+        return [
+            f"{name[0]}{name[-1]}{' (hard)' if check.hard else ''}: {check.text}"
+            for name, check in checkpoints_of(record["task_type"]).items()
+            if not record[CHECKS][name]
+        ]
 
 
 def check_name(dimension: str, index: int) -> str:

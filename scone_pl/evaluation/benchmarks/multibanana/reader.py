@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ TWO = ("add", "replace", "background", "color", "material", "pose", "hair", "mak
 STRUCTURES = ("local", "global", "back", "object")
 NUMBERS = (3, 4, 5, 6, 7, 8)
 TASKS = ("single", *TWO, *(f"{n}_{structure}" for n in NUMBERS for structure in STRUCTURES))
+SOURCES = "from_where.csv"
+"""Which references are real and which synthetic."""
 _PROMPT = re.compile(r"(\d{1,9})_prompt\.txt")
 _REFERENCE = re.compile(r"(\d{1,9})_(\d{1,3})\.(?:jpe?g|png|webp)", re.IGNORECASE)
 
@@ -94,12 +98,43 @@ def _difficulties(folder: Path, names: set[str]) -> dict[str, tuple[str, ...]]:
     for number, value in read_json(file, dict).items():
         categories = [value] if isinstance(value, str) else value
         if not isinstance(categories, list) or not all(isinstance(one, str) and one for one in categories):
-            raise UserError(f"{file}: {number!r:.40} must have a category (domain, scale, rare, ling, font) or several")
+            raise UserError(
+                f"{file}: {number!r:.40} must have a category (domain, scale, rare, ling, font) or several; without the "
+                "file nothing is missing but the table of difficulties"
+            )
         name = by_number.get(int(number)) if re.fullmatch(r"[0-9]{1,9}", number) else None
         if name is None:
             unknown.append(number)
         else:
             result[name] = tuple(dict.fromkeys(categories))
     if unknown:
-        warn(f"{file}: {len(unknown)} entries, such as {unknown[0]!r:.40}, belong to no set here")
+        number_of = f"{len(unknown)} entries, such as {unknown[0]!r:.40}, belong"
+        warn(f"{file}: {number_of if len(unknown) > 1 else f'the entry {unknown[0]!r:.40} belongs'} to no set here")
     return result
+
+
+def side_files(root: Path, items: Sequence[Item]) -> Iterator[str]:
+    """What `types.json` and `from_where.csv` hold, in lines.
+
+    Raises:
+        UserError: `from_where.csv` is no CSV in UTF-8.
+    """
+    categories = [item.difficulty for item in items if isinstance(item, MultiBananaItem)]
+    counts = Counter(one for several in categories for one in several)
+    listed = ", ".join(f"{name!r:.40} {count}" for name, count in sorted(counts.items())) or "none"
+    several = sum(len(one) > 1 for one in categories)
+    yield f"data: difficulties of types.json: {listed}; {sum(map(bool, categories))} sets have one, {several} several"
+    file = root / SOURCES
+    if not file.is_file():
+        yield f"data: no {SOURCES}, so nothing says which references are real"
+        return
+    try:
+        head, *rows = list(csv.reader(read_text(file).splitlines())) or [[]]
+    except csv.Error as error:
+        raise UserError(f"{file}: not CSV ({error}); the file is not used, so it can be removed") from None
+    columns = []
+    for number, name in enumerate(head):
+        values = Counter(row[number] for row in rows if len(row) > number)
+        few = ": " + ", ".join(f"{value!r:.40} {count}" for value, count in values.most_common())
+        columns.append(f"{name!r:.40} ({len(values)} values{few if len(values) <= 8 else ''})")
+    yield f"data: {SOURCES} has {len(rows)} rows of {'; '.join(columns) or 'nothing'}; it is not used"

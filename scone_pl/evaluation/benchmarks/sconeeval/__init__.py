@@ -42,6 +42,9 @@ class SconeEval(CompositionBenchmark):
         ("Distinction & Composition", ("Cross", "Intra")),
     )
     average_columns: ClassVar[tuple[str, ...]] = (*COMPOSITION_COLUMNS, *DISTINCTION_COLUMNS)
+    published_items: ClassVar[Mapping[str, tuple[tuple[str, ...], int]]] = {
+        task: ((task,), number) for task, number in zip(SCONEEVAL_TASKS, (50, 95, 60, 60, 72, 72), strict=True)
+    }
     aggregates: ClassVar[tuple[Aggregate, ...]] = (Aggregate("average", "Average over tasks", SCONEEVAL_TASKS),)
     derived: ClassVar[Mapping[str, Any]] = {"overall": _overall}
     headline: ClassVar[Mapping[str, str]] = {"average.COM": "COM", "average.DIS": "DIS", "overall": "Overall"}
@@ -105,15 +108,23 @@ class SconeEval(CompositionBenchmark):
         return failures_of(record["label"], record["pred"]) if faults and _same_shape(record) else faults
 
     def extra_tables(self, records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[list[str]]]]:
-        """Which references' subjects are in the images, by task and position of the reference."""
-        rows = [["Task", "reference", "targets present", "distractors present", "candidates"]]
+        """By task and position of the reference: which of its subjects are in the images, and what went wrong."""
+        patterns = ("swap", "dominance", "drift")
+        rows = [["Task", "reference", "targets present", "distractors present", *patterns, "images"]]
         for task in self.tasks:
             members = [record for record in records if record["task_type"] == task and self.is_complete(record)]
-            members = [record for record in members if _same_shape(record)]
-            for number, *fractions, count in by_reference(members):
-                cells = ["-" if fraction is None else f"{fraction:.0%}" for fraction in fractions]
-                rows.append([self.short_names[task], str(number), *cells, str(count)])
+            for number, found in by_reference([record for record in members if _same_shape(record)]).items():
+                cells = [
+                    _percent(found.targets_present, found.targets),
+                    _percent(found.distractors_present, found.distractors),
+                    *(_percent(found.failed[name], found.images) for name in patterns),
+                ]
+                rows.append([self.short_names[task], str(number), *cells, str(found.images)])
         return [("References and generated subjects", rows)] if len(rows) > 1 else []
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
 
 
 def _same_shape(record: Mapping[str, Any]) -> bool:
