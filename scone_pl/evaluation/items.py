@@ -76,8 +76,9 @@ def read_items(
     if max_references is not None:
         check_whole("--max_references", max_references, minimum=1)
     items = benchmark.read(data)
-    for line in benchmark.inventory(data, items) if say else ():
-        say(line)
+    if say:
+        for line in benchmark.inventory(data, items):
+            say(line)
     chosen = benchmark.check_tasks(tasks) if tasks else benchmark.tasks
     seen: Counter[str] = Counter()
     selected = []

@@ -15,15 +15,16 @@ def stability(records: Records, tables: Sequence[Mapping[str, Any]], benchmark: 
     """Standard deviations (divisor n - 1, null if n is 1) of the averages and of single items.
 
     Returns:
-        `columns`: per average column, and those of `Benchmark.varying`, the value of each group, `std_over_scorings` (of one sampling's images, mean over
-        samplings) and `std_over_samplings` (of the means over scorings). `items`: standard deviation of PF and SC over
-        scorings, mean over items and samplings; and `presence_agreement`, the fraction of candidates (or checkpoints)
-        with the same answer in all scorings of an image (null without repeated scorings).
+        `columns`: per average column, and those of `Benchmark.varying`, the value of each group, `std_over_scorings`
+        (of one sampling's images, mean over samplings) and `std_over_samplings` (of the means over scorings).
+        `items`: standard deviation of each rating over scorings, mean over items and samplings; and
+        `presence_agreement`, the fraction of candidates (or checkpoints) with the same answer in all scorings of an
+        image (null without repeated scorings).
     """
     names = [f"{one.name}.{name}" for one in benchmark.aggregates for name in benchmark.average_columns]
-    names += [*benchmark.derived, *(benchmark.varying or benchmark.headline)]
+    names = list(dict.fromkeys([*names, *benchmark.derived, *(benchmark.varying or benchmark.headline)]))
     rows = [((table["sampling"], table["scoring"]), flat_row(table)) for table in tables]
-    columns = {name: _spread([(group, row[name]) for group, row in rows if name in row]) for name in dict.fromkeys(names)}
+    columns = {name: _spread([(group, row[name]) for group, row in rows if name in row]) for name in names}
     return {
         "columns": {name: values for name, values in columns.items() if values["groups"]},
         "items": _items(records, benchmark),

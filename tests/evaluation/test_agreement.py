@@ -139,6 +139,9 @@ def test_a_judge_that_is_compressed_at_the_top(tmp_path):
     means = found["systems"]["means"]
     assert means["good"]["bias"] == pytest.approx(8.5 - np.mean([TRUTH[k] for k in TRUTH if k[0] == "good"]))
     assert found["systems"]["spearman"] == pytest.approx(math.sqrt(3) / 2), "two systems tie"
+    of_task = found["systems"]["tasks"]["single_object"]
+    assert of_task["means"]["best"]["reference"] == np.mean([TRUTH["best", "single_object", i] for i in range(ITEMS)])
+    assert of_task["spearman"] == pytest.approx(math.sqrt(3) / 2)
 
 
 def test_random_and_constant_judges(tmp_path):
@@ -179,6 +182,19 @@ def test_alpha_with_missing_ratings():
     assert quadratic_kappa(np.array([1.0, 1.0]), np.array([1.0, 1.0])) != 1, "not defined"
 
 
+def test_the_mean_over_tasks_is_not_decided_by_a_perfect_one():
+    """Fisher's z; a correlation of 1 of 10 images enters as 0.95."""
+    from scone_pl.evaluation.agreement.compare import _mean
+
+    rows = [{"spearman": 1.0, "bias": 3.0, "n": 10}, {"spearman": 0.0, "bias": 1.0, "n": 10}]
+    assert _mean(rows, "spearman") == pytest.approx(math.tanh(math.atanh(0.95) / 2))
+    assert _mean(rows, "bias") == 2
+    assert _mean(rows[:1] * 3, "spearman") == 1
+    assert _mean([{"spearman": None, "n": 2}], "spearman") is None
+    small = [{"spearman": 0.5, "n": 20}, {"spearman": 0.3, "n": 50}]
+    assert _mean(small, "spearman") == pytest.approx(math.tanh((math.atanh(0.5) + math.atanh(0.3)) / 2))
+
+
 def test_intervals_hold_the_statistic():
     """40 items, a known correlation; none below 30 items."""
     generator = np.random.default_rng(0)
@@ -215,6 +231,8 @@ def test_the_command(tmp_path, capsys):
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("<article>") == 20
     assert "says 9 &lt;b&gt;" in page
+    assert "limits of agreement" in page
+    assert "whether a judge decides them" in page
     assert main([*command, "--require", "SC.spearman>0.999"]) == 1
     assert "SC.spearman>0.999 fails: it is 0.9" in capsys.readouterr().out
     other = write(tmp_path / "c", truth, picture="another {model}")

@@ -123,6 +123,12 @@ def test_the_golden_values(root, evaluation, capsys):
     assert set(by_key["o2"]) == {"omission"}
     assert set(by_key["a1"]) == {"blending"}
     assert not by_key["f1"]
+    missed = {record["key"]: BENCHMARK.missed(record) for record in records}
+    assert missed["o2"] == [f"A1 (hard): {CHECKPOINTS['object_composition']['A'][0].text}"]
+    assert not missed["f1"]
+    text = tables_markdown([Summary.of(records, BENCHMARK, "ours")], [])
+    assert text.count("### Failures by name") == 1
+    assert "images with omission" not in text
 
 
 def test_faulty_servers(root, evaluation):
@@ -145,6 +151,13 @@ def test_the_published_averages_are_over_cases():
     for method, row in published(BENCHMARK).rows.items():
         mean = sum(cases[task] * row[f"{task}.Score"] for task in cases) / 1043
         assert (abs(mean - row["average.Score"]) < 0.006) == (method not in ("Nano-Banana", "GPT-Image"))
+
+
+def test_the_data_are_counted(root):
+    lines = []
+    read_items(BENCHMARK, root, say=lines.append)
+    assert "10 items of 6 tasks (the paper counts 1043: object composition 2 of 200," in lines[0]
+    assert "'RA' 10, 'RB' 10, 'RC' 5; 4 cases have more or fewer hard constraints" in lines[-1]
 
 
 def test_every_hard_constraint_is_as_published():

@@ -125,6 +125,29 @@ def test_more_references_than_the_generator_takes(root, evaluation, capsys):
     assert ours[heads.index("1 reference single")] == "**6.67**"
 
 
+def test_the_data_are_counted(root):
+    lines = []
+    read_items(BENCHMARK, root, say=lines.append)
+    assert lines[0].endswith("(the paper counts 3769: 1 reference 2 of 264, 2 references 3 of 907, 3 to 8 4 of 2598)")
+    assert lines[1:] == [
+        "data: 30 references; items: 2 with 1, 3 with 2, 2 with 3, 2 with 8",
+        "data: difficulties of types.json: 'ling' 1, 'rare' 2; 2 sets have one, 1 several",
+        "data: from_where.csv has 1 rows of 'file' (1 values: '001_0.jpg' 1); 'source' (1 values: 'real' 1); it is not "
+        "used",
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "\n", "a,b\n1\n\n", '"', "x" * 200_000, "a\n\0\n"])
+def test_odd_sources(root, tmp_path, content):
+    copied = shutil.copytree(root, tmp_path / "data")
+    (copied / "from_where.csv").write_text(content)
+    one_line(lambda: read_items(BENCHMARK, copied, say=str), copied)
+    (copied / "from_where.csv").unlink()
+    lines = []
+    read_items(BENCHMARK, copied, say=lines.append)
+    assert lines[-1] == "data: no from_where.csv, so nothing says which references are real"
+
+
 def record_of(task, values, **more):
     return {
         "sampling": 1,

@@ -125,38 +125,63 @@ def _is_constant(side: np.ndarray) -> bool:
 def _over_tasks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Fisher-z means of Pearson and Spearman, plain means of the rest, over the tasks that have them."""
     result: dict[str, Any] = {"n": sum(row["n"] for row in rows), "items": sum(row["items"] for row in rows)}
-    for statistic in STATISTICS:
-        known = [row[statistic] for row in rows if row[statistic] is not None]
-        if statistic in ("pearson", "spearman") and known:
-            result[statistic] = float(np.tanh(np.mean(np.arctanh(np.clip(known, -1 + 1e-12, 1 - 1e-12)))))
-        else:
-            result[statistic] = sum(known) / len(known) if known else None
-    return {**result, "intervals": {}, "ceiling": {}, "why": None}
+    ceilings = [{"n": row["n"], **row["ceiling"]} for row in rows]
+    result |= {statistic: _mean(rows, statistic) for statistic in STATISTICS}
+    ceiling = {statistic: _mean(ceilings, statistic) for statistic in (*STATISTICS, "alpha")}
+    return {**result, "intervals": {}, "ceiling": ceiling, "why": None}
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], statistic: str) -> float | None:
+    """Over the rows that have the statistic, each with its number `n` of images.
+
+    The z of a perfect correlation is infinite, so that one task of few images would decide the mean: correlations of n
+    images enter as at most 1 - 1 / (2 n), unless all are equal.
+    """
+    known = [(row[statistic], row["n"]) for row in rows if row[statistic] is not None]
+    values = [value for value, _ in known]
+    if not values or statistic not in ("pearson", "spearman") or max(values) - min(values) < 1e-12:
+        return sum(values) / len(values) if values else None
+    limits = [1 - 1 / (2 * n) for _, n in known]
+    return float(np.tanh(np.mean(np.arctanh(np.clip(values, np.negative(limits), limits)))))
 
 
 def systems(
     reference: Source, candidate: Source, column: str, images: Sequence[Image], resamples: int, seed: int
 ) -> dict[str, Any] | None:
-    """Means of systems under both judges, their ranks, and what each judge decides; None of one system."""
+    """Systems under both judges: means, ranks and pairs of all images; means and ranks by task; None of one system."""
     present = {image.system for image in images}
     names = [name for name in reference.systems if name in present]
     if len(names) < 2:
         return None
     by_name = {name: [image for image in images if image.system == name] for name in names}
-    table = {}
-    for name, members in by_name.items():
-        one, other = (float(np.mean(means(source, column, members))) for source in (reference, candidate))
-        table[name] = {"n": len(members), "reference": one, "candidate": other, "bias": other - one}
-    x, y = (np.array([row[side] for row in table.values()]) for side in ("reference", "candidate"))
-    defined = len(names) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
+    tasks = dict.fromkeys(image.task for image in images)
+    of_task = {task: [image for image in images if image.task == task] for task in tasks} if len(tasks) > 1 else {}
     return {
-        "means": table,
-        "spearman": _json(float(stats.spearmanr(x, y).statistic)) if defined else None,
-        "kendall": _json(float(stats.kendalltau(x, y).statistic)) if defined else None,
+        **_ranks(reference, candidate, column, names, images),
+        "tasks": {task: _ranks(reference, candidate, column, names, members) for task, members in of_task.items()},
         "pairs": [
             _pair(reference, candidate, column, by_name, pair, resamples, seed)
             for pair in itertools.combinations(names, 2)
         ],
+    }
+
+
+def _ranks(
+    reference: Source, candidate: Source, column: str, names: Sequence[str], images: Sequence[Image]
+) -> dict[str, Any]:
+    """Means of systems under both judges, and the correlations of their order (null of fewer than three)."""
+    table = {}
+    for name in names:
+        members = [image for image in images if image.system == name]
+        if members:
+            one, other = (float(np.mean(means(source, column, members))) for source in (reference, candidate))
+            table[name] = {"n": len(members), "reference": one, "candidate": other, "bias": other - one}
+    x, y = (np.array([row[side] for row in table.values()]) for side in ("reference", "candidate"))
+    defined = len(table) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
+    return {
+        "means": table,
+        "spearman": _json(float(stats.spearmanr(x, y).statistic)) if defined else None,
+        "kendall": _json(float(stats.kendalltau(x, y).statistic)) if defined else None,
     }
 
 
@@ -222,14 +247,19 @@ def _reason(source: Source, image: Image, column: str) -> str:
 
 
 def presence(reference: Source, candidate: Source) -> dict[str, Any] | None:
-    """Agreement of 0/1 answers, first scoring of each side; None if there are none."""
-    pairs = []
+    """Agreement of 0/1 answers, first scoring of each side, pooled and in `tasks`; None if there are none."""
+    by_task: dict[str, list[tuple[int, int]]] = {}
     for image in sorted(reference.answers.keys() & candidate.answers.keys()):
         first, second = (next(iter(source.answers[image].values())) for source in (reference, candidate))
         if len(first) == len(second):
-            pairs += list(zip(first, second, strict=True))
-    if not pairs:
+            by_task.setdefault(image.task, []).extend(zip(first, second, strict=True))
+    if not by_task:
         return None
+    pooled = [pair for pairs in by_task.values() for pair in pairs]
+    return {**_binary(pooled), "tasks": {task: _binary(pairs) for task, pairs in by_task.items()}}
+
+
+def _binary(pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
     x, y = zip(*pairs, strict=True)
     return {
         "n": len(pairs),

@@ -32,7 +32,8 @@ def write_plots(result: dict[str, Any], reference: Source, candidate: Source, fo
         row = rows.get("pooled", next(iter(rows.values())))
         figure = Figure(figsize=(9.6, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2)
-        jitter = np.random.default_rng(0).uniform(-0.12, 0.12, (2, len(x)))  # ties would hide each other
+        size = 0.012 * max(np.ptp(x), np.ptp(y))
+        jitter = np.random.default_rng(0).uniform(-size, size, (2, len(x)))  # ties would hide each other
         left.scatter(x + jitter[0], y + jitter[1], s=12, alpha=0.5, c=colours)
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
         left.plot(ends, ends, color="#94a3b8", lw=1)

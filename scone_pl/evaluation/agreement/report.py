@@ -8,7 +8,7 @@ from typing import Any
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.agreement.sources import Source
-from scone_pl.evaluation.agreement.statistics import CORRELATIONS
+from scone_pl.evaluation.agreement.tables import NOTES, sections, summary
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.report import IMAGE_SIDE, TEMPLATES, Thumbnail, png_url, thumbnail
 from scone_pl.files import write_text
@@ -25,7 +25,9 @@ def write_report(file: Path, result: Mapping[str, Any], sources: Sequence[Source
     """
     page = TEMPLATES.get_template("agreement.html").render(
         result=result,
-        correlations=CORRELATIONS,
+        summary=summary(result),
+        sections=sections(result),
+        notes=NOTES,
         plots={plot.stem: png_url(plot) for plot in plots},
         cards=(
             {"column": column, **one, "image": _thumbnail(one, sources)}

@@ -75,10 +75,11 @@ class Micon(Benchmark):
         names = Counter(name for case in cases for name in case.names)
         hard = {task: sum(bool(check.hard) for check in checkpoints_of(task).values()) for task in TASKS}
         other = sum(len(case.constraints) != hard[case.task_type] for case in cases)
+        listed = ", ".join(f"{name!r:.40} {count}" for name, count in sorted(names.items()))
         return [
             *super().inventory(data, items),
-            f"data: names of references: {', '.join(f'{name!r:.40} {count}' for name, count in sorted(names.items()))}; "
-            f"{other} cases have more or fewer hard constraints than their task has hard checkpoints",
+            f"data: names of references: {listed}; {other} cases have more or fewer hard constraints than their "
+            "task has hard checkpoints",
         ]
 
     def questions(self, item: Item, config: JudgeConfig) -> list[Question]:

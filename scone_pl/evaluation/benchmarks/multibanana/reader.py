@@ -99,8 +99,8 @@ def _difficulties(folder: Path, names: set[str]) -> dict[str, tuple[str, ...]]:
         categories = [value] if isinstance(value, str) else value
         if not isinstance(categories, list) or not all(isinstance(one, str) and one for one in categories):
             raise UserError(
-                f"{file}: {number!r:.40} must have a category (domain, scale, rare, ling, font) or several; without the "
-                "file nothing is missing but the table of difficulties"
+                f"{file}: {number!r:.40} must have a category (domain, scale, rare, ling, font) or several; without "
+                "the file nothing is missing but the table of difficulties"
             )
         name = by_number.get(int(number)) if re.fullmatch(r"[0-9]{1,9}", number) else None
         if name is None:
