@@ -7,7 +7,10 @@ their module. Everything else (asking, storing, averaging, intervals, tables, pl
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +22,7 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.scores import Row
+from scone_pl.files import read_bytes
 from scone_pl.vlm.parsing import Score
 from scone_pl.vlm.ratings import NamedScores
 
@@ -145,6 +149,21 @@ class Benchmark(ABC):
         if not path.is_dir():
             raise UserError(f"--data {data}: no such folder; give the folder of {self.title} in its published layout")
         return path
+
+    def digest(self, data: str | Path) -> str:
+        """Short hash of what the items say (not of their images), for results that are stored.
+
+        Raises:
+            UserError: see `data_file` and `read`.
+        """
+        file = self.data_file(data)
+        if file.is_file():
+            return hashlib.sha256(read_bytes(file)).hexdigest()[:16]
+        items = [
+            {**vars(item), "images": [os.path.relpath(image, file) for image in item.images]}
+            for item in self.read(data)
+        ]
+        return hashlib.sha256(json.dumps(items, sort_keys=True).encode()).hexdigest()[:16]
 
     @abstractmethod
     def read(self, data: str | Path) -> list[Item]:

@@ -1,8 +1,7 @@
-"""SconeEval and OmniContext as evaluators of studies: the verb `evaluate` in a process of its own, then its scores."""
+"""Benchmarks as evaluators of studies: the verb `evaluate` in a process of its own, then its scores."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,14 +11,16 @@ from typing import Any, ClassVar, Literal, TypeVar
 import scone_pl
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
+from scone_pl.evaluation.benchmarks.micon import BENCHMARK as MICON
+from scone_pl.evaluation.benchmarks.multibanana import BENCHMARK as MULTIBANANA
 from scone_pl.evaluation.benchmarks.omnicontext import OMNICONTEXT
 from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.evaluator import Column, Evaluator, Report, code_digest, mean, with_at_most
 from scone_pl.evaluation.folder import EvaluationFolder
-from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.judge_config import JudgeConfig, JudgeOptions
 from scone_pl.evaluation.records import read_records
 from scone_pl.evaluation.summary import Summary
-from scone_pl.files import read_bytes, read_json
+from scone_pl.files import read_json
 
 PACKAGE = Path(scone_pl.__file__).parent
 CODE = ("evaluation/scores", "evaluation/composition", "evaluation/groups", "evaluation/calls", "vlm/parsing")
@@ -32,16 +33,31 @@ TRANSPORT = (
 J = TypeVar("J", bound="JudgedEvaluator")
 
 
-def _average(name: str) -> Callable[[Report], float]:
-    """Mean over all tasks that were evaluated."""
+def _average(name: str, benchmark: Benchmark) -> Callable[[Report], float]:
+    """The benchmark's average; of a part of its tasks the mean over them, weighted as in the average."""
+    by_items = any(one.name == "average" and one.weighting == "items" for one in benchmark.aggregates)
 
     def read(report: Report) -> float:
         scores: dict[str, float] = report["scores"]
         if f"average.{name}" in scores:
             return scores[f"average.{name}"]
-        return mean(value for key, value in scores.items() if key.partition(".")[2] == name)
+        parts: list[tuple[float, int]] = [
+            (scores[f"{task}.{name}"], report["completeness"][task]["used"] if by_items else 1)
+            for task in benchmark.tasks
+            if f"{task}.{name}" in scores
+        ]
+        whole = sum(weight for _, weight in parts)
+        return sum(value * weight for value, weight in parts) / whole if whole else float("nan")
 
     return read
+
+
+def _score(column: str, scale: float = 1.0) -> Callable[[Report], float]:
+    return lambda report: report["scores"].get(column, float("nan")) * scale
+
+
+def _complete(report: Report) -> float:
+    return 100.0 * report["complete"]
 
 
 def _fault(name: str) -> Callable[[Report], float]:
@@ -76,11 +92,13 @@ class JudgedEvaluator(Evaluator):
     """Least fraction of records with all their scores; below it, the run fails, and asks again when it is repeated."""
 
     benchmark: ClassVar[Benchmark]
+    code: ClassVar[tuple[str, ...]] = ()
+    """Further modules that decide its scores."""
 
     def __post_init__(self) -> None:
         if unknown := self.judge.keys() - {f.name for f in fields(JudgeConfig)}:
             raise UserError(f"judge has no {', '.join(sorted(unknown))}: see JudgeConfig")
-        JudgeConfig(**self.judge)
+        JudgeOptions(**self.judge)
         self.benchmark.check_tasks(self.tasks)
         if self.mask not in ("off", "trained"):
             raise UserError(f"mask is {self.mask!r}; choose from 'off', 'trained'")
@@ -98,14 +116,19 @@ class JudgedEvaluator(Evaluator):
                 f"{source}: data is {self.data!r}, no folder with the published {self.benchmark.title}; give "
                 f"--evaluators '{{{name}: {{data: FOLDER}}}}'"
             )
-        self.benchmark.data_file(self.data)
-        JudgeConfig(**self.judge).key()
+        try:
+            self.benchmark.data_file(self.data)
+            config = JudgeOptions(**self.judge).resolved(self.benchmark.judge)
+            self.benchmark.check_judge(config)
+            config.key()
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
 
     @property
     def identity(self) -> dict[str, Any]:
         judge = {name: value for name, value in self.judge.items() if name not in TRANSPORT}
-        content = hashlib.sha256(read_bytes(self.benchmark.data_file(self.data))).hexdigest()[:16]
-        modules = (*CODE, f"evaluation/benchmarks/{self.benchmark.name}/__init__")
+        content = self.benchmark.digest(self.data)
+        modules = (*CODE, f"evaluation/benchmarks/{self.benchmark.name}/__init__", *self.code)
         sources = {name: code_digest(PACKAGE / f"{name}.py") for name in modules}
         return {**self.settings, "label": None, "data": content, "judge": judge, "sources": sources}
 
@@ -125,7 +148,8 @@ class JudgedEvaluator(Evaluator):
             "scorings": self.scorings,
         }
         options |= {"tasks": list(self.tasks)} if self.tasks else {}
-        options |= {name: value for name in ("limit", "language") if (value := getattr(self, name))}
+        limits = ("limit", "language", "max_references")
+        options |= {name: value for name in limits if (value := getattr(self, name, None))}
         options |= {f"judge.{name}": value for name, value in self.judge.items()}
         typed = [part for name, value in options.items() for part in (f"--{name}", _spelled(value))]
         bridge = self._bridge(weights)
@@ -179,11 +203,11 @@ class SconeEvalEvaluator(JudgedEvaluator):
     name: ClassVar[str] = "sconeeval"
     benchmark: ClassVar[Benchmark] = SCONEEVAL
     metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {
-        **{name: _average(name) for name in ("PF", "SC", "COM", "DIS", "DIS_prec", "DIS_recall")},
-        "overall": lambda report: report["scores"].get("overall", float("nan")),
+        **{name: _average(name, SCONEEVAL) for name in ("PF", "SC", "COM", "DIS", "DIS_prec", "DIS_recall")},
+        "overall": _score("overall"),
         "redundancy": _fault("redundancy"),
         "omission": _fault("omission"),
-        "complete": lambda report: 100.0 * report["complete"],
+        "complete": _complete,
     }
     """Scores from 0 to 10; redundancy and omission in percent of the distinction items, complete of the records."""
     compared: ClassVar[tuple[Column, ...]] = tuple(Column(name, name) for name in ("COM", "DIS", "overall"))
@@ -202,9 +226,9 @@ class OmniContextEvaluator(JudgedEvaluator):
     name: ClassVar[str] = "omnicontext"
     benchmark: ClassVar[Benchmark] = OMNICONTEXT
     metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {
-        **{name: _average(name) for name in ("PF", "SC", "COM")},
-        "overall": _average("COM"),
-        "complete": lambda report: 100.0 * report["complete"],
+        **{name: _average(name, OMNICONTEXT) for name in ("PF", "SC", "COM")},
+        "overall": _average("COM", OMNICONTEXT),
+        "complete": _complete,
     }
     """Scores from 0 to 10; complete in percent of the records."""
     compared: ClassVar[tuple[Column, ...]] = tuple(Column(name, name) for name in ("PF", "SC", "overall"))
@@ -213,3 +237,55 @@ class OmniContextEvaluator(JudgedEvaluator):
     @classmethod
     def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:
         return [("ours", (*cls.compared, Column("complete", "complete", " %", interval=False)))]
+
+
+class MiconEvaluator(JudgedEvaluator):
+    """MICON-Bench."""
+
+    name: ClassVar[str] = "micon"
+    benchmark: ClassVar[Benchmark] = MICON
+    code: ClassVar[tuple[str, ...]] = ("evaluation/benchmarks/micon/checkpoints", "vlm/ratings")
+    metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {
+        **{name: _average(name, MICON) for name in MICON.average_columns},
+        "Score / 10": lambda report: _average("Score", MICON)(report) / 10,
+        "complete": _complete,
+    }
+    """Score and dimensions from 0 to 100, complete in percent of the records."""
+    compared: ClassVar[tuple[Column, ...]] = (Column("Score", "Score"),)
+    plotted: ClassVar[tuple[str, ...]] = ("Score / 10",)
+
+    @classmethod
+    def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:
+        scores = (Column(name, name) for name in MICON.average_columns)
+        return [("ours", (*scores, Column("complete", "complete", " %", interval=False)))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiBananaEvaluator(JudgedEvaluator):
+    """MultiBanana; its columns are means over the tasks that were evaluated."""
+
+    max_references: int = 0
+    """Only sets with at most this many references; 0 = all."""
+
+    name: ClassVar[str] = "multibanana"
+    benchmark: ClassVar[Benchmark] = MULTIBANANA
+    code: ClassVar[tuple[str, ...]] = ("evaluation/benchmarks/multibanana/reader", "vlm/ratings")
+    metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {
+        **{name: _average(name, MULTIBANANA) for name in MULTIBANANA.average_columns},
+        **{title: _score(column) for column, title in MULTIBANANA.headline.items()},
+        "complete": _complete,
+    }
+    """From 1 to 10 (totals of groups of tasks: `Total`); complete in percent of the records."""
+    compared: ClassVar[tuple[Column, ...]] = tuple(Column(name, name) for name in ("Total", "Mean"))
+    plotted: ClassVar[tuple[str, ...]] = ("Total", "RC")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_references < 0:
+            raise UserError(f"max_references is {self.max_references}; it must be at least 0")
+
+    @classmethod
+    def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:
+        scores = (Column(name, name) for name in MULTIBANANA.average_columns)
+        groups = tuple(Column(title, title) for title in MULTIBANANA.headline.values())
+        return [("ours", (*scores, Column("complete", "complete", " %", interval=False))), ("Total", groups)]

@@ -13,6 +13,8 @@ REGISTRY = {
     "shapes": "scone_pl.worlds.shapes.evaluator:ShapesEvaluator",
     "sconeeval": "scone_pl.evaluation.judged:SconeEvalEvaluator",
     "omnicontext": "scone_pl.evaluation.judged:OmniContextEvaluator",
+    "micon": "scone_pl.evaluation.judged:MiconEvaluator",
+    "multibanana": "scone_pl.evaluation.judged:MultiBananaEvaluator",
     "layers": "scone_pl.evaluation.layers:LayersEvaluator",
 }
 DEFAULT = "shapes"

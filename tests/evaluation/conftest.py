@@ -39,3 +39,11 @@ def folder(tmp_path, items):
     found = EvaluationFolder(tmp_path / "out")
     write_pictures(items, found.images_of(1))
     return found
+
+
+@pytest.fixture
+def evaluation(request, root, tmp_path):
+    """An evaluation of the module's `BENCHMARK`, with one round of images for the data of its fixture `root`."""
+    found = EvaluationFolder(tmp_path / "out")
+    write_pictures(read_items(request.module.BENCHMARK, root), found.images_of(1))
+    return found

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from scone_pl.evaluation.judge_config import JudgeConfig
+from scone_pl.evaluation.steps import judge, plan_judgements
 
 
 def kind_of(text):
@@ -83,13 +84,13 @@ class FakeJudge:
         self.in_flight = self.most_in_flight = 0
         self._times = Counter()
         self._lock = threading.Lock()
-        judge = self
+        this = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self):
-                judge._answer(self)
+                this._answer(self)
 
             def log_message(self, *_):
                 pass
@@ -159,14 +160,14 @@ class FakeJudge:
 
 @contextmanager
 def serving(script=lambda asked, times: None):
-    judge = FakeJudge(script)
-    thread = threading.Thread(target=judge.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    fake = FakeJudge(script)
+    thread = threading.Thread(target=fake.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield judge
+        yield fake
     finally:
-        judge.server.shutdown()
-        judge.server.server_close()
+        fake.server.shutdown()
+        fake.server.server_close()
 
 
 def http_date(seconds_from_now):
@@ -217,3 +218,15 @@ def one_fault_each(answer):
         return answer(asked)
 
     return script, met
+
+
+def judged_with_faults(benchmark, items, evaluation, answer):
+    """Records of two scorings by a server that has every fault once, and the number of requests."""
+    script, met = one_fault_each(answer)
+    with serving(script) as server:
+        config = server.config(timeout=0.5)
+        judgements = plan_judgements(evaluation, benchmark, items, config, 1, 2)
+        records = judge(evaluation, benchmark, judgements, config, progress=False)
+    assert len(met) == len(ERRORS)
+    assert all(map(benchmark.is_complete, records))
+    return records, len(server.requests)

@@ -4,24 +4,22 @@ import copy
 import json
 import random
 import shutil
-from collections import Counter
 
 import pytest
 import yaml
-from fake_judge import ERRORS, one_fault_each, serving, write_pictures
+from fake_judge import ERRORS, judged_with_faults, serving
 from PIL import Image
-from test_odd_input import mutated, one_line
+from test_odd_input import mutated, one_line, try_odd_records
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmarks.micon import BENCHMARK, CHECKPOINTS, checkpoints_of
-from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.groups import group_tables
 from scone_pl.evaluation.items import read_items
 from scone_pl.evaluation.published import published
 from scone_pl.evaluation.records import read_records
 from scone_pl.evaluation.report import errors_of
-from scone_pl.evaluation.steps import judge, plan_judgements, tables_markdown
+from scone_pl.evaluation.steps import tables_markdown
 from scone_pl.evaluation.summary import Summary
 from scone_pl.vlm.parsing import UnusableAnswerError
 from scone_pl.vlm.ratings import parse_checks
@@ -65,13 +63,6 @@ def root(tmp_path_factory):
     story = {"case_id": "t1", "background_summary": "a fox and a crow", "positive_candidates": ["cheese falls"]}
     story["negative_candidates"] = ["the fox flies"]
     (found / "story_infer/simple_candidate_template.json").write_text(json.dumps({"cases": [story]}))
-    return found
-
-
-@pytest.fixture
-def evaluation(root, tmp_path):
-    found = EvaluationFolder(tmp_path / "out")
-    write_pictures(read_items(BENCHMARK, root), found.images_of(1))
     return found
 
 
@@ -132,16 +123,8 @@ def test_the_golden_values(root, evaluation, capsys):
 
 
 def test_faulty_servers(root, evaluation):
-    script, met = one_fault_each(answer_about)
-    with serving(script) as server:
-        config = server.config(timeout=0.5)
-        items = read_items(BENCHMARK, root)
-        judgements = plan_judgements(evaluation, BENCHMARK, items, config, 1, 2)
-        records = judge(evaluation, BENCHMARK, judgements, config, progress=False)
-    assert len(met) == len(ERRORS)
-    assert all(map(BENCHMARK.is_complete, records))
-    asked = Counter(one.digest for one in server.requests)
-    assert sum(asked.values()) == 2 * 11 + len(ERRORS), "only what failed was asked again, once"
+    records, requests = judged_with_faults(BENCHMARK, read_items(BENCHMARK, root), evaluation, answer_about)
+    assert requests == 2 * 11 + len(ERRORS), "only what failed was asked again, once"
     assert [table["average"]["Score"] for table in group_tables(records, BENCHMARK)] == pytest.approx([AVERAGE] * 2)
 
 
@@ -233,15 +216,8 @@ def test_without_a_server_its_judge_is_named(root, tmp_path, capsys):
 
 
 def test_odd_records(tmp_path):
-    draw, file = random.Random(2), tmp_path / "scores.jsonl"
     whole = []
     for task in BENCHMARK.tasks:
         record = {"sampling": 1, "scoring": 1, "key": "1", "task_type": task, "CHECKS_reason": "x", "STORY": 7}
         whole.append(record | {"checks": dict.fromkeys(checkpoints_of(task), 1)})
-    for _ in range(60):
-        records = copy.deepcopy(whole)
-        at = draw.randrange(len(records))
-        records[at] = mutated(records[at], draw)
-        file.write_text("".join(json.dumps(record) + "\n" for record in records))
-        if (found := one_line(lambda: read_records(file, BENCHMARK), file)) is not None:
-            tables_markdown([Summary.of(found, BENCHMARK, "ours")], [])
+    try_odd_records(BENCHMARK, whole, tmp_path)

@@ -1,6 +1,5 @@
 """MultiBanana on a synthetic benchmark in the published layout; every expected number is computed by hand."""
 
-import copy
 import json
 import random
 import re
@@ -8,20 +7,17 @@ import shutil
 from collections import Counter
 
 import pytest
-from fake_judge import ERRORS, one_fault_each, serving, write_pictures
+from fake_judge import ERRORS, judged_with_faults, serving
 from PIL import Image
-from test_odd_input import mutated, one_line
+from test_odd_input import mutated, one_line, try_odd_records
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmarks.multibanana import BENCHMARK, LABELS
 from scone_pl.evaluation.bootstrap import intervals
-from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.groups import combine, group_tables
 from scone_pl.evaluation.items import read_items
 from scone_pl.evaluation.published import published
-from scone_pl.evaluation.records import read_records
-from scone_pl.evaluation.steps import judge, plan_judgements, tables_markdown
 from scone_pl.evaluation.summary import Summary
 from scone_pl.evaluation.tables import main_markdown
 from scone_pl.vlm.parsing import UnusableAnswerError
@@ -52,13 +48,6 @@ def root(tmp_path_factory):
     Image.new("RGB", (8, 8)).save(found / "add/002_generated.png")
     (found / "add/types.json").write_text('{"2": "rare", "005": ["rare", "ling"], "99": "font"}')
     (found / "from_where.csv").write_text("file,source\n001_0.jpg,real\n")
-    return found
-
-
-@pytest.fixture
-def evaluation(root, tmp_path):
-    found = EvaluationFolder(tmp_path / "out")
-    write_pictures(read_items(BENCHMARK, root), found.images_of(1))
     return found
 
 
@@ -184,14 +173,8 @@ def test_published_rows():
 
 
 def test_faulty_servers(root, evaluation):
-    script, met = one_fault_each(answer_about)
-    with serving(script) as server:
-        config = server.config(timeout=0.5)
-        judgements = plan_judgements(evaluation, BENCHMARK, read_items(BENCHMARK, root), config, 1, 2)
-        records = judge(evaluation, BENCHMARK, judgements, config, progress=False)
-    assert len(met) == len(ERRORS)
-    assert all(map(BENCHMARK.is_complete, records))
-    assert len(server.requests) == 2 * 9 + len(ERRORS)
+    _, requests = judged_with_faults(BENCHMARK, read_items(BENCHMARK, root), evaluation, answer_about)
+    assert requests == 2 * 9 + len(ERRORS)
 
 
 def test_a_hundred_items_interrupted_and_resumed(tmp_path, capsys):
@@ -264,12 +247,5 @@ def test_odd_difficulties(root, tmp_path):
 
 
 def test_odd_records(tmp_path):
-    draw, file = random.Random(2), tmp_path / "scores.jsonl"
     whole = [record_of(task, [5] * 5, difficulty=["rare"], RATE_reason="x") for task in BENCHMARK.tasks[:4]]
-    for _ in range(60):
-        records = copy.deepcopy(whole)
-        at = draw.randrange(len(records))
-        records[at] = mutated(records[at], draw)
-        file.write_text("".join(json.dumps(record) + "\n" for record in records))
-        if (found := one_line(lambda: read_records(file, BENCHMARK), file)) is not None:
-            tables_markdown([Summary.of(found, BENCHMARK, "ours")], [])
+    try_odd_records(BENCHMARK, whole, tmp_path)

@@ -11,7 +11,7 @@ from scone_pl.evaluation.benchmarks.omnicontext import OMNICONTEXT
 from scone_pl.evaluation.benchmarks.sconeeval import SCONEEVAL
 from scone_pl.evaluation.folder import EvaluationFolder
 from scone_pl.evaluation.records import read_records, write_records
-from scone_pl.evaluation.steps import write_tables
+from scone_pl.evaluation.steps import tables_markdown, write_tables
 from scone_pl.evaluation.summary import Summary
 from scone_pl.vlm.costs import price_of
 from scone_pl.vlm.parsing import UnusableAnswerError, parse_presence, parse_score
@@ -88,6 +88,18 @@ def one_line(call, named):
     assert "\n" not in message
     assert str(named) in message
     return None
+
+
+def try_odd_records(benchmark, whole, folder):
+    """Scores with something odd in one record: tables, or one line that names the file."""
+    draw, file = random.Random(2), folder / "scores.jsonl"
+    for _ in range(60):
+        records = copy.deepcopy(whole)
+        at = draw.randrange(len(records))
+        records[at] = mutated(records[at], draw)
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+        if (found := one_line(lambda: read_records(file, benchmark), file)) is not None:
+            tables_markdown([Summary.of(found, benchmark, "ours")], [])
 
 
 def records_of(benchmark):

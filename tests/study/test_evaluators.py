@@ -14,6 +14,7 @@ import yaml
 import scone_pl.study
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Column, Evaluator, Report, with_at_most
+from scone_pl.evaluation.judged import JudgedEvaluator
 from scone_pl.files import read_json
 from scone_pl.study import evaluators
 from scone_pl.study.kept import keep
@@ -118,3 +119,43 @@ def test_every_registered_evaluator_reads_reports() -> None:
         assert evaluator.name == name
         assert {column.metric for column in evaluator.compared} <= evaluator.metrics.keys()
         assert set(evaluator.plotted) <= evaluator.metrics.keys()
+
+
+def test_open_benchmarks_are_evaluators(tmp_path: Path) -> None:
+    """Their data are a folder; what the judge is, the benchmark says."""
+    task = tmp_path / "data/single"
+    task.mkdir(parents=True)
+    (task / "1_prompt.txt").write_text("draw")
+    (task / "1_0.jpg").write_bytes(b"")
+    settings: dict[str, Any] = {"evaluator": "multibanana", "data": str(task.parent), "max_references": 3}
+    with pytest.raises(UserError, match="x: the judge of this benchmark is Qwen/Qwen3-VL-8B-Instruct: give --judge"):
+        evaluators.evaluator_of(settings).check_inputs("x")
+    settings["judge"] = {"base_url": "http://127.0.0.1:1/v1"}
+    evaluator = evaluators.evaluator_of(settings)
+    evaluator.check_inputs("x")
+    assert isinstance(evaluator, JudgedEvaluator)
+    command = evaluator.command(tmp_path, tmp_path / "study/arm/seed0/evaluation")
+    assert command[command.index("--max_references") + 1] == "3"
+    one = evaluator.identity
+    (task / "1_prompt.txt").write_text("draw more")
+    other = evaluator.identity
+    assert {name for name in one if one[name] != other[name]} == {"data"}
+    settings["judge"]["scene_pf"] = True
+    with pytest.raises(UserError, match="scene_pf is a question of OmniContext"):
+        evaluators.evaluator_of(settings).check_inputs("x")
+
+
+def test_averages_of_a_part_of_the_tasks() -> None:
+    """MICON-Bench's is over cases, MultiBanana's over tasks, and no mean over groups of tasks enters twice."""
+    used = {"object_composition": 3, "story_infer": 1}
+    scores = {"object_composition.Score": 80.0, "story_infer.Score": 40.0}
+    metrics = evaluators.evaluator_class("micon").metrics
+    report = {"scores": scores, "completeness": {task: {"used": number} for task, number in used.items()}}
+    assert metrics["Score"](report) == 70
+    assert metrics["Score / 10"](report) == 7
+    assert metrics["Score"]({**report, "scores": {**scores, "average.Score": 61.0}}) == 61
+    metrics = evaluators.evaluator_class("multibanana").metrics
+    report = {"scores": {"single.Total": 8.0, "add.Total": 6.0, "two.Total": 1.0}, "completeness": {}}
+    assert metrics["Total"](report) == 7
+    assert metrics["2 references"](report) == 1
+    assert metrics["RC"](report) != metrics["RC"](report), "not a number"
