@@ -77,15 +77,14 @@ def sample(
     latents = torch.cat([n.to(device) for n in noise])
     sizes = [len(n) for n in noise]
     times = flow.time_grid(config.num_inference_steps, config.timestep_shift)
-    cache = None if config.step_cache is None else StepCache(config.step_cache, config.num_inference_steps)
+    cache = StepCache(config.passes[1], config.num_inference_steps)
     for i in range(config.num_inference_steps):
         t = times[i].item()
         guided = guided_at(config, times[i])
-        velocity = None if cache is None else cache.guess(i, t, guided=guided)
+        velocity = cache.guess(i, t, guided=guided)
         if velocity is None:
             velocity = branches.velocity(latents, t, sizes, guided=guided)
-            if cache is not None:
-                cache.computed(t, velocity)
+            cache.computed(t, velocity)
         latents = flow.euler_step(latents, velocity, times[i].to(device), times[i + 1].to(device))
         if on_step is not None:
             changed = on_step(i, t, velocity, latents)
@@ -119,6 +118,10 @@ class _GuidanceBranches:
             self._negative = prefill(
                 model, sequence_format, negative, config.bridge, references=True, hide_blocked=False
             )
+        self._age = 0
+        """Guided steps since guidance began to act."""
+        self._differences: list[Tensor] = []
+        """Velocities of the other branches minus the full one's, when they were last computed."""
         self._text_only = None
         if self.config.guidance_scale > 1 and self._needs_text_only:
             self._text_only = prefill(model, sequence_format, prompts, None, references=False)
@@ -126,8 +129,15 @@ class _GuidanceBranches:
     def velocity(self, latents: Tensor, t: float, sizes: list[int], *, guided: bool) -> Tensor:
         """`latents` (all target tokens, P) at time `t`, `sizes` tokens each -> the velocity, of that shape."""
         if not guided:
+            self._age = 0
             return self._plain.velocity(latents, t)[0]
-        full, no_text, *rest = self._guided.velocity(latents, t)
+        if self._age % self.config.passes[0]:
+            [full] = self._plain.velocity(latents, t)
+            no_text, *rest = (full + difference for difference in self._differences)
+        else:
+            full, no_text, *rest = self._guided.velocity(latents, t)
+            self._differences = [other - full for other in (no_text, *rest)]
+        self._age += 1
         no_image: list[Tensor | None] = [None] * len(sizes)
         if self.config.needs_image_branch:
             no_image = list((rest[0] if rest else full).split(sizes))

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from scone_pl.data.sample import BrokenSampleError, Sample
 from scone_pl.data.seeding import seed_of
 from scone_pl.errors import UserError
 from scone_pl.files import read_json, write_json
+from scone_pl.sampling.settings import SamplingConfig
 
 
 def image_seed(seed: int, sampling_round: int, key: str, task_type: str = "") -> int:
@@ -72,6 +74,9 @@ class PredictionFolder:
         if "seed" in before and isinstance(before.get("sampling"), dict):  # as it was before it became part of them
             old = {"sampling_seed": before.pop("seed"), "sampling": before["sampling"]}
             before["sampling"] = deprecated.rename_settings(old, warn=False)["sampling"]
+        if isinstance(before.get("sampling"), dict):  # settings that did not exist had the effect of their defaults
+            defaults = json.loads(json.dumps(dataclasses.asdict(SamplingConfig())))
+            before["sampling"] = {**defaults, **before["sampling"]}
         other = [name for name in settings if before.get(name) != settings[name]]
         if other:
             name = other[0]

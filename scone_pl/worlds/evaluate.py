@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,7 +111,9 @@ def evaluate(
         The report (scores per task, averages, failures, every item), and the images.
     """
     model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
+    began = time.process_time()
     drawn = draw(model, tokenizer, episodes, config, progress=progress)
+    cpu_seconds = time.process_time() - began
     verdicts = [d.episode.judge(d.image) for d in drawn]
     records = [v.record(d.episode.task, d.episode.key) for v, d in zip(verdicts, drawn, strict=True)]
     per_task = task_means(records)
@@ -122,6 +125,7 @@ def evaluate(
         "blocked_share": float(np.mean(blocked)) if blocked else 0.0,
         "kept": kept_tokens(drawn),
         "num_inference_steps": config.num_inference_steps,
+        "cpu_seconds": cpu_seconds,
         "pictures": len(drawn),
         "tasks": per_task,
         "choice": choice_means(records),

@@ -17,12 +17,14 @@ from scone_pl.evaluation.scores import SCONEEVAL_TASKS
 if TYPE_CHECKING:
     from scone_pl.analysis.drawing import MapRow
     from scone_pl.model.config import BridgeConfig
+    from scone_pl.sampling.settings import SamplingConfig
     from scone_pl.worlds.episode import Episode
 
 PACKAGE = Path(scone_pl.__file__).parent
 SAMPLING: dict[str, Any] = {"num_inference_steps": 12, "timestep_shift": 1.0}
 GUIDANCE = {"text_scale": 1.0, "image_scale": 1.0}
-"""How every evaluation samples: fields of `SamplingConfig`; guidance under the names that results are filed by."""
+"""How an evaluation samples unless its `sampling` says otherwise: fields of `SamplingConfig`; guidance under the names
+that results are filed by."""
 CODE = {
     "score": ("worlds/evaluate", "evaluation/scores"),
     "layers": ("worlds/layers", "analysis/measures", "analysis/similarity"),
@@ -70,6 +72,8 @@ class WorldEvaluator(Evaluator):
     whatever the weights were trained with."""
     bridge: dict[str, Any] = field(default_factory=dict)
     """Settings of the bridge that sampling overrides; with `mask: given`, all settings that are not the defaults."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Settings of `SamplingConfig` but for the bridge; those left out are `SAMPLING` and no guidance."""
     world: dict[str, Any] = field(default_factory=dict)
     """Settings of the world's config."""
     stream: Literal["test", "validation"] = "test"
@@ -101,10 +105,11 @@ class WorldEvaluator(Evaluator):
         "precision": _kept("precision"),
         "recall": _kept("recall"),
         "blocked": lambda report: 100.0 * report["blocked_share"] if report["mask"] else float("nan"),
+        "cpu_seconds": lambda report: report.get("cpu_seconds", float("nan")),
     }
     """Scores from 0 to 10 (COM_alone: of references with one subject each); the others are percentages: of references
     with several candidates (choice, see `judge.py`), of target subjects (presence_recall), of images (failures), of
-    tokens (precision, recall, blocked)."""
+    tokens (precision, recall, blocked). cpu_seconds: CPU time of sampling and decoding all images."""
     compared: ClassVar[tuple[Column, ...]] = (*SCORES, Column("choice", "chosen, %"))
     plotted: ClassVar[tuple[str, ...]] = ("COM", "DIS")
 
@@ -126,6 +131,9 @@ class WorldEvaluator(Evaluator):
             raise UserError("mask is given, but bridge is not; say its layers and threshold")
         if self.per_task < 1:
             raise UserError(f"per_task is {self.per_task}; it must be at least 1")
+        self._sampling()
+        if self.sampling and self.kind == "layers":
+            raise UserError("sampling changes nothing where kind is layers; leave it out")
         self.world_config(**self.world)
 
     @classmethod
@@ -137,7 +145,9 @@ class WorldEvaluator(Evaluator):
 
     @property
     def identity(self) -> dict[str, Any]:
-        made = {"world": asdict(self.world_config(**self.world)), "sampling": [SAMPLING, GUIDANCE]}
+        # A list where nothing is given, as it was before there was a choice.
+        sampling: Any = asdict(self._sampling()) if self.sampling else [SAMPLING, GUIDANCE]
+        made = {"world": asdict(self.world_config(**self.world)), "sampling": sampling}
         sources = {name: code_digest(PACKAGE / f"{name}.py") for name in (*CODE[self.kind], *self.code)}
         return {**vars(self), **made, "label": None, "sources": sources}
 
@@ -163,13 +173,31 @@ class WorldEvaluator(Evaluator):
         except (TypeError, ValueError) as error:
             raise UserError(f"{source}: {error}") from None
 
+    def _sampling(self) -> SamplingConfig:
+        """Without the bridge.
+
+        Raises:
+            UserError: an unknown setting, or a value out of its range.
+        """
+        from scone_pl.sampling.settings import SamplingConfig, StepCacheConfig
+
+        given = dict(self.sampling)
+        known = {f.name for f in fields(SamplingConfig)} - {"bridge", "height", "width", "seed"}
+        if unknown := given.keys() - known:
+            raise UserError(f"sampling has no {', '.join(sorted(unknown))}: choose from {', '.join(sorted(known))}")
+        if isinstance(cache := given.get("step_cache"), Mapping):
+            if unknown := cache.keys() - {f.name for f in fields(StepCacheConfig)}:
+                raise UserError(f"sampling.step_cache has no {', '.join(sorted(unknown))}: see StepCacheConfig")
+            given["step_cache"] = StepCacheConfig(**cache)
+        guidance = {"guidance_scale": GUIDANCE["text_scale"], "image_guidance_scale": GUIDANCE["image_scale"]}
+        return SamplingConfig(**{**SAMPLING, **guidance, **given})
+
     def evaluate(self, weights: Path, folder: Path) -> dict[str, Any]:
         """See `evaluate.evaluate` and `layers.separation`; items are left out.
 
         Raises:
             UserError: it overrides settings of a bridge that the weights are not sampled with.
         """
-        from scone_pl.sampling.settings import SamplingConfig
         from scone_pl.worlds.evaluate import bridge_of, evaluate
 
         tasks = self.tasks or SCONEEVAL_TASKS
@@ -180,12 +208,7 @@ class WorldEvaluator(Evaluator):
             return {"layers": separation(weights, episodes), "examples": examples(weights, episodes)}
         trained = bridge_of(weights)
         bridge = self._bridge(dataclasses.asdict(trained) if trained else None, str(weights))
-        config = SamplingConfig(
-            **SAMPLING,
-            guidance_scale=GUIDANCE["text_scale"],
-            image_guidance_scale=GUIDANCE["image_scale"],
-            bridge=bridge,
-        )
+        config = dataclasses.replace(self._sampling(), bridge=bridge)
         report, _ = evaluate(weights, episodes, config, progress=False)
         del report["items"], report["checkpoint"]
         return report
