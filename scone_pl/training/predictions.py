@@ -76,7 +76,8 @@ class PredictionFolder:
             before["sampling"] = deprecated.rename_settings(old, warn=False)["sampling"]
         if isinstance(before.get("sampling"), dict):  # settings that did not exist had the effect of their defaults
             defaults = json.loads(json.dumps(dataclasses.asdict(SamplingConfig())))
-            before["sampling"] = {**defaults, **before["sampling"]}
+            asked = {name: defaults.get(name) for name in settings.get("sampling", {})}
+            before["sampling"] = {**asked, **before["sampling"]}
         other = [name for name in settings if before.get(name) != settings[name]]
         if other:
             name = other[0]

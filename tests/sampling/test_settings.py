@@ -24,10 +24,10 @@ def test_numbers_are_finite_and_in_range(name: str, value: Any) -> None:
         SamplingConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("name", [*INTEGERS, "unconditional_batch_skip_range"])
 @pytest.mark.parametrize("value", [-1, 1.5, "8", True, math.nan, 2**70])
 def test_integers_are_whole_and_in_range(name: str, value: Any) -> None:
-    if value == 2**70 and name != "seed":
+    if value == 2**70 and name not in ("seed", "unconditional_batch_skip_range"):
         pytest.skip("an upper limit is the checkpoint's")
     with pytest.raises(UserError, match=f"{name} is .* must be a whole number"):
         SamplingConfig(**{name: value})
@@ -46,6 +46,10 @@ def test_other_settings() -> None:
         SamplingConfig(timestep_shift=0.0)
     with pytest.raises(UserError, match="set guidance_scale above 1"):
         SamplingConfig(guidance_scale=1.0)
+    with pytest.raises(UserError, match="must be one of published, fast"):
+        SamplingConfig(preset="faster")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="unconditional_batch_skip_range 2 acts only with guidance"):
+        SamplingConfig(guidance_scale=1.0, image_guidance_scale=1.0, unconditional_batch_skip_range=2)
     for given in ({"interval": 0}, {"order": -1}, {"interval": 1.5}, {"order": True}):
         with pytest.raises(UserError, match="must be a whole number, at least"):
             StepCacheConfig(**given)  # type: ignore[arg-type]

@@ -79,6 +79,36 @@ def test_in_the_sampler():
     handle.remove()
 
 
+def test_guidance_in_every_nth_step_and_presets():
+    """The pack of a step holds three branches, or the conditional one alone; a preset is no more than its fields."""
+    model = tiny_model()
+    pipeline, branches = SconePipeline(model, byte_tokenizer()), []
+    handle = model.register_forward_pre_hook(lambda _, args: branches.append(len(args[0].latent_splits)))
+
+    def latents(**more):
+        branches.clear()
+        image = pipeline(num_inference_steps=6, generator=torch.Generator().manual_seed(0), **CALL, **more).images[0]
+        return image, branches[2:]
+
+    whole, passes = latents()
+    assert passes == [3] * 6
+    again, passes = latents(preset="fast", unconditional_batch_skip_range=1, step_cache=StepCacheConfig(interval=1))
+    assert passes == [3] * 6
+    assert torch.equal(again, whole), "what is given wins over the preset"
+    skipped, passes = latents(unconditional_batch_skip_range=2)
+    assert passes == [3, 1] * 3
+    assert 0 < (skipped - whole).abs().max() < whole.abs().max()
+    _, passes = latents(unconditional_batch_skip_range=4, guidance_interval=(0.0, 0.9))
+    assert passes == [1, 1, 3, 1, 1, 1], "counted from where guidance begins"
+    fast, passes = latents(preset="fast")
+    assert passes == [3, 1, 3]
+    spelled, _ = latents(unconditional_batch_skip_range=2, step_cache=StepCacheConfig(interval=3, order=1))
+    assert torch.equal(fast, spelled)
+    latents(preset="fast", guidance_scale=1)
+    assert branches[1:] == [1, 1, 1], "one prefill"
+    handle.remove()
+
+
 def test_bad_settings():
     for settings in ({"interval": 0}, {"order": -1}):
         with pytest.raises(UserError, match="must be a whole number, at least"):

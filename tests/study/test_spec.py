@@ -65,7 +65,8 @@ def test_what_decides_scores_names_their_file(written, tmp_path, monkeypatch):
     before = identity(per_task=4)
     assert identity(per_task=4, label="reworded") == before
     assert identity(per_task=4, world={"similarity": 0.0}) == before
-    assert len({before, identity(per_task=5), identity(per_task=4, world={"similarity": 0.5})}) == 3
+    others = ({"world": {"similarity": 0.5}}, {"sampling": {"preset": "fast"}})
+    assert len({before, identity(per_task=5), *(identity(per_task=4, **other) for other in others)}) == 4
     harder = make_dataclass(
         "H", [("similarity", float, 0.1)], bases=(ShapesEvaluator.world_config,), frozen=True, kw_only=True
     )
@@ -115,6 +116,11 @@ def test_mistakes_in_a_study_are_named_before_it_runs(changes, says, written):
         ({"world": {"candidates": 9}}, "candidates 9 and references 2 must be"),
         ({"bridge": {"treshold": 1}}, "bridge has no treshold: see BridgeConfig$"),
         ({"bridge": {"threshold": 1}, "mask": "off"}, "bridge changes nothing"),
+        ({"sampling": {"steps": 4}}, "sampling has no steps: choose from guidance_interval, "),
+        ({"sampling": {"bridge": {}}}, "sampling has no bridge"),
+        ({"sampling": {"step_cache": {"every": 2}}}, r"sampling\.step_cache has no every"),
+        ({"sampling": {"preset": "quick"}}, "preset is 'quick'; it must be one of published, fast$"),
+        ({"sampling": {"preset": "fast"}, "kind": "layers"}, "sampling changes nothing where kind is layers"),
         ({"pertask": 1}, "evaluator shapes has no key pertask; its keys are label, kind"),
         ({"evaluator": "shape"}, "no evaluator shape; choose from shapes, "),
         ({"per_task": 0}, "per_task is 0; it must be at least 1"),
