@@ -42,8 +42,12 @@ test: install ## ruff, then the test suite without its slow tests
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: install ## the slow tests
+test-slow: install $(VENV)/.app-installed ## the slow tests; those of `scone_pl app` and `study-page` need Chromium
 	$(BIN)/python -m pytest -n 2 -m slow
+
+$(VENV)/.app-installed: $(VENV)/.installed tests/app/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/app/requirements.txt
+	@touch $@
 
 lint: install ## check style (ruff) and types (mypy), as the pre-commit hooks do
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from pathlib import Path
@@ -23,6 +24,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     ".jpeg": {"format": "JPEG", "quality": _QUALITY, "subsampling": "4:4:4"},
     ".webp": {"format": "WEBP", "quality": _QUALITY},
 }
+_SMALL, _INLINE_QUALITY = 128, 92
+"""For images within a page: the longest side of a PNG in pixels, and the quality of JPEG."""
 _MAX_SIDE = {"JPEG": 65535, "WEBP": 16383}
 
 
@@ -58,6 +61,22 @@ def write_image(image: Image.Image, file: str | os.PathLike[str]) -> None:
     content = io.BytesIO()
     image.save(content, **options)
     write_bytes(content.getvalue(), path)
+
+
+def inline_url(image: Image.Image, side: int) -> str:
+    """An RGB image as a data URL without any metadata, its longer side at most `side` pixels.
+
+    Small ones, which a page enlarges, are PNG; others JPEG.
+    """
+    scale = side / max(image.size)
+    if scale < 1:
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    form = "PNG" if max(image.size) <= _SMALL else "JPEG"
+    content = io.BytesIO()
+    bare = Image.frombytes("RGB", image.size, image.convert("RGB").tobytes())
+    bare.save(content, form, **({"quality": _INLINE_QUALITY} if form == "JPEG" else {}))
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def write_figure(figure: Figure, file: Path, *, dpi: int) -> None:

@@ -10,8 +10,8 @@ import scone_pl
 
 PACKAGE = Path(scone_pl.__file__).parent
 ORDER = (
-    *("__main__", "cli", "study", "worlds", "parity", "estimate", "evaluation", "analysis", "training", "sampling"),
-    *("vlm", "checkpoints", "data", "model", "leaves"),
+    *("__main__", "cli", "app", "study", "worlds", "parity", "estimate", "evaluation", "analysis", "training"),
+    *("sampling", "vlm", "checkpoints", "data", "model", "leaves"),
 )
 """Top to bottom. Files of the package's root that are not named here are leaves."""
 

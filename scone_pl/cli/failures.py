@@ -55,7 +55,13 @@ _LIBRARY = re.compile(
     r"|pip install (?:-U |--upgrade )?['\"]?(?P<d>[\w-]+)|No module named '(?P<e>\w+)"
 )
 _SYSTEM_ERRORS = {"OSError", *(kind.__name__ for kind in OSError.__subclasses__())}
-_PACKAGES = {"yaml": "PyYAML", "PIL": "Pillow", "sklearn": "scikit-learn", "google": "google-cloud-storage"}
+_PACKAGES = {
+    "yaml": "PyYAML",
+    "PIL": "Pillow",
+    "sklearn": "scikit-learn",
+    "google": "google-cloud-storage",
+    "gradio": "'scone_pl[app]'",
+}
 
 
 def explain(error: BaseException) -> UserError | None:

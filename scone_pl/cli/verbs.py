@@ -79,6 +79,7 @@ VERBS = {
     "layers": Verb(
         "which decoder layer the bridge should read, with and without labels", Command("scone_pl.cli.layers:layers")
     ),
+    "app": Verb("a page in the browser that shows the bridge at work", Command("scone_pl.cli.app:app")),
     "parity": Verb(
         "compare with numbers that the published implementation computed",
         Command("scone_pl.parity:parity", positional=("folder",)),

@@ -109,23 +109,8 @@ def prefill(
         references: False = the instructions alone.
         hide_blocked: False = as in the context without instruction: the bridge hides nothing behind its source layer.
     """
-    builder = SequenceBuilder(sequence_format)
-    positions: list[int] = []
-    prompt_of_sample: list[int] = []
-    for number, prompt in enumerate(prompts):
-        shown = prompt.references if references else ()
-        if not shown and prompt.text_ids is None:
-            positions.append(0)
-            continue
-        builder.begin_sample()
-        prompt_of_sample.append(number)
-        for i, (vae, vit) in enumerate(shown):
-            builder.add_vae(vae, reference=i)
-            builder.add_vit(vit, reference=i)
-        if prompt.text_ids is not None:
-            builder.add_text(list(prompt.text_ids))
-        positions.append(builder.position)
-    pack = builder.build().to(model.vae2llm.weight.device)
+    pack, positions, prompt_of_sample = pack_contexts(sequence_format, prompts, references=references)
+    pack = pack.to(model.vae2llm.weight.device)
     record = RecordingPlan(ATTENTION_BACKENDS[model.attention](pack))  # type: ignore[call-arg]
     state = None
     if len(pack):
@@ -149,6 +134,38 @@ def prefill(
             cache.fill(record, layer)
         del record.keys[layer], record.values[layer]
     return Contexts(prompts, pack, caches, state, positions, prompt_of_sample)
+
+
+def pack_contexts(
+    sequence_format: SequenceFormat, prompts: Sequence[Prompt], *, references: bool = True
+) -> tuple[PackedSequence, list[int], list[int]]:
+    """References and instructions as one packed sequence.
+
+    Args:
+        sequence_format: of the model, with its special tokens.
+        prompts: a sample each, unless there is nothing to pack.
+        references: False = the instructions alone.
+
+    Returns:
+        The pack, and `Contexts.next_position` and `Contexts.prompt_of_sample`.
+    """
+    builder = SequenceBuilder(sequence_format)
+    positions: list[int] = []
+    prompt_of_sample: list[int] = []
+    for number, prompt in enumerate(prompts):
+        shown = prompt.references if references else ()
+        if not shown and prompt.text_ids is None:
+            positions.append(0)
+            continue
+        builder.begin_sample()
+        prompt_of_sample.append(number)
+        for i, (vae, vit) in enumerate(shown):
+            builder.add_vae(vae, reference=i)
+            builder.add_vit(vit, reference=i)
+        if prompt.text_ids is not None:
+            builder.add_text(list(prompt.text_ids))
+        positions.append(builder.position)
+    return builder.build(), positions, prompt_of_sample
 
 
 def _dropping(

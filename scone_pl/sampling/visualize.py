@@ -28,8 +28,8 @@ def scale_to(pixels: Pixels, height: int) -> Pixels:
 
 
 def dim_blocked(pixels: Pixels, blocked: np.ndarray, strength: float = 0.8) -> Pixels:
-    """Pales the blocked regions; `blocked` is a bool grid (rows, columns) over the image."""
-    mask = Image.fromarray(blocked.astype(np.uint8) * 255).resize(
+    """Pales the blocked regions; `blocked`: grid (rows, columns) over the image, of bool or of degrees in [0, 1]."""
+    mask = Image.fromarray((blocked * 255.0).astype(np.uint8)).resize(
         (pixels.shape[1], pixels.shape[0]), Image.Resampling.NEAREST
     )
     weight = strength * (np.asarray(mask)[..., None] / 255)

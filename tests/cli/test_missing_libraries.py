@@ -39,6 +39,7 @@ CASES = {
     "scipy": (["scipy"], ["study", "page"], "scipy"),
     "rich": (["rich"], ["estimate", "--config", "absent"], "rich"),
     "yaml": (["yaml"], FIT, "PyYAML"),
+    "gradio": (["gradio"], ["app"], "'scone_pl[app]'"),
     "webdataset": (["webdataset"], ["mini", "shards", "--output", "{folder}/out"], "webdataset"),
     "safetensors": (["safetensors"], ["export", "absent", "{folder}/out"], "safetensors"),
 }

@@ -90,7 +90,7 @@ OUTPUTS = {
     ),
     "study run": Output(("study", "run", "table5"), "--output", files=("table5.json", "table5.png")),
 }
-PRINTS_ONLY = {"estimate", "parity", "shards verify", "mini report", "study plan", "study status"}
+PRINTS_ONLY = {"app", "estimate", "parity", "shards verify", "mini report", "study plan", "study status"}
 WRITES_TO_A_FIXED_PATH = {"study arm", "study page"}
 
 

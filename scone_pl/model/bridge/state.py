@@ -53,7 +53,10 @@ class Bridge:
     def __call__(self, understanding: Tensor) -> BridgeState:
         """`understanding` (U, D): the expert's states after the source layer."""
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            similarity = self.similarity(understanding)
+            return self.decide(self.similarity(understanding))
+
+    def decide(self, similarity: Tensor) -> BridgeState:
+        """`similarity` (L,) -> what is blocked, and how strongly."""
         # Where no similarity is defined nothing is blocked, not even by a threshold over 1.
         maskable = self.similarity.maskable
         threshold = self.threshold(similarity.detach())

@@ -1,0 +1,134 @@
+"""One forward pass over references and instruction, from which every setting of the bridge follows without another.
+
+The bridge only thresholds a similarity that depends on its source layer; hiding tokens from a target changes neither
+references nor instruction. So the similarities of all layers, read once, say for any `BridgeConfig` what it blocks.
+
+Shapes: L tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scone_pl.analysis.similarity import similarity_of_layers
+from scone_pl.errors import UserError
+from scone_pl.model.bridge import Bridge, BridgeState
+from scone_pl.model.config import BridgeConfig
+from scone_pl.model.sequence import PackedSequence, Split, SplitKind
+from scone_pl.sampling.context import Prompt, pack_contexts
+from scone_pl.sampling.pipeline import SconePipeline
+from scone_pl.sampling.sampler import to_uint8
+from scone_pl.sampling.visualize import Pixels
+
+
+@dataclass(frozen=True)
+class VisibleReference:
+    """What targets see of one reference image in the masked layers."""
+
+    weights: np.ndarray
+    """(rows, columns) float in [0, 1] over its VAE tokens: 0 or 1 under a hard mask, sigmoid((s - tau) / T) under a
+    soft one."""
+    visible: int
+    """Number of its tokens, VAE and ViT, that are not blocked."""
+    tokens: int
+    """Number of its tokens."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Similarities of one prompt's references with its instruction."""
+
+    prompt: Prompt
+    pack: PackedSequence
+    """References and instruction."""
+    similarity: Tensor
+    """(layers, L) float32, as the bridge reads it behind each layer."""
+    seconds: float
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.similarity)
+
+    @property
+    def references(self) -> list[Pixels]:
+        """(H, W, 3) uint8 each, as the autoencoder saw them."""
+        return [to_uint8(vae).numpy() for vae, _ in self.prompt.references]
+
+    def maps(self, reference: int) -> np.ndarray:
+        """(layers, rows, columns) float32: similarity of a reference's ViT tokens behind each layer."""
+        split = self.pack.splits_of(SplitKind.VIT)[reference]
+        maps: np.ndarray = self.similarity[:, _inside(split)].unflatten(1, split.grid).numpy()
+        return maps
+
+    def decide(self, bridge: BridgeConfig) -> BridgeState:
+        """What the bridge blocks; no forward pass.
+
+        Raises:
+            UserError: the model does not have the bridge's layers.
+        """
+        if bridge.last_masked_layer >= self.num_layers:
+            raise UserError(f"the last masked layer is {bridge.last_masked_layer}; the last is {self.num_layers - 1}")
+        return Bridge(bridge, self.pack).decide(self.similarity[bridge.source_layer])
+
+    def visible(self, bridge: BridgeConfig) -> list[VisibleReference]:
+        """Per reference what the bridge leaves of it."""
+        state = self.decide(bridge)
+        weights, found = _weights(state), []
+        for vae, vit in zip(self.pack.splits_of(SplitKind.VAE), self.pack.splits_of(SplitKind.VIT), strict=True):
+            blocked = torch.cat([state.blocked[_inside(vae)], state.blocked[_inside(vit)]])
+            grid = weights[_inside(vae)].view(vae.grid).numpy()  # type: ignore[arg-type]
+            found.append(VisibleReference(grid, int((~blocked).sum()), len(blocked)))
+        return found
+
+    def tokens_read(self, bridge: BridgeConfig | None) -> float:
+        """Reference tokens that a target token attends to, mean over layers; None = without a bridge.
+
+        A token that a soft bridge weights down counts as its weight.
+        """
+        reference = self.pack.reference_tokens
+        whole = float(reference.sum())
+        if bridge is None or not bridge.apply_mask:
+            return whole
+        masked = float(_weights(self.decide(bridge))[reference].sum())
+        per_layer = []
+        for layer in range(self.num_layers):
+            if bridge.hides_references_in(layer):
+                per_layer.append(0.0)
+            else:
+                acts = layer > bridge.source_layer if bridge.drop_blocked else bridge.masks_layer(layer)
+                per_layer.append(masked if acts else whole)
+        return sum(per_layer) / self.num_layers
+
+
+def read(pipeline: SconePipeline, prompt: Prompt) -> Reading:
+    """The forward pass.
+
+    Raises:
+        UserError: the prompt lacks references or instruction, so that there is nothing to compare.
+    """
+    if not prompt.references or not prompt.text_ids:
+        raise UserError("give at least one reference image and an instruction")
+    start = time.perf_counter()
+    packed, _, _ = pack_contexts(pipeline.sequence_format, [prompt])
+    pack = packed.to(pipeline.device)
+    with torch.no_grad():
+        similarity = similarity_of_layers(pipeline.model, pack, pipeline.model.encode_images(pack)).understanding
+    # Only positions and splits are needed from here on, on the CPU.
+    kept = dataclasses.replace(packed, images=())
+    return Reading(prompt, kept, similarity, time.perf_counter() - start)
+
+
+def _weights(state: BridgeState) -> Tensor:
+    """(L,) float32 in [0, 1]: how much a target in the masked layers sees of each token."""
+    return (~state.blocked).float() if state.bias is None else state.bias.exp()
+
+
+def _inside(split: Split) -> slice:
+    """A split without its start and end tokens."""
+    return slice(split.start + 1, split.stop - 1)
