@@ -203,6 +203,8 @@ def one_line(report: str) -> str:
     rest = _plain_types(_TAIL.split(rest)[0])
     where = f"{'.'.join(keys)}: " if keys else ""
     if missing := _NO_CLASS.match(rest):
+        if keys[-1:] and keys[-1].removeprefix("data.") in ("train", "val", "test", "predict"):
+            return f"{where}a data set is written {{path: {missing[1] or missing[2]}}}"
         return f"{where}{_no_class(missing[1] or missing[2], is_stage=keys[-1:] == ['model'])}"
     return f"{where}{rest}{_suggestion(rest, class_path)}"
 

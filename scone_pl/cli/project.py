@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scone_pl.errors import UserError
 from scone_pl.files import appearing
-from scone_pl.outputs import check_output_folder
+from scone_pl.outputs import check_output_folder, unwritable
 
 _PACKAGE = Path(__file__).parents[1]
 _STARTER = Path(__file__).parent / "starter"
@@ -101,8 +101,17 @@ def demo_commands(*, quick: bool = False) -> list[list[str]]:
 
 def _write_recipes(target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    with appearing(target / "experiments") as whole:
-        shutil.copytree(recipes_folder(), whole, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+    recipes = target / "experiments"
+
+    def copy(source: str, destination: str) -> None:
+        try:
+            shutil.copy2(source, destination)
+        except OSError as error:  # `copytree` would go on, and raise a list of all files
+            raise unwritable(recipes, error) from error
+
+    with appearing(recipes) as whole:
+        ignored = shutil.ignore_patterns(*_LEFT_OUT)
+        shutil.copytree(recipes_folder(), whole, dirs_exist_ok=True, ignore=ignored, copy_function=copy)
 
 
 @contextmanager

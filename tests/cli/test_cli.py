@@ -65,6 +65,7 @@ def changed(tmp_path: Path, key: str, value: object) -> str:
         ("trainer.max_step", 1, "did you mean 'max_steps'?"),
         ("chain", [{"nam": "a"}], "did you mean 'name'?"),
         ("data.train", [{"path": "nowhere"}], "error: nowhere: no such folder"),
+        ("data.train", ["nowhere"], "error: data.train: a data set is written {path: nowhere}"),
         ("model.init_args.init_from", "nowhere", "python -m scone_pl download ByteDance-Seed/"),
         (
             "model.init_args.bridge",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -34,6 +35,19 @@ def test_init_writes_a_project(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "other/README.md").write_text("mine")
     assert main(["init", str(tmp_path / "other")]) == 2
     assert [file.name for file in (tmp_path / "other").iterdir()] == ["README.md"]
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(source: str, destination: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source)
+
+    monkeypatch.setattr(shutil, "copy2", fail)
+    assert main(["init", str(tmp_path / "mine")]) == 2
+    line = f"error: {tmp_path}/mine/experiments: cannot be written (No space left on device); make room"
+    assert capsys.readouterr().err.startswith(line)
+    assert not (tmp_path / "mine/experiments").exists()
 
 
 def test_the_starters_makefile_names_existing_commands(tmp_path: Path) -> None:
