@@ -11,7 +11,7 @@ import scone_pl
 PACKAGE = Path(scone_pl.__file__).parent
 ORDER = (
     *("__main__", "cli", "app", "study", "worlds", "parity", "estimate", "evaluation", "analysis", "training"),
-    *("sampling", "vlm", "checkpoints", "data", "model", "leaves"),
+    *("sampling", "construct", "vlm", "checkpoints", "data", "model", "leaves"),
 )
 """Top to bottom. Files of the package's root that are not named here are leaves."""
 

@@ -76,6 +76,10 @@ VERBS = {
             **_of("shards", "verify", "stats", positional=("folder",)),
         },
     ),
+    "construct": Verb(
+        "make training data of pools of images: filter, score, compose, verify",
+        commands=_of("construct", "plan", "run", "status", "sheet", "merge", flat="settings"),
+    ),
     "layers": Verb(
         "which decoder layer the bridge should read, with and without labels", Command("scone_pl.cli.layers:layers")
     ),

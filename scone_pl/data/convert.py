@@ -139,6 +139,14 @@ def finished(source: Input, output: str | Path, config: ConvertConfig | None = N
     return manifest, Faults.from_json(faults)
 
 
+def same_plan(file: Path, source: Input, config: ConvertConfig) -> bool:
+    """Whether a `plan.json` is that of a conversion of `source` with these settings."""
+    try:
+        return bool(_without_tokens(read_json(file, dict)) == _plan(source, config))
+    except UserError:
+        return False
+
+
 def _plan(source: Input, config: ConvertConfig) -> dict[str, Any]:
     """Everything that the result depends on, as parsed from JSON."""
     plan: dict[str, Any] = json.loads(json.dumps({"source": source.identity(), "config": asdict(config)}))

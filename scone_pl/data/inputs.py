@@ -123,7 +123,7 @@ def open_input(
     Raises:
         UserError: the source does not exist, or an option does not apply to its format.
     """
-    format = _format_of(source) if format == "auto" else format
+    format = format_of(source) if format == "auto" else format
     fields = fields or FieldNames()
     root, named = image_root, next(iter(fields.requested()), None)
     options = [("subset", subset, ("parquet",)), ("image_root", root, ("jsonl", "parquet"))]
@@ -147,7 +147,8 @@ def open_input(
     return ParquetInput(find_parquet(source, subset, rules), rules, image_root)
 
 
-def _format_of(source: str) -> Format:
+def format_of(source: str) -> Format:
+    """The format of a source, by what is there."""
     path = Path(source)
     if "://" in source or (path / MANIFEST).is_file():
         return "shards"

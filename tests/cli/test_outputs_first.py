@@ -77,6 +77,15 @@ OUTPUTS = {
         files=("similarity.md", "similarity.json"),
     ),
     "similarity prompts": Output(("similarity", "--data", ABSENT), "--prompts", is_folder=False, name="a.jsonl"),
+    **{
+        f"construct {verb}": Output(
+            ("construct", verb, "--pools", f"[{{name: a, path: {ABSENT}}}]"),
+            "--output",
+            files=("construct.sqlite", "sheet.html"),
+            folders=("shards", "steps"),
+        )
+        for verb in ("run", "merge", "sheet")
+    },
     "layers": Output(
         ("layers", "--checkpoint", ABSENT, "--data", ABSENT), "--output", files=("layers.json", "maps.png")
     ),
@@ -90,7 +99,17 @@ OUTPUTS = {
     ),
     "study run": Output(("study", "run", "table5"), "--output", files=("table5.json", "table5.png")),
 }
-PRINTS_ONLY = {"app", "estimate", "parity", "shards verify", "mini report", "study plan", "study status"}
+PRINTS_ONLY = {
+    "app",
+    "estimate",
+    "parity",
+    "shards verify",
+    "mini report",
+    "study plan",
+    "study status",
+    "construct plan",
+    "construct status",
+}
 WRITES_TO_A_FIXED_PATH = {"study arm", "study page"}
 
 

@@ -1,0 +1,100 @@
+"""`python -m scone_pl construct plan|run|status|sheet|merge`: training data from pools."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scone_pl.construct.settings import Construction
+from scone_pl.errors import UserError
+from scone_pl.ranges import check_whole
+
+if TYPE_CHECKING:
+    from scone_pl.construct.pipeline import Pipeline
+
+MAX_TASKS = 100_000
+MAX_SHEET = 1000
+
+
+def plan(settings: Construction) -> None:
+    """Print what every step would ask, and its tokens, cost and time; nothing is asked or written.
+
+    Args:
+        settings: the pipeline.
+    """
+    from scone_pl.construct.plan import plan_text
+
+    settings.check(keys=False)
+    print(plan_text(_pipeline(settings)))
+
+
+def run(settings: Construction, tasks: int | None = None, task: int | None = None) -> None:
+    """Run every step and write the shards; run the same command again to resume.
+
+    Args:
+        settings: the pipeline.
+        tasks: number of parts, such as the size of a Slurm array; each finds out its part's facts, and `merge` goes on.
+        task: which part this is, from 0.
+    """
+    settings.folder  # noqa: B018 (checks it)
+    settings.check(keys=True)
+    if (tasks is None) != (task is None):
+        raise UserError("give both --tasks (how many) and --task (which, from 0), or neither")
+    if tasks is not None and task is not None:
+        check_whole("--tasks", tasks, minimum=1, maximum=MAX_TASKS)
+        check_whole("--task", task, maximum=tasks - 1)
+        from scone_pl.construct.tasks import run_task
+
+        print(run_task(_pipeline(settings), tasks, task))
+        return
+    from scone_pl.construct.status import status_text
+
+    pipeline = _pipeline(settings)
+    pipeline.run()
+    print(status_text(pipeline))
+
+
+def merge(settings: Construction) -> None:
+    """Take what the tasks have found out into the store, and run as many steps as need no more tasks.
+
+    Args:
+        settings: the pipeline.
+    """
+    settings.folder  # noqa: B018 (checks it)
+    settings.check(keys=False)
+    from scone_pl.construct.tasks import merge_tasks
+
+    print(merge_tasks(_pipeline(settings)))
+
+
+def status(settings: Construction) -> None:
+    """Print what passed each step, and why others did not.
+
+    Args:
+        settings: the pipeline.
+    """
+    from scone_pl.construct.status import status_text
+
+    settings.check(keys=False)
+    print(status_text(_pipeline(settings)))
+
+
+def sheet(settings: Construction, show: int = 24) -> None:
+    """Write a page of kept and rejected samples with scores and reasons, and a contact sheet for each step.
+
+    Args:
+        settings: the pipeline.
+        show: samples of each step, and for each reason of rejection.
+    """
+    check_whole("--show", show, minimum=1, maximum=MAX_SHEET)
+    settings.folder  # noqa: B018 (checks it)
+    settings.check(keys=False)
+    from scone_pl.construct.sheet import write_sheet
+
+    for file in write_sheet(_pipeline(settings), show):
+        print(file)
+
+
+def _pipeline(settings: Construction) -> Pipeline:
+    from scone_pl.construct.pipeline import Pipeline
+
+    return Pipeline(settings)

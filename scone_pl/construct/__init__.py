@@ -1,0 +1,1 @@
+"""Training data from pools of images: read, checked, scored and turned into samples with several candidates."""

@@ -1,0 +1,1 @@
+"""The steps of a pipeline, by the names that its file uses."""
