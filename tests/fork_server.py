@@ -29,7 +29,7 @@ PRELOADED = (
     "torch.distributed.fsdp",
     "tensorboard.backend.event_processing.event_accumulator",
     "torch.utils.tensorboard",
-    "scone_pl.cli.lightning",
+    "scone_pl.cli.stages",
     "scone_pl.cli.verbs",
 )
 

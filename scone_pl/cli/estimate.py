@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from scone_pl.cli.lightning import stages
+from scone_pl.cli.stages import stages
 from scone_pl.errors import UserError
 from scone_pl.estimate.estimate import estimate as estimate_recipe
 from scone_pl.estimate.judges import JudgeEstimate, OpenJudge, estimate_judge, judge_of

@@ -303,9 +303,9 @@ def tables(
 
 
 def _predict(command: list[str]) -> int:
-    from scone_pl.cli import lightning
+    from scone_pl.cli.stages import main
 
-    return lightning.main(command)
+    return main(command)
 
 
 def _status(benchmark: Benchmark, records: Sequence[Record]) -> int:

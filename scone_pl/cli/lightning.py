@@ -1,4 +1,4 @@
-"""The command line: LightningCLI, and what Scone adds to it.
+"""LightningCLI for one stage, and what Scone adds to it; `cli/stages.py` plans and runs the stages of a chain.
 
 Added keys: `output_dir` (everything that a run writes), `chain` (stages one after the other, see
 `training/chain.py`), `checkpoint` (when to save, see `training/saving.py`).
@@ -6,7 +6,6 @@ Added keys: `output_dir` (everything that a run writes), `chain` (stages one aft
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl import deprecated
-from scone_pl.checkpoints.hub import hub_id
-from scone_pl.cli.command import help_wanted
 from scone_pl.cli.environment import check_environment
 from scone_pl.cli.failures import refused_by_library
 from scone_pl.cli.parsing import one_line, parse_quietly, read_renamed_keys
@@ -31,9 +28,8 @@ from scone_pl.messages import warn
 from scone_pl.outputs import check_output_folder
 from scone_pl.processes import tie_ranks
 from scone_pl.training.callbacks import DataProgress, Previews
-from scone_pl.training.chain import ChainStep, check_names, needs_own_process, plan, run_in_own_process
-from scone_pl.training.chain_checks import check_data, check_seed, check_stale
-from scone_pl.training.ckpt_path import OPTIONS, Step, check_chain, check_ends, evaluated, for_fit
+from scone_pl.training.chain import ChainStep
+from scone_pl.training.ckpt_path import OPTIONS
 from scone_pl.training.curves import keep_training
 from scone_pl.training.module import SconeModule
 from scone_pl.training.monitoring import Monitoring
@@ -50,11 +46,10 @@ from scone_pl.training.resume_settings import check_strategy, check_unchanged
 from scone_pl.training.runs import RunFolder
 from scone_pl.training.saving import Saving, Stopped
 from scone_pl.training.stages import BridgeFormation, BridgeGuidance, Composition
-from scone_pl.training.start import check_start
 from scone_pl.training.trainer_arguments import trainer_arguments
 from scone_pl.training.trainer_attributes import is_trial
 from scone_pl.training.trainer_settings import check_trainer
-from scone_pl.training.values import check_stage, check_values
+from scone_pl.training.values import check_values
 
 STAGES = (Composition, BridgeFormation, BridgeGuidance)
 """jsonargparse finds a class by its short name (`--model BridgeGuidance`) once it is imported."""
@@ -289,92 +284,3 @@ def parse(args: list[str]) -> SconeCLI:
     check_environment(cli.settings.trainer.devices)
     check_values(cli.settings)
     return cli
-
-
-def main(args: list[str]) -> int:
-    """Runs `fit`, `validate`, `test` or `predict`; the exit status."""
-    if help_wanted(args) or any(a.startswith(("--print_config", "--model.help", "--data.help")) for a in args):
-        SconeCLI([args[0], "--help"] if help_wanted(args) else args, until="parse")
-        return 0
-    parsed: dict[tuple[str, ...], SconeCLI] = {}
-    planned = commands(args, parsed)
-    apart = len(planned) > 1 and needs_own_process(next(iter(parsed.values())).settings.trainer.devices)
-    for command in planned:
-        if apart:
-            if status := run_in_own_process(command):
-                return status
-        else:
-            sys.argv[1:] = command  # Lightning's launcher reads there what it starts the other ranks with
-            if status := _take(parsed, command).run():
-                return status
-    return 0
-
-
-def _take(parsed: dict[tuple[str, ...], SconeCLI], command: list[str]) -> SconeCLI:
-    """A parsed command line, out of `parsed` if it is there: what running it builds should not outlive it."""
-    return parsed.pop(tuple(command), None) or SconeCLI(command, until="parse")
-
-
-def commands(args: list[str], parsed: dict[tuple[str, ...], SconeCLI] | None = None) -> list[list[str]]:
-    """The command lines of single stages that `args` stands for, each already parsed once and put into `parsed`.
-
-    A wrong key in the last step of a chain must not show after days. Verbs other than `fit` run on one stage's state,
-    see `ckpt_path.evaluated`.
-    """
-    check_seed(args)
-    steps = [step for _, step in _named_steps(args, parsed)]
-    for step in steps:
-        step.folder.check_outputs()
-    if hub_id(steps[0].init_from) is not None:
-        args = [*args, "--model.init_args.init_from", str(check_start(steps[0].init_from))]
-        steps = [step for _, step in _named_steps(args, parsed)]
-    if args[0] != "fit":
-        _check_adapters(steps[-1].settings)
-        return [evaluated(steps)]
-    if any(step.settings.model.init_args.get("adapters") for step in steps):
-        raise UserError("model.adapters are merged for predict, validate and test; leave them out of fit")
-    check_start(steps[0].init_from)
-    settings = steps[0].settings
-    if len(steps) > 1:
-        check_data([step.settings for step in steps])
-        for step in steps[1:]:
-            check_stage(step.settings, steps[0].init_from)
-    if settings.trainer.fast_dev_run:  # no step leaves weights, so all start from the same
-        return [[*step.command, "--model.init_args.init_from", steps[0].init_from] for step in steps]
-    check_ends(steps)
-    check_stale(steps)
-    if len(steps) == 1:
-        given = for_fit(steps[0])
-        command = steps[0].command  # of a chain of one stage: with that stage's settings
-        return [[*command, "--ckpt_path", str(given or "null")]] if settings.ckpt_path else [command]
-    if settings.ckpt_path:
-        check_chain(str(settings.ckpt_path), steps)
-        return [[*step.command, "--ckpt_path", "null"] for step in steps]
-    return [step.command for step in steps]
-
-
-def _check_adapters(settings: Any) -> None:
-    if settings.model.init_args.get("adapters") and settings.ckpt_path:
-        raise UserError(
-            "model.adapters are merged into weights, not into a snapshot; export it first, or leave one out"
-        )
-
-
-def stages(args: list[str]) -> list[tuple[str, Any]]:
-    """Name in the chain and settings of each stage of a command line; needs neither weights nor data."""
-    return [(name, step.settings) for name, step in _named_steps(args)]
-
-
-def _named_steps(args: list[str], parsed: dict[tuple[str, ...], SconeCLI] | None = None) -> list[tuple[str, Step]]:
-    """Name in the chain and command line of each stage: one, or those of its chain."""
-    parsed = {} if parsed is None else parsed
-    cli = parse(args)
-    settings = cli.settings
-    if not settings.chain:
-        parsed[tuple(args)] = cli
-        return [("", Step(args, settings))]
-    chain = [ChainStep(**step.as_dict()) for step in settings.chain]
-    check_names(chain)
-    planned = plan(args, chain, settings.model.init_args.init_from, settings.output_dir)
-    parsed.update((tuple(line), parse(line)) for line in planned)
-    return [(one.name, Step(line, parsed[tuple(line)].settings)) for one, line in zip(chain, planned, strict=True)]

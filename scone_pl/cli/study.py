@@ -149,7 +149,7 @@ def arm(
 
 
 def _fit(args: list[str]) -> int:
-    from scone_pl.cli.lightning import main
+    from scone_pl.cli.stages import main
 
     return main(args)
 

@@ -136,8 +136,8 @@ def run(args: Sequence[str]) -> int:
     from scone_pl.cli.parsing import check_typed
 
     check_typed(rest)
-    lightning = importlib.import_module("scone_pl.cli.lightning")
-    return int(lightning.main([name, *rest]))
+    recipes = importlib.import_module("scone_pl.cli.stages")
+    return int(recipes.main([name, *rest]))
 
 
 def usage() -> str:

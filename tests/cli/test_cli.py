@@ -9,7 +9,7 @@ import yaml
 from running import ROOT, run_scone
 
 from scone_pl.__main__ import main
-from scone_pl.cli.lightning import stages
+from scone_pl.cli.stages import stages
 from scone_pl.errors import UserError
 from scone_pl.training.resume_settings import check_unchanged, recorded_settings
 

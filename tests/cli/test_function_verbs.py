@@ -229,7 +229,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_sections_of_a_recipe_are_those_of_the_parser() -> None:
-    from scone_pl.cli.lightning import stages
+    from scone_pl.cli.stages import stages
 
     settings = stages(["fit", "--config", str(ROOT / "experiments/mini/stage1.yaml"), "--chain", "null"])[0][1]
     assert set(short.RECIPE_KEYS) <= set(vars(settings))
@@ -242,4 +242,4 @@ def test_only_one_place_assigns_argv() -> None:
         for line in file.read_text().splitlines()
         if re.search(r"sys\.argv(\[[^\]]*\])?\s*=[^=]", line)
     ]
-    assert [file for file, _ in found] == ["scone_pl/cli/lightning.py"]
+    assert [file for file, _ in found] == ["scone_pl/cli/stages.py"]

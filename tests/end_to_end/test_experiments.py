@@ -11,7 +11,8 @@ from running import ROOT, run_scone
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scone_pl.cli.lightning import SconeCLI, commands
+from scone_pl.cli.lightning import SconeCLI
+from scone_pl.cli.stages import commands
 from scone_pl.training.parts import part_of
 
 RECIPES = sorted(

@@ -10,7 +10,7 @@ import pytest
 from running import ROOT
 
 from scone_pl.__main__ import main
-from scone_pl.cli.lightning import stages
+from scone_pl.cli.stages import stages
 from scone_pl.estimate.settings import recipe_of
 from scone_pl.gpus import GPUS, peak_of, read_gpus
 

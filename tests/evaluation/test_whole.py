@@ -38,14 +38,14 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def here(monkeypatch):
     """Generates in this process: another one would spend seconds on importing. Holds the commands that ran."""
-    import scone_pl.cli.lightning
+    import scone_pl.cli.stages
     import scone_pl.training.chain
 
     ran = []
 
     def run(command):
         ran.append(command)
-        return scone_pl.cli.lightning.main([*command, "--trainer.devices", "1"])
+        return scone_pl.cli.stages.main([*command, "--trainer.devices", "1"])
 
     monkeypatch.setattr(scone_pl.training.chain, "run_in_own_process", run)
     monkeypatch.setattr("sys.argv", ["scone_pl"])

@@ -14,7 +14,8 @@ from PIL import Image
 from pipeline_helpers import pixels, write_folder, write_jsonl, write_picture
 from running import ROOT, run_scone, start_scone
 
-from scone_pl.cli.lightning import SconeCLI, main
+from scone_pl.cli.lightning import SconeCLI
+from scone_pl.cli.stages import main
 from scone_pl.data.jsonl import JsonlPrompts
 from scone_pl.data.prompts import read_requests
 from scone_pl.data.sample import Sample

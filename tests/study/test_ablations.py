@@ -6,7 +6,8 @@ import pytest
 import yaml
 from running import ROOT
 
-from scone_pl.cli.lightning import SconeCLI, commands
+from scone_pl.cli.lightning import SconeCLI
+from scone_pl.cli.stages import commands
 from scone_pl.study.result import Result
 from scone_pl.study.spec import Study
 

@@ -11,7 +11,7 @@ import pytest
 from running import ROOT, run_scone
 from tiny_checkpoints import TINY, write_folder
 
-import scone_pl.cli.lightning
+import scone_pl.cli.stages
 import scone_pl.training.chain
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
@@ -76,10 +76,10 @@ def test_an_arm_of_table_5_is_trained_generated_judged_and_collected(
     with serving() as server:
         study = Study.read("table5", "7b", Overrides(evaluators=judged(server.url), fit=FIT))
         assert (study.seeds, study.jobs, study.threads) == (1, 1, 0)
-        run(study, "c_literal", 0, fit=scone_pl.cli.lightning.main)
+        run(study, "c_literal", 0, fit=scone_pl.cli.stages.main)
         asked = len(server.requests)
         assert asked == 24
-        jobs = run_study(study, 1, scone_pl.cli.lightning.main, jobs=1, arms=["c_literal"])  # finished: nothing starts
+        jobs = run_study(study, 1, scone_pl.cli.stages.main, jobs=1, arms=["c_literal"])  # finished: nothing starts
         assert len(server.requests) == asked
     result = read_json(jobs[0].result, dict)
     assert result["training"]["stage"] == "BridgeGuidance"
@@ -110,7 +110,7 @@ def test_layers_are_read_from_data_with_and_without_boxes(here: Path, monkeypatc
     for data, measures in (("data_shards/scone_s2i/multi_candidate", {"auroc", "effect"}), ("prompts.jsonl", set())):
         evaluators = {"layers": {"data": data, "samples": 2}}
         study = Study.read("figure11", "7b", Overrides(evaluators=evaluators))
-        run(study, "stage1", 0, fit=scone_pl.cli.lightning.main)
+        run(study, "stage1", 0, fit=scone_pl.cli.stages.main)
         (job,) = jobs_of(study, ["stage1"], [0])
         report = read_json(job.result, dict)["evaluations"]["layers"]
         assert measures <= report["layers"]["understanding"]["all"].keys()

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 from running import ROOT, run_python
 
-from scone_pl.cli.lightning import commands, parse
+from scone_pl.cli.lightning import parse
+from scone_pl.cli.stages import commands
 from scone_pl.errors import UserError
 from scone_pl.training import chain
 from scone_pl.training.chain import ChainStep, check_names, plan

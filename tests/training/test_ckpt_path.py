@@ -11,7 +11,7 @@ from running import ROOT
 from safetensors.torch import load_file
 
 from scone_pl.__main__ import main
-from scone_pl.cli.lightning import commands
+from scone_pl.cli.stages import commands
 
 ARGS = [
     *("--config", str(ROOT / "experiments/mini/stage1.yaml"), "--trainer.enable_progress_bar", "false"),
