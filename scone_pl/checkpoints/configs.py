@@ -220,6 +220,7 @@ def read_autoencoder(folder: Path) -> AutoencoderConfig:
             base_channels=file.integer("ch", maximum=65536),
             channel_multipliers=tuple(multipliers),
             num_res_blocks=file.integer("num_res_blocks", maximum=64),
+            norm_groups=file.integer("norm_groups", maximum=65536) if "norm_groups" in file else 32,
             latent_channels=file.integer("z_channels", maximum=65536),
             scale_factor=file.number("scale_factor"),
             shift_factor=file.number("shift_factor", positive=False),

@@ -25,7 +25,9 @@ OBEYED: dict[str, frozenset[str]] = {
     "vit": _names(
         "hidden_size intermediate_size num_hidden_layers num_attention_heads patch_size image_size layer_norm_eps"
     ),
-    "vae": _names("kind block_size downsample ch ch_mult num_res_blocks z_channels scale_factor shift_factor"),
+    "vae": _names(
+        "kind block_size downsample ch ch_mult num_res_blocks norm_groups z_channels scale_factor shift_factor"
+    ),
     "root": _names(
         "latent_patch_size max_latent_size vit_max_num_patch_per_side timestep_shift llm_config vit_config vae_config"
     ),

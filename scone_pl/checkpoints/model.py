@@ -265,6 +265,7 @@ def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:
             "ch": autoencoder.base_channels,
             "ch_mult": list(autoencoder.channel_multipliers),
             "num_res_blocks": autoencoder.num_res_blocks,
+            **({"norm_groups": autoencoder.norm_groups} if autoencoder.norm_groups != 32 else {}),
             "z_channels": autoencoder.latent_channels,
             "scale_factor": autoencoder.scale_factor,
             "shift_factor": autoencoder.shift_factor,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from scone_pl.cli.worlds import MAX_SAMPLES, write_sets
 from scone_pl.errors import UserError
-from scone_pl.outputs import check_output_folder
 from scone_pl.ranges import check_whole
-from scone_pl.worlds.shapes.episode import TASKS
 from scone_pl.worlds.shapes.shards import WORLD_SETS, write_world
 from scone_pl.worlds.shapes.world import World, WorldConfig, fixed_set
-
-_MAX_SAMPLES = 100_000_000
 
 
 def shards(
@@ -59,15 +55,10 @@ def shards(
         "multi_wide": multi_wide,
         "validation": validation,
     }
-    for name, samples in sizes.items():
-        check_whole(f"--{name}", samples, maximum=_MAX_SAMPLES)
-    check_whole("--seed", seed)
-    check_whole("--samples_per_shard", samples_per_shard, minimum=1)
-    check_output_folder(output, folders=[name for name, samples in sizes.items() if samples])
-    for name, samples in sizes.items():
-        if not samples:
-            continue
-        manifest = write_world(
+    write_sets(
+        output,
+        sizes,
+        lambda name, samples: write_world(
             output / name,
             WORLD_SETS[name],
             samples=samples,
@@ -75,9 +66,10 @@ def shards(
             config=world,
             samples_per_shard=samples_per_shard,
             progress=progress,
-        )
-        state = "already there" if manifest is None else "written"
-        print(f"{output / name}: {samples} samples, {state}")
+        ),
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+    )
 
 
 def contact_sheet(
@@ -98,17 +90,10 @@ def contact_sheet(
         world: sizes and difficulty.
         scale: how many times each pixel is enlarged.
     """
-    from scone_pl.image_files import check_image_output, write_image
-    from scone_pl.worlds.contact_sheet import contact_sheet as draw
+    from scone_pl.cli.worlds import draw_sheet
 
-    check_whole("--per_task", per_task, minimum=1, maximum=1000)
-    check_whole("--scale", scale, minimum=1, maximum=1000)
     check_whole("--seed", seed)
-    check_image_output(output, "--output")
-    source = World(seed, world, stream=stream)
-    rows = [[source.sample(task, index) for index in range(per_task)] for task in TASKS]
-    write_image(draw(rows, scale), output)
-    print(f"{output}: {per_task} episodes of each of {len(TASKS)} tasks")
+    draw_sheet(World(seed, world, stream=stream).sample, output, per_task, scale)
 
 
 def base(
@@ -160,30 +145,18 @@ def evaluate(
         world: sizes and difficulty.
         progress: whether to show progress bars.
     """
-    from scone_pl.checkpoints.folder import read_config
-    from scone_pl.files import write_json
-    from scone_pl.sampling.settings import SamplingConfig
-    from scone_pl.sampling.visualize import save_image
-    from scone_pl.worlds import evaluate as evaluation
-    from scone_pl.worlds.gallery import gallery
+    from scone_pl.cli.worlds import score
 
-    check_whole("--per_task", per_task, minimum=1, maximum=_MAX_SAMPLES)
-    settings = SamplingConfig(
+    check_whole("--per_task", per_task, minimum=1, maximum=MAX_SAMPLES)
+    score(
+        checkpoint,
+        output,
+        lambda: fixed_set(per_task, stream=stream, config=world),
         num_inference_steps=num_inference_steps,
         timestep_shift=timestep_shift,
-        guidance_scale=1.0,
-        image_guidance_scale=1.0,
+        mask=mask,
+        progress=progress,
     )
-    check_output_folder(output, files=("scores.json", "images.png"))
-    bridge = evaluation.bridge_of(checkpoint) if mask == "trained" else None
-    config = dataclasses.replace(settings, bridge=bridge)
-    config.check_bridge(read_config(checkpoint).decoder.num_layers)
-    episodes = fixed_set(per_task, stream=stream, config=world)
-    report, drawn = evaluation.evaluate(checkpoint, episodes, config, progress=progress)
-    write_json(report, output / "scores.json")
-    save_image(gallery(drawn, per_task=2), output / "images.png")
-    print(evaluation.score_table({str(checkpoint): report}))
-    print(f"scores: {output / 'scores.json'}   images: {output / 'images.png'}")
 
 
 def report(scores: list[Path], names: list[str]) -> None:

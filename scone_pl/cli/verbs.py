@@ -100,6 +100,10 @@ VERBS = {
         "the mini-world: shards, base weights, exact evaluation, images",
         commands=_of("mini", "shards", "base", "evaluate", "report", "contact_sheet"),
     ),
+    "icons": Verb(
+        "world 2, natural subjects off the grid: shards, base weights, autoencoder, evaluation, images",
+        commands=_of("icons", "shards", "base", "autoencoder", "evaluate", "contact_sheet", "judge"),
+    ),
 }
 
 

@@ -173,10 +173,23 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def word_tokenizer(words: Iterable[str]) -> Tokenizer:
-    """One id per word, words separated by white space; encoding a word not in `words` is a `UserError`."""
-    vocabulary = {word: id_ for id_, word in enumerate(dict.fromkeys((_UNKNOWN, *words)))}
-    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+def word_tokenizer(words: Iterable[str], *, spelled: bool = False) -> Tokenizer:
+    """One id per word, words separated by white space; encoding a word not in `words` is a `UserError`.
+
+    With `spelled`, other words of printable ASCII characters are taken apart: the longest words at their start, then
+    the same again.
+    """
+    known = dict.fromkeys((_UNKNOWN, *words))
+    if spelled:
+        letters = [chr(code) for code in range(33, 127)]
+        pieces = [piece for letter in letters for piece in (letter, f"##{letter}")]
+        vocabulary = {word: id_ for id_, word in enumerate(dict.fromkeys((*known, *pieces)))}
+        backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=_UNKNOWN))
+        backend.decoder = decoders.WordPiece()
+    else:
+        backend = tokenizers.Tokenizer(
+            models.WordLevel({word: id_ for id_, word in enumerate(known)}, unk_token=_UNKNOWN)
+        )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(list(SPECIAL_TOKENS))
     return Tokenizer(backend, "word tokenizer")

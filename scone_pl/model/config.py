@@ -94,6 +94,8 @@ class AutoencoderConfig:
     """Residual blocks a stage (flux)."""
     latent_channels: int = 16
     """Channels of a latent (flux)."""
+    norm_groups: int = 32
+    """Groups of its group norms (flux); fewer for narrow ones."""
     scale_factor: float = 0.3611
     """Latent = scale_factor * (z - shift_factor)."""
     shift_factor: float = 0.1159
@@ -102,10 +104,12 @@ class AutoencoderConfig:
     """Side in pixels of the block that becomes one latent position (space_to_depth)."""
 
     def __post_init__(self) -> None:
-        if self.kind == "flux" and any(self.base_channels * m % 32 for m in (1, *self.channel_multipliers)):
+        if self.kind == "flux" and any(
+            self.base_channels * m % self.norm_groups for m in (1, *self.channel_multipliers)
+        ):
             raise ValueError(
                 f"the autoencoder's channels, {self.base_channels} times {list(self.channel_multipliers)}, must be "
-                "divisible by 32 for its group norms"
+                f"divisible by {self.norm_groups} for its group norms"
             )
 
     @property
@@ -313,11 +317,42 @@ def mini_photo(vocab_size: int = 260) -> SconeConfig:
     )
 
 
+def icons(vocab_size: int = 1024) -> SconeConfig:
+    """A model for world 2 (worlds/icons): 32 x 32 canvas, 8 x 8 latent tokens, 6 x 6 ViT tokens.
+
+    Its autoencoder is a narrow one of FLUX's kind, trained on the world's images.
+    """
+    return SconeConfig(
+        decoder=DecoderConfig(
+            vocab_size=vocab_size,
+            hidden_size=96,
+            intermediate_size=256,
+            num_layers=6,
+            num_heads=3,
+            num_kv_heads=3,
+        ),
+        vit=ViTConfig(
+            hidden_size=96, intermediate_size=256, num_layers=2, num_heads=3, patch_size=5, positions_per_side=6
+        ),
+        autoencoder=AutoencoderConfig(
+            base_channels=16,
+            channel_multipliers=(1, 2, 2),
+            num_res_blocks=1,
+            norm_groups=4,
+            scale_factor=1.0,
+            shift_factor=0.0,
+        ),
+        latent_patch_size=1,
+        latent_positions_per_side=8,
+    )
+
+
 PRESETS: dict[str, Callable[..., SconeConfig]] = {
     "bagel_7b": bagel_7b,
     "bagel_7b_dense": bagel_7b_dense,
     "mini": mini,
     "mini_dense": mini_dense,
     "mini_photo": mini_photo,
+    "icons": icons,
 }
 """By name."""

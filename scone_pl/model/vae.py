@@ -83,11 +83,11 @@ class NormSiLU(nn.Module):
 class ResnetBlock(NormSiLU):
     """Norm, SiLU, convolution, twice, around a residual."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm1 = _group_norm(in_channels)
+        self.norm1 = _group_norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _group_norm(out_channels)
+        self.norm2 = _group_norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
@@ -101,9 +101,9 @@ class ResnetBlock(NormSiLU):
 class AttentionBlock(nn.Module):
     """Single-head self-attention over all positions of a feature map."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm = _group_norm(channels)
+        self.norm = _group_norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -142,11 +142,11 @@ class Upsample(nn.Module):
 class Mid(nn.Module):
     """The narrowest stage: block, attention, block."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttentionBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttentionBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -165,13 +165,13 @@ class Encoder(NormSiLU):
             stage = nn.Module()
             stage.block = nn.ModuleList()
             for _ in range(config.num_res_blocks):
-                stage.block.append(ResnetBlock(channels, width))
+                stage.block.append(ResnetBlock(channels, width, config.norm_groups))
                 channels = width
             if level < len(widths) - 1:
                 stage.downsample = Downsample(width)
             self.down.append(stage)
-        self.mid = Mid(channels)
-        self.norm_out = _group_norm(channels)
+        self.mid = Mid(channels, config.norm_groups)
+        self.norm_out = _group_norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,19 +193,19 @@ class Decoder(NormSiLU):
         widths = [config.base_channels * m for m in config.channel_multipliers]
         channels = widths[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
-        self.mid = Mid(channels)
+        self.mid = Mid(channels, config.norm_groups)
         stages = []
         for level in reversed(range(len(widths))):
             stage = nn.Module()
             stage.block = nn.ModuleList()
             for _ in range(config.num_res_blocks + 1):
-                stage.block.append(ResnetBlock(channels, widths[level]))
+                stage.block.append(ResnetBlock(channels, widths[level], config.norm_groups))
                 channels = widths[level]
             if level > 0:
                 stage.upsample = Upsample(channels)
             stages.append(stage)
         self.up = nn.ModuleList(reversed(stages))  # `up.0` is the widest resolution, run last
-        self.norm_out = _group_norm(channels)
+        self.norm_out = _group_norm(channels, config.norm_groups)
         self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -255,5 +255,5 @@ def tokens_to_latents(tokens: Tensor, grid: tuple[int, int], patch_size: int) ->
     return rearrange(tokens, "... (h w) (p q c) -> ... c (h p) (w q)", h=grid[0], p=patch_size, q=patch_size)
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)

@@ -97,6 +97,14 @@ OUTPUTS = {
     "mini evaluate": Output(
         ("mini", "evaluate", "--checkpoint", ABSENT), "--output", files=("scores.json", "images.png")
     ),
+    "icons shards": Output(("icons", "shards"), "--output", folders=("validation", "questions")),
+    "icons contact_sheet": Output(("icons", "contact_sheet"), "--output", is_folder=False, name="a.png"),
+    "icons base": Output(("icons", "base"), "--output"),
+    "icons autoencoder": Output(("icons", "autoencoder"), "--output", is_folder=False, name="a.safetensors"),
+    "icons judge": Output(("icons", "judge"), "--output", is_folder=False, name="a.json"),
+    "icons evaluate": Output(
+        ("icons", "evaluate", "--checkpoint", ABSENT), "--output", files=("scores.json", "images.png")
+    ),
     "study run": Output(("study", "run", "table5"), "--output", files=("table5.json", "table5.png")),
 }
 PRINTS_ONLY = {

@@ -9,9 +9,10 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.worlds.shapes.episode import SLOTS_BY_COUNT, TASKS
 from scone_pl.worlds.shapes.questions import HUES
-from scone_pl.worlds.shapes.shards import SETTINGS, WORLD_SETS, WorldSet, world_samples, write_world
+from scone_pl.worlds.shapes.shards import WORLD_SETS, WorldSet, world_samples, write_world
 from scone_pl.worlds.shapes.world import SIZES as SIZE_WORDS
 from scone_pl.worlds.shapes.world import WorldConfig
+from scone_pl.worlds.shards import SETTINGS
 
 
 def main(args: list[str]) -> int:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Literal
 
-from scone_pl.checkpoints.model import save_pretrained
-from scone_pl.checkpoints.training_record import read_record
-from scone_pl.data.tokenizer import byte_tokenizer, word_tokenizer
-from scone_pl.errors import UserError
+from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer, word_tokenizer
 from scone_pl.model.config import PRESETS, SconeConfig
 from scone_pl.model.initialize import random_model
-from scone_pl.outputs import check_output_folder
+from scone_pl.model.scone import Scone
+from scone_pl.worlds.base import write_random
 from scone_pl.worlds.shapes.world import WORDS
 
 
@@ -28,20 +25,15 @@ def write_base(
     Raises:
         UserError: the folder holds something else.
     """
-    check_output_folder(folder)
-    settings = {"stage": "random", "preset": preset, "canvas": canvas, "seed": seed, "steps": 0}
-    if folder.exists():
-        if read_record(folder) == settings:
-            return False
-        raise UserError(f"{folder}: holds other weights; choose another --output")
-    tokenizer = byte_tokenizer() if preset == "mini_photo" else word_tokenizer(WORDS)
-    config: SconeConfig = PRESETS[preset](vocab_size=tokenizer.vocab_size)
-    if preset != "mini_photo":
-        side = canvas // config.latent_stride
-        config = dataclasses.replace(
-            config, latent_positions_per_side=side, vit=dataclasses.replace(config.vit, positions_per_side=side)
-        )
-    with tempfile.TemporaryDirectory() as assets:
-        tokenizer.save(assets)
-        save_pretrained(random_model(config, seed), folder, assets_from=assets, training=settings)
-    return True
+
+    def build() -> tuple[Scone, Tokenizer]:
+        tokenizer = byte_tokenizer() if preset == "mini_photo" else word_tokenizer(WORDS)
+        config: SconeConfig = PRESETS[preset](vocab_size=tokenizer.vocab_size)
+        if preset != "mini_photo":
+            side = canvas // config.latent_stride
+            config = dataclasses.replace(
+                config, latent_positions_per_side=side, vit=dataclasses.replace(config.vit, positions_per_side=side)
+            )
+        return random_model(config, seed), tokenizer
+
+    return write_random(folder, {"preset": preset, "canvas": canvas, "seed": seed}, build)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,19 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scone_pl.data.sample import Candidate
 from scone_pl.data.seeding import generator
-from scone_pl.errors import UserError
-from scone_pl.files import read_text, write_text
-from scone_pl.outputs import check_output_folder
 from scone_pl.worlds.shapes.episode import TASKS, Episode
 from scone_pl.worlds.shapes.questions import to_question
 from scone_pl.worlds.shapes.world import World, WorldConfig
+from scone_pl.worlds.shards import in_turn, write_set
 
 if TYPE_CHECKING:
     from scone_pl.data.manifest import Manifest
     from scone_pl.data.sample import Sample
 
-SETTINGS = "world.json"
-"""Beside the manifest: what a set was made with."""
 GENERATION = 3
 """Raised when the same settings come to give other episodes, so that old sets are not taken for new ones."""
 _NEWER: dict[str, Any] = {"worlds": (), "naming": "place"}
@@ -107,10 +102,8 @@ def world_samples(
     changes = world_set.worlds or ({},) * len(tasks)
     worlds = [World(seed, replace(config, **changes[turn]), stream=world_set.stream) for turn in range(len(tasks))]
     for number in range(samples):
-        index, turn = divmod(number, len(tasks))
-        # A task that is named twice goes on counting instead of repeating its episodes.
-        same = [place for place, task in enumerate(tasks) if task == tasks[turn]]
-        episode = worlds[turn].sample(tasks[turn], index * len(same) + same.index(turn))
+        turn, index = in_turn(tasks, number)
+        episode = worlds[turn].sample(tasks[turn], index)
         yield world_set.sample_of(episode, worlds[turn].config)
 
 
@@ -146,34 +139,12 @@ def write_world(
     Raises:
         UserError: the folder holds another set.
     """
-    from scone_pl.data.manifest import MANIFEST
-    from scone_pl.data.shard_writer import write_shards
-    from scone_pl.data.shards import ShardSet
-
-    folder = Path(folder)
-    if samples < 1:
-        raise UserError(f"samples is {samples}; it must be at least 1")
     settings = {
         "generation": GENERATION,
         "samples": samples,
         "seed": seed,
         **_described(world_set),
         "config": _described(config or WorldConfig()),
-        "samples_per_shard": samples_per_shard,
     }
-    check_output_folder(folder)
-    text = json.dumps(settings, indent=1) + "\n"
-    file = folder / SETTINGS
-    if (folder / MANIFEST).exists():
-        if file.exists() and read_text(file) == text:
-            ShardSet(folder)
-            return None
-        raise UserError(f"{folder} holds another data set; choose another --output")
-    write_text(text, file)
-    return write_shards(
-        world_samples(world_set, samples, seed=seed, config=config),
-        folder,
-        samples_per_shard=samples_per_shard,
-        total=samples,
-        progress=progress,
-    )
+    drawn = world_samples(world_set, samples, seed=seed, config=config)
+    return write_set(folder, drawn, settings, count=samples, samples_per_shard=samples_per_shard, progress=progress)

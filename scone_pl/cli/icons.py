@@ -1,0 +1,187 @@
+"""`icons`: commands of world 2, natural subjects off the grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from scone_pl.cli.worlds import MAX_SAMPLES, draw_sheet, score, write_sets
+from scone_pl.outputs import check_output_file
+from scone_pl.ranges import check_whole
+from scone_pl.worlds.icons.shards import write_icons
+from scone_pl.worlds.icons.world import IconsConfig, IconWorld, fixed_set
+
+
+def shards(
+    output: Path = Path("data_shards/icons"),
+    questions: int = 20_000,
+    plain: int = 8_000,
+    base_single: int = 8_000,
+    refined_single: int = 3_000,
+    multi_candidate: int = 8_000,
+    validation: int = 240,
+    seed: int = 0,
+    world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
+    samples_per_shard: int = 5000,
+    progress: bool = True,
+) -> None:
+    """Writes the training and validation sets of world 2; a set that is there already is left as it is.
+
+    Args:
+        output: folder in which each set gets a folder of its name.
+        questions: samples of the set of captions, questions and answers, for the base.
+        plain: samples of the set of plain generation, for the base.
+        base_single: samples of the base single-candidate set; 0 leaves a set out.
+        refined_single: samples of the refined single-candidate set.
+        multi_candidate: samples of the multi-candidate set.
+        validation: samples of the validation set.
+        seed: of the world.
+        world: sizes, difficulty and atlas.
+        samples_per_shard: samples in one tar file.
+        progress: whether to show progress bars.
+    """
+    sizes = {
+        "questions": questions,
+        "plain": plain,
+        "base_single": base_single,
+        "refined_single": refined_single,
+        "multi_candidate": multi_candidate,
+        "validation": validation,
+    }
+    write_sets(
+        output,
+        sizes,
+        lambda name, samples: write_icons(
+            output / name,
+            name,
+            samples,
+            seed=seed,
+            config=world,
+            samples_per_shard=samples_per_shard,
+            progress=progress,
+        ),
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+    )
+
+
+def contact_sheet(
+    output: Path = Path("icons.png"),
+    per_task: int = 4,
+    seed: int = 0,
+    stream: str = "base",
+    world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
+    scale: int = 4,
+) -> None:
+    """Draws a few episodes of every task into one image.
+
+    Args:
+        output: image file to write; .png, .jpg, .jpeg or .webp decides the format.
+        per_task: episodes of each task.
+        seed: of the world.
+        stream: one of world.STREAMS.
+        world: sizes, difficulty and atlas.
+        scale: how many times each pixel is enlarged.
+    """
+    check_whole("--seed", seed)
+    draw_sheet(IconWorld(seed, world, stream).sample, output, per_task, scale)
+
+
+def base(output: Path = Path("runs/icons/random"), atlas: str = "", seed: int = 0) -> None:
+    """Writes a checkpoint folder with random weights and the trained autoencoder, for the base's training.
+
+    Args:
+        output: the folder.
+        atlas: folder of an atlas whose names the vocabulary has; empty = the shipped one. Others are spelled.
+        seed: of the weights.
+    """
+    from scone_pl.worlds.icons.base import write_base
+
+    check_whole("--seed", seed)
+    written = write_base(output, atlas=atlas, seed=seed)
+    print(f"{output}: random weights of preset icons, {'written' if written else 'already there'}")
+
+
+def autoencoder(
+    output: Path, steps: int = 2500, images: int = 6000, batch_size: int = 16, seed: int = 0, progress: bool = True
+) -> None:
+    """Trains the autoencoder that ships with world 2 again.
+
+    Args:
+        output: .safetensors file to write, every 250 steps.
+        steps: optimizer steps.
+        images: training images.
+        batch_size: images of a step.
+        seed: of weights, images and their order.
+        progress: whether to show a progress bar.
+    """
+    from scone_pl.worlds.icons.autoencoder import train
+
+    for name, value in {"steps": steps, "images": images, "batch_size": batch_size}.items():
+        check_whole(f"--{name}", value, minimum=1, maximum=MAX_SAMPLES)
+    check_whole("--seed", seed)
+    check_output_file(output)
+    quality = train(output, steps=steps, images=images, batch=batch_size, seed=seed, progress=progress)
+    print(f"{output}: {quality:.1f} dB on 256 other images")
+
+
+def evaluate(
+    checkpoint: Path,
+    output: Path,
+    per_task: int = 40,
+    stream: Literal["validation", "test"] = "test",
+    num_inference_steps: int = 12,
+    timestep_shift: float = 1.0,
+    mask: Literal["trained", "off"] = "trained",
+    world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> None:
+    """Samples the fixed test episodes with a checkpoint's weights and scores them with the judge.
+
+    Args:
+        checkpoint: folder of weights.
+        output: folder for scores.json and images.png.
+        per_task: episodes of each of the six tasks.
+        stream: which episodes: validation for choosing, test for reporting.
+        num_inference_steps: Euler steps.
+        timestep_shift: spends more steps near noise if over 1.
+        mask: trained = the bridge as the weights' own stage had it; off = sample without.
+        world: sizes, difficulty and atlas.
+        progress: whether to show progress bars.
+    """
+    check_whole("--per_task", per_task, minimum=1, maximum=MAX_SAMPLES)
+    score(
+        checkpoint,
+        output,
+        lambda: fixed_set(per_task, stream=stream, config=world),
+        num_inference_steps=num_inference_steps,
+        timestep_shift=timestep_shift,
+        mask=mask,
+        progress=progress,
+    )
+
+
+def judge(
+    output: Path = Path("docs/evidence/icons_judge.json"),
+    per_task: int = 20,
+    stream: Literal["validation", "test"] = "test",
+    world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> None:
+    """Measures the judge's error rates on rendered answers with known faults.
+
+    Args:
+        output: JSON file to write.
+        per_task: episodes of each of the six tasks.
+        stream: which episodes: thresholds were set on validation.
+        world: sizes, difficulty and atlas.
+        progress: whether to show a progress bar.
+    """
+    from scone_pl.files import write_json
+    from scone_pl.worlds.icons.faults import table, verdicts
+
+    check_whole("--per_task", per_task, minimum=1, maximum=MAX_SAMPLES)
+    check_output_file(output)
+    rows = verdicts(fixed_set(per_task, stream=stream, config=world), progress=progress)
+    write_json({"per_task": per_task, "stream": stream, "faults": rows}, output)
+    print(table(rows))

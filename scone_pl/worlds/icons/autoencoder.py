@@ -1,0 +1,95 @@
+"""The world's autoencoder: a narrow one of FLUX's kind, trained on images of the world alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load, save
+from torch import Tensor
+
+from scone_pl.evaluation.scores import SCONEEVAL_TASKS
+from scone_pl.files import read_bytes, write_bytes
+from scone_pl.model.config import AutoencoderConfig, icons
+from scone_pl.model.vae import FluxAutoencoder
+from scone_pl.progress import track
+from scone_pl.worlds.icons.world import IconsConfig, IconWorld
+
+SHIPPED = Path(__file__).parent / "autoencoder.safetensors"
+_STATISTICS = "statistics"
+"""Tensor in the file: mean and standard deviation of the latents."""
+
+
+def world_images(count: int, config: IconsConfig, seed: int = 0) -> Tensor:
+    """(count, 3, H, W) float32 in [-1, 1]: references and targets of the streams for training."""
+    worlds = [IconWorld(seed, config, stream) for stream in ("base", "multi")]
+
+    def images() -> Iterator[np.ndarray]:
+        number = 0
+        while True:
+            episode = worlds[number % 2].sample(SCONEEVAL_TASKS[number % len(SCONEEVAL_TASKS)], number)
+            yield from (*episode.references, episode.target)
+            number += 1
+
+    stream = images()
+    pixels = np.stack([next(stream) for _ in range(count)])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train(
+    file: Path,
+    *,
+    steps: int,
+    images: int = 6000,
+    batch: int = 16,
+    lr: float = 2e-3,
+    seed: int = 0,
+    progress: bool = True,
+) -> float:
+    """Trains from random weights and writes half-precision weights and statistics.
+
+    Returns:
+        The peak signal-to-noise ratio of 256 other images in dB.
+    """
+    torch.manual_seed(seed)
+    model = FluxAutoencoder(icons().autoencoder)
+    data = world_images(images + 256, IconsConfig(canvas=32), seed)
+    held_out, data = data[:256], data[256:]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    for step in track(range(steps), "autoencoder", steps, unit="steps", show=progress):
+        picked = data[torch.randint(len(data), (batch,), generator=generator)]
+        mean = model.encoder(picked).chunk(2, dim=1)[0]
+        # Noise instead of a posterior's: latents near each other decode alike. Their size is held near 1.
+        decoded = model.decoder(mean + 0.05 * torch.randn(mean.shape, generator=generator))
+        loss = F.l1_loss(decoded, picked) + F.mse_loss(decoded, picked) + 1e-3 * mean.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 250 == 249 or step == steps - 1:
+            quality = _write(model, held_out, file)
+            print(f"step {step + 1}: loss {loss.item():.4f}, {quality:.2f} dB", flush=True)
+    return quality
+
+
+@torch.no_grad()
+def _write(model: FluxAutoencoder, held_out: Tensor, file: Path) -> float:
+    latents = model.encode(held_out)
+    error = (model.decode(latents).clamp(-1, 1) - held_out).square().mean()
+    weights = {name: value.half() for name, value in model.state_dict().items()}
+    write_bytes(save({**weights, _STATISTICS: torch.stack([latents.mean(), latents.std()])}), file)
+    return float(10 * torch.log10(4 / error))
+
+
+def shipped() -> tuple[AutoencoderConfig, dict[str, Tensor]]:
+    """Config, with the scale that gives latents mean 0 and standard deviation 1, and float32 weights."""
+    weights = {name: value.float() for name, value in load(read_bytes(SHIPPED)).items()}
+    mean, deviation = weights.pop(_STATISTICS).tolist()
+    return replace(icons().autoencoder, shift_factor=mean, scale_factor=1 / deviation), weights
