@@ -35,7 +35,8 @@ _LOCAL = ("weights", "runs", "experiments", "data_shards", "checkpoints", "tests
 """First parts of paths that are no owner's name: what the documentation and recipes call folders."""
 REQUIRED = ("llm_config.json", "vit_config.json", "ae.safetensors")
 _OPTIONAL = (
-    *("vae_config.json", "config.json", "generation_config.json", "LICENSE", "training.json"),
+    *("vae_config.json", "config.json", "generation_config.json", "preprocessor_config.json", "LICENSE"),
+    "training.json",
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     "added_tokens.json",
 )

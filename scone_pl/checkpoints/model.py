@@ -43,6 +43,7 @@ CONFIG_FILES = (
     "vae_config.json",
     "config.json",
     "generation_config.json",
+    "preprocessor_config.json",
     "LICENSE",
 )
 TOKENIZER_FILES = (
