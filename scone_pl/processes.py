@@ -18,6 +18,8 @@ PARENT = "SCONE_PARENT"
 _POLL_SECONDS = 0.5
 _FIRST_RANK_SECONDS = 12.0
 """How long a failed rank waits; Lightning's launcher looks for failed ranks every 5 seconds and then kills all."""
+PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""SIGUSR1: what Slurm sends ahead of a job's end by `--signal=USR1@SECONDS`."""
 _TERMINATED = 128 + signal.SIGTERM
 
 _started_as_rank = False

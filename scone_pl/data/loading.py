@@ -17,15 +17,17 @@ from torch.utils.data import DataLoader, IterableDataset
 from scone_pl.data.stream import Batch, StreamPosition
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat
+from scone_pl.processes import PREEMPTION_SIGNALS
 
 _GRACE_SECONDS = 60
-"""How long a worker survives SIGTERM."""
+"""How long a worker survives a preemption signal."""
 
 
 def _ignore_signals(worker: int) -> None:
     """Leaves signals to the main process, which finishes its step and saves first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_SECONDS))
+    for number in PREEMPTION_SIGNALS:
+        signal.signal(number, lambda number, frame: signal.alarm(_GRACE_SECONDS))
 
 
 class PackLoader:

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from scone_pl.errors import UserError
-from scone_pl.processes import child_environment
+from scone_pl.processes import PREEMPTION_SIGNALS, child_environment
 
 
 @dataclass(kw_only=True)
@@ -83,7 +83,7 @@ def needs_own_process(devices: Any) -> bool:
 
 
 def run_in_own_process(command: Sequence[str]) -> int:
-    """Runs `python -m scone_pl COMMAND`, passing on SIGTERM and leaving Ctrl-C to it; its exit status.
+    """Runs `python -m scone_pl COMMAND`, passing on `PREEMPTION_SIGNALS` and leaving Ctrl-C to it; its exit status.
 
     The process ends with this one, even if this one is killed.
     """
@@ -94,7 +94,7 @@ def run_in_own_process(command: Sequence[str]) -> int:
             raise SystemExit(128 + number)  # nothing has begun yet
         process.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in PREEMPTION_SIGNALS}
     try:
         process = subprocess.Popen([sys.executable, "-m", "scone_pl", *command], env=child_environment())
         while True:
@@ -102,7 +102,8 @@ def run_in_own_process(command: Sequence[str]) -> int:
                 status = process.wait()
                 return status if status >= 0 else 128 - status  # as a shell reports a child that a signal ended
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _after_last_config(args: Sequence[str]) -> int:

@@ -6,7 +6,7 @@
 | `early_stopping` | EarlyStopping ended it: as finished as it is going to be | nothing to do, status 0    |
 | `max_time`       | `trainer.max_time` passed                                | resumes                    |
 | `stopped`        | another callback set `trainer.should_stop`               | resumes                    |
-| `signal`         | SIGTERM or Ctrl-C                                        | resumes                    |
+| `signal`         | SIGTERM, SIGUSR1 or Ctrl-C                               | resumes                    |
 
 No file: it is running, or was killed and resumes as well.
 """

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
+from scone_pl.processes import PREEMPTION_SIGNALS
 from scone_pl.ranges import check_whole
 from scone_pl.training.lightning_internals import flush_step_metrics, recount_packs, replace_signal_handlers
 from scone_pl.training.sharding import FullySharded
@@ -39,8 +40,8 @@ class Stopped(SystemExit):
 class Saving(Checkpoint):
     """Writes snapshots, counted in optimizer steps, and keeps the newest.
 
-    On a stop request, SIGTERM (preemption) or Ctrl-C, the current step is finished, a snapshot written, and the process
-    exits with status 143 or 130. A second Ctrl-C stops at once.
+    On a stop request, SIGTERM or SIGUSR1 (preemption) or Ctrl-C, the current step is finished, a snapshot written, and
+    the process exits with status 143, 138 or 130. A second Ctrl-C stops at once.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Saving(Checkpoint):
             replace_signal_handlers(trainer, self._register_handlers)
 
     def _register_handlers(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (*PREEMPTION_SIGNALS, signal.SIGINT):
             self._previous_handlers[number] = signal.signal(number, self._handle)
 
     def on_load_checkpoint(

@@ -115,13 +115,14 @@ def test_a_step_s_status_is_a_shell_s(ended: int, status: int, monkeypatch: pyte
     assert chain.run_in_own_process(["fit"]) == status
 
 
-def test_a_step_that_is_told_before_it_began_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain.subprocess, "Popen", lambda command, env: os.kill(os.getpid(), signal.SIGTERM))
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_step_that_is_stopped_before_it_began_does_not_begin(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain.subprocess, "Popen", lambda command, env: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         chain.run_in_own_process(["fit"])
-    assert stop.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert stop.value.code == 128 + number
+    assert signal.getsignal(number) is before
 
 
 def test_a_chain_of_one_stage_has_that_stage_s_settings(

@@ -48,8 +48,9 @@ def wait_for(run: Path, step: int, process: Forked, log: Path) -> None:
             signal.SIGTERM, ["--trainer.devices", "2", "--data.num_workers", "1"], True, marks=pytest.mark.slow
         ),
         (signal.SIGINT, ["--data.num_workers", "2"], True),
+        pytest.param(signal.SIGUSR1, ["--data.num_workers", "2"], True, marks=pytest.mark.slow),
     ],
-    ids=["two ranks, a signal to the first", "two ranks and their workers", "Ctrl-C"],
+    ids=["two ranks, a signal to the first", "two ranks and their workers", "Ctrl-C", "Slurm's, and data workers"],
 )
 def test_saves_and_says_so(number: int, options: list[str], group: bool, mini_world: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
