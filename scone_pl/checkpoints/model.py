@@ -32,6 +32,13 @@ from scone_pl.model.config import AutoencoderConfig, SconeConfig
 from scone_pl.model.embeddings import PositionTable
 from scone_pl.model.experts import is_generation_parameter
 from scone_pl.model.lora import is_lora_parameter
+from scone_pl.model.quantized import (
+    QuantizableLinear,
+    Quantization,
+    quantize_layers,
+    quantized_weights,
+    weight_shapes,
+)
 from scone_pl.model.scone import Scone
 
 _log = logging.getLogger(__name__)
@@ -62,6 +69,7 @@ def from_pretrained(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     adapters: Sequence[AdapterConfig] = (),
+    quantization: Quantization | None = None,
 ) -> Scone:
     """Builds the model of a checkpoint folder and loads its weights, tensor by tensor from memory-mapped files.
 
@@ -70,6 +78,7 @@ def from_pretrained(
         dtype: dtype of the parameters.
         device: device of the parameters.
         adapters: LoRA adapters to merge into the weights.
+        quantization: of the decoder layers' weights; each is quantised as it is read, see `model/quantized.py`.
 
     Raises:
         UserError: the folder is not a checkpoint, its keys or shapes are not exactly those of the model, or an adapter
@@ -78,6 +87,8 @@ def from_pretrained(
     config = read_config(folder)
     with torch.device("meta"):
         model = Scone(config)
+    if quantization is not None:
+        quantize_layers(model.language_model.model.layers, quantization)
     model.to(dtype=dtype).to_empty(device=device)
     load_weights(model, folder, adapters)
     return model.eval()
@@ -100,8 +111,9 @@ def load_weights(model: Scone, folder: str | os.PathLike[str], adapters: Sequenc
         UserError: missing, unexpected or misshapen keys, with the first few named; or an adapter does not fit.
     """
     path = check_folder(folder)
-    merge = read_adapters(adapters, {name: p.shape for name, p in model.named_parameters()})
-    tensors = {n: t for n, t in model.state_dict(keep_vars=True).items() if not is_lora_parameter(n)}
+    merge = read_adapters(adapters, weight_shapes(model))
+    tensors: dict[str, Tensor | QuantizableLinear] = dict(quantized_weights(model))
+    tensors |= {n: t for n, t in model.state_dict(keep_vars=True).items() if not is_lora_parameter(n)}
     with open_weights(path) as weights:
         main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
         _fill(main, weights, path, merge)
@@ -136,26 +148,37 @@ def reset_position_tables(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _fill(
-    tensors: dict[str, Tensor], weights: WeightFiles, where: Path, merge: Sequence[tuple[Adapter, float]] = ()
+    tensors: Mapping[str, Tensor | QuantizableLinear],
+    weights: WeightFiles,
+    where: Path,
+    merge: Sequence[tuple[Adapter, float]] = (),
 ) -> None:
+    shapes = {
+        name: (t.out_features, t.in_features) if isinstance(t, QuantizableLinear) else tuple(t.shape)
+        for name, t in tensors.items()
+    }
     stored = set(weights)
     problems = [f"missing {name}" for name in tensors if name not in stored]
     problems += [f"unexpected {name}" for name in sorted(stored - tensors.keys())]
     problems += [
-        f"{name} has shape {list(weights.shape(name))}, the model needs {list(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name in stored and weights.shape(name) != tuple(tensor.shape)
+        f"{name} has shape {list(weights.shape(name))}, the model needs {list(shape)}"
+        for name, shape in shapes.items()
+        if name in stored and weights.shape(name) != shape
     ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         if not any(map(is_generation_parameter, stored)) and any(map(is_generation_parameter, tensors)):
             more += "; without a generation expert (*_moe_gen), llm_config.json must say separate_experts: false"
         raise UserError(f"{where}: the weights do not fit the model: {'; '.join(problems[:5])}{more}")
-    for name, tensor in tensors.items():
+    for name, target in tensors.items():
+        quantized = target if isinstance(target, QuantizableLinear) else None
+        tensor = torch.empty(shapes[name]) if isinstance(target, QuantizableLinear) else target
         if any(name.removesuffix(".weight") in adapter.pairs for adapter, _ in merge):
             copy_part(merged_weight(name, weights.source(name).read(), merge), tensor)
         else:
             weights.copy_into(name, tensor)
+        if quantized is not None:
+            quantized.set_weight(tensor)
 
 
 def save_pretrained(

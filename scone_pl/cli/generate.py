@@ -14,7 +14,12 @@ from scone_pl.checkpoints.hub import readable_headers
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.errors import UserError
 from scone_pl.image_files import check_image_output, write_image
+from scone_pl.model.quantized import Quantization, check_quantization
+from scone_pl.model.tiling import TILE
 from scone_pl.progress import Progress
+from scone_pl.sampling.checks import as_device
+from scone_pl.sampling.memory import Saving
+from scone_pl.sampling.offload import Offload, check_offload
 from scone_pl.sampling.pipeline import SconePipeline, check_negative
 from scone_pl.sampling.plan import bridge_setting, plan_generation
 from scone_pl.sampling.settings import SamplingConfig
@@ -35,6 +40,9 @@ def generate(
     device: str | None = None,
     attention: Literal["split", "flex", "dense"] = "split",
     compile: bool = False,
+    quantization: Quantization | None = None,
+    offload: Offload | None = None,
+    vae_tiling: bool = False,
     exif_orientation: ExifOrientation = "apply",
     dry_run: bool = False,
 ) -> int:
@@ -57,6 +65,10 @@ def generate(
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
         attention: Backend of the prefill; flex needs CUDA.
         compile: Compile the decoder layers.
+        quantization: int8 or nf4 weights in the decoder layers; everything else stays in --dtype.
+        offload: Keep on the CPU what a phase does not need: model = ViT, autoencoder and token tables, sequential =
+            decoder layers too, one by one on the GPU.
+        vae_tiling: Encode and decode images by overlapping tiles of 512 pixels.
         exif_orientation: apply = references are rotated as their EXIF orientation says, as viewers show them; ignore =
             they stay as stored, as in the release.
         dry_run: Only print how many tokens and how much memory it would take; reads no weights.
@@ -68,6 +80,13 @@ def generate(
             raise UserError(f"--bridge_image {bridge_image}: is --output too; give it another name")
         if bridge == "off":
             raise UserError("--bridge_image shows the bridge's maps; turn it on with --bridge trained or --bridge JSON")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not dry_run:  # which counts for a GPU that may be elsewhere
+        check_offload(offload, as_device(device))
+    check_quantization(quantization)
+    if compile and offload is not None:
+        raise UserError(f"--compile does not go together with --offload {offload}; leave one out")
+    saving = Saving(quantization, offload, TILE if vae_tiling else None)
     with readable_headers(checkpoint) if dry_run else nullcontext(checkpoint) as folder:
         settings = dataclasses.replace(settings, bridge=bridge_setting(folder, bridge))
         plan = plan_generation(
@@ -78,6 +97,7 @@ def generate(
             dtype=dtype,
             exif_orientation=exif_orientation,
             negative=negative_prompt,
+            saving=saving,
         )
     adapters = adapters_of(lora, lora_scale)
     read_adapters(adapters, plan.shapes)  # before the weights are read
@@ -87,17 +107,29 @@ def generate(
     if dry_run:
         print(plan.report())
         return 0
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = SconePipeline.from_pretrained(
-        checkpoint, torch_dtype=dtype, device_map=device, attention=attention, compile=compile, adapters=adapters
+        checkpoint,
+        torch_dtype=dtype,
+        device_map="cpu" if offload else device,
+        attention=attention,
+        compile=compile,
+        adapters=adapters,
+        quantization=quantization,
     )
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device)
+    if vae_tiling:
+        pipeline.enable_vae_tiling()
     with Progress("denoising", settings.num_inference_steps, unit="steps") as bar:
         try:
             result = pipeline.generate([plan.prompt], settings, callback_on_step_end=lambda *_: bar.advance())
         except torch.OutOfMemoryError:
             peak = f"{plan.memory.peak / 1e9:.3f} GB"
             raise UserError(
-                f"out of memory on {device} (estimated peak {peak}); see --dry_run, lower --height, --width"
+                f"out of memory on {device} (estimated peak {peak}); see --dry_run; lower --height, "
+                "--width, or try --quantization, --offload, --vae_tiling"
             ) from None
     write_image(result.images[0], output)
     print(output)

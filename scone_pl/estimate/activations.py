@@ -20,6 +20,7 @@ from scone_pl.model.attention import ATTENTION_BACKENDS, AttentionPlan
 from scone_pl.model.attention.flex import BLOCK_SIZE
 from scone_pl.model.config import SconeConfig
 from scone_pl.model.lora import LoRAConfig
+from scone_pl.model.quantized import Quantization
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.training.losses import flow_matching, text_cross_entropy
 from scone_pl.training.network import network_on_meta
@@ -76,6 +77,7 @@ def step_activations(
     recompute_attention: bool = True,
     dtype: torch.dtype = torch.bfloat16,
     lora: LoRAConfig | None = None,
+    quantization: Quantization | None = None,
 ) -> StepActivations:
     """Activations of one pack at all layers of `config`.
 
@@ -88,12 +90,22 @@ def step_activations(
         recompute_attention: whether attention is recomputed with them.
         dtype: that weights and activations compute in.
         lora: adapters of the experts, if these train instead of them.
+        quantization: of the decoder layers' weights.
     """
     meta = to_meta(pack)
     kept, peaks = [], []
     for layers in (2, 3):
         small = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, num_layers=layers))
-        run = dry_step(small, meta, trained, attention=attention, checkpointing=checkpointing, dtype=dtype, lora=lora)
+        run = dry_step(
+            small,
+            meta,
+            trained,
+            attention=attention,
+            checkpointing=checkpointing,
+            dtype=dtype,
+            lora=lora,
+            quantization=quantization,
+        )
         kept.append(run.kept)
         peaks.append(run.peak)
     layers, decoder = config.decoder.num_layers, config.decoder
@@ -115,10 +127,11 @@ def dry_step(
     checkpointing: bool,
     dtype: torch.dtype,
     lora: LoRAConfig | None = None,
+    quantization: Quantization | None = None,
     layers_kept: int = 0,
 ) -> StepActivations:
     """Forward and backward of a pack `to_meta`, counting; arguments as in `step_activations`."""
-    model = network_on_meta(config, trained, lora, dtype).train()
+    model = network_on_meta(config, trained, lora, dtype, quantization).train()
     clean = torch.empty(len(pack.latent_index), config.latent_token_size, device="meta")
     noise = torch.empty_like(clean)
     model.language_model.model.activation_checkpointing = checkpointing

@@ -147,10 +147,11 @@ def _stage(
             recompute_attention=stage.recompute_attention,
             dtype=dtype,
             lora=stage.lora,
+            quantization=stage.quantization,
         )
         for checkpointing in (True, False)
     }
-    network = Network.of(recipe.config, stage.trained, stage.lora)
+    network = Network.of(recipe.config, stage.trained, stage.lora, stage.quantization)
     memory = _Memory(recipe.config, network, stage, encode, activations)
     cases = []
     for plan in (plan for number in ranks for plan in plans_for(stage, number)):
@@ -190,6 +191,10 @@ def _advice(memory: _Memory, gpu: Gpu, plan: Plan) -> str:
     adapters = Network.of(memory.config, stage.trained, LoRAConfig())
     if stage.lora is None and fits(memory.of(small, checkpointing=True, network=adapters), gpu):
         ways.append("LoRA (model.init_args.lora {rank: 16})")
+    elif stage.quantization is None:
+        quantized = Network.of(memory.config, stage.trained, stage.lora or LoRAConfig(), "nf4")
+        if fits(memory.of(small, checkpointing=True, network=quantized), gpu):
+            ways.append("QLoRA (experiments/qlora.yaml)")
     where = f"{plan.ranks} x {gpu.name} ({plan.name})"
     if not ways:
         return f"{where}: nothing here makes it fit; a GPU with more memory, or more of them"

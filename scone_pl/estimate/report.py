@@ -146,6 +146,7 @@ def _stage_json(estimate: Estimate, stage: StageEstimate) -> dict[str, Any]:
         "trains": list(stage.stage.trained),
         "trained_parameters": sum(stage.trained.values()),
         "lora": None if stage.stage.lora is None else vars(stage.stage.lora),
+        "quantization": stage.stage.quantization,
         "steps": stage.stage.steps,
         "tokens": stage.tokens,
         "packs_a_step": stage.stage.accumulate,

@@ -15,6 +15,7 @@ from scone_pl.errors import UserError
 from scone_pl.estimate.state import Plan
 from scone_pl.model.config import PRESETS, BridgeConfig, SconeConfig
 from scone_pl.model.lora import LoRAConfig
+from scone_pl.model.quantized import Quantization
 from scone_pl.training.parts import Part
 
 
@@ -25,6 +26,7 @@ class Stage:
     name: str
     trained: tuple[Part, ...]
     lora: LoRAConfig | None
+    quantization: Quantization | None
     ema: bool
     bridge: BridgeConfig | None
     steps: int
@@ -92,6 +94,7 @@ def _stage(name: str, settings: Any) -> Stage:
         name=name or settings.model.class_path.rsplit(".", 1)[-1],
         trained=tuple(model.trainable),
         lora=None if lora is None else LoRAConfig(**lora.as_dict()),
+        quantization=model.quantization,
         ema=model.ema.decay > 0,
         bridge=None if bridge is None else BridgeConfig(**bridge.as_dict()),
         steps=trainer.max_steps,

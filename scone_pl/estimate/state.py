@@ -7,7 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from scone_pl.model.config import SconeConfig
+from scone_pl.model.embeddings import PositionTable
 from scone_pl.model.lora import LoRAConfig
+from scone_pl.model.quantized import Quantization, quantized_weights, weight_shapes
 from scone_pl.training.network import network_on_meta
 from scone_pl.training.parts import Part, part_of
 
@@ -57,7 +59,8 @@ class RankState:
     """Bytes of the first rank, whose shards are the largest."""
 
     weights: int
-    """Shards: float32 where they train, else in the precision they compute in; without the autoencoder."""
+    """Shards: float32 where they train, else in the precision they compute in; quantised ones in full; without the
+    autoencoder."""
     autoencoder: int
     """Whole on every rank, float32."""
     gradients: int
@@ -83,16 +86,25 @@ class Network:
     trains: frozenset[str]
     buffers: int
     """Elements of the position tables."""
+    quantized: dict[str, int]
+    """Bytes of each quantised weight, which every rank holds in full."""
 
     @classmethod
-    def of(cls, config: SconeConfig, trained: Collection[Part], lora: LoRAConfig | None = None) -> Network:
+    def of(
+        cls,
+        config: SconeConfig,
+        trained: Collection[Part],
+        lora: LoRAConfig | None = None,
+        quantization: Quantization | None = None,
+    ) -> Network:
         """Built on the meta device; with `lora` only adapters of the experts train."""
-        model = network_on_meta(config, trained, lora)
-        named = dict(model.named_parameters())
+        model = network_on_meta(config, trained, lora, quantization=quantization)
+        tables = [m for m in model.modules() if isinstance(m, PositionTable)]
         return cls(
-            shapes={name: tuple(p.shape) for name, p in named.items()},
-            trains=frozenset(name for name, p in named.items() if p.requires_grad),
-            buffers=sum(b.numel() for b in model.buffers()),
+            shapes={name: tuple(shape) for name, shape in weight_shapes(model).items()},
+            trains=frozenset(name for name, p in model.named_parameters() if p.requires_grad),
+            buffers=sum(b.numel() for table in tables for b in table.buffers()),
+            quantized={name: m.codes.nbytes + m.scales.nbytes for name, m in quantized_weights(model)},
         )
 
     def count(self, *, trained: bool = False) -> dict[Part, int]:
@@ -111,6 +123,9 @@ class Network:
         for name, shape in self.shapes.items():
             if name.startswith("autoencoder."):
                 autoencoder += math.prod(shape) * MASTER_BYTES
+                continue
+            if name in self.quantized:
+                weights += self.quantized[name]
                 continue
             size = -(-shape[0] // plan.parts) * math.prod(shape[1:])  # split along the first axis
             trains = name in self.trains
@@ -131,7 +146,8 @@ class Network:
         layer, root = [0, 0], [0, 0]
         for name, shape in self.shapes.items():
             in_layer = ".layers." in name
-            if name.startswith("autoencoder.") or "encoder.layers" in name or (in_layer and ".layers.0." not in name):
+            counted_elsewhere = name in self.quantized or name.startswith("autoencoder.") or "encoder.layers" in name
+            if counted_elsewhere or (in_layer and ".layers.0." not in name):
                 continue
             unit = layer if in_layer else root
             unit[0] += math.prod(shape)

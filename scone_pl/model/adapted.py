@@ -12,19 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scone_pl.model.lora import merged
+from scone_pl.model.quantized import QuantizableLinear
 
 
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(QuantizableLinear):
     """A linear map plus weighted adapters; keeps the map's own parameters under their names.
 
     Adapters are buffers that follow `to`, and are not part of the state dict.
     """
 
     def __init__(self, base: nn.Linear) -> None:
-        """`base`: its parameters are taken over, not copied."""
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        """`base`: its weights are taken over, not copied."""
+        super().__init__(base)
         self.factors: dict[str, float] = {}
         """Adapter -> factor of its product, without the weight that a user gives it."""
         self.active: dict[str, float] = {}
@@ -37,10 +36,10 @@ class AdaptedLinear(nn.Linear):
         """Whether adapters act beside the weight."""
         return self._unfused is None
 
-    def add(self, name: str, a: Tensor, b: Tensor, factor: float) -> None:
-        """Adds an adapter, which does not act yet; `a` is (rank, in), `b` (out, rank)."""
+    def add(self, name: str, a: Tensor, b: Tensor, factor: float, dtype: torch.dtype) -> None:
+        """Adds an adapter, which does not act yet; `a` is (rank, in), `b` (out, rank), `dtype` that of the model."""
         for part, tensor in (("A", a), ("B", b)):
-            self.register_buffer(f"adapter_{part}_{name}", tensor.to(self.weight), persistent=False)
+            self.register_buffer(f"adapter_{part}_{name}", tensor.to(self.device, dtype), persistent=False)
         self.factors[name] = factor
 
     def remove(self, name: str) -> None:
@@ -57,7 +56,7 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        y = F.linear(x, self.weight, self.bias)
+        y = self.product(x)
         if self._unfused is None:
             for name, factor in self.active.items():
                 a, b = getattr(self, f"adapter_A_{name}"), getattr(self, f"adapter_B_{name}")
@@ -84,6 +83,8 @@ class AdaptedLinear(nn.Linear):
 
     def plain(self) -> nn.Linear:
         """The linear map without adapters; a fused weight stays fused."""
+        if self.quantization is not None:
+            return QuantizableLinear(self)
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
         return linear

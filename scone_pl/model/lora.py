@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scone_pl.errors import UserError
 from scone_pl.model.experts import GENERATION_MARK, is_generation_parameter
+from scone_pl.model.quantized import QuantizableLinear
 from scone_pl.ranges import check_number, check_whole
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -48,14 +48,12 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(QuantizableLinear):
     """A linear map with an adapter; keeps the map's own parameters under their names."""
 
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
-        """`base`: its parameters are taken over, not copied."""
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        """`base`: its weights are taken over, not copied."""
+        super().__init__(base)
         device, dtype = base.weight.device, base.weight.dtype
         self.lora_A = nn.Linear(base.in_features, config.rank, bias=False, device=device, dtype=dtype)
         self.lora_B = nn.Linear(config.rank, base.out_features, bias=False, device=device, dtype=dtype)
@@ -63,7 +61,7 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(x, self.weight, self.bias) + self.scale * self.lora_B(self.lora_A(x))
+        return self.product(x) + self.scale * self.lora_B(self.lora_A(x))
 
 
 def add_lora(decoder_layers: nn.ModuleList, config: LoRAConfig, experts: Collection[str]) -> None:

@@ -19,10 +19,14 @@ from torch import Tensor, nn
 
 from scone_pl.model import compiled
 from scone_pl.model.config import AutoencoderConfig
+from scone_pl.model.tiling import in_tiles
 
 
 class Autoencoder(nn.Module):
     """Images in [-1, 1] <-> latents at the scale that the flow works in."""
+
+    tile: int | None = None
+    """Side in pixels of the tiles by which images are encoded and decoded (`tiling.py`); None = each as a whole."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -228,7 +232,9 @@ class FluxAutoencoder(Autoencoder):
         self.decoder = Decoder(config)
 
     def encode(self, images: Tensor, generator: torch.Generator | None = None, *, sample: bool = False) -> Tensor:
-        mean, log_variance = self.encoder(images.to(self.encoder.conv_in.weight.dtype)).chunk(2, dim=1)
+        images = images.to(self.encoder.conv_in.weight.dtype)
+        moments = self.encoder(images) if self.tile is None else in_tiles(self.encoder, images, self.tile)
+        mean, log_variance = moments.chunk(2, dim=1)
         z = mean
         if sample:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
@@ -237,7 +243,8 @@ class FluxAutoencoder(Autoencoder):
 
     def decode(self, latents: Tensor) -> Tensor:
         z = latents / self.config.scale_factor + self.config.shift_factor
-        return self.decoder(z.to(self.decoder.conv_in.weight.dtype))
+        z = z.to(self.decoder.conv_in.weight.dtype)
+        return self.decoder(z) if self.tile is None else in_tiles(self.decoder, z, self.tile // self.config.downsample)
 
 
 def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:

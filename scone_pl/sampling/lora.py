@@ -12,10 +12,12 @@ from torch import nn
 from scone_pl.checkpoints.adapters import read_adapter
 from scone_pl.errors import UserError
 from scone_pl.model.adapted import AdaptedLinear
+from scone_pl.model.quantized import quantized_weights, weight_shapes
 from scone_pl.ranges import check_number
 
 if TYPE_CHECKING:
     from scone_pl.model.scone import Scone
+    from scone_pl.sampling.offload import Offload
 
 
 class LoRAAdapters:
@@ -25,6 +27,7 @@ class LoRAAdapters:
     _loaded: dict[str, float]
     """Adapter -> the weight that it acts with; 0 = it does not."""
     _fused: bool
+    _offload: Offload | None
 
     def load_lora_weights(
         self, pretrained_model_name_or_path: str | os.PathLike[str], *, adapter_name: str | None = None
@@ -38,6 +41,8 @@ class LoRAAdapters:
         Raises:
             UserError: no adapter, one that does not fit the model, or the name is taken.
         """
+        if self._offload == "sequential":
+            raise UserError("load_lora_weights: load adapters before enable_sequential_cpu_offload")
         name = adapter_name or next(n for n in _names() if n not in self._loaded)
         if not re.fullmatch(r"[\w-]{1,80}", name):
             raise UserError(f"adapter_name {name!r:.80}: give letters, digits, _ and -")
@@ -45,7 +50,7 @@ class LoRAAdapters:
             raise UserError(f"adapter_name {name}: is loaded already; choose another, or delete_adapters({name!r})")
         self._refuse_fused("load_lora_weights")
         adapter = read_adapter(pretrained_model_name_or_path)
-        adapter.check_binds({n: p.shape for n, p in self.model.named_parameters()})
+        adapter.check_binds(weight_shapes(self.model))
         modules = {module: self.model.get_submodule(module) for module in adapter.pairs}
         for module, linear in modules.items():
             if not isinstance(linear, nn.Linear):
@@ -55,7 +60,7 @@ class LoRAAdapters:
             if not isinstance(linear, AdaptedLinear):
                 linear = AdaptedLinear(linear)  # type: ignore[arg-type] # checked above
                 _replace(self.model, module, linear)
-            linear.add(name, a, b, factor)
+            linear.add(name, a, b, factor, self.model.vae2llm.weight.dtype)
         self._loaded[name] = 1.0
         self._activate()
 
@@ -128,6 +133,10 @@ class LoRAAdapters:
         names = self._known(self.get_active_adapters() if adapter_names is None else adapter_names)
         if not names:
             raise UserError("fuse_lora: no adapter acts; load_lora_weights or set_adapters first")
+        if any(True for _ in quantized_weights(self.model)):
+            raise UserError(
+                "fuse_lora: the weights are quantised; give adapters to from_pretrained to merge them first"
+            )
         check_number("lora_scale", lora_scale, minimum=-100, maximum=100)
         self._refuse_fused("fuse_lora")
         weights = {name: lora_scale * (self._loaded[name] or 1.0) for name in names}

@@ -1,6 +1,7 @@
 """How much memory generating needs, from the config alone.
 
-What is kept where, on one GPU of 40 GB in bf16 (7B, 1024 x 1024 images): everything stays on the GPU.
+What is kept where, on one GPU of 40 GB in bf16 (7B, 1024 x 1024 images): everything stays on the GPU, unless less is
+asked for (`Saving`).
 
 - weights 29 GB. Both experts are needed in every step: the target's start and end tokens are text tokens, so they
   pass through the understanding expert in every layer, and the target's latents through the generation expert.
@@ -11,7 +12,7 @@ What is kept where, on one GPU of 40 GB in bf16 (7B, 1024 x 1024 images): everyt
 - references go through the autoencoder one by one (those of equal size together up to a megapixel), before the
   decoder runs, so their activations never meet the cache.
 - the image is decoded after the caches are freed. At 1024 x 1024 it takes about 2 GB in bf16, 4 GB in float32:
-  less than what sampling needed, so it is not tiled (tiles would also change the image: GroupNorm and the mid
+  less than what sampling needed, so it is tiled on request only (tiles change the image: GroupNorm and the mid
   attention see the whole).
 
 With four references of 1024 x 1024 the peak stays under 36 GB.
@@ -23,11 +24,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from scone_pl.model.config import SconeConfig
+from scone_pl.model.quantized import Quantization, quantize_layers
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceFormat
 from scone_pl.sampling.context import Prompt
+from scone_pl.sampling.offload import Offload, text_tables, visitors
 from scone_pl.sampling.settings import SamplingConfig
 
 _MLP_TENSORS = 3
@@ -77,10 +81,21 @@ def count_prompt(prompt: Prompt, sequence_format: SequenceFormat) -> TokenCount:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """How memory is saved."""
+
+    quantization: Quantization | None = None
+    offload: Offload | None = None
+    tile: int | None = None
+    """Side of the autoencoder's tiles in pixels; None = images as a whole."""
+
+
+@dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes; activations are estimates, weights and caches exact."""
 
     weights: int
+    """That are always on the device; what an offload brings there for a phase counts with the phase."""
     caches: int
     """Keys and values of all contexts, with room for the targets' own."""
     recorded: int
@@ -118,6 +133,7 @@ def estimate_memory(
     prompts: Sequence[Prompt],
     sampling: SamplingConfig,
     dtype: torch.dtype = torch.bfloat16,
+    saving: Saving = Saving(),
 ) -> MemoryEstimate:
     """Memory of `sample` and `decode_latents` for prompts that are sampled side by side.
 
@@ -127,6 +143,7 @@ def estimate_memory(
         prompts: what to generate.
         sampling: decides the guidance branches.
         dtype: of weights and activations.
+        saving: how memory is saved.
     """
     size = dtype.itemsize
     decoder = config.decoder
@@ -151,28 +168,78 @@ def estimate_memory(
     references = [vae.shape[-2:] for prompt in prompts for vae, _ in prompt.references]
     pixels = sum(h * w for h, w in references)
     # `Autoencoder.encode_each` takes images of one size together up to 2^20 pixels.
-    encoded_together = max([h * w for h, w in references] + [min(pixels, 2**20)], default=0)
+    together = max([h * w for h, w in references] + [min(pixels, 2**20)], default=0)
+    largest = max([h * w for h, w in references], default=1)
+    decoded = max(h * w for h, w in (p.size for p in prompts))
+    decoding = 0
+    if saving.tile is not None:  # beside a tile, the blended result and its sums of weights
+        together = min(together, max(1, 2**20 // largest) * saving.tile**2)
+        decoding, decoded = 2 * 4 * decoded * size, min(decoded, saving.tile**2)
+    weights = _weights(config, dtype, saving)
+    restored = 0
+    if saving.quantization is not None:
+        restored = config.decoder.hidden_size * config.decoder.intermediate_size * size
+    layer = weights.layer + restored
+    inputs = _inputs(config, counts)
     return MemoryEstimate(
-        weights=weight_bytes(config, dtype),
+        weights=weights.resident,
         caches=caches * bytes_per_token,
         recorded=recorded * bytes_per_token,
-        encode=_convolutions(config, encoded_together, size, decoding=False) if references else 0,
-        prefill=_layer(config, context - context_latents, context_latents, size) + _inputs(config, counts),
+        encode=weights.autoencoder + _convolutions(config, together, size, decoding=False) if references else 0,
+        prefill=inputs + max(layer + _layer(config, context - context_latents, context_latents, size), weights.vit),
         # Latents are there once and once a branch while the layers run, velocities and what guides them afterwards.
         step=max(
-            _layer(config, 2 * branches * len(prompts), targets - 2 * branches * len(prompts), size)
+            layer
+            + _layer(config, 2 * branches * len(prompts), targets - 2 * branches * len(prompts), size)
             + (1 + branches) * latents,
             (4 + 2 * branches) * latents,
         ),
-        decode=_convolutions(config, max(h * w for h, w in (p.size for p in prompts)), size, decoding=True),
+        decode=weights.autoencoder + decoding + _convolutions(config, decoded, size, decoding=True),
     )
 
 
-def weight_bytes(config: SconeConfig, dtype: torch.dtype) -> int:
-    """All parameters and the fixed position tables, autoencoder included; exact."""
+@dataclass(frozen=True)
+class _Weights:
+    """Bytes of weights on the device: always, and what an offload brings for a phase."""
+
+    resident: int
+    layer: int
+    vit: int
+    autoencoder: int
+
+
+def _weights(config: SconeConfig, dtype: torch.dtype, saving: Saving) -> _Weights:
+    """Exact, of a model without memory."""
     with torch.device("meta"):
         model = Scone(config)
-    return sum(t.numel() for t in (*model.parameters(), *model.buffers())) * dtype.itemsize
+        if saving.quantization is not None:
+            quantize_layers(model.language_model.model.layers, saving.quantization)
+    model.to(dtype)
+    away = 0
+    brought: dict[str, int] = {"layer": 0, "vit": 0, "autoencoder": 0}
+    if saving.offload is not None:
+        away = sum(module_bytes(m) for m in (*visitors(model, saving.offload), *text_tables(model)))
+        brought["vit"] = max(module_bytes(model.vit_model), module_bytes(model.connector))
+        brought["autoencoder"] = module_bytes(model.autoencoder)
+    if saving.offload == "sequential":
+        brought["layer"] = module_bytes(model.language_model.model.layers[0])
+    return _Weights(module_bytes(model) - away, **brought)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Parameters and buffers."""
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+
+
+def weight_bytes(config: SconeConfig, dtype: torch.dtype, saving: Saving | None = None) -> int:
+    """All parameters and the fixed position tables, autoencoder included; exact.
+
+    Args:
+        config: of the model.
+        dtype: of the weights.
+        saving: how memory is saved: of an offload, what is always on the device counts.
+    """
+    return _weights(config, dtype, saving or Saving()).resident
 
 
 def _inputs(config: SconeConfig, counts: Sequence[TokenCount]) -> int:

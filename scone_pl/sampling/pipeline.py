@@ -29,7 +29,9 @@ from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError, UserTypeError
 from scone_pl.model.config import BridgeConfig
+from scone_pl.model.quantized import Quantization, check_quantization
 from scone_pl.model.scone import Scone
+from scone_pl.model.tiling import TILE, check_tile
 from scone_pl.ranges import check_whole
 from scone_pl.sampling.arguments import (
     Generators,
@@ -44,6 +46,7 @@ from scone_pl.sampling.checks import as_device, as_device_map, as_dtype, check_f
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.images import ImageInput, load_all
 from scone_pl.sampling.lora import LoRAAdapters
+from scone_pl.sampling.offload import Offload, check_offload, offload
 from scone_pl.sampling.output import OutputType, PipelineOutput, check_output_type, output_images, reference_maps
 from scone_pl.sampling.prompts import image_size, make_prompt
 from scone_pl.sampling.publishing import Publishing
@@ -92,6 +95,7 @@ class SconePipeline(Publishing, LoRAAdapters):
         self._progress_options: dict[str, Any] = {}
         self._loaded: dict[str, float] = {}
         self._fused = False
+        self._offload: Offload | None = None
         if isinstance(tokenizer, Tokenizer):
             tokenizer.check_embedding(model.config.decoder.vocab_size)
 
@@ -107,6 +111,7 @@ class SconePipeline(Publishing, LoRAAdapters):
         exif_orientation: ExifOrientation = "apply",
         urls: bool = True,
         adapters: Sequence[AdapterConfig] = (),
+        quantization: Quantization | None = None,
         **others: Any,
     ) -> SconePipeline:
         """Reads a checkpoint: BAGEL's, Scone's, or one that training here wrote.
@@ -124,6 +129,8 @@ class SconePipeline(Publishing, LoRAAdapters):
             urls: see `__init__`.
             adapters: LoRA adapters that are merged into the weights as they are read; to keep them apart, see
                 `load_lora_weights`.
+            quantization: int8 or nf4 (`pip install bitsandbytes`) for the decoder layers' weights, each quantised as it
+                is read; everything else stays in `torch_dtype`.
             others: former names of these arguments.
 
         Raises:
@@ -136,14 +143,18 @@ class SconePipeline(Publishing, LoRAAdapters):
             refuse_unknown(others, known, "from_pretrained")
             others.setdefault("pretrained_model_name_or_path", pretrained_model_name_or_path)
             given: dict[str, Any] = {"attention": attention, "compile": compile, "exif_orientation": exif_orientation}
-            given |= {"urls": urls, "adapters": adapters}
+            given |= {"urls": urls, "adapters": adapters, "quantization": quantization}
             return cls.from_pretrained(**{"torch_dtype": torch_dtype, "device_map": device_map, **given, **others})
         if not os.fspath(pretrained_model_name_or_path):
             raise UserTypeError("from_pretrained() needs a checkpoint folder")
         kind, device = as_dtype(torch_dtype), as_device_map(device_map)
+        check_quantization(quantization)
+        if compile and quantization is not None:
+            raise UserError(f"compile does not go together with quantization {quantization}; leave one out")
         folder = check_folder(pretrained_model_name_or_path)
         tokenizer = Tokenizer.from_folder(folder)
-        model = from_pretrained(folder, dtype=kind, device=device, adapters=adapters).requires_grad_(False)
+        model = from_pretrained(folder, dtype=kind, device=device, adapters=adapters, quantization=quantization)
+        model.requires_grad_(False)
         model.attention = attention
         if compile:
             compile_layers(model)
@@ -193,11 +204,52 @@ class SconePipeline(Publishing, LoRAAdapters):
                 dtype = target
             else:
                 device = target
+        if self._offload is not None:
+            raise UserError(f"to: offload {self._offload} decides where the weights are; load the pipeline anew")
         new_device = self.device if device is None else as_device(device)
         new_dtype = self.dtype if dtype is None else as_dtype(dtype)
         self.model.to(device=new_device, dtype=new_dtype)
         reset_position_tables(self.model)
         return self
+
+    def enable_model_cpu_offload(self, device: torch.device | str | int = "cuda") -> None:
+        """Computes on `device`, where ViT, connector and autoencoder are only while they run (`offload.py`).
+
+        Call it on a pipeline that is on the CPU, after `load_lora_weights`.
+
+        Raises:
+            UserError: no GPU, or the pipeline is on one already.
+        """
+        self._start_offload("model", device)
+
+    def enable_sequential_cpu_offload(self, device: torch.device | str | int = "cuda") -> None:
+        """As `enable_model_cpu_offload`, and each decoder layer is on `device` only while it runs: slow, but small."""
+        self._start_offload("sequential", device)
+
+    def _start_offload(self, kind: Offload, device: torch.device | str | int) -> None:
+        target = as_device(device)
+        check_offload(kind, target)
+        if self._offload is not None or self.device.type != "cpu":
+            where = self._offload or f"on {self.device}"
+            raise UserError(f"offload {kind}: the pipeline is {where} already; load it with device_map cpu first")
+        offload(self.model, kind, target)
+        self._offload = kind
+
+    def enable_vae_tiling(self, tile: int = TILE) -> None:
+        """Encodes and decodes images by overlapping tiles, which bounds memory and changes images a little.
+
+        Args:
+            tile: side in pixels, a multiple of 64.
+
+        Raises:
+            UserError: another size.
+        """
+        check_tile(tile)
+        self.model.autoencoder.tile = tile
+
+    def disable_vae_tiling(self) -> None:
+        """Undoes `enable_vae_tiling`."""
+        self.model.autoencoder.tile = None
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the progress bar of a call: those of tqdm, such as `disable=True` or `desc="cat"`.

@@ -22,7 +22,7 @@ from scone_pl.model.scone import Scone
 from scone_pl.sampling.checks import as_dtype, check_fits
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.images import ImageInput, load_all
-from scone_pl.sampling.memory import MemoryEstimate, TokenCount, count_prompt, estimate_memory
+from scone_pl.sampling.memory import MemoryEstimate, Saving, TokenCount, count_prompt, estimate_memory
 from scone_pl.sampling.prompts import image_size, make_prompt
 from scone_pl.sampling.settings import SamplingConfig
 
@@ -72,6 +72,7 @@ def plan_generation(
     dtype: torch.dtype | str = torch.bfloat16,
     exif_orientation: ExifOrientation = "apply",
     negative: str | None = None,
+    saving: Saving = Saving(),  # noqa: B008 (immutable)
 ) -> GenerationPlan:
     """Opens and resizes the references, encodes the instruction, and checks all against the checkpoint's configs.
 
@@ -83,6 +84,7 @@ def plan_generation(
         dtype: of weights and activations.
         exif_orientation: see `SconePipeline.from_pretrained`.
         negative: negative prompt.
+        saving: how memory is saved.
 
     Raises:
         UserError: a setting, image or folder that does not work.
@@ -99,7 +101,7 @@ def plan_generation(
     prompt = make_prompt(loaded, instruction, size, sequence_format, tokenizer, packing, negative)
     check_fits(prompt, config.decoder.max_position_embeddings)
     kind = as_dtype(dtype)
-    memory = estimate_memory(config, sequence_format, [prompt], settings, kind)
+    memory = estimate_memory(config, sequence_format, [prompt], settings, kind, saving)
     return GenerationPlan(prompt, count_prompt(prompt, sequence_format), memory, kind, config)
 
 

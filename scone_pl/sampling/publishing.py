@@ -13,6 +13,7 @@ from scone_pl.checkpoints.training_record import read_record
 from scone_pl.errors import UserError
 from scone_pl.files import appearing
 from scone_pl.model.adapted import AdaptedLinear
+from scone_pl.model.quantized import quantized_weights
 
 if TYPE_CHECKING:
     from scone_pl.data.tokenizer import Tokenizer
@@ -42,6 +43,8 @@ class Publishing:
             raise UserError(
                 "adapters are loaded, but not fused; fuse_lora() to write them too, or unload_lora_weights()"
             )
+        if any(True for _ in quantized_weights(self.model)):
+            raise UserError("the weights are quantised, which the published layout has no place for; load them without")
         folder = Path(save_directory)
         if self.source is not None and folder.resolve() == self.source.resolve():
             raise UserError(f"{folder}: is the folder that the weights come from; choose another one")

@@ -20,6 +20,7 @@ from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.messages import warn, warn_without_effect
+from scone_pl.model.quantized import weight_shapes
 from scone_pl.model.scone import Scone
 from scone_pl.training.ema import EMA
 from scone_pl.training.gradients import GradientGuard
@@ -81,9 +82,11 @@ class SconeModule(pl.LightningModule):
             return
         if self.settings.bridge is not None:
             warn_without_effect("model.bridge", self.settings.bridge.without_effect)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.settings.check_trains()
         check_sharding(self.settings.sharding, self.trainer)
         self.model, read = self.network.build(self.trainer.strategy.root_device, self.device_mesh)
-        total = sum(p.numel() for p in self.model.parameters())
+        total = sum(shape.numel() for shape in weight_shapes(self.model).values())
         trained = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in count_trainable(self.model).items())
         rank_zero_info(f"{type(self).__name__}: {total / 1e6:.2f} M parameters, training {trained}; {read}")
 
@@ -215,6 +218,8 @@ class SconeModule(pl.LightningModule):
             "exif_orientation": data_module(self.trainer).packing.exif_orientation,
             "adapters": [[adapter_identity(a.path), a.scale] for a in self.settings.adapters],
         }
+        if self.settings.quantization is not None:  # earlier versions did not record it
+            recorded["quantization"] = self.settings.quantization
         self.predictor.begin(self.prediction_folder, recorded, write=self.trainer.is_global_zero)
 
     def _evaluated_snapshot(self) -> str | None:
@@ -243,6 +248,7 @@ class SconeModule(pl.LightningModule):
             "bridge": None if settings.bridge is None else dataclasses.asdict(settings.bridge),
             "mask_sampling": self.predictor.sampling.bridge is not None,
             "lora": None if settings.lora is None else dataclasses.asdict(settings.lora),
+            "quantization": settings.quantization,
             "ema": settings.ema.decay,
             "steps": self.trainer.global_step,
         }

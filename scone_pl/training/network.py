@@ -19,6 +19,7 @@ from scone_pl.errors import UserError
 from scone_pl.model.compiled import set_compiled
 from scone_pl.model.config import SconeConfig
 from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
+from scone_pl.model.quantized import Quantization, check_quantization, quantize_layers
 from scone_pl.model.scone import Scone
 from scone_pl.training.heap import trim_heap_before
 from scone_pl.training.parts import Part, set_trainable
@@ -27,7 +28,11 @@ from scone_pl.training.sharding import ShardingConfig, freeze_dtype, needs_wrapp
 
 
 def network_on_meta(
-    config: SconeConfig, trainable: Collection[Part], lora: LoRAConfig | None = None, dtype: torch.dtype | None = None
+    config: SconeConfig,
+    trainable: Collection[Part],
+    lora: LoRAConfig | None = None,
+    dtype: torch.dtype | None = None,
+    quantization: Quantization | None = None,
 ) -> Scone:
     """The network without memory for its weights, all parts but `trainable` frozen.
 
@@ -36,11 +41,17 @@ def network_on_meta(
         trainable: parts that train.
         lora: low-rank adapters that train instead of the experts' weights.
         dtype: of the weights; None = torch's default.
+        quantization: of the decoder layers' weights.
+
+    Raises:
+        UserError: see `check_quantization`.
     """
     with torch.device("meta"):
         model = Scone(config).to(dtype or torch.get_default_dtype())
         if lora is not None:
             add_lora(model.language_model.model.layers, lora, trainable)
+        if quantization is not None:
+            quantize_layers(model.language_model.model.layers, quantization)
     set_trainable(model, trainable, lora=lora is not None)
     return model
 
@@ -62,6 +73,7 @@ class StageNetwork:
     layers_kept: int
     sharding: ShardingConfig
     adapters: tuple[AdapterConfig, ...] = ()
+    quantization: Quantization | None = None
 
     @classmethod
     def open(cls, folder: Path, settings: StageSettings) -> StageNetwork:
@@ -70,6 +82,7 @@ class StageNetwork:
         Raises:
             UserError: naming a layer or a number of layers that the decoder does not have.
         """
+        check_quantization(settings.quantization)
         config = read_config(folder)
         layers, bridge = config.decoder.num_layers, settings.bridge
         if bridge is not None and bridge.last_masked_layer > layers - 1:
@@ -91,11 +104,12 @@ class StageNetwork:
             layers_kept=settings.layers_kept,
             sharding=settings.sharding,
             adapters=tuple(settings.adapters),
+            quantization=settings.quantization,
         )
 
     def on_meta(self) -> Scone:
         """The network without memory for its weights, with all but the trainable parts frozen."""
-        model = network_on_meta(self.config, self.trainable, self.lora)
+        model = network_on_meta(self.config, self.trainable, self.lora, quantization=self.quantization)
         model.attention = self.attention
         decoder = model.language_model.model
         decoder.activation_checkpointing = self.activation_checkpointing

@@ -13,6 +13,7 @@ from scone_pl.checkpoints.adapters import AdapterConfig
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.lora import LoRAConfig
+from scone_pl.model.quantized import Quantization
 from scone_pl.ranges import check_number, check_whole
 from scone_pl.sampling.settings import MAX_SHIFT, SamplingConfig
 from scone_pl.training.ema import EMAConfig
@@ -43,6 +44,8 @@ class StageSettings:
         sharding: FSDP2 settings, used by trainer.strategy fully_sharded.
         lora: Train low-rank adapters of the trainable experts instead of their weights, for few GPUs; null = off.
             The exported weights have them merged in.
+        quantization: Decoder layers' weights in int8 or nf4 (QLoRA; pip install bitsandbytes), each rank with all of
+            them; everything else as without. Trains with `lora` only; the export is merged into the original weights.
         ema: Moving average of the weights that train (needs trainer.strategy fully_sharded).
         sampling: How previews and predictions are sampled. The noise of a prediction depends on the seed, the round
             and the sample's key alone; with a target, the target's size counts.
@@ -67,6 +70,7 @@ class StageSettings:
     nonfinite_gradient: Literal["stop", "skip"] = "stop"
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     lora: LoRAConfig | None = None
+    quantization: Quantization | None = None
     ema: EMAConfig = field(default_factory=EMAConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     mask_sampling: bool = False
@@ -108,6 +112,18 @@ class StageSettings:
             )
         if self.sampling.seed is None:
             raise UserError("model.sampling.seed is null; previews and predictions must be repeatable, give a number")
+
+    def check_trains(self) -> None:
+        """Raises `UserError` if experts would train whose weights are quantised."""
+        if (
+            self.quantization is not None
+            and self.lora is None
+            and {"understanding", "generation"} & set(self.trainable)
+        ):
+            raise UserError(
+                f"model.quantization {self.quantization}: quantised weights do not train; add model.init_args.lora "
+                "{rank: 16}, or set it to null"
+            )
 
     @property
     def effective_sampling(self) -> SamplingConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 
 import pytest
 import torch
@@ -15,9 +16,12 @@ from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
 from scone_pl.estimate.activations import dry_step, step_activations, to_meta
 from scone_pl.estimate.memory import encode_bytes
+from scone_pl.estimate.state import Network, Plan
 from scone_pl.estimate.tracking import LiveBytes
 from scone_pl.estimate.workload import typical_pack
 from scone_pl.model.config import AutoencoderConfig, SconeConfig, bagel_7b, mini, mini_photo
+from scone_pl.model.lora import LoRAConfig, add_lora
+from scone_pl.model.quantized import Quantization, quantize_layers, quantized_weights
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.model.vae import build_autoencoder
 from scone_pl.training.losses import flow_matching, text_cross_entropy
@@ -31,10 +35,18 @@ FORMATION: tuple[Part, ...] = ("understanding", "connector")
 COMPOSITION: tuple[Part, ...] = ("understanding", "generation", "connector", "latent_projections")
 
 
-def measured_peak(trained: tuple[Part, ...], checkpointing: bool) -> tuple[int, SconeConfig, PackedSequence]:
-    """Bytes that the allocator gave out in forward and backward, weights and gradients apart."""
+def measured_peak(
+    trained: tuple[Part, ...], checkpointing: bool, quantization: Quantization | None = None
+) -> tuple[int, SconeConfig, PackedSequence]:
+    """Bytes that the allocator gave out in forward and backward, weights and gradients apart; QLoRA if quantised."""
     model = tiny_model(num_layers=LAYERS, hidden_size=64, intermediate_size=160).train()
-    set_trainable(model, trained)
+    if quantization is not None:
+        add_lora(model.language_model.model.layers, LoRAConfig(), trained)
+        stored = {name: p.detach().clone() for name, p in model.named_parameters()}
+        quantize_layers(model.language_model.model.layers, quantization)
+        for name, module in quantized_weights(model):
+            module.set_weight(stored[name])
+    set_trainable(model, trained, lora=quantization is not None)
     model.language_model.model.activation_checkpointing = checkpointing
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -73,6 +85,23 @@ def test_peak_of_a_real_step(trained: tuple[Part, ...], checkpointing: bool) -> 
         config, to_meta(pack), trained, attention="split", checkpointing=checkpointing, dtype=torch.float32
     )
     assert found == whole, "every layer adds the same"
+
+
+@pytest.mark.parametrize("quantization", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
+def test_peak_of_a_real_step_with_quantised_weights(quantization: Quantization) -> None:
+    measured, config, pack = measured_peak(COMPOSITION, True, quantization)
+    used = {"checkpointing": True, "dtype": torch.float32, "lora": LoRAConfig()}
+    found = step_activations(config, pack, COMPOSITION, **used, quantization=quantization)
+    assert found.peak == pytest.approx(measured, rel=TOLERANCE)
+    network = Network.of(config, COMPOSITION, LoRAConfig(), quantization)
+    bits = {"int8": 8, "nf4": 4.5}[quantization]
+    weights = sum(math.prod(network.shapes[name]) for name in network.quantized)
+    scales = 32 * sum(network.shapes[name][0] for name in network.quantized) if quantization == "int8" else 0
+    assert 8 * sum(network.quantized.values()) == bits * weights + scales
+    plain, plan = Network.of(config, COMPOSITION, LoRAConfig()), Plan("sharded")
+    saved = plain.state(plan).weights - network.state(plan).weights
+    assert saved == 2 * weights - sum(network.quantized.values())
+    assert network.count() == plain.count()
 
 
 def test_kept_without_checkpointing_is_what_autograd_saves() -> None:
