@@ -49,6 +49,7 @@ def evaluate(
     checkpoint: str | None = None,
     lora: list[str] | None = None,
     lora_scale: list[float] | None = None,
+    quantization: Literal["int8", "nf4"] | None = None,
     rounds: int = 3,
     scorings: int = 3,
     tasks: list[str] | None = None,
@@ -73,6 +74,7 @@ def evaluate(
         lora: LoRA adapter to merge into the weights, a folder in peft's layout or an id on the hub; repeat it for
             several.
         lora_scale: weight of each adapter, in their order; by default 1.
+        quantization: int8 or nf4 weights in the decoder layers, see docs/sampling.md.
         rounds: images generated for each item.
         scorings: times that each image is judged.
         tasks: only these tasks; then there is no average.
@@ -100,6 +102,8 @@ def evaluate(
     adapters = [dataclasses.asdict(adapter) for adapter in adapters_of(lora, lora_scale)]
     if adapters and not generating:
         raise UserError("--lora: adapters are for generating, which is not done here")
+    if quantization is not None and not generating:
+        raise UserError("--quantization: is for generating, which is not done here")
     if extra and not generating:
         raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
     items = read_items(
@@ -136,7 +140,11 @@ def evaluate(
             rounds,
             seed=seed,
             exif_orientation=judge.exif_orientation,
-            arguments=[*(("--model.init_args.adapters", json.dumps(adapters)) if adapters else ()), *(extra or [])],
+            arguments=[
+                *(("--model.init_args.adapters", json.dumps(adapters)) if adapters else ()),
+                *(("--model.init_args.quantization", quantization) if quantization else ()),
+                *(extra or []),
+            ],
             predict=_predict,
         )
         if rank:
