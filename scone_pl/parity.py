@@ -34,6 +34,7 @@ from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.scone import SconeOutput
 from scone_pl.model.sequence import PackedSequence, SpecialTokens, SplitKind
+from scone_pl.model.vae import as_float
 from scone_pl.sampling.checks import as_device
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.prompts import prompts_of
@@ -228,7 +229,7 @@ class ParityCase:
         }
         for name, ours in integers.items():
             yield exact(f"pack.{name}", ours, tensors[f"pack.{name}"])
-        yield close("pack.packed_vit_tokens", pack.vit_patches, tensors["pack.packed_vit_tokens"])
+        yield close("pack.packed_vit_tokens", as_float(pack.vit_patches), tensors["pack.packed_vit_tokens"])
         times = pack.expand_latent_splits(pack.timestep_logits)
         yield close("pack.packed_timesteps", times, tensors["pack.packed_timesteps"])
         allowed, start = dense_mask(pack), 0
@@ -242,7 +243,7 @@ class ParityCase:
     def _autoencoder(self, pack: PackedSequence) -> Iterator[Comparison]:
         encoded = self.model.autoencoder.encode_each(pack.images)
         for i, (image, latent) in enumerate(zip(pack.images, encoded, strict=True)):
-            yield close(f"vae.input.{i}", image, self.tensors[f"vae.input.{i}"])
+            yield close(f"vae.input.{i}", as_float(image), self.tensors[f"vae.input.{i}"])
             yield close(f"vae.latent_mean.{i}", latent, self.tensors[f"vae.latent_mean.{i}"])
             decoded = self.model.autoencoder.decode(self.tensors[f"vae.latent_mean.{i}"][None].to(self.device))
             yield close(f"vae.decoded.{i}", decoded[0], self.tensors[f"vae.decoded.{i}"])

@@ -10,6 +10,7 @@ whose folder's generation expert is not read.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import shutil
@@ -40,6 +41,7 @@ from scone_pl.model.quantized import (
     weight_shapes,
 )
 from scone_pl.model.scone import Scone
+from scone_pl.model.vae import Autoencoder, build_autoencoder
 
 _log = logging.getLogger(__name__)
 
@@ -129,14 +131,41 @@ def load_weights(model: Scone, folder: str | os.PathLike[str], adapters: Sequenc
         n.removeprefix(AUTOENCODER_PREFIX): t for n, t in tensors.items() if n.startswith(AUTOENCODER_PREFIX)
     }
     if autoencoder:
-        file = path / AUTOENCODER_FILE
-        if not file.is_file():
-            raise UserError(f"{file}: missing; the checkpoint folder must contain the autoencoder's weights")
-        with ExitStack() as stack:
-            _fill(autoencoder, WeightFiles([file], stack), file)
+        _fill_autoencoder(autoencoder, path)
         read += f", {AUTOENCODER_FILE}"
     reset_position_tables(model)
     return read
+
+
+def _fill_autoencoder(tensors: dict[str, Tensor], path: Path) -> None:
+    file = path / AUTOENCODER_FILE
+    if not file.is_file():
+        raise UserError(f"{file}: missing; the checkpoint folder must contain the autoencoder's weights")
+    with ExitStack() as stack:
+        _fill(tensors, WeightFiles([file], stack), file)
+
+
+def load_autoencoder(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Autoencoder:
+    """The autoencoder of a checkpoint folder alone, in float32.
+
+    Raises:
+        UserError: see `load_weights`.
+    """
+    autoencoder = build_autoencoder(read_config(folder).autoencoder).requires_grad_(False).to(device)
+    if tensors := autoencoder.state_dict(keep_vars=True):
+        _fill_autoencoder(tensors, check_folder(folder))
+    return autoencoder.eval()
+
+
+def autoencoder_identity(folder: str | os.PathLike[str]) -> str:
+    """A digest that changes with anything in a checkpoint folder that decides latents."""
+    digest = hashlib.sha256(repr(read_config(folder).autoencoder).encode())
+    file = check_folder(folder) / AUTOENCODER_FILE
+    if file.is_file():
+        with file.open("rb") as stream:
+            while block := stream.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def reset_position_tables(model: nn.Module) -> None:

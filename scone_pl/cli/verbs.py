@@ -47,6 +47,10 @@ VERBS = {
     "estimate": Verb(
         "memory, time and cost of a recipe on given GPUs", Command("scone_pl.cli.estimate:estimate", rest="recipe")
     ),
+    "latents": Verb(
+        "encode a recipe's training images once, beside its data sets",
+        Command("scone_pl.cli.latents:latents", rest="recipe"),
+    ),
     "generate": Verb(
         "one image from reference images and an instruction",
         Command("scone_pl.cli.generate:generate", flat="settings"),

@@ -52,6 +52,7 @@ class PackedDataModule(pl.LightningDataModule):
         max_skipped_fraction: float = 0.01,
         shuffle_window: int | None = None,
         storage: StorageConfig = StorageConfig(),  # noqa: B008 (immutable)
+        latents: bool = False,
     ) -> None:
         """Data sets and how to read them.
 
@@ -69,6 +70,8 @@ class PackedDataModule(pl.LightningDataModule):
             shuffle_window: number of shards among which samples are shuffled; null = the whole set. For remote sets
                 that do not fit into the cache.
             storage: how data sets behind a URL are fetched and cached.
+            latents: train on the latents that `python -m scone_pl latents` left beside the data sets, instead of
+                encoding their images in every step.
         """
         super().__init__()
         check_whole("data.num_workers", num_workers, maximum=_MAX_WORKERS)
@@ -91,6 +94,7 @@ class PackedDataModule(pl.LightningDataModule):
         """Training samples read by all ranks so far, skipped ones included."""
         self.shuffle_window = shuffle_window
         self.storage = storage
+        self.latents = latents
         self.overfit_packs = 0
         """`trainer.overfit_batches`: training repeats the first this many packs of each rank; 0 = disabled."""
         self._agreement = Agreement()
@@ -99,13 +103,20 @@ class PackedDataModule(pl.LightningDataModule):
         self._loaded_fingerprint: str | None = None
         self._loaded_packing: dict[str, Any] = {}
         self._connected: tuple[SequenceFormat, Tokenizer] | None = None
+        self._autoencoder = ""
         self._mixtures: dict[str, Mixture] = {}
         self._requests: list[Request] = []
 
     # ------------------------------------------------------------------ set-up
-    def connect(self, sequence_format: SequenceFormat, tokenizer: Tokenizer) -> None:
-        """Sets the model's sequence format and tokenizer; without this call the trainer's module provides them."""
-        self._connected = sequence_format, tokenizer
+    def connect(self, sequence_format: SequenceFormat, tokenizer: Tokenizer, autoencoder: str = "") -> None:
+        """Sets the model's sequence format and tokenizer; without this call the trainer's module provides them.
+
+        Args:
+            sequence_format: the model's.
+            tokenizer: the model's.
+            autoencoder: `checkpoints.model.autoencoder_identity`, for `latents`.
+        """
+        self._connected, self._autoencoder = (sequence_format, tokenizer), autoencoder
         self._mixtures.clear()
 
     @property
@@ -125,6 +136,7 @@ class PackedDataModule(pl.LightningDataModule):
             if module is None:
                 raise RuntimeError("call connect(sequence_format, tokenizer) when there is no trainer")
             self._connected = module.sequence_format, module.tokenizer
+            self._autoencoder = module.autoencoder_identity if self.latents else ""
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         for split in needed.get(stage or "", tuple(self.sources)):
             if split == "predict" and self._jsonl_files():
@@ -159,6 +171,8 @@ class PackedDataModule(pl.LightningDataModule):
                 packing = replace(packing, token_budget=sys.maxsize)
             window = self.shuffle_window if split == "train" else None
             mixture = Mixture(self.sources[split], *self._model, packing, self.storage, window)
+            if self.latents and split == "train":
+                mixture.use_latents(self._model[0], self._autoencoder)
             self._mixtures[split] = mixture
             if message := mixture.over_budget_message():
                 warn(f"data.{split}: {message}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ImageResize, ResizeLimits, to_tensor
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
-from scone_pl.model.sequence import SequenceFormat
+from scone_pl.model.sequence import EncodedImage, SequenceFormat
 from scone_pl.ranges import check_number, check_whole
 
 
@@ -57,6 +58,14 @@ class PackingConfig:
             check_whole(f"packing.{name}", getattr(self, name), minimum=1)
         for name in ("instruction_dropout", "vae_dropout", "vit_dropout"):
             check_number(f"packing.{name}", getattr(self, name), minimum=0, maximum=1)
+
+    @classmethod
+    def parsed(cls, settings: Any) -> PackingConfig:
+        """From `data.packing` of a parsed recipe; None = the defaults."""
+        values = {} if settings is None else settings.as_dict()
+        for key in {"vae_resize", "vit_resize"} & values.keys():
+            values[key] = ResizeLimits(**values[key])
+        return cls(**values)
 
     def without_dropout(self) -> PackingConfig:
         """The same settings without dropout, for validation and prediction."""
@@ -147,10 +156,10 @@ def _tokens(grid: tuple[int, int]) -> int:
 class PreparedReference:
     """A reference image as tensors; None = dropped."""
 
-    vae: Tensor | None
-    """(3, H, W) in [-1, 1]."""
+    vae: Tensor | EncodedImage | None
+    """(3, H, W) uint8."""
     vit: Tensor | None
-    """(3, H, W) in [-1, 1]."""
+    """(3, H, W) uint8."""
     labels: Tensor | None
     """(rows, columns) of the ViT grid, see `candidate_labels`."""
 
@@ -163,8 +172,8 @@ class PreparedSample:
     references: tuple[PreparedReference, ...]
     ids: list[int] | None
     """Instruction ids; None = dropped."""
-    target: Tensor | None
-    """(3, H, W) in [-1, 1]."""
+    target: Tensor | EncodedImage | None
+    """(3, H, W) uint8."""
     timestep_logits: list[float]
     """One per target split."""
     answer: list[int] | None = None
@@ -212,8 +221,17 @@ def prepare_sample(
     tokenizer: Tokenizer,
     config: PackingConfig,
     rng: np.random.Generator,
+    encoded: Mapping[str, EncodedImage] | None = None,
 ) -> PreparedSample:
     """Decodes and transforms `sample`, and draws its dropouts and timestep logits n ~ N(0, 1) from `rng`.
+
+    Args:
+        sample: images still compressed.
+        sequence_format: the model's.
+        tokenizer: of the model.
+        config: sizes and dropouts.
+        rng: source of all draws.
+        encoded: what takes the position of the VAE images, by number of the reference or "target"; None = nothing.
 
     Raises:
         BrokenSampleError: an image cannot be decoded, or the candidates do not match the references.
@@ -233,6 +251,7 @@ def prepare_sample(
             config,
             drop=tuple(drop),
             candidates=None if sample.candidates is None else sample.candidates[number],
+            encoded=None if encoded is None else encoded.get(str(number)),
         )
         for number, (data, drop) in enumerate(zip(sample.references, drop_images, strict=True))
     )
@@ -241,12 +260,23 @@ def prepare_sample(
         references=references,
         # An answer without its question would teach guessing.
         ids=None if drop_text and not sample.answer else tokenizer.encode(sample.instruction),
-        target=config.resizes(sequence_format)[0](config.decode(sample.target, sequence_format))
-        if sample.target
-        else None,
+        target=_target(sample, sequence_format, config, encoded),
         timestep_logits=logits,
         answer=tokenizer.encode(sample.answer) if sample.answer else None,
     )
+
+
+def _target(
+    sample: Sample,
+    sequence_format: SequenceFormat,
+    config: PackingConfig,
+    encoded: Mapping[str, EncodedImage] | None,
+) -> Tensor | EncodedImage | None:
+    if not sample.target:
+        return None
+    if encoded is not None:
+        return encoded["target"]
+    return config.resizes(sequence_format)[0](config.decode(sample.target, sequence_format))
 
 
 def add_sample(
@@ -267,6 +297,7 @@ def prepare_reference(
     *,
     drop: tuple[bool, ...] = (False, False),
     candidates: tuple[Candidate, ...] | None = None,
+    encoded: EncodedImage | None = None,
 ) -> PreparedReference:
     """A reference image as tensors.
 
@@ -276,15 +307,17 @@ def prepare_reference(
         config: limits of the sizes.
         drop: whether to drop the VAE split and the ViT split.
         candidates: the subjects in the image, if annotated.
+        encoded: in place of the VAE image.
     """
     vae, vit = config.resizes(sequence_format)
     drop_vae, drop_vit = drop
     resized = vae.resize(original) if config.vit_source == "vae_resized" else None
-    vit_tensor = vae_tensor = labels = None
+    vae_image: Tensor | EncodedImage | None = None
+    vit_tensor = labels = None
     if not drop_vae:
-        vae_tensor = vae(original) if resized is None else to_tensor(resized)
+        vae_image = encoded or (vae(original) if resized is None else to_tensor(resized))
     if not drop_vit:
         vit_tensor = vit(original if resized is None else resized, interleaved=True)
         rows, columns = (side // vit.stride for side in vit_tensor.shape[-2:])
         labels = None if candidates is None else candidate_labels(candidates, rows, columns)
-    return PreparedReference(vae_tensor, vit_tensor, labels)
+    return PreparedReference(vae_image, vit_tensor, labels)

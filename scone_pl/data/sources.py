@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from scone_pl.data.index import duplicates
+from scone_pl.data.latents import LatentCache
 from scone_pl.data.packing import PackingConfig, sample_length
 from scone_pl.data.planning import plan_packs
 from scone_pl.data.sample import Sample
@@ -20,7 +21,7 @@ from scone_pl.data.shards import ShardSet
 from scone_pl.data.storage import StorageConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
-from scone_pl.model.sequence import SequenceFormat
+from scone_pl.model.sequence import EncodedImage, SequenceFormat
 from scone_pl.ranges import check_number, check_whole
 
 _MAX_DRAWS = 100_000_000
@@ -131,7 +132,27 @@ class Mixture:
                     f"(shortest {lengths.min()}, longest {lengths.max()}); raise it or lower packing.vae_resize"
                 )
             source.check_epoch(len(usable))
+        self.latents: tuple[LatentCache, ...] = ()
+        """Of each source, if they are used, see `use_latents`."""
         self.plan = lru_cache(maxsize=2)(self._plan)
+
+    def use_latents(self, sequence_format: SequenceFormat, autoencoder: str) -> None:
+        """Takes VAE images from the caches beside the data sets; see `LatentCache.of` for the arguments.
+
+        Raises:
+            UserError: a set has none, or an incomplete or stale one.
+        """
+        self.latents = tuple(LatentCache.of(s, self.packing, sequence_format, autoencoder) for s in self.sets)
+        for cache in self.latents:
+            cache.check()
+
+    def encoded(self, draw: Draw) -> dict[str, EncodedImage] | None:
+        """VAE images of a draw that are encoded already; None = there is no cache in use.
+
+        Raises:
+            BrokenSampleError: see `LatentCache.read`.
+        """
+        return self.latents[draw.source].read(draw.index) if self.latents else None
 
     def __reduce__(self) -> tuple[object, ...]:
         state = {name: value for name, value in vars(self).items() if name != "plan"}

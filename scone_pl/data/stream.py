@@ -124,7 +124,8 @@ class PackMaker:
                 sample = self.mixture.read(draw)
                 # `repeated` > 0: a substitute for an unreadable pack, seen twice in the epoch with different draws.
                 rng = generator(self.purpose, self.seed, position.epoch, draw.source, sample.key, draw.copy, repeated)
-                ready = prepare_sample(sample, self.sequence_format, self.tokenizer, self.packing, rng)
+                encoded = self.mixture.encoded(draw)
+                ready = prepare_sample(sample, self.sequence_format, self.tokenizer, self.packing, rng, encoded)
                 if ready.target is None and ready.answer is None and self.purpose != "predict":
                     raise BrokenSampleError("missing target", f"{sample.key} has no target image and no answer")
                 if not sample.instruction.strip() and self.purpose != "predict":

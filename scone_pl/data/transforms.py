@@ -1,4 +1,4 @@
-"""RGB images to tensors: the release's resize rule and normalisation to [-1, 1] (docs/specification.md 3)."""
+"""RGB images to tensors: the release's resize rule (docs/specification.md 3)."""
 
 from __future__ import annotations
 
@@ -15,27 +15,19 @@ from scone_pl.ranges import check_whole
 
 
 def to_tensor(image: Image.Image, *, interleaved: bool = False) -> Tensor:
-    """(3, H, W) float32 in [-1, 1] of an RGB image.
+    """(3, H, W) uint8 of an RGB image; `model.vae.as_float` normalises it to [-1, 1], on whatever device it is then.
 
     Args:
         image: in RGB.
         interleaved: channels-last memory, as patchification needs it; otherwise contiguous.
     """
+    return _laid_out(torch.from_numpy(np.array(image)).permute(2, 0, 1), interleaved)
+
+
+def _laid_out(pixels: Tensor, interleaved: bool) -> Tensor:
     if interleaved:
-        return torch.from_numpy(_normalise(np.asarray(image))).permute(2, 0, 1)
-    return torch.from_numpy(_normalise(*map(np.asarray, image.split())))
-
-
-def _normalise(*parts: np.ndarray) -> np.ndarray:
-    """Float32 in [-1, 1] of uint8 arrays, stacked if there are several; bit-identical to ((x / 255) - 0.5) / 0.5.
-
-    Halving and doubling are exact in floating point, so x / 127.5 - 1 gives the same result in half the passes.
-    """
-    result = np.empty((len(parts), *parts[0].shape), dtype=np.float32)
-    for part, out in zip(parts, result, strict=True):
-        np.divide(part, np.float32(127.5), out=out)
-        out -= 1
-    return result if len(parts) > 1 else result[0]
+        return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    return pixels.contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +103,10 @@ class ImageResize:
         return F.interpolate(pixels, size=size, mode="bicubic", antialias=True)[0]
 
     def __call__(self, image: Image.Image, *, interleaved: bool = False) -> Tensor:
-        """(3, H, W) float32 in [-1, 1] of an RGB image, resized; see `to_tensor`."""
+        """(3, H, W) uint8 of an RGB image, resized; see `to_tensor`."""
         if not self.fast or self.size(*image.size) == image.size:
             return to_tensor(self.resize(image), interleaved=interleaved)
-        pixels = self._torch_resize(image)
-        if interleaved:
-            return torch.from_numpy(_normalise(pixels.permute(1, 2, 0).contiguous().numpy())).permute(2, 0, 1)
-        return torch.from_numpy(_normalise(*pixels.numpy()))
+        return _laid_out(self._torch_resize(image), interleaved)
 
     def _scaled(self, width: int, height: int, scale: float) -> tuple[int, int]:
         return self._snap(round(width * scale)), self._snap(round(height * scale))

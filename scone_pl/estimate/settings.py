@@ -10,7 +10,6 @@ from typing import Any
 from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.hub import cached_folder, hub_id
 from scone_pl.data.packing import PackingConfig
-from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
 from scone_pl.estimate.state import Plan
 from scone_pl.model.config import PRESETS, BridgeConfig, SconeConfig
@@ -85,10 +84,6 @@ def _sizes(folder: str, preset: str | None) -> tuple[SconeConfig, str]:
 def _stage(name: str, settings: Any) -> Stage:
     model, trainer = settings.model.init_args, settings.trainer
     bridge, lora = model.get("bridge"), model.get("lora")
-    packing = settings.data.packing.as_dict() if settings.data.packing is not None else {}
-    for key in ("vae_resize", "vit_resize"):
-        if key in packing:
-            packing[key] = ResizeLimits(**packing[key])
     num_nodes = int(trainer.num_nodes)
     return Stage(
         name=name or settings.model.class_path.rsplit(".", 1)[-1],
@@ -103,7 +98,7 @@ def _stage(name: str, settings: Any) -> Stage:
         checkpointing=model.activation_checkpointing,
         recompute_attention=model.recompute_attention,
         layers_kept=model.layers_kept,
-        packing=PackingConfig(**packing),
+        packing=PackingConfig.parsed(settings.data.packing),
         plan=_plan(trainer, model.sharding, _devices(trainer.devices) * num_nodes),
         num_nodes=num_nodes,
     )

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from scone_pl.model.sequence import PackedSequence, SequenceFormat, Split, SplitKind
+from scone_pl.model.sequence import EncodedImage, PackedSequence, SequenceFormat, Split, SplitKind
 
 
 class SequenceBuilder:
@@ -30,7 +30,7 @@ class SequenceBuilder:
         self._vit_labels: list[Tensor] = []
         self._latent_positions: list[Tensor] = []
         self._timestep_logits: list[float] = []
-        self._images: list[Tensor] = []
+        self._images: list[Tensor | EncodedImage] = []
         self._label_index: list[int] = []
         self._label_ids: list[int] = []
         self._keys: list[str] = []
@@ -93,14 +93,19 @@ class SequenceBuilder:
         )
         self._position += 1
 
-    def add_vae(self, image: Tensor, *, reference: int) -> None:
-        """Adds the clean-latent split of reference image number `reference`; `image` is (3, H, W) in [-1, 1]."""
+    def add_vae(self, image: Tensor | EncodedImage, *, reference: int) -> None:
+        """Adds the clean-latent split of reference image number `reference`.
+
+        Args:
+            image: (3, H, W) in [-1, 1] or uint8, or encoded already; a sequence has images of one kind.
+            reference: its number in the sample.
+        """
         self._images.append(image)
         self._add_latents(SplitKind.VAE, image, -math.inf, len(self._images) - 1, reference)
         self._position += 1
 
-    def add_targets(self, image: Tensor, timestep_logits: list[float]) -> None:
-        """Adds one noisy target split of `image` (3, H, W) per entry of `timestep_logits` (t before the sigmoid)."""
+    def add_targets(self, image: Tensor | EncodedImage, timestep_logits: list[float]) -> None:
+        """Adds one noisy target split of `image`, see `add_vae`, per entry of `timestep_logits` (t before sigmoid)."""
         self._images.append(image)
         for logit in timestep_logits:
             self._add_latents(SplitKind.TARGET, image, logit, len(self._images) - 1, None)
@@ -110,7 +115,9 @@ class SequenceBuilder:
         """A dropped reference image: no tokens, but it still takes its position (docs/specification.md 3)."""
         self._position += 1
 
-    def _add_latents(self, kind: SplitKind, image: Tensor, logit: float, pixels: int, reference: int | None) -> None:
+    def _add_latents(
+        self, kind: SplitKind, image: Tensor | EncodedImage, logit: float, pixels: int, reference: int | None
+    ) -> None:
         grid = _grid(image, self.sequence_format.latent_stride, self.sequence_format.latent_positions_per_side, "VAE")
         self._append(kind, grid[0] * grid[1] + 2, grid=grid, image=reference, pixels=pixels)
         self._frame_image()
@@ -137,6 +144,9 @@ class SequenceBuilder:
             return torch.cat(parts) if parts else empty
 
         none = torch.zeros(0, dtype=torch.int64)
+        encoded = {isinstance(image, EncodedImage) for image in self._images}
+        if len(encoded) > 1:
+            raise ValueError("some images are encoded already and others are not")
         return PackedSequence(
             splits=tuple(self._splits),
             special=self.sequence_format.special,
@@ -145,7 +155,8 @@ class SequenceBuilder:
             vit_positions=cat(self._vit_positions, none),
             latent_positions=cat(self._latent_positions, none),
             timestep_logits=torch.tensor(self._timestep_logits, dtype=torch.float32),
-            images=tuple(self._images),
+            images=tuple(i.moments if isinstance(i, EncodedImage) else i for i in self._images),
+            encoded=True in encoded,
             label_index=torch.tensor(self._label_index, dtype=torch.int64),
             label_ids=torch.tensor(self._label_ids, dtype=torch.int64),
             vit_labels=cat(self._vit_labels, torch.zeros(0)),
@@ -167,7 +178,7 @@ def grid_positions(grid: tuple[int, int], positions_per_side: int) -> Tensor:
     return (torch.arange(rows)[:, None] * positions_per_side + torch.arange(columns)).flatten()
 
 
-def _grid(image: Tensor, stride: int, positions_per_side: int, what: str) -> tuple[int, int]:
+def _grid(image: Tensor | EncodedImage, stride: int, positions_per_side: int, what: str) -> tuple[int, int]:
     height, width = image.shape[-2:]
     if height % stride or width % stride:
         raise ValueError(f"a {what} image of {height} x {width} pixels must have sides divisible by {stride}")

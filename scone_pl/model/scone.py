@@ -19,7 +19,7 @@ from scone_pl.model.decoder import Decoder
 from scone_pl.model.embeddings import PositionTable, TimestepEmbedder
 from scone_pl.model.experts import ByExpert, Routing
 from scone_pl.model.sequence import PackedSequence
-from scone_pl.model.vae import build_autoencoder, latents_to_tokens
+from scone_pl.model.vae import as_float, build_autoencoder, latents_to_tokens
 from scone_pl.model.vit import SiglipModel
 
 
@@ -95,11 +95,11 @@ class Scone(nn.Module):
         understanding = understanding.index_copy(0, row[pack.text_index], words)
         if len(pack.vit_positions):
             lengths = [rows * columns for rows, columns in pack.vit_grids]
-            features = self.connector(self.vit_model(pack.vit_patches, pack.vit_positions, lengths))
+            features = self.connector(self.vit_model(as_float(pack.vit_patches), pack.vit_positions, lengths))
             features = features + self.vit_pos_embed(pack.vit_positions).to(features.dtype)
             understanding = understanding.index_copy(0, row[pack.vit_index], features.to(words.dtype))
         elif self.runs_towers_always:
-            blank = pack.vit_patches.new_zeros(1, 3 * self.config.vit.patch_size**2)
+            blank = understanding.new_zeros(1, 3 * self.config.vit.patch_size**2, dtype=torch.float32)
             unused = self.connector(self.vit_model(blank, pack.text_ids.new_zeros(1), [1]))
             understanding = understanding + 0 * unused.sum().to(understanding.dtype)
         generation = self.vae2llm(latents.to(self.vae2llm.weight.dtype))
@@ -140,7 +140,7 @@ class Scone(nn.Module):
         self, pack: PackedSequence, generator: torch.Generator | None = None, *, sample: bool = False
     ) -> Tensor:
         """(N, P): clean latent tokens of every latent split, each image encoded once and by itself."""
-        encoded = self.autoencoder.encode_each(pack.images, generator, sample=sample)
+        encoded = self.autoencoder.encode_each(pack.images, generator, sample=sample, encoded=pack.encoded)
         tokens = [latents_to_tokens(z, self.config.latent_patch_size) for z in encoded]
         if not pack.latent_splits:
             return torch.zeros(0, self.config.latent_token_size, device=pack.device)

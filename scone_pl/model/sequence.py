@@ -80,6 +80,16 @@ class SequenceFormat:
 
 
 @dataclass(frozen=True)
+class EncodedImage:
+    """An image that the autoencoder has encoded already."""
+
+    moments: Tensor
+    """(M, h, w), see `Autoencoder.moments`."""
+    shape: tuple[int, int, int]
+    """(3, H, W) of the image itself."""
+
+
+@dataclass(frozen=True)
 class Split:
     """A run of tokens that enters the sequence as one: an image (start, tokens, end) or a text (begin, ids, end)."""
 
@@ -120,7 +130,7 @@ class PackedSequence:
     text_ids: Tensor
     """(T,) int64: ids of words and frame tokens, in sequence order."""
     vit_patches: Tensor
-    """(V, P) float: flattened patches, channel fastest."""
+    """(V, P): flattened patches, channel fastest; as `images` float or uint8."""
     vit_positions: Tensor
     """(V,) int64: rows of the ViT's learned position table."""
     latent_positions: Tensor
@@ -128,7 +138,9 @@ class PackedSequence:
     timestep_logits: Tensor
     """(VAE and TARGET splits,) float: t before the sigmoid; -inf = clean."""
     images: tuple[Tensor, ...] = ()
-    """(3, H, W) float in [-1, 1]: what the autoencoder encodes, see `Split.pixels`."""
+    """(3, H, W) float in [-1, 1], or uint8: what the autoencoder encodes, see `Split.pixels`."""
+    encoded: bool = False
+    """Whether `images` are what the autoencoder made of them, see `EncodedImage`."""
     label_index: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """(labels,) int64: tokens whose next token the language head must predict."""
     label_ids: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))

@@ -33,19 +33,34 @@ class Autoencoder(nn.Module):
         self.config = config
 
     @abstractmethod
+    def moments(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, M, h, w): what is known of the posterior, such as its means and log-variances."""
+
+    @abstractmethod
+    def latents(self, moments: Tensor, generator: torch.Generator | None = None, *, sample: bool = False) -> Tensor:
+        """(B, M, h, w) -> (B, C, h, w): the mean of the posterior or, with `sample`, a draw from it."""
+
     def encode(self, images: Tensor, generator: torch.Generator | None = None, *, sample: bool = False) -> Tensor:
-        """(B, 3, H, W) -> (B, C, h, w): the mean of the posterior or, with `sample`, a draw from it."""
+        """(B, 3, H, W) -> (B, C, h, w), see `latents`."""
+        return self.latents(self.moments(images), generator, sample=sample)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, H, W), not clamped."""
 
     def encode_each(
-        self, images: Sequence[Tensor], generator: torch.Generator | None = None, *, sample: bool = False
+        self,
+        images: Sequence[Tensor],
+        generator: torch.Generator | None = None,
+        *,
+        sample: bool = False,
+        encoded: bool = False,
     ) -> list[Tensor]:
-        """Encodes images (3, H, W) of mixed sizes into (C, h, w), each as if alone.
+        """Encodes images (3, H, W), of mixed sizes, in [-1, 1] or uint8, into (C, h, w), each as if alone.
 
-        Runs of equal sizes go through as one batch, never padded: GroupNorm and the mid attention would see the
+        With `encoded` they are `moments` (M, h, w) instead; draws from the posterior are the same.
+
+        Images of equal sizes go through as one batch, never padded: GroupNorm and the mid attention would see the
         padding (docs/specification.md 3).
         """
         by_size: dict[torch.Size, list[int]] = {}
@@ -54,11 +69,13 @@ class Autoencoder(nn.Module):
         latents: list[Tensor] = [torch.empty(0)] * len(images)
         for shape, members in by_size.items():
             # Pixels bound the activations: at 128 base channels one 1024 x 1024 image already takes 0.5 GB a layer.
-            batch = max(1, 2**20 // (shape[-1] * shape[-2]))
+            pixels = shape[-1] * shape[-2] * (self.config.downsample**2 if encoded else 1)
+            batch = max(1, 2**20 // pixels)
             for start in range(0, len(members), batch):
                 chunk = members[start : start + batch]
-                encoded = self.encode(torch.stack([images[i] for i in chunk]), generator, sample=sample)
-                for i, latent in zip(chunk, encoded, strict=True):
+                stacked = torch.stack([images[i] for i in chunk])
+                moments = stacked if encoded else self.moments(as_float(stacked))
+                for i, latent in zip(chunk, self.latents(moments, generator, sample=sample), strict=True):
                     latents[i] = latent
         return latents
 
@@ -66,8 +83,11 @@ class Autoencoder(nn.Module):
 class SpaceToDepth(Autoencoder):
     """Every `block_size` x `block_size` block of pixels is one latent position. Exact, and has no weights."""
 
-    def encode(self, images: Tensor, generator: torch.Generator | None = None, *, sample: bool = False) -> Tensor:
+    def moments(self, images: Tensor) -> Tensor:
         return F.pixel_unshuffle(images, self.config.block_size)
+
+    def latents(self, moments: Tensor, generator: torch.Generator | None = None, *, sample: bool = False) -> Tensor:
+        return moments
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(latents, self.config.block_size)
@@ -231,9 +251,11 @@ class FluxAutoencoder(Autoencoder):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
-    def encode(self, images: Tensor, generator: torch.Generator | None = None, *, sample: bool = False) -> Tensor:
+    def moments(self, images: Tensor) -> Tensor:
         images = images.to(self.encoder.conv_in.weight.dtype)
-        moments = self.encoder(images) if self.tile is None else in_tiles(self.encoder, images, self.tile)
+        return self.encoder(images) if self.tile is None else in_tiles(self.encoder, images, self.tile)
+
+    def latents(self, moments: Tensor, generator: torch.Generator | None = None, *, sample: bool = False) -> Tensor:
         mean, log_variance = moments.chunk(2, dim=1)
         z = mean
         if sample:
@@ -250,6 +272,14 @@ class FluxAutoencoder(Autoencoder):
 def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     """The autoencoder that `config.kind` names."""
     return FluxAutoencoder(config) if config.kind == "flux" else SpaceToDepth(config)
+
+
+def as_float(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1]: uint8 ones are normalised, ((x / 255) - 0.5) / 0.5 to the last bit; others are unchanged."""
+    if pixels.dtype != torch.uint8:
+        return pixels
+    # A tensor: on CUDA torch would multiply by the reciprocal of a number.
+    return pixels.float() / torch.full((), 127.5, device=pixels.device) - 1
 
 
 def latents_to_tokens(latents: Tensor, patch_size: int) -> Tensor:

@@ -12,6 +12,7 @@ from scone_pl.data.packing import PackingConfig, prepare_reference
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
+from scone_pl.model.vae import as_float
 from scone_pl.sampling.context import Prompt
 
 PUBLISHED_SIDE = 1024
@@ -81,7 +82,7 @@ def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> lis
     text_row = pack.text_index.cpu()
     prompts = []
     for splits in pack.by_sample:
-        vae = {s.image: pack.images[s.pixels] for s in splits if s.kind == SplitKind.VAE}  # type: ignore[index]
+        vae = {s.image: as_float(pack.images[s.pixels]) for s in splits if s.kind == SplitKind.VAE}  # type: ignore[index]
         references = tuple(
             (vae[s.image], vit_images[s.start]) for s in splits if s.kind == SplitKind.VIT and s.image in vae
         )
@@ -103,13 +104,13 @@ def target_image(pack: PackedSequence, sample: int) -> Tensor:
     split = pack.by_sample[sample][-1]
     if split.kind != SplitKind.TARGET or split.pixels is None:
         raise ValueError(f"sample {sample} of the pack has no target")
-    return pack.images[split.pixels]
+    return as_float(pack.images[split.pixels])
 
 
 def _vit_images(pack: PackedSequence) -> dict[int, Tensor]:
     """Start of a ViT split -> its image (3, H, W)."""
     splits = pack.splits_of(SplitKind.VIT)
-    patches = pack.vit_patches.split([len(s.content) for s in splits])
+    patches = as_float(pack.vit_patches).split([len(s.content) for s in splits])
     side = round((pack.vit_patches.shape[1] // 3) ** 0.5)
     return {
         s.start: rearrange(p, "(r c) (p q ch) -> ch (r p) (c q)", r=s.grid[0], p=side, q=side)  # type: ignore[index]

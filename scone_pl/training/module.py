@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scone_pl.checkpoints.adapters import adapter_identity
+from scone_pl.checkpoints.model import autoencoder_identity
 from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
@@ -74,6 +75,11 @@ class SconeModule(pl.LightningModule):
         self._step_means = Means(*names, *blocked)
         self._evaluation_means = Means("loss", *blocked)
         self._bridge_quality = BridgeQuality()
+
+    @property
+    def autoencoder_identity(self) -> str:
+        """See `checkpoints.model.autoencoder_identity`."""
+        return autoencoder_identity(self.network.folder)
 
     # ------------------------------------------------------------------ building
     def configure_model(self) -> None:

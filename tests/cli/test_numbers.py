@@ -205,7 +205,7 @@ COMMANDS = {
     (name, *words): command.load()
     for name, verb in VERBS.items()
     for words, command in [((), verb.command), *(((one,), command) for one, command in verb.commands.items())]
-    if command is not None and name not in ("estimate", "export", "parity")
+    if command is not None and name not in ("estimate", "export", "latents", "parity")
 }
 GIVEN = {"benchmark": "sconeeval", "scores": "nowhere", "names": "x", "study": "figure11", "selection": "figure11"}
 OPTIONS = [

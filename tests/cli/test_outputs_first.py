@@ -118,7 +118,7 @@ PRINTS_ONLY = {
     "construct plan",
     "construct status",
 }
-WRITES_TO_A_FIXED_PATH = {"study arm", "study page"}
+WRITES_TO_A_FIXED_PATH = {"latents", "study arm", "study page"}
 
 
 def test_every_verb_is_here() -> None:

@@ -22,6 +22,7 @@ from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens, SplitKind
+from scone_pl.model.vae import as_float
 
 
 class FixedIds:
@@ -79,7 +80,7 @@ def test_golden_pack():
         "packed_text_indexes": sequence.text_index,
         "packed_instruc_indexes": sequence.instruction_index,
         "packed_position_ids": sequence.position_ids,
-        "packed_vit_tokens": sequence.vit_patches,
+        "packed_vit_tokens": as_float(sequence.vit_patches),
         "packed_vit_token_indexes": sequence.vit_index,
         "packed_vit_position_ids": sequence.vit_positions,
         "packed_vae_token_indexes": sequence.latent_index,
@@ -88,7 +89,7 @@ def test_golden_pack():
     }.items():
         assert torch.equal(value, tensors[f"pack.{name}"]), name
     for i, image in enumerate(sequence.images):
-        assert torch.equal(image, tensors[f"vae.input.{i}"])
+        assert torch.equal(as_float(image), tensors[f"vae.input.{i}"])
 
 
 @pytest.mark.parametrize("vit_source", ["original", "vae_resized"])

@@ -74,9 +74,9 @@ def _parse_verb(args: tuple[str, ...], folder: Path) -> None:
         if args[0] in LIGHTNING_VERBS and not any(word.startswith(_SHOWS) for word in args):
             lightning.parse(list(args))
             return
-        if args[0] == "estimate" and "--judge" not in args:
+        if args[0] in ("estimate", "latents") and "--judge" not in args:
             patch.setattr(jsonargparse.ArgumentParser, "instantiate_classes", _INSTANTIATE)
-            patch.setattr("scone_pl.cli.estimate.stages", _recipe_parsed)
+            patch.setattr(f"scone_pl.cli.{args[0]}.stages", _recipe_parsed)
         with contextlib.suppress(SystemExit) if any(w.startswith(_SHOWS) for w in args) else pytest.raises(_Parsed):
             assert main(list(args)) == 0
 

@@ -63,12 +63,15 @@ def test_large_images_are_not_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels bound a batch's activations."""
     autoencoder = build_autoencoder(AutoencoderConfig(kind="space_to_depth", block_size=16))
     batches = []
-    encode = type(autoencoder).encode
+    latents = type(autoencoder).latents
     monkeypatch.setattr(
-        type(autoencoder), "encode", lambda self, x, *a, **k: (batches.append(len(x)), encode(self, x, *a, **k))[1]
+        type(autoencoder), "latents", lambda self, x, *a, **k: (batches.append(len(x)), latents(self, x, *a, **k))[1]
     )
-    autoencoder.encode_each([torch.zeros(3, 512, 512)] * 5 + [torch.zeros(3, 1024, 1024)] * 2)
+    images = [torch.zeros(3, 512, 512)] * 5 + [torch.zeros(3, 1024, 1024)] * 2
+    autoencoder.encode_each(images)
     assert batches == [4, 1, 1, 1]
+    autoencoder.encode_each([autoencoder.moments(image[None])[0] for image in images], encoded=True)
+    assert batches == 2 * [4, 1, 1, 1], "batches, and so draws, are the same for what is encoded already"
 
 
 @torch.no_grad()
