@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.agreement.requirements import Requirement, failures
+from scone_pl.evaluation.agreement.sources import is_table
 from scone_pl.evaluation.benchmarks import find_benchmark
 from scone_pl.evaluation.folder import name_of_scores
 from scone_pl.evaluation.published import unique_names
@@ -94,7 +95,7 @@ def agreement(
 
 def _scores(files: Sequence[str]) -> list[str]:
     """Those that are scores of a judge: neither tables nor folders."""
-    return [file for file in files if not Path(file).is_dir() and Path(file).suffix != ".csv"]
+    return [file for file in files if not Path(file).is_dir() and not is_table(Path(file))]
 
 
 def _write(folder: Path, result: dict, first: object, second: object) -> None:  # type: ignore[type-arg]

@@ -69,13 +69,18 @@ def read_items(
         say: called with each line of what the data hold (`Benchmark.inventory`).
 
     Raises:
-        UserError: see `Benchmark.read`; an unknown task; nothing is selected.
+        UserError: see `Benchmark.read`; two items of a task have the same key; an unknown task; nothing is selected.
     """
     if limit is not None:
         check_whole("--limit", limit, minimum=1)
     if max_references is not None:
         check_whole("--max_references", max_references, minimum=1)
     items = benchmark.read(data)
+    if (most := Counter(item.id for item in items).most_common(1)) and most[0][1] > 1:
+        task, key = most[0][0]
+        raise UserError(
+            f"{benchmark.data_file(data)}: {key!r:.60} comes {most[0][1]} times in {task}; images are found by it"
+        )
     if say:
         for line in benchmark.inventory(data, items):
             say(line)

@@ -47,7 +47,8 @@ def _average(name: str, benchmark: Benchmark) -> Callable[[Report], float]:
             if f"{task}.{name}" in scores
         ]
         whole = sum(weight for _, weight in parts)
-        return sum(value * weight for value, weight in parts) / whole if whole else float("nan")
+        total: float = sum(value * weight for value, weight in parts)
+        return total / whole if whole else float("nan")
 
     return read
 

@@ -93,6 +93,8 @@ def judge(
         f"{judge_run.usage}"
     )
     print_line(f"in total {usage.answers} answers, {usage}")
+    for reason, count in judge_run.failures.most_common(3):
+        print_line(f"{count} questions failed: {reason}")
     if complete < len(records):
         print_line(
             "incomplete records count in no average (reasons: tables and report); run the same command to ask again"

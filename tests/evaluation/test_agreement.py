@@ -263,8 +263,23 @@ def test_people(tmp_path, capsys):
     assert row["n"] == 4
     # Ann: 3 5 7 2 against 2 3 5 3; Bob has rated one image only.
     assert row["bias"] == pytest.approx((-1 - 2 - 2 + 1) / 4)
+    with pytest.raises(UserError, match=r"no rated image in common .*/2, sampling 1 of system 'weak', and .* 'x'"):
+        compare(source, renamed(source, "x"), resamples=0, seed=0)
+    other = Source("b", {"XX": source.ratings["SC"]})
+    with pytest.raises(UserError, match="no column in common: SC, and XX"):
+        compare(source, other, resamples=0, seed=0)
+    table = table.rename(tmp_path / "people.CSV")
+    command[command.index("--ratings") + 1] = str(table)
     table.write_text(CSV.replace(",system", "").replace(",weak", ""))
     assert main([*command, "--resamples", "0"]) == 0, "one system needs no name"
+
+
+def renamed(source, system):
+    ratings = {
+        column: {image._replace(system=system): values for image, values in images.items()}
+        for column, images in source.ratings.items()
+    }
+    return Source(source.name, ratings)
 
 
 @pytest.mark.parametrize(

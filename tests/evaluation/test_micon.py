@@ -198,6 +198,13 @@ def test_stories_need_their_candidates(root, tmp_path):
         read_items(BENCHMARK, tmp_path)
 
 
+def test_a_case_that_comes_twice(root, tmp_path):
+    copied = shutil.copytree(root, tmp_path / "data")
+    shutil.copy(copied / "story_infer/cases/t1.yaml", copied / "story_infer/cases/t1.yml")
+    with pytest.raises(UserError, match="data: 't1' comes 2 times in story_infer"):
+        read_items(BENCHMARK, copied)
+
+
 def test_odd_cases(root, tmp_path):
     copied, draw = shutil.copytree(root, tmp_path / "data"), random.Random(1)
     for name in ("story_infer/cases/t1.yaml", "story_infer/simple_candidate_template.json"):

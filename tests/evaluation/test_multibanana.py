@@ -227,6 +227,7 @@ def test_answers_that_are_asked_again(answer):
         (lambda task: shutil.copy(task / "010_0.jpg", task / "010_3.jpg"), r"010_3\.jpg: one reference too many"),
         (lambda task: shutil.copy(task / "010_0.jpg", task / "010_0.png"), r"the same reference as 010_0"),
         (lambda task: (task / "010_prompt.txt").unlink(), r"010_prompt\.txt is missing"),
+        (lambda task: (task / "10_prompt.txt").write_text("x"), "the sets 010 and 10 have the same number"),
         (lambda task: (task / "010_prompt.txt").write_text("\n"), r"010_prompt\.txt: is empty"),
         (lambda task: (task / "010_prompt.txt").write_bytes(b"\xff"), r"010_prompt\.txt: not UTF-8"),
         (lambda task: (task / "types.json").write_text('{"010": 3}'), r"types\.json: '010' must have a category"),

@@ -84,7 +84,7 @@ def read_source(files: Sequence[str], systems: Sequence[str], benchmark: Benchma
     for file in map(Path, files):
         if file.is_dir():
             _read_dreambench(source, file)
-        elif file.suffix == ".csv":
+        elif is_table(file):
             _read_csv(source, file)
         elif benchmark is None:
             raise UserError(f"{file}: --benchmark: say which benchmark these scores are of")
@@ -93,6 +93,11 @@ def read_source(files: Sequence[str], systems: Sequence[str], benchmark: Benchma
     if not source.ratings:
         raise UserError(f"{files[0]}: has no complete rating")
     return source
+
+
+def is_table(file: Path) -> bool:
+    """Whether a file is a table of ratings by its name."""
+    return file.suffix.lower() == ".csv"
 
 
 def _add_records(source: Source, records: Sequence[Record], benchmark: Benchmark, system: str, file: Path) -> None:
@@ -199,13 +204,22 @@ def paired(reference: Source, candidate: Source) -> dict[str, list[Image]]:
                 f"{image} of {image.system or 'the system'} is not the same image on both sides; name the systems in "
                 "the same order, and judge the same images (judge --images FOLDER)"
             )
+    if not reference.ratings.keys() & candidate.ratings.keys():
+        listed = (", ".join(side.ratings) for side in (reference, candidate))
+        raise UserError("the two sides have no column in common: {}, and {}".format(*listed))
     common = {
         column: sorted(images.keys() & candidate.ratings.get(column, {}).keys())
         for column, images in reference.ratings.items()
     }
     common = {column: images for column, images in common.items() if images}
     if not common:
-        raise UserError("the two sides have no rated image in common (compared by system, task, key and sampling)")
+        one, other = (
+            sorted({i for images in side.ratings.values() for i in images}) for side in (reference, candidate)
+        )
+        raise UserError(
+            "the two sides have no rated image in common (compared by system, task, key and sampling), such as "
+            f"{one[0]} of system {one[0].system!r:.60}, and {other[0]} of system {other[0].system!r:.60}"
+        )
     return common
 
 

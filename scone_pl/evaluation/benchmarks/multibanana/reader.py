@@ -89,10 +89,13 @@ def _sets(folder: Path, task: str) -> Iterator[MultiBananaItem]:
 
 def _difficulties(folder: Path, names: set[str]) -> dict[str, tuple[str, ...]]:
     """`types.json`: number of a set -> its category or categories."""
+    by_number = {int(name): name for name in sorted(names)}
+    if len(by_number) < len(names):
+        twice = min(name for name in names if by_number[int(name)] != name)
+        raise UserError(f"{folder}: the sets {twice} and {by_number[int(twice)]} have the same number")
     file = folder / "types.json"
     if not file.exists():
         return {}
-    by_number = {int(name): name for name in names}
     result: dict[str, tuple[str, ...]] = {}
     unknown = []
     for number, value in read_json(file, dict).items():
