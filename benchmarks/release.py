@@ -29,8 +29,10 @@ from scone_pl.model.experts import ByExpert, Routing, generation_module
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence, SequenceFormat
 from scone_pl.sampling.context import Prompt
-from scone_pl.sampling.guidance import guide
+from scone_pl.sampling.guidance import RULES
 from scone_pl.sampling.settings import SamplingConfig
+
+guide = RULES["two_conditions"].guide
 
 Rotary = tuple[Tensor, Tensor]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scone_pl import flow
-from scone_pl.sampling.guidance import guided_at
+from scone_pl.sampling.guidance import RULES
 from scone_pl.sampling.settings import SamplingConfig
 
 
@@ -50,4 +50,4 @@ def test_guidance_leaves_out_the_lower_end_of_its_interval(
     points: int, interval: tuple[float, float], guided: int
 ) -> None:
     config = SamplingConfig(guidance_interval=interval)
-    assert sum(guided_at(config, t) for t in flow.time_grid(points - 1, 1.0)[:-1]) == guided
+    assert sum(RULES["two_conditions"].guided_at(config, t) for t in flow.time_grid(points - 1, 1.0)[:-1]) == guided

@@ -82,6 +82,8 @@ def measure(pairs: Iterable[tuple[ImageMaps, ImageMaps | None]], samples: Sequen
     for maps, changed in pairs:
         subjects = subjects_of(samples[maps.sample], maps.image)
         for expert in EXPERTS:
+            if getattr(maps, expert) is None:
+                continue
             own = getattr(maps, expert).astype(float)
             other = None if changed is None else getattr(changed, expert).astype(float)
             readings[expert].append(

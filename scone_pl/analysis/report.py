@@ -36,7 +36,7 @@ def report_of(readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
         "images": len(of_bridge),
         "labelled_images": sum(r.separation is not None for r in of_bridge),
         "levels": list(QUANTILES),
-        "experts": {name: {**summary(some), "quantiles": quantiles(some)} for name, some in readings.items()},
+        "experts": {name: {**summary(some), "quantiles": quantiles(some)} for name, some in readings.items() if some},
     }
     own = report["experts"]["understanding"]
     report["suggested"] = {how: best_layer(own[measure]) for how, measure in _CHOICES.items() if measure in own}

@@ -89,6 +89,6 @@ def _row(sample: Sample, maps: ImageMaps, exif_orientation: ExifOrientation) -> 
     return MapRow(
         label="\n".join(lines),
         image=np.asarray(image),
-        maps={expert: getattr(maps, expert) for expert in EXPERTS},
+        maps={expert: own for expert in EXPERTS if (own := getattr(maps, expert)) is not None},
         targets=[s.box for s in subjects_of(sample, maps.image) if s.is_target],
     )

@@ -24,7 +24,7 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.model.bridge import Similarity
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.experts import ByExpert
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
 
 EXPERTS = ("understanding", "generation")
@@ -39,12 +39,12 @@ class ImageMaps(NamedTuple):
     image: int
     understanding: np.ndarray
     """(layers, rows, columns) float32, of the image's ViT tokens: what the bridge compares with its threshold."""
-    generation: np.ndarray
-    """(layers, rows, columns) float32, of its VAE tokens; another grid."""
+    generation: np.ndarray | None
+    """(layers, rows, columns) float32, of its VAE tokens; another grid. None where references have none."""
 
 
 @torch.no_grad()
-def similarity_of_layers(model: Scone, pack: PackedSequence, clean: Tensor) -> ByExpert:
+def similarity_of_layers(model: Network, pack: PackedSequence, clean: Tensor) -> ByExpert:
     """(layers, L) float32 on the CPU for each expert.
 
     Understanding: of ViT tokens, the bridge's own. Generation: mean cosine of the generation expert's states of VAE
@@ -53,7 +53,7 @@ def similarity_of_layers(model: Scone, pack: PackedSequence, clean: Tensor) -> B
     Args:
         model: any.
         pack: on its device.
-        clean: its latent tokens, see `Scone.encode_images`.
+        clean: its latent tokens, see `Network.encode_images`.
     """
     similarity, states_of_layers = Similarity(pack), []
 
@@ -81,20 +81,23 @@ def _by_expert(similarity: Similarity, states: ByExpert) -> ByExpert:
 def image_maps(pack: PackedSequence, similarity: ByExpert) -> list[ImageMaps]:
     """The maps of all reference images of a pack, in its order, from `similarity_of_layers`.
 
-    Every reference must have its ViT and its VAE split.
+    Every reference must have its ViT split, and its VAE split if the layout has those.
     """
 
     def grids(values: Tensor, kind: SplitKind) -> list[np.ndarray]:
         splits = pack.splits_of(kind)
-        return [values[:, s.start + 1 : s.stop - 1].unflatten(1, s.grid).numpy() for s in splits]
+        return [values[:, s.content.start : s.content.stop].unflatten(1, s.grid).numpy() for s in splits]
 
     splits = pack.splits_of(SplitKind.VIT)
-    maps = grids(similarity.understanding, SplitKind.VIT), grids(similarity.generation, SplitKind.VAE)
+    of_latents: Sequence[np.ndarray | None] = [None] * len(splits)
+    if not pack.layout.single_stream:
+        of_latents = grids(similarity.generation, SplitKind.VAE)
+    maps = grids(similarity.understanding, SplitKind.VIT), of_latents
     return [ImageMaps(s.sample, s.image or 0, *both) for s, *both in zip(splits, *maps, strict=True)]
 
 
 def read_images(
-    model: Scone,
+    model: Network,
     tokenizer: Tokenizer,
     samples: Sequence[Sample],
     packing: PackingConfig,
@@ -134,10 +137,10 @@ def read_images(
 
 @torch.no_grad()
 def _read(
-    model: Scone, sequence_format: SequenceFormat, waiting: list[tuple[PreparedSample, ...]], first: int
+    model: Network, sequence_format: SequenceFormat, waiting: list[tuple[PreparedSample, ...]], first: int
 ) -> list[tuple[ImageMaps, ImageMaps | None]]:
     """One pack's maps; its first sample is number `first`."""
-    packs = [_pack(sequence_format, samples).to(model.vae2llm.weight.device) for samples in zip(*waiting, strict=True)]
+    packs = [_pack(sequence_format, samples).to(model.device) for samples in zip(*waiting, strict=True)]
     clean = model.encode_images(packs[0])  # the instruction is no part of it
     own, *others = (
         [

@@ -80,7 +80,7 @@ class Reading:
         """Per reference what the bridge leaves of it."""
         state = self.decide(bridge)
         weights, found = _weights(state), []
-        for vae, vit in zip(self.pack.splits_of(SplitKind.VAE), self.pack.splits_of(SplitKind.VIT), strict=True):
+        for vae, vit in zip(self.pack.mapped_splits, self.pack.splits_of(SplitKind.VIT), strict=True):
             blocked = torch.cat([state.blocked[_inside(vae)], state.blocked[_inside(vit)]])
             grid = weights[_inside(vae)].view(vae.grid).numpy()  # type: ignore[arg-type]
             found.append(VisibleReference(grid, int((~blocked).sum()), len(blocked)))
@@ -131,4 +131,4 @@ def _weights(state: BridgeState) -> Tensor:
 
 def _inside(split: Split) -> slice:
     """A split without its start and end tokens."""
-    return slice(split.start + 1, split.stop - 1)
+    return slice(split.content.start, split.content.stop)

@@ -1,10 +1,8 @@
 """Reads and writes checkpoint folders in the published layout (docs/specification.md 8), the only weight format.
 
-A folder holds `llm_config.json`, `vit_config.json`, weights (`model.safetensors`, `ema.safetensors` or an index of
-many files), the autoencoder (`ae.safetensors`) and the tokenizer. Small models also have a `vae_config.json`; without
-it the autoencoder is FLUX's. Sizes that the configs lack (position tables, latent patch) are inferred from the weights'
-shapes. One key of `llm_config.json` is an extension: `separate_experts`, false for a dense decoder (default true),
-whose folder's generation expert is not read.
+A folder holds configs, weights (`model.safetensors`, `ema.safetensors` or an index of many files), the tokenizer, and
+where the model has one with weights, the autoencoder (`ae.safetensors`). Which configs, and what they say, is the base
+model's folder format (`formats.py`).
 """
 
 from __future__ import annotations
@@ -24,15 +22,16 @@ from torch import Tensor, nn
 
 from scone_pl.checkpoints import training_record
 from scone_pl.checkpoints.adapters import Adapter, AdapterConfig, merged_weight, read_adapters
-from scone_pl.checkpoints.configs import decoder_keys
-from scone_pl.checkpoints.folder import AUTOENCODER_FILE, check_folder, open_weights, read_config
+from scone_pl.checkpoints.folder import check_folder, open_weights, read_config
+from scone_pl.checkpoints.formats import AUTOENCODER_FILE, format_for, format_of
 from scone_pl.checkpoints.tensor_files import TensorSource, WeightFiles, copy_part, write_tensors
 from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json
-from scone_pl.model.config import AutoencoderConfig, SconeConfig
+from scone_pl.model.config import NetworkConfig
 from scone_pl.model.embeddings import PositionTable
 from scone_pl.model.experts import is_generation_parameter
 from scone_pl.model.lora import is_lora_parameter
+from scone_pl.model.network import Network
 from scone_pl.model.quantized import (
     QuantizableLinear,
     Quantization,
@@ -40,21 +39,11 @@ from scone_pl.model.quantized import (
     quantized_weights,
     weight_shapes,
 )
-from scone_pl.model.scone import Scone
 from scone_pl.model.vae import Autoencoder, build_autoencoder
 
 _log = logging.getLogger(__name__)
 
 AUTOENCODER_PREFIX = "autoencoder."
-CONFIG_FILES = (
-    "llm_config.json",
-    "vit_config.json",
-    "vae_config.json",
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "LICENSE",
-)
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -72,7 +61,7 @@ def from_pretrained(
     device: torch.device | str = "cpu",
     adapters: Sequence[AdapterConfig] = (),
     quantization: Quantization | None = None,
-) -> Scone:
+) -> Network:
     """Builds the model of a checkpoint folder and loads its weights, tensor by tensor from memory-mapped files.
 
     Args:
@@ -88,7 +77,7 @@ def from_pretrained(
     """
     config = read_config(folder)
     with torch.device("meta"):
-        model = Scone(config)
+        model = config.build()
     if quantization is not None:
         quantize_layers(model.language_model.model.layers, quantization)
     model.to(dtype=dtype).to_empty(device=device)
@@ -96,7 +85,7 @@ def from_pretrained(
     return model.eval()
 
 
-def load_weights(model: Scone, folder: str | os.PathLike[str], adapters: Sequence[AdapterConfig] = ()) -> str:
+def load_weights(model: Network, folder: str | os.PathLike[str], adapters: Sequence[AdapterConfig] = ()) -> str:
     """Fills a materialised model in place from a checkpoint folder; strict about keys and shapes.
 
     Each rank reads its own slices only. LoRA adapters of the model are not part of the folder and stay unchanged.
@@ -211,7 +200,7 @@ def _fill(
 
 
 def save_pretrained(
-    model: Scone,
+    model: Network,
     folder: str | os.PathLike[str],
     *,
     assets_from: str | os.PathLike[str] | None = None,
@@ -240,7 +229,7 @@ def save_pretrained(
             write_json(content, temporary / name)
         if training is not None:
             write_json(training, temporary / training_record.FILE)
-        for name in TOKENIZER_FILES:
+        for name in (*TOKENIZER_FILES, *format_for(model.config).PROMPT_FILES):
             if assets_from is not None and (Path(assets_from) / name).is_file():
                 shutil.copyfile(Path(assets_from) / name, temporary / name)
 
@@ -286,41 +275,13 @@ def save_derived(
             main = {name: dataclasses.replace(source, dtype=dtype) for name, source in main.items()}
         with appearing(Path(folder)) as temporary:
             write_tensors(main, temporary / "model.safetensors")
-            for name in (*CONFIG_FILES, *TOKENIZER_FILES, AUTOENCODER_FILE):
+            own = format_of(source_folder)
+            for name in (*own.CONFIG_FILES, *own.OTHER_FILES, *own.PROMPT_FILES, *TOKENIZER_FILES, AUTOENCODER_FILE):
                 if (source_folder / name).is_file():
                     shutil.copyfile(source_folder / name, temporary / name)
             write_json(dict(training), temporary / training_record.FILE)
 
 
-def config_files(config: SconeConfig) -> dict[str, dict[str, Any]]:
-    """The JSON files of a checkpoint folder in the published format; FLUX's autoencoder needs no `vae_config.json`."""
-    decoder, vit, autoencoder = config.decoder, config.vit, config.autoencoder
-    files: dict[str, dict[str, Any]] = {
-        "llm_config.json": decoder_keys(decoder),
-        "vit_config.json": {
-            "hidden_size": vit.hidden_size,
-            "intermediate_size": vit.intermediate_size,
-            "num_hidden_layers": vit.num_layers + 1,
-            "num_attention_heads": vit.num_heads,
-            "patch_size": vit.patch_size,
-            "image_size": vit.patch_size * vit.positions_per_side,
-            "layer_norm_eps": vit.layer_norm_eps,
-            "hidden_act": "gelu_pytorch_tanh",
-        },
-    }
-    if autoencoder.kind == "space_to_depth":
-        files["vae_config.json"] = {"kind": "space_to_depth", "block_size": autoencoder.block_size}
-    elif autoencoder != AutoencoderConfig():
-        files["vae_config.json"] = {
-            "in_channels": 3,
-            "out_ch": 3,
-            "downsample": autoencoder.downsample,
-            "ch": autoencoder.base_channels,
-            "ch_mult": list(autoencoder.channel_multipliers),
-            "num_res_blocks": autoencoder.num_res_blocks,
-            **({"norm_groups": autoencoder.norm_groups} if autoencoder.norm_groups != 32 else {}),
-            "z_channels": autoencoder.latent_channels,
-            "scale_factor": autoencoder.scale_factor,
-            "shift_factor": autoencoder.shift_factor,
-        }
-    return files
+def config_files(config: NetworkConfig) -> dict[str, dict[str, Any]]:
+    """The JSON files of a checkpoint folder in the published form of the base model."""
+    return format_for(config).config_files(config)

@@ -98,7 +98,7 @@ def contact_sheet(
 
 def base(
     output: Path = Path("runs/mini/random"),
-    preset: Literal["mini", "mini_dense", "mini_photo"] = "mini",
+    preset: str = "mini",
     canvas: int = 16,
     seed: int = 0,
 ) -> None:
@@ -106,8 +106,8 @@ def base(
 
     Args:
         output: the folder.
-        preset: mini (the mini-world, its words as tokenizer), mini_dense (the same without separate experts) or
-            mini_photo (real resolutions, any text).
+        preset: mini (the mini-world, its words as tokenizer), mini_dense (the same without separate experts),
+            mini_photo (real resolutions, any text), or the one of another base model (docs/second_base.md).
         canvas: side of the mini-world's images in pixels.
         seed: of the weights.
     """

@@ -26,13 +26,14 @@ class Agreement:
             self._group = dist.new_group(backend="gloo")
         return True
 
-    def sums(self, *numbers: int) -> list[int]:
-        """Each number summed over ranks. Collective: every rank must call it."""
+    def sums(self, *numbers: float) -> list[Any]:
+        """Each number summed over ranks, whole ones to whole ones. Collective: every rank must call it."""
         if not self._connected():
             return list(numbers)
-        tensor = torch.tensor(numbers, dtype=torch.int64)
+        tensor = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(tensor, group=self._group)
-        return tensor.tolist()
+        totals: list[float] = tensor.tolist()
+        return [int(t) if isinstance(number, int) else t for number, t in zip(numbers, totals, strict=True)]
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, by rank. Collective: every rank must call it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.model.sequence import SequenceFormat
 from scone_pl.ranges import check_number, check_whole
+
+Number = TypeVar("Number", int, float)
 
 _MIN_SAMPLES = 1000
 _MAX_SKIP_MESSAGES = 20
@@ -258,10 +260,11 @@ class PackedDataModule(pl.LightningDataModule):
             self.skipped.update(total)
         return replace(batch, skipped=dict(total))
 
-    def _per_replica(self, count: int) -> int:
+    def _per_replica(self, count: Number) -> Number:
         """A sum over processes as a sum over those with different data (tensor-parallel ranks share theirs)."""
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        return count * self._consumer()[1] // ranks
+        total = count * self._consumer()[1]
+        return total // ranks if isinstance(total, int) else total / ranks
 
     def _log_skipped(self, lines: list[str]) -> None:
         for line in lines[: _MAX_SKIP_MESSAGES - self._num_skip_messages]:

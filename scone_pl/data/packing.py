@@ -16,9 +16,10 @@ from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.index import IndexEntry
 from scone_pl.data.sample import BrokenSampleError, Candidate, Sample
 from scone_pl.data.tokenizer import Tokenizer
-from scone_pl.data.transforms import ImageResize, ResizeLimits, to_tensor
+from scone_pl.data.transforms import ImageResize, PixelResize, ResizeLimits, to_tensor
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.layout import ReferenceImages
 from scone_pl.model.sequence import EncodedImage, SequenceFormat
 from scone_pl.ranges import check_number, check_whole
 
@@ -78,6 +79,9 @@ class PackingConfig:
         """The release's inference sizes (VAE 512..1024, ViT 224..980 from the resized VAE image), clamped to the
         model's position tables.
         """
+        if sequence_format.layout.size_rule == "pixels":
+            limits = ResizeLimits(max_size=2048, min_size=512)
+            return cls(instruction_dropout=0.0, vae_resize=limits, vit_resize=limits, exif_orientation=exif_orientation)
         vae = min(1024, sequence_format.latent_positions_per_side * sequence_format.latent_stride)
         vit = min(980, sequence_format.vit_largest_side * sequence_format.vit_patch_size)
         return cls(
@@ -88,12 +92,19 @@ class PackingConfig:
             exif_orientation=exif_orientation,
         )
 
-    def resizes(self, sequence_format: SequenceFormat) -> tuple[ImageResize, ImageResize]:
-        """The resizes of VAE images and of ViT images for a model."""
-        fast = self.pixels == "fast"
+    def resizes(self, sequence_format: SequenceFormat, *, references: int = 1) -> tuple[ImageResize, ImageResize]:
+        """The resizes of VAE images and of ViT images for a model, in a prompt of that many `references`."""
+        fast, layout = self.pixels == "fast", sequence_format.layout
+        vae, vit = self.vae_resize, self.vit_resize
+        if layout.size_rule == "pixels":
+            share = layout.shared_pixels / max(references, 1)
+            return (
+                PixelResize.within(vae, sequence_format.latent_stride, fast=fast),
+                PixelResize.within(vit, sequence_format.vit_patch_size, fast=fast, at_most=share),
+            )
         return (
-            self.vae_resize.with_stride(sequence_format.latent_stride, fast=fast),
-            self.vit_resize.with_stride(sequence_format.vit_patch_size, fast=fast),
+            vae.with_stride(sequence_format.latent_stride, fast=fast),
+            vit.with_stride(sequence_format.vit_patch_size, fast=fast),
         )
 
     def decode(self, data: bytes, sequence_format: SequenceFormat) -> Image.Image:
@@ -105,8 +116,13 @@ class PackingConfig:
         """Checks that the largest images fit the model's position tables.
 
         Raises:
-            UserError: a limit is too large; names the setting and its maximum.
+            UserError: a limit is too large; names the setting and its maximum. Or a setting has no effect.
         """
+        if sequence_format.layout.single_stream and (self.vae_dropout or self.vit_source != "original"):
+            raise UserError(
+                "packing.vae_dropout and packing.vit_source are of models that see each reference twice; this one sees "
+                "it once: leave them out, and set vit_dropout"
+            )
         vae, vit = self.resizes(sequence_format)
         for name, resize, table in (
             ("vae_resize", vae, sequence_format.latent_positions_per_side),
@@ -123,18 +139,13 @@ def sample_layout(
     entry: IndexEntry, sequence_format: SequenceFormat, tokenizer: Tokenizer, config: PackingConfig
 ) -> tuple[int, ...]:
     """Length of every split of a sample in tokens, before dropout, from the index alone."""
-    vae, vit = config.resizes(sequence_format)
-    lengths = []
-    for size in entry.references:
-        if not (entry.answer and entry.target is None):  # as `PreparedSample.append_to`
-            lengths.append(_tokens(vae.grid(*size)))
-        lengths.append(_tokens(vit.grid(*_vit_original(size, vae, config))))
-    lengths.append(len(tokenizer.encode(entry.instruction)) + 2)
-    if entry.answer:
-        lengths.append(len(tokenizer.encode(entry.answer)) + 2)
-    if entry.target is not None:
-        lengths += [_tokens(vae.grid(*entry.target))] * config.targets_per_sample
-    return tuple(lengths)
+    vae, vit = config.resizes(sequence_format, references=len(entry.references))
+    references = [
+        (_tokens(vae.grid(*size)), _tokens(vit.grid(*_vit_original(size, vae, config)))) for size in entry.references
+    ]
+    targets = [] if entry.target is None else [_tokens(vae.grid(*entry.target))] * config.targets_per_sample
+    text, answer = tokenizer.encode(entry.instruction), tokenizer.encode(entry.answer) if entry.answer else None
+    return sequence_format.layout.split_lengths(references, text, answer, targets)
 
 
 def sample_length(
@@ -149,19 +160,7 @@ def _vit_original(size: tuple[int, int], vae: ImageResize, config: PackingConfig
 
 
 def _tokens(grid: tuple[int, int]) -> int:
-    return grid[0] * grid[1] + 2
-
-
-@dataclass(frozen=True)
-class PreparedReference:
-    """A reference image as tensors; None = dropped."""
-
-    vae: Tensor | EncodedImage | None
-    """(3, H, W) uint8."""
-    vit: Tensor | None
-    """(3, H, W) uint8."""
-    labels: Tensor | None
-    """(rows, columns) of the ViT grid, see `candidate_labels`."""
+    return grid[0] * grid[1]
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ class PreparedSample:
     """A sample that is decoded, transformed and has its random choices drawn."""
 
     key: str
-    references: tuple[PreparedReference, ...]
+    references: tuple[ReferenceImages, ...]
     ids: list[int] | None
     """Instruction ids; None = dropped."""
     target: Tensor | EncodedImage | None
@@ -191,26 +190,14 @@ class PreparedSample:
         return tuple(sizes)
 
     def append_to(self, builder: SequenceBuilder) -> None:
-        """Appends its splits in the order of docs/specification.md 3, the answer between instruction and target.
-
-        References of a sample without a target image have no VAE split, as in BAGEL's understanding data.
-        """
+        """Appends its splits in the order of the model's layout, the answer between instruction and target."""
         builder.begin_sample(self.key)
-        for number, reference in enumerate(self.references):
-            if self.answer is not None and self.target is None:
-                pass
-            elif reference.vae is None:
-                builder.skip_image()
-            else:
-                builder.add_vae(reference.vae, reference=number)
-            if reference.vit is None:
-                builder.skip_image()
-            else:
-                builder.add_vit(reference.vit, reference=number, labels=reference.labels)
-        if self.ids is not None:
-            builder.add_text(self.ids)
-        if self.answer is not None:
-            builder.add_text(self.answer, loss=True)
+        layout = builder.sequence_format.layout
+        if self.answer is None:
+            layout.add_context(builder, self.references, self.ids)
+        else:
+            with_target = self.target is not None
+            layout.add_answer(builder, self.references, self.ids, self.answer, with_target=with_target)
         if self.target is not None:
             builder.add_targets(self.target, self.timestep_logits)
 
@@ -223,7 +210,7 @@ def prepare_sample(
     rng: np.random.Generator,
     encoded: Mapping[str, EncodedImage] | None = None,
 ) -> PreparedSample:
-    """Decodes and transforms `sample`, and draws its dropouts and timestep logits n ~ N(0, 1) from `rng`.
+    """Decodes and transforms `sample`, and draws its dropouts and timestep logits (BAGEL: n ~ N(0, 1)) from `rng`.
 
     Args:
         sample: images still compressed.
@@ -242,13 +229,15 @@ def prepare_sample(
     # All draws come first and their number does not depend on settings, so changing one setting changes only its draw.
     drop_text = rng.random() < config.instruction_dropout
     drop_images = rng.random((len(sample.references), 2)) < (config.vae_dropout, config.vit_dropout)
-    logits = rng.standard_normal(config.targets_per_sample).tolist()
+    mean, deviation = sequence_format.layout.noise_logits
+    logits = (mean + deviation * rng.standard_normal(config.targets_per_sample)).tolist()
     drop_images[:, 0] |= bool(sample.answer and not sample.target)  # see `PreparedSample.append_to`
     references = tuple(
         prepare_reference(
             config.decode(data, sequence_format),
             sequence_format,
             config,
+            references=len(sample.references),
             drop=tuple(drop),
             candidates=None if sample.candidates is None else sample.candidates[number],
             encoded=None if encoded is None else encoded.get(str(number)),
@@ -295,22 +284,24 @@ def prepare_reference(
     sequence_format: SequenceFormat,
     config: PackingConfig,
     *,
+    references: int = 1,
     drop: tuple[bool, ...] = (False, False),
     candidates: tuple[Candidate, ...] | None = None,
     encoded: EncodedImage | None = None,
-) -> PreparedReference:
+) -> ReferenceImages:
     """A reference image as tensors.
 
     Args:
         original: in RGB.
         sequence_format: the model's.
         config: limits of the sizes.
+        references: of the same prompt.
         drop: whether to drop the VAE split and the ViT split.
         candidates: the subjects in the image, if annotated.
         encoded: in place of the VAE image.
     """
-    vae, vit = config.resizes(sequence_format)
-    drop_vae, drop_vit = drop
+    vae, vit = config.resizes(sequence_format, references=references)
+    drop_vae, drop_vit = drop[0] or sequence_format.layout.single_stream, drop[1]
     resized = vae.resize(original) if config.vit_source == "vae_resized" else None
     vae_image: Tensor | EncodedImage | None = None
     vit_tensor = labels = None
@@ -320,4 +311,4 @@ def prepare_reference(
         vit_tensor = vit(original if resized is None else resized, interleaved=True)
         rows, columns = (side // vit.stride for side in vit_tensor.shape[-2:])
         labels = None if candidates is None else candidate_labels(candidates, rows, columns)
-    return PreparedReference(vae_image, vit_tensor, labels)
+    return ReferenceImages(vae_image, vit_tensor, labels)

@@ -58,9 +58,9 @@ class Batch:
     """Key and details of the first skipped samples."""
     samples: tuple[Sample, ...] = ()
     """The samples as read, in the order of the sequence (validation, test and prediction only)."""
-    step_targets: int = 0
-    """Target tokens of all batches in the same optimizer step (training only); after the data module's transfer hook,
-    over all ranks."""
+    step_targets: float = 0
+    """Target tokens of all batches in the same optimizer step, weighted as in the loss (training only); after the data
+    module's transfer hook, over all ranks."""
     step_labels: int = 0
     """Text labels of all batches in the same optimizer step; otherwise like `step_targets`."""
     failure: str | None = None

@@ -7,13 +7,16 @@ tokens that frame splits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from scone_pl.errors import UserError
 from scone_pl.files import parse_json, read_json, read_text
+from scone_pl.model.bases import base_of
 from scone_pl.model.sequence import SpecialTokens
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -23,6 +26,8 @@ _UNKNOWN = "<unk>"
 class Tokenizer:
     """Text to token ids and back."""
 
+    special_tokens: ClassVar[tuple[str, ...]] = SPECIAL_TOKENS
+    """What the vocabulary must have; never recognised in text."""
     special: SpecialTokens
     vocab_size: int
     """Largest id + 1; the minimum number of rows of the model's embedding."""
@@ -31,32 +36,36 @@ class Tokenizer:
         """Wraps a `tokenizers` tokenizer.
 
         Args:
-            backend: must have the four tokens of `SPECIAL_TOKENS`.
+            backend: must have all `special_tokens`.
             origin: its folder, for messages.
 
         Raises:
             UserError: a special token is missing or shares its id with another token, or the tokenizer drops bytes or
                 is stochastic.
         """
-        special = {token: id_ for token in SPECIAL_TOKENS if (id_ := backend.token_to_id(token)) is not None}
-        if missing := [token for token in SPECIAL_TOKENS if token not in special]:
+        special = {token: id_ for token in self.special_tokens if (id_ := backend.token_to_id(token)) is not None}
+        if missing := [token for token in self.special_tokens if token not in special]:
             raise UserError(
                 f"{origin}: the tokenizer lacks {' '.join(missing)}; use the tokenizer files that come with the "
-                "checkpoint (Qwen2.5's have all four)"
+                "checkpoint"
             )
         _check_vocabulary(backend, special, origin)
         # `tokenizer.json` may enable them; instructions are neither truncated nor padded.
         backend.no_truncation()
         backend.no_padding()
         # A token listed without "special": true would be recognised inside instructions.
-        backend.add_special_tokens(list(SPECIAL_TOKENS))
+        backend.add_special_tokens(list(self.special_tokens))
         backend.encode_special_tokens = True
-        self.special = SpecialTokens(*special.values())
         self.vocab_size = max(backend.get_vocab().values()) + 1
         self.origin = origin
         self._backend = backend
         unknown = getattr(backend.model, "unk_token", None)
         self._unknown_id = backend.token_to_id(unknown) if unknown is not None else None
+        self.special = self._template(special)
+
+    def _template(self, special: dict[str, int]) -> SpecialTokens:
+        """What frames splits, from the ids of `special_tokens`."""
+        return SpecialTokens(*special.values())
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without special tokens.
@@ -92,28 +101,42 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
-        """Reads `tokenizer.json`, or Qwen2's `vocab.json` + `merges.txt`, from `folder`.
+        """Reads `tokenizer.json`, or Qwen2's `vocab.json` + `merges.txt`, from `folder`, for its base model.
 
         Raises:
             UserError: no or unreadable tokenizer files, or missing special tokens.
         """
-        folder = Path(folder)
-        file = folder / "tokenizer.json"
-        if file.exists():
-            text = read_text(file)
-            parse_json(text, str(file), dict)
-            return cls(_readable(file, lambda: tokenizers.Tokenizer.from_str(text)), str(folder))
-        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            return cls(_slow_files(folder), str(folder))
-        raise UserError(f"{folder}: no tokenizer.json (nor vocab.json and merges.txt) here; give the checkpoint folder")
+        kind: type[Tokenizer] = import_module(base_of(Path(folder)).tokenizer).Tokenizer
+        return kind.read(Path(folder))
+
+    @classmethod
+    def read(cls, folder: Path) -> Tokenizer:
+        """`from_folder` for a base model that is known already."""
+        return cls(read_backend(folder), str(folder))
 
     def __reduce__(self) -> tuple[object, ...]:
         # The backend's own pickling loses `encode_special_tokens`.
-        return _restore, (self._backend.to_str(), self.origin)
+        return _restore, (type(self), self._backend.to_str(), self._further_arguments())
+
+    def _further_arguments(self) -> tuple[str, ...]:
+        """Of the constructor, for pickling."""
+        return (self.origin,)
 
 
-def _restore(state: str, origin: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(state), origin)
+def _restore(kind: type[Tokenizer], state: str, further: tuple[str, ...]) -> Tokenizer:
+    return kind(tokenizers.Tokenizer.from_str(state), *further)
+
+
+def read_backend(folder: Path) -> tokenizers.Tokenizer:
+    """See `Tokenizer.from_folder`."""
+    file = folder / "tokenizer.json"
+    if file.exists():
+        text = read_text(file)
+        parse_json(text, str(file), dict)
+        return _readable(file, lambda: tokenizers.Tokenizer.from_str(text))
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return _slow_files(folder)
+    raise UserError(f"{folder}: no tokenizer.json (nor vocab.json and merges.txt) here; give the checkpoint folder")
 
 
 def _slow_files(folder: Path) -> tokenizers.Tokenizer:
@@ -179,6 +202,11 @@ def word_tokenizer(words: Iterable[str], *, spelled: bool = False) -> Tokenizer:
     With `spelled`, other words of printable ASCII characters are taken apart: the longest words at their start, then
     the same again.
     """
+    return Tokenizer(word_backend(words, SPECIAL_TOKENS, spelled=spelled), "word tokenizer")
+
+
+def word_backend(words: Iterable[str], special_tokens: Iterable[str], *, spelled: bool = False) -> tokenizers.Tokenizer:
+    """See `word_tokenizer`."""
     known = dict.fromkeys((_UNKNOWN, *words))
     if spelled:
         letters = [chr(code) for code in range(33, 127)]
@@ -191,8 +219,8 @@ def word_tokenizer(words: Iterable[str], *, spelled: bool = False) -> Tokenizer:
             models.WordLevel({word: id_ for id_, word in enumerate(known)}, unk_token=_UNKNOWN)
         )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens(list(SPECIAL_TOKENS))
-    return Tokenizer(backend, "word tokenizer")
+    backend.add_special_tokens(list(special_tokens))
+    return backend
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from scone_pl.data.sample import BrokenSampleError
 from scone_pl.errors import UserError
 from scone_pl.ranges import check_whole
 
@@ -113,3 +115,57 @@ class ImageResize:
 
     def _snap(self, side: int) -> int:
         return max(self.stride, round(side / self.stride) * self.stride)
+
+
+MAX_ASPECT_RATIO = 200
+"""Of an image under `PixelResize`."""
+
+
+@dataclass(frozen=True)
+class PixelResize(ImageResize):
+    """The resize by area: sides are rounded to multiples of `stride`, then the number of pixels is limited.
+
+    Above the limit both sides shrink and are rounded down, below it they grow and are rounded up.
+    """
+
+    min_pixels: int = 0
+    """Minimum pixels of an image; `max_pixels` is their maximum, and the limits of sides have no effect."""
+
+    @classmethod
+    def within(cls, limits: ResizeLimits, stride: int, *, fast: bool = False, at_most: float = math.inf) -> PixelResize:
+        """The resize between squares of `min_size` and `max_size` pixels a side, and to `at_most` pixels.
+
+        Raises:
+            UserError: `max_pixels` of the limits is set, which is `max_size` squared here.
+        """
+        if limits.max_pixels != ResizeLimits.max_pixels:
+            raise UserError("packing: max_pixels of a resize has no effect for this model; set max_size, its root")
+        largest = min(limits.max_size**2, at_most)
+        return cls(stride, limits.max_size, limits.min_size, math.floor(largest), fast, min_pixels=limits.min_size**2)
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        stride, sides = self.stride, (width, height)
+        size = self._scaled(width, height, 1.0)
+        if size[0] * size[1] > self.max_pixels:
+            scale = math.sqrt(width * height / self.max_pixels)
+            return self._multiples(*(max(1, math.floor(side / scale / stride)) for side in sides))
+        if size[0] * size[1] < self.min_pixels:
+            scale = math.sqrt(self.min_pixels / (width * height))
+            return self._multiples(*(math.ceil(side * scale / stride) for side in sides))
+        return size
+
+    def __call__(self, image: Image.Image, *, interleaved: bool = False) -> Tensor:
+        """See `ImageResize`.
+
+        Raises:
+            BrokenSampleError: the image is longer than `MAX_ASPECT_RATIO` times its width, or the other way round.
+        """
+        width, height = image.size
+        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+            raise BrokenSampleError(
+                "aspect ratio", f"an image of {width} x {height} pixels; a ratio of at most {MAX_ASPECT_RATIO} will do"
+            )
+        return super().__call__(image, interleaved=interleaved)
+
+    def _multiples(self, columns: int, rows: int) -> tuple[int, int]:
+        return columns * self.stride, rows * self.stride

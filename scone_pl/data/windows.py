@@ -25,7 +25,7 @@ class WindowedLoader:
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self.batches)
         while window := list(itertools.islice(batches, self.size)):
-            targets = sum(len(batch.sequence.target_index) for batch in window)
+            targets = sum(batch.sequence.target_weight for batch in window)
             labels = sum(len(batch.sequence.label_index) for batch in window)
             for batch in window:
                 yield dataclasses.replace(batch, step_targets=targets, step_labels=labels)

@@ -18,7 +18,7 @@ from torch import Tensor
 from scone_pl.estimate.tracking import LiveBytes, fused_attention, fused_kernels
 from scone_pl.model.attention import ATTENTION_BACKENDS, AttentionPlan
 from scone_pl.model.attention.flex import BLOCK_SIZE
-from scone_pl.model.config import SconeConfig
+from scone_pl.model.config import NetworkConfig
 from scone_pl.model.lora import LoRAConfig
 from scone_pl.model.quantized import Quantization
 from scone_pl.model.sequence import PackedSequence
@@ -68,7 +68,7 @@ def to_meta(pack: PackedSequence) -> PackedSequence:
 
 
 def step_activations(
-    config: SconeConfig,
+    config: NetworkConfig,
     pack: PackedSequence,
     trained: Collection[Part],
     *,
@@ -119,7 +119,7 @@ def step_activations(
 
 
 def dry_step(
-    config: SconeConfig,
+    config: NetworkConfig,
     pack: PackedSequence,
     trained: Collection[Part],
     *,

@@ -15,7 +15,7 @@ from scone_pl.estimate.speed import PackFlops, StageTime, pack_flops, stage_time
 from scone_pl.estimate.state import Network, Plan
 from scone_pl.estimate.workload import typical_pack
 from scone_pl.gpus import Gpu
-from scone_pl.model.config import SconeConfig
+from scone_pl.model.config import NetworkConfig
 from scone_pl.model.lora import LoRAConfig
 from scone_pl.training.parts import Part
 
@@ -101,7 +101,7 @@ def fits(memory: RankMemory, gpu: Gpu) -> bool:
 class _Memory:
     """Memory of a stage under any plan."""
 
-    config: SconeConfig
+    config: NetworkConfig
     network: Network
     stage: Stage
     encode: int

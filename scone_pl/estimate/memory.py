@@ -14,7 +14,7 @@ import torch
 from scone_pl.estimate.activations import StepActivations
 from scone_pl.estimate.state import MASTER_BYTES, SIZES, Network, Plan, RankState
 from scone_pl.estimate.tracking import LiveBytes, fused_kernels
-from scone_pl.model.config import SconeConfig
+from scone_pl.model.config import NetworkConfig
 from scone_pl.model.vae import build_autoencoder
 
 GATHERED_LAYERS = 3
@@ -89,7 +89,7 @@ def _num_layers(network: Network) -> int:
     return 1 + max(int(n.split(".layers.")[1].split(".")[0]) for n in network.shapes if "model.layers." in n)
 
 
-def encode_bytes(config: SconeConfig, side: int) -> int:
+def encode_bytes(config: NetworkConfig, side: int) -> int:
     """Most activations of encoding one square image of `side` pixels in float32, without the library's workspace."""
     with torch.device("meta"):
         autoencoder = build_autoencoder(config.autoencoder).eval()

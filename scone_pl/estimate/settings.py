@@ -12,7 +12,8 @@ from scone_pl.checkpoints.hub import cached_folder, hub_id
 from scone_pl.data.packing import PackingConfig
 from scone_pl.errors import UserError
 from scone_pl.estimate.state import Plan
-from scone_pl.model.config import PRESETS, BridgeConfig, SconeConfig
+from scone_pl.model.bases import PRESETS
+from scone_pl.model.config import BridgeConfig, NetworkConfig
 from scone_pl.model.lora import LoRAConfig
 from scone_pl.model.quantized import Quantization
 from scone_pl.training.parts import Part
@@ -49,7 +50,7 @@ class Recipe:
     """A recipe's stages and the model that they train."""
 
     stages: tuple[Stage, ...]
-    config: SconeConfig
+    config: NetworkConfig
     source: str
     """Source of its sizes."""
 
@@ -68,7 +69,7 @@ def recipe_of(stages: Sequence[tuple[str, Any]], preset: str | None = None) -> R
     return Recipe(tuple(_stage(name, settings) for name, settings in stages), config, source)
 
 
-def _sizes(folder: str, preset: str | None) -> tuple[SconeConfig, str]:
+def _sizes(folder: str, preset: str | None) -> tuple[NetworkConfig, str]:
     repository = hub_id(folder)
     cached = Path(folder) if repository is None else cached_folder(repository)
     if preset is None and cached is not None and cached.is_dir():

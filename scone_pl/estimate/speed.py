@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scone_pl.estimate.settings import Stage
 from scone_pl.gpus import Gpu
-from scone_pl.model.config import SconeConfig
+from scone_pl.model.config import NetworkConfig
 from scone_pl.model.flops import StepFlops, count_tokens, step_flops
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.model.vae import build_autoencoder
@@ -28,7 +28,7 @@ class PackFlops:
     """Attended pairs over L^2."""
 
 
-def pack_flops(config: SconeConfig, stage: Stage, pack: PackedSequence) -> PackFlops:
+def pack_flops(config: NetworkConfig, stage: Stage, pack: PackedSequence) -> PackFlops:
     """Counts a pack of a stage."""
     counts = count_tokens(pack, config.decoder.num_layers)
     with torch.device("meta"):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from scone_pl.model.config import SconeConfig
+from scone_pl.model.config import NetworkConfig
 from scone_pl.model.embeddings import PositionTable
 from scone_pl.model.lora import LoRAConfig
 from scone_pl.model.quantized import Quantization, quantized_weights, weight_shapes
@@ -92,7 +92,7 @@ class Network:
     @classmethod
     def of(
         cls,
-        config: SconeConfig,
+        config: NetworkConfig,
         trained: Collection[Part],
         lora: LoRAConfig | None = None,
         quantization: Quantization | None = None,

@@ -6,6 +6,7 @@ Shapes: V ViT tokens, P values a ViT patch.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class SequenceBuilder:
         self._label_index: list[int] = []
         self._label_ids: list[int] = []
         self._keys: list[str] = []
+        self._instructions: list[tuple[int, ...] | None] = []
         self._position = 0
         self._sample = -1
         self._length = 0
@@ -43,14 +45,16 @@ class SequenceBuilder:
         self._sample += 1
         self._position = position
         self._keys.append(key)
+        self._instructions.append(None)
 
-    def _append(self, kind: SplitKind, length: int, **fields: object) -> Split:
+    def _append(self, kind: SplitKind, length: int, *, closing: bool = False, **fields: Any) -> Split:
         if self._sample < 0:
             raise ValueError("call begin_sample before adding splits")
         last = self._splits[-1] if self._splits else None
-        if last and last.sample == self._sample and last.kind == SplitKind.TARGET and kind != SplitKind.TARGET:
+        behind_target = last and last.sample == self._sample and last.kind == SplitKind.TARGET
+        if behind_target and kind != SplitKind.TARGET and not closing:
             raise ValueError("targets come last in a sample: nothing may attend to them")
-        split = Split(kind, self._sample, self._length, length, self._position, **fields)  # type: ignore[arg-type]
+        split = Split(kind, self._sample, self._length, length, self._position, **fields)
         self._splits.append(split)
         self._length += length
         return split
@@ -58,12 +62,36 @@ class SequenceBuilder:
     def add_text(self, ids: list[int], *, loss: bool = False) -> None:
         """Adds `begin ids end`; with `loss` the language head must predict every id and the end token."""
         framed = [self.sequence_format.special.begin_text, *ids, self.sequence_format.special.end_text]
-        split = self._append(SplitKind.TEXT, len(framed), labelled=loss)
-        self._text_ids += framed
-        if loss:
-            self._label_index += range(split.start, split.stop - 1)
-            self._label_ids += framed[1:]
-        self._position += len(framed)
+        self.add_words(framed, None, first_label=1 if loss else None)
+        if not loss:
+            self.note_instruction(ids)
+
+    def note_instruction(self, ids: list[int]) -> None:
+        """Records the current sample's instruction as it was encoded, see `PackedSequence.instructions`."""
+        self._instructions[-1] = tuple(ids)
+
+    def add_words(
+        self, ids: list[int], words: tuple[tuple[int, int], ...] | None, *, first_label: int | None = None
+    ) -> None:
+        """Adds a text as it is, without begin and end.
+
+        Args:
+            ids: its tokens.
+            words: see `Split.words`.
+            first_label: the language head must predict every id from this one on; None = none.
+        """
+        split = self._append(SplitKind.TEXT, len(ids), labelled=first_label is not None, words=words)
+        self._text_ids += ids
+        if first_label is not None:
+            self._label_index += range(split.start + first_label - 1, split.stop - 1)
+            self._label_ids += ids[first_label:]
+        self._position += len(ids)
+
+    def add_closing(self, ids: list[int]) -> None:
+        """Adds a text behind the last target, which sees no target; for comparisons of masks with `dense_mask` only."""
+        self._append(SplitKind.TEXT, len(ids), closing=True, words=())
+        self._text_ids += ids
+        self._position += len(ids)
 
     def add_vit(self, image: Tensor, *, reference: int, labels: Tensor | None = None) -> None:
         """Adds the ViT split of reference image number `reference`.
@@ -84,8 +112,7 @@ class SequenceBuilder:
                 f"a ViT image of {grid[0]} x {grid[1]} tokens has positions beyond the {rows} rows of the ViT's table: "
                 f"use images of at most {largest} pixels a side"
             )
-        self._append(SplitKind.VIT, grid[0] * grid[1] + 2, grid=grid, image=reference)
-        self._frame_image()
+        self._add_image(SplitKind.VIT, grid, image=reference)
         self._patches.append(patchify_image(image, self.sequence_format.vit_patch_size))
         self._vit_positions.append(grid_positions(grid, self.sequence_format.vit_positions_per_side))
         self._vit_labels.append(
@@ -119,13 +146,14 @@ class SequenceBuilder:
         self, kind: SplitKind, image: Tensor | EncodedImage, logit: float, pixels: int, reference: int | None
     ) -> None:
         grid = _grid(image, self.sequence_format.latent_stride, self.sequence_format.latent_positions_per_side, "VAE")
-        self._append(kind, grid[0] * grid[1] + 2, grid=grid, image=reference, pixels=pixels)
-        self._frame_image()
+        self._add_image(kind, grid, image=reference, pixels=pixels)
         self._latent_positions.append(grid_positions(grid, self.sequence_format.latent_positions_per_side))
         self._timestep_logits.append(logit)
 
-    def _frame_image(self) -> None:
-        self._text_ids += [self.sequence_format.special.start_image, self.sequence_format.special.end_image]
+    def _add_image(self, kind: SplitKind, grid: tuple[int, int], **fields: Any) -> None:
+        frame, special = self.sequence_format.layout.frame, self.sequence_format.special
+        self._append(kind, grid[0] * grid[1] + 2 * frame, grid=grid, frame=frame, **fields)
+        self._text_ids += [special.start_image, special.end_image] * frame
 
     @property
     def length(self) -> int:
@@ -161,6 +189,8 @@ class SequenceBuilder:
             label_ids=torch.tensor(self._label_ids, dtype=torch.int64),
             vit_labels=cat(self._vit_labels, torch.zeros(0)),
             keys=tuple(self._keys),
+            instructions=tuple(self._instructions),
+            layout=self.sequence_format.layout,
         )
 
 

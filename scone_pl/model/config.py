@@ -6,13 +6,18 @@ the laptop-sized ones, so that each can be built without a folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens
 from scone_pl.ranges import check_number, check_whole
+
+if TYPE_CHECKING:
+    from scone_pl.model.network import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,13 @@ class DecoderConfig:
     """Epsilon of every RMSNorm."""
     max_position_embeddings: int = 32768
     """Longest position the language model was trained on; kept for the published `llm_config.json`."""
+    generation_mark: str = "_moe_gen"
+    """Suffix of the generation expert's modules, one of `experts.GENERATION_MARKS`."""
+    qkv_bias: bool = True
+    """Whether the maps to queries, keys and values have biases (Qwen2.5: yes; Qwen3: no)."""
+    rope_theta_grid: float | None = None
+    """Base of the rotary embedding by row and by column, for which each head then keeps its second half, with norms of
+    its own; None = all of a head turns by one position."""
     separate_experts: bool = True
     """False, beyond the paper: a dense decoder, in which text, ViT and latent tokens share all weights and no
     `*_moe_gen` exists (key of the same name in `llm_config.json`). True: BAGEL's two experts (specification 2)."""
@@ -48,6 +60,8 @@ class DecoderConfig:
             raise ValueError(f"num_heads {self.num_heads} must be divisible by num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head dimension {self.head_dim} must be even for rotary positions")
+        if self.rope_theta_grid is not None and self.head_dim % 8:
+            raise ValueError(f"head dimension {self.head_dim} must be divisible by 8 for positions of three axes")
         if self.hidden_size % 4:
             raise ValueError(f"hidden_size {self.hidden_size} must be divisible by 4 for sin-cos positions")
 
@@ -199,14 +213,65 @@ class BridgeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SconeConfig:
-    """The whole network."""
+class NetworkConfig(ABC):
+    """Sizes of a base model's network: what all of them have."""
+
+    PARTS: ClassVar[Mapping[str, str]]
+    """Prefix of a parameter's name -> part that may train (`training.parts`), beside the two experts."""
 
     decoder: DecoderConfig
-    vit: ViTConfig
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     latent_patch_size: int = 2
     """Latent positions a side that make one token (BAGEL: 2, so a token is 16 x 16 pixels)."""
+
+    @property
+    @abstractmethod
+    def network(self) -> type[Network]:
+        """The class of the network."""
+
+    @abstractmethod
+    def sequence_format(self, special: SpecialTokens) -> SequenceFormat:
+        """What a `SequenceBuilder` needs of this model."""
+
+    @abstractmethod
+    def with_canvas(self, side: int) -> NetworkConfig:
+        """The same model for square images of `side` pixels, as far as its tables of positions depend on it."""
+
+    @property
+    def guidance(self) -> str:
+        """Name of its guidance rule, a key of `sampling.guidance.RULES`."""
+        return "two_conditions"
+
+    @property
+    def latent_token_size(self) -> int:
+        """Values of one latent token."""
+        return self.latent_patch_size**2 * self.autoencoder.channels
+
+    @property
+    def latent_stride(self) -> int:
+        """Pixels a side for one latent token; image sizes are multiples of it."""
+        return self.latent_patch_size * self.autoencoder.downsample
+
+    def build(self) -> Network:
+        """The network, with weights as torch initialises them."""
+        return self.network(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SconeConfig(NetworkConfig):
+    """BAGEL-7B-MoT's network."""
+
+    PARTS = MappingProxyType(
+        {
+            "connector": "connector",
+            "vae2llm": "latent_projections",
+            "llm2vae": "latent_projections",
+            "time_embedder": "time_embedder",
+            "vit_model": "vit",
+        }
+    )
+
+    vit: ViTConfig
     latent_positions_per_side: int = 64
     """Side of the sin-cos position table of latent tokens (BAGEL: 64, so images up to 1024 x 1024)."""
 
@@ -220,17 +285,16 @@ class SconeConfig:
         return self.connector_positions_per_side or self.vit.positions_per_side
 
     @property
-    def latent_token_size(self) -> int:
-        """Values of one latent token."""
-        return self.latent_patch_size**2 * self.autoencoder.channels
+    def network(self) -> type[Network]:
+        from scone_pl.model.scone import Scone
 
-    @property
-    def latent_stride(self) -> int:
-        """Pixels a side for one latent token; image sizes are multiples of it."""
-        return self.latent_patch_size * self.autoencoder.downsample
+        return Scone
+
+    def with_canvas(self, side: int) -> SconeConfig:
+        sides = side // self.latent_stride
+        return replace(self, latent_positions_per_side=sides, vit=replace(self.vit, positions_per_side=sides))
 
     def sequence_format(self, special: SpecialTokens) -> SequenceFormat:
-        """What a `SequenceBuilder` needs of this model."""
         return SequenceFormat(
             special=special,
             latent_stride=self.latent_stride,

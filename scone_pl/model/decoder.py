@@ -1,7 +1,7 @@
 """The mixture-of-transformers decoder: every layer holds two experts that share attention.
 
 Module names are the published keys (specification 8): `x` is the understanding expert's, `x_moe_gen` the generation
-expert's. A dense decoder has no `x_moe_gen`, and `x` serves all tokens.
+expert's (`DecoderConfig.generation_mark`). A dense decoder has no `x_moe_gen`, and `x` serves all tokens.
 
 Shapes: L tokens = U understanding + N latent tokens, D hidden size, H heads, K key/value heads, E head dimension.
 """
@@ -21,8 +21,8 @@ from scone_pl.model.attention import AttentionPlan
 from scone_pl.model.bridge import Bridge, BridgeSchedule, BridgeState, LayerSchedule
 from scone_pl.model.bridge.schedule import LayerTokens, Rotary
 from scone_pl.model.config import DecoderConfig
-from scone_pl.model.embeddings import apply_rotary, rotary_tables
-from scone_pl.model.experts import ByExpert, RMSNorm, Routing
+from scone_pl.model.embeddings import apply_rotary, axis_rotary_tables, pair_axes, rotary_tables
+from scone_pl.model.experts import ByExpert, HoldsExperts, RMSNorm, Routing
 
 
 class GatedMLP(nn.Module):
@@ -42,30 +42,28 @@ class GatedMLP(nn.Module):
         return self.down_proj(compiled.gated(gate, up) if self.compiled else F.silu(gate) * up)
 
 
-class JointAttention(nn.Module):
+class JointAttention(HoldsExperts):
     """Projections per expert, attention over all tokens together."""
 
     compiled = False
     """See `compiled.set_compiled`."""
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.head_dim = config.head_dim
+        self.norms_by_axis = config.rope_theta_grid is not None
+        """Whether each half of a head has a norm of its own: the first turns by time, the second by row and column."""
         hidden, heads = config.hidden_size, config.num_heads * config.head_dim
-        kv = config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(hidden, heads)
-        self.k_proj = nn.Linear(hidden, kv)
-        self.v_proj = nn.Linear(hidden, kv)
-        self.o_proj = nn.Linear(heads, hidden, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        if config.separate_experts:
-            self.q_proj_moe_gen = nn.Linear(hidden, heads)
-            self.k_proj_moe_gen = nn.Linear(hidden, kv)
-            self.v_proj_moe_gen = nn.Linear(hidden, kv)
-            self.o_proj_moe_gen = nn.Linear(heads, hidden, bias=False)
-            self.q_norm_moe_gen = RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm_moe_gen = RMSNorm(config.head_dim, config.rms_norm_eps)
+        kv, bias = config.num_kv_heads * config.head_dim, config.qkv_bias
+        norms = ("q_norm", "k_norm", "q_norm_hw", "k_norm_hw") if self.norms_by_axis else ("q_norm", "k_norm")
+        for mark in self.marks:
+            self.add_module(f"q_proj{mark}", nn.Linear(hidden, heads, bias=bias))
+            self.add_module(f"k_proj{mark}", nn.Linear(hidden, kv, bias=bias))
+            self.add_module(f"v_proj{mark}", nn.Linear(hidden, kv, bias=bias))
+            self.add_module(f"o_proj{mark}", nn.Linear(heads, hidden, bias=False))
+            for norm in norms:
+                size = config.head_dim // 2 if self.norms_by_axis else config.head_dim
+                self.add_module(f"{norm}{mark}", RMSNorm(size, config.rms_norm_eps))
 
     def _heads(self, x: ByExpert) -> ByExpert:
         def split(y: Tensor) -> Tensor:
@@ -73,31 +71,34 @@ class JointAttention(nn.Module):
 
         return x.map(split, split)
 
+    def _normed(self, x: ByExpert, norm: str) -> ByExpert:
+        if not self.norms_by_axis:
+            return x.through(self, norm)
+        times, grids = (ByExpert(*halves) for halves in zip(*(y.chunk(2, dim=-1) for y in x), strict=True))
+        parts = zip(times.through(self, norm), grids.through(self, f"{norm}_hw"), strict=True)
+        return ByExpert(*(pair_axes(*both) for both in parts))
+
     def forward(self, x: ByExpert, routing: Routing, rotary: Rotary, plan: AttentionPlan, layer: int) -> ByExpert:
-        q = self._heads(x.through(self, "q_proj")).through(self, "q_norm")
-        k = self._heads(x.through(self, "k_proj")).through(self, "k_norm")
+        q = self._normed(self._heads(x.through(self, "q_proj")), "q_norm")
+        k = self._normed(self._heads(x.through(self, "k_proj")), "k_norm")
         v = self._heads(x.through(self, "v_proj"))
         queries, keys = (apply_rotary(routing.merge(x), rotary, in_one_kernel=self.compiled) for x in (q, k))
         attended = plan(queries, keys, routing.merge(v), layer)
         return routing.divide(attended.flatten(1)).through(self, "o_proj")
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(HoldsExperts):
     """Pre-norm attention and MLP."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
-        super().__init__()
+        super().__init__(config)
         self.layer = layer
         self.self_attn = JointAttention(config)
-        self.mlp = GatedMLP(config)
-        if config.separate_experts:
-            self.mlp_moe_gen = GatedMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if config.separate_experts:
-            self.input_layernorm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if config.separate_experts:
-            self.post_attention_layernorm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        for mark in self.marks:
+            self.add_module(f"mlp{mark}", GatedMLP(config))
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            for mark in self.marks:
+                self.add_module(f"{norm}{mark}", RMSNorm(config.hidden_size, config.rms_norm_eps))
 
     def forward(
         self, understanding: Tensor, generation: Tensor, routing: Routing, rotary: Rotary, plan: AttentionPlan
@@ -110,11 +111,11 @@ class DecoderLayer(nn.Module):
         return x + normed.through(self, "mlp")
 
 
-class Decoder(nn.Module):
+class Decoder(HoldsExperts):
     """Embedding table, layers, final norms."""
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
         self.activation_checkpointing = False
         """Recompute layers in the backward pass instead of keeping their activations."""
@@ -124,9 +125,8 @@ class Decoder(nn.Module):
         """Whether recomputed layers recompute attention too, or keep its outputs."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if config.separate_experts:
-            self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        for mark in self.marks:
+            self.add_module(f"norm{mark}", RMSNorm(config.hidden_size, config.rms_norm_eps))
 
     def forward(
         self, x: ByExpert, routing: Routing, position_ids: Tensor, plan: AttentionPlan, bridge: Bridge | None = None
@@ -136,7 +136,7 @@ class Decoder(nn.Module):
         Args:
             x: embedded tokens, (U, D) and (N, D).
             routing: their positions in the sequence.
-            position_ids: (L,) RoPE positions.
+            position_ids: (L,) RoPE positions, or (L, 3) with `DecoderConfig.rope_theta_grid`: time, row, column.
             plan: who attends to whom.
             bridge: hides the reference tokens that it blocks from target queries, or drops them from the network.
 
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
         tokens = LayerTokens(routing, self._rotary(position_ids), plan)
         schedule = LayerSchedule(tokens)
         if bridge is not None:
-            schedule = BridgeSchedule(bridge, tokens, len(self.layers), self._rotary)
+            schedule = BridgeSchedule(bridge, tokens, len(self.layers), position_ids, self._rotary)
         for i, layer in enumerate(self.layers):
             arguments = (*x, *schedule.before(i))
             if self.activation_checkpointing and self.training and i < len(self.layers) - self.layers_kept:
@@ -166,7 +166,10 @@ class Decoder(nn.Module):
         return {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)}
 
     def _rotary(self, position_ids: Tensor) -> Rotary:
-        return rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        if config.rope_theta_grid is not None:
+            return axis_rotary_tables(position_ids, config.head_dim, config.rope_theta, config.rope_theta_grid)
+        return rotary_tables(position_ids, config.head_dim, config.rope_theta)
 
 
 ATTENTION_KERNELS = (

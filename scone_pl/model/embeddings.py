@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from scone_pl.model import compiled
 from scone_pl.model.fused import Rotate
 
+_TIME_SLOPE = 16.0
+"""How much steeper than variance-preserving the first map of a random time embedder is: t only spans [0, 1]."""
+
 
 class PositionTable(nn.Module):
     """Fixed 2-D sin-cos position table, added to embedded image tokens.
@@ -69,6 +72,17 @@ class TimestepEmbedder(nn.Module):
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.mlp(sinusoids.to(cast(nn.Linear, self.mlp[0]).weight.dtype))
 
+    @torch.no_grad()
+    def spread_times(self) -> None:
+        """For random weights: steep features, each bending at its own random time."""
+        first = cast(nn.Linear, self.mlp[0])
+        first.weight.mul_(_TIME_SLOPE)
+        outputs: list[Tensor] = []
+        hook = first.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        self(torch.rand(first.out_features))
+        hook.remove()
+        first.bias.copy_(-outputs[0].diagonal())  # feature i is 0 at the i-th time
+
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines (N, 1, E) and sines (N, 1, E / 2) of the rotary embedding, float32, for `position_ids` (N,)."""
@@ -76,6 +90,28 @@ def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
     angles = position_ids.float()[:, None, None] * theta**-exponents  # (N, 1, E/2)
     cos = angles.cos()
     return torch.cat([cos, cos], dim=-1), angles.sin()
+
+
+def axis_rotary_tables(positions: Tensor, head_dim: int, theta: float, theta_grid: float) -> tuple[Tensor, Tensor]:
+    """`rotary_tables` of three axes for `positions` (N, 3): time, row, column.
+
+    Half of a head turns by time, a quarter each by row and by column; channels are ordered as by `pair_axes`.
+    """
+    axes = ((head_dim // 2, theta), (head_dim // 4, theta_grid), (head_dim // 4, theta_grid))
+    of_axes = [rotary_tables(axis, *size) for axis, size in zip(positions.unbind(1), axes, strict=True)]
+    cos = torch.cat([cos.chunk(2, dim=-1)[0] for cos, _ in of_axes], dim=-1)
+    return torch.cat([cos, cos], dim=-1), torch.cat([sin for _, sin in of_axes], dim=-1)
+
+
+def pair_axes(time: Tensor, grid: Tensor) -> Tensor:
+    """Two (..., E / 2), a head's halves -> (..., E), ordered such that one rotation turns all three axes.
+
+    Each axis has the halves convention on its own channels: first halves come first, then second halves. Queries and
+    keys are ordered alike, which changes no product of theirs.
+    """
+    axes = (time, *grid.chunk(2, dim=-1))
+    halves = [axis.chunk(2, dim=-1) for axis in axes]
+    return torch.cat([half[i] for i in (0, 1) for half in halves], dim=-1)
 
 
 def apply_rotary(x: Tensor, tables: tuple[Tensor, Tensor], *, in_one_kernel: bool = False) -> Tensor:

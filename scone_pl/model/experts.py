@@ -67,18 +67,42 @@ class Routing:
         return ByExpert(*Divide.apply(x, self.understanding_index, self.generation_index))
 
 
-GENERATION_MARK = "_moe_gen"
-"""Suffix of the generation expert's modules in the published names."""
+GENERATION_MARKS = ("_moe_gen", "_mot_gen")
+"""Suffixes of the generation expert's modules in published names; which one is `DecoderConfig.generation_mark`."""
+
+
+class HoldsExperts(nn.Module):
+    """Base of modules that hold a module of the same name for each expert."""
+
+    generation_mark: str
+    """Suffix of the generation expert's; empty in a dense decoder, where one module serves both."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.generation_mark = config.generation_mark if config.separate_experts else ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Suffixes of the modules: of the understanding expert's, which has none, and of the generation expert's."""
+        return ("", self.generation_mark) if self.generation_mark else ("",)
 
 
 def generation_module(owner: nn.Module, name: str) -> nn.Module:
     """The module of latent tokens: the generation expert's `name` in `owner`, or the only one in a dense decoder."""
-    return getattr(owner, name + GENERATION_MARK, getattr(owner, name))
+    module: nn.Module = getattr(owner, name + owner.generation_mark)  # type: ignore[operator]
+    return module
 
 
 def is_generation_parameter(name: str) -> bool:
-    """Whether a published parameter name belongs to the generation expert."""
-    return GENERATION_MARK in name
+    """Whether a published name of the decoder's parameters belongs to the generation expert."""
+    return any(mark in name for mark in GENERATION_MARKS)
+
+
+def without_mark(name: str) -> str:
+    """A module's name without the generation expert's suffix."""
+    for mark in GENERATION_MARKS:
+        name = name.removesuffix(mark)
+    return name
 
 
 def training_together(parts: Collection[str], config: DecoderConfig) -> frozenset[str]:

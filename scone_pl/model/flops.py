@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scone_pl.model.attention import attended_pairs
 from scone_pl.model.bridge import kept_lengths, shortened
-from scone_pl.model.config import BridgeConfig, SconeConfig
+from scone_pl.model.config import BridgeConfig, NetworkConfig
 from scone_pl.model.experts import training_together
 from scone_pl.model.sequence import PackedSequence, SplitKind
 
@@ -146,40 +146,23 @@ class StepFlops:
         self._add(part, 2 * 2 * pairs * width, 2 * grad)
 
 
-def step_flops(config: SconeConfig, counts: TokenCounts, trained: Collection[str] = TRAINED) -> StepFlops:
+def step_flops(config: NetworkConfig, counts: TokenCounts, trained: Collection[str] = TRAINED) -> StepFlops:
     """FLOPs of one training step on a pack, when the parts in `trained` train."""
     flops = StepFlops()
     trained = training_together(trained, config.decoder)
-    decoder, vit = config.decoder, config.vit
+    decoder = config.decoder
     hidden, inner = decoder.hidden_size, decoder.intermediate_size
     kv = decoder.num_kv_heads * decoder.head_dim
-
-    # ViT: patch embedding; per layer q, k, v, out, two MLP maps, attention within each image.
-    trains = "vit" in trained
-    flops.linear("vit", counts.vit, (3 * vit.patch_size**2, vit.hidden_size), grad_input=False, grad_weight=trains)
-    for _ in range(vit.num_layers):
-        for sizes in 4 * [(vit.hidden_size, vit.hidden_size)] + 2 * [(vit.hidden_size, vit.intermediate_size)]:
-            flops.linear("vit", counts.vit, sizes, grad_input=trains, grad_weight=trains)
-        flops.attention("vit", counts.vit_pairs, vit.hidden_size, grad=trains)
-
-    # Into the decoder: connector, latents and timesteps; the latter two need no input gradient.
-    connector, latents, times = (part in trained for part in ("connector", "latent_projections", "time_embedder"))
-    flops.linear("ends", counts.vit, (vit.hidden_size, hidden), grad_input=trains, grad_weight=connector)
-    flops.linear("ends", counts.vit, (hidden, hidden), grad_input=trains or connector, grad_weight=connector)
-    flops.linear("ends", counts.generation, (config.latent_token_size, hidden), grad_input=False, grad_weight=latents)
-    flops.linear("ends", counts.latent_splits, (256, hidden), grad_input=False, grad_weight=times)
-    flops.linear("ends", counts.latent_splits, (hidden, hidden), grad_input=times, grad_weight=times)
+    before = config.network.input_flops(config, flops, counts, trained)
 
     # Decoder. Each expert maps its own tokens, a dense decoder's weights all of them. Where nothing before the first
     # layer trains, the input of its q, k and v needs no gradient; behind its attention everything does.
-    input_grad = {
-        "understanding": trains or connector or "understanding" in trained,
-        "generation": latents or times or "generation" in trained,
-    }
+    experts = "understanding", "generation"
+    input_grad = {part: trains or part in trained for part, trains in zip(experts, before, strict=True)}
     for layer in range(decoder.num_layers):
         dropped = counts.dropped if layer >= counts.dropped_from else (0, 0)
         remaining = counts.understanding - dropped[0], counts.generation - dropped[1]
-        for part, tokens in zip(("understanding", "generation"), remaining, strict=True):
+        for part, tokens in zip(experts, remaining, strict=True):
             own = part in trained
             for sizes in ((hidden, hidden), (hidden, kv), (hidden, kv)):  # q, k, v
                 flops.linear(part, tokens, sizes, grad_input=layer > 0 or input_grad[part], grad_weight=own)
@@ -189,7 +172,7 @@ def step_flops(config: SconeConfig, counts: TokenCounts, trained: Collection[str
     flops.recomputed = sum(flops.forward[part] for part in ("understanding", "generation", "attention"))
 
     # Out of it: velocities of the targets, logits of the labels.
-    flops.linear("ends", counts.targets, (hidden, config.latent_token_size), grad_input=True, grad_weight=latents)
+    config.network.output_flops(config, flops, counts, trained)
     head = "understanding" in trained
     flops.linear("ends", counts.labels, (hidden, decoder.vocab_size), grad_input=True, grad_weight=head)
     return flops

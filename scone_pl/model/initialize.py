@@ -15,16 +15,11 @@ from typing import cast
 import torch
 from torch import nn
 
-from scone_pl.model.config import SconeConfig
+from scone_pl.model.config import NetworkConfig
 from scone_pl.model.decoder import DecoderLayer, JointAttention
-from scone_pl.model.embeddings import TimestepEmbedder
 from scone_pl.model.experts import generation_module
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 
-_TIME_SLOPE = 16.0
-"""How much steeper than variance-preserving the first map of the time embedder is: t only spans [0, 1]."""
-_VELOCITY = 0.5
-"""The initial velocity is this fraction of the noisy latent; the best constant is near 0.7."""
 _SIMILARITY = 0.7
 """Correlation of the generation expert's query and key maps."""
 _SUBTRACTION = 0.4
@@ -32,11 +27,11 @@ _SUBTRACTION = 0.4
 
 
 @torch.no_grad()
-def random_model(config: SconeConfig, seed: int) -> Scone:
+def random_model(config: NetworkConfig, seed: int) -> Network:
     """Builds on the CPU in float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Scone(config)
+        model = config.build()
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
@@ -49,27 +44,11 @@ def random_model(config: SconeConfig, seed: int) -> Scone:
         for name, parameter in model.named_parameters():
             if ("o_proj" in name or "down_proj" in name) and name.endswith("weight"):
                 parameter.mul_(branch_scale)
-        # A patch's content must outweigh its position.
-        model.vit_model.vision_model.embeddings.position_embedding.weight.mul_(0.2)
-        _spread_times(model.time_embedder)
-        nn.init.orthogonal_(model.vae2llm.weight)
-        model.llm2vae.weight.copy_(_VELOCITY * model.vae2llm.weight.T)
-        nn.init.zeros_(model.llm2vae.bias)
+        model.initialize_ends()
         # Not in the first layer, where values would be copied before any bridge has masked them.
         for layer in list(model.language_model.model.layers)[1:]:
             _attend_and_subtract(cast(DecoderLayer, layer).self_attn)
     return model
-
-
-def _spread_times(embedder: TimestepEmbedder) -> None:
-    """Steep features, each bending at its own random time."""
-    first = cast(nn.Linear, embedder.mlp[0])
-    first.weight.mul_(_TIME_SLOPE)
-    outputs: list[torch.Tensor] = []
-    hook = first.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    embedder(torch.rand(first.out_features))
-    hook.remove()
-    first.bias.copy_(-outputs[0].diagonal())  # feature i is 0 at the i-th time
 
 
 def _attend_and_subtract(attention: JointAttention) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scone_pl.errors import UserError
-from scone_pl.model.experts import GENERATION_MARK, is_generation_parameter
+from scone_pl.model.experts import is_generation_parameter, without_mark
 from scone_pl.model.quantized import QuantizableLinear
 from scone_pl.ranges import check_number, check_whole
 
@@ -76,7 +76,7 @@ def add_lora(decoder_layers: nn.ModuleList, config: LoRAConfig, experts: Collect
             expert = "generation" if is_generation_parameter(name) else "understanding"
             adapted = expert in experts or (not separate and "generation" in experts)
             path, _, own = name.rpartition(".")
-            if adapted and own.removesuffix(GENERATION_MARK) in config.targets:
+            if adapted and without_mark(own) in config.targets:
                 setattr(layer.get_submodule(path), own, LoRALinear(module, config))
 
 

@@ -1,39 +1,30 @@
-"""The whole network: embeds a packed sequence, runs the decoder, reads velocities and text logits from its states.
+"""BAGEL-7B-MoT with the understanding bridge: SigLIP and a connector for references, latents in and out.
 
-Shapes: L tokens = U understanding + N latent tokens, T text-like tokens, V ViT tokens, D hidden size, P values of a
-latent token.
+Shapes: U understanding and N latent tokens, V ViT tokens, D hidden size, P values of a latent token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scone_pl.model.attention import ATTENTION_BACKENDS, AttentionPlan
-from scone_pl.model.bridge import Bridge, BridgeState
-from scone_pl.model.config import BridgeConfig, DecoderConfig, SconeConfig, ViTConfig
-from scone_pl.model.decoder import Decoder
+from scone_pl.model.config import DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.embeddings import PositionTable, TimestepEmbedder
-from scone_pl.model.experts import ByExpert, Routing
+from scone_pl.model.experts import ByExpert
+from scone_pl.model.network import LanguageModel, Network
 from scone_pl.model.sequence import PackedSequence
-from scone_pl.model.vae import as_float, build_autoencoder, latents_to_tokens
+from scone_pl.model.vae import as_float, build_autoencoder
 from scone_pl.model.vit import SiglipModel
 
+if TYPE_CHECKING:
+    from scone_pl.model.flops import StepFlops, TokenCounts
 
-@dataclass(frozen=True)
-class SconeOutput:
-    """Output of a forward pass."""
 
-    hidden: ByExpert
-    """Final-normed states, (U, D) and (N, D)."""
-    velocity: Tensor
-    """(target tokens, P): predicted noise - x0, in sequence order."""
-    bridge: BridgeState | None
-    text_logits: Tensor
-    """(labels, vocabulary): at the tokens of `PackedSequence.label_index` only."""
+INITIAL_VELOCITY = 0.5
+"""The velocity of random weights is this fraction of the noisy latent; the best constant is near 0.7."""
 
 
 class Connector(nn.Module):
@@ -48,28 +39,13 @@ class Connector(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-class LanguageModel(nn.Module):
-    """Gives the decoder and the head their published key prefixes."""
+class Scone(Network):
+    """BAGEL-7B-MoT with the understanding bridge."""
 
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-
-class Scone(nn.Module):
-    """BAGEL-7B-MoT with the understanding bridge. Module names are the published keys.
-
-    The autoencoder is frozen: Scone does not train it, and it is stored in a file of its own.
-    """
+    config: SconeConfig
 
     def __init__(self, config: SconeConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.attention = "split"
-        """Name of the attention backend, a key of `ATTENTION_BACKENDS`."""
-        self.runs_towers_always = False
-        """Run the ViT for packs without ViT tokens too: under FSDP every rank must gather the same weights."""
+        super().__init__(config)
         hidden = config.decoder.hidden_size
         self.language_model = LanguageModel(config.decoder)
         self.vit_model = SiglipModel(config.vit)
@@ -81,14 +57,7 @@ class Scone(nn.Module):
         self.vit_pos_embed = PositionTable(config.vit_positions_per_side, hidden)
         self.autoencoder = build_autoencoder(config.autoencoder).requires_grad_(False)
 
-    def embed(self, pack: PackedSequence, latents: Tensor, timesteps: Tensor) -> ByExpert:
-        """Tokens -> hidden states.
-
-        Args:
-            pack: the sequence.
-            latents: (N, P) latent tokens, clean or noisy, in sequence order.
-            timesteps: (latent splits,) t in [0, 1]; 0 for clean references.
-        """
+    def embed(self, pack: PackedSequence, latents: Tensor, timesteps: Tensor, *, sampling: bool = False) -> ByExpert:
         words = self.language_model.model.embed_tokens(pack.text_ids)
         row = pack.understanding_row
         understanding = words.new_zeros(len(pack.understanding_index), words.shape[1])
@@ -107,41 +76,56 @@ class Scone(nn.Module):
         generation = generation + self.latent_pos_embed(pack.latent_positions).to(generation.dtype)
         return ByExpert(understanding, generation)
 
-    def forward(
-        self,
-        pack: PackedSequence,
-        latents: Tensor,
-        timesteps: Tensor,
-        bridge: BridgeConfig | None = None,
-        plan: AttentionPlan | None = None,
-        *,
-        similarity_grad: bool = False,
-    ) -> SconeOutput:
-        """One pass over a pack.
-
-        Args:
-            pack: the sequence.
-            latents: as in `embed`.
-            timesteps: as in `embed`.
-            bridge: hide reference tokens from target queries; None = the bridge is off.
-            plan: attention other than the backend's plan of the pack (cached contexts).
-            similarity_grad: keep the graph of the bridge's similarity, for a loss on it.
-        """
-        routing = Routing(pack)
-        plan = plan or ATTENTION_BACKENDS[self.attention](pack)  # type: ignore[call-arg]
-        x = self.embed(pack, latents, timesteps)
-        guide = None if bridge is None else Bridge(bridge, pack, differentiable=similarity_grad)
-        hidden, state = self.language_model.model(x, routing, pack.position_ids, plan, guide)
-        velocity = self.llm2vae(hidden.generation.index_select(0, pack.target_in_latents))
-        labelled = hidden.understanding.index_select(0, pack.understanding_row[pack.label_index])
-        return SconeOutput(hidden, velocity, state, self.language_model.lm_head(labelled))
-
-    def encode_images(
-        self, pack: PackedSequence, generator: torch.Generator | None = None, *, sample: bool = False
+    def read_velocity(
+        self, states: Tensor, pack: PackedSequence, latents: Tensor, timesteps: Tensor, *, sampling: bool = False
     ) -> Tensor:
-        """(N, P): clean latent tokens of every latent split, each image encoded once and by itself."""
-        encoded = self.autoencoder.encode_each(pack.images, generator, sample=sample, encoded=pack.encoded)
-        tokens = [latents_to_tokens(z, self.config.latent_patch_size) for z in encoded]
-        if not pack.latent_splits:
-            return torch.zeros(0, self.config.latent_token_size, device=pack.device)
-        return torch.cat([tokens[s.pixels] for s in pack.latent_splits])  # type: ignore[index]
+        return self.llm2vae(states)
+
+    def initialize_ends(self) -> None:
+        # A patch's content must outweigh its position.
+        self.vit_model.vision_model.embeddings.position_embedding.weight.mul_(0.2)
+        self.time_embedder.spread_times()
+        nn.init.orthogonal_(self.vae2llm.weight)
+        self.llm2vae.weight.copy_(INITIAL_VELOCITY * self.vae2llm.weight.T)
+        nn.init.zeros_(self.llm2vae.bias)
+
+    @property
+    def input_weight(self) -> Tensor:
+        return self.vae2llm.weight
+
+    @property
+    def towers(self) -> list[nn.Module]:
+        return [self.vit_model, self.connector]
+
+    @property
+    def layers_to_shard(self) -> list[nn.Module]:
+        return [*self.language_model.model.layers, *self.vit_model.vision_model.encoder.layers]
+
+    @classmethod
+    def input_flops(  # type: ignore[override] # a network is asked with its own config
+        cls, config: SconeConfig, flops: StepFlops, counts: TokenCounts, trained: frozenset[str]
+    ) -> tuple[bool, bool]:
+        vit, hidden = config.vit, config.decoder.hidden_size
+        # ViT: patch embedding; per layer q, k, v, out, two MLP maps, attention within each image.
+        trains = "vit" in trained
+        flops.linear("vit", counts.vit, (3 * vit.patch_size**2, vit.hidden_size), grad_input=False, grad_weight=trains)
+        for _ in range(vit.num_layers):
+            for sizes in 4 * [(vit.hidden_size, vit.hidden_size)] + 2 * [(vit.hidden_size, vit.intermediate_size)]:
+                flops.linear("vit", counts.vit, sizes, grad_input=trains, grad_weight=trains)
+            flops.attention("vit", counts.vit_pairs, vit.hidden_size, grad=trains)
+        # Into the decoder: connector, latents and timesteps; the latter two need no input gradient.
+        connector, latents, times = (part in trained for part in ("connector", "latent_projections", "time_embedder"))
+        flops.linear("ends", counts.vit, (vit.hidden_size, hidden), grad_input=trains, grad_weight=connector)
+        flops.linear("ends", counts.vit, (hidden, hidden), grad_input=trains or connector, grad_weight=connector)
+        values = config.latent_token_size
+        flops.linear("ends", counts.generation, (values, hidden), grad_input=False, grad_weight=latents)
+        flops.linear("ends", counts.latent_splits, (256, hidden), grad_input=False, grad_weight=times)
+        flops.linear("ends", counts.latent_splits, (hidden, hidden), grad_input=times, grad_weight=times)
+        return trains or connector, latents or times
+
+    @classmethod
+    def output_flops(  # type: ignore[override] # a network is asked with its own config
+        cls, config: SconeConfig, flops: StepFlops, counts: TokenCounts, trained: frozenset[str]
+    ) -> None:
+        sizes = config.decoder.hidden_size, config.latent_token_size
+        flops.linear("ends", counts.targets, sizes, grad_input=True, grad_weight="latent_projections" in trained)

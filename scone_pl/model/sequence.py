@@ -1,8 +1,9 @@
 """What a packed sequence is: the data structure that all packages share.
 
-Samples are packed one after the other into one sequence of L tokens. A sample is a short list of *splits*: for each
-reference image a VAE split, then a ViT split; then the instruction; then the target (docs/specification.md 3). `data`
-builds this object; the model, attention and bridge take tokens and structure from it.
+Samples are packed one after the other into one sequence of L tokens. A sample is a short list of *splits*, in the
+order of the base model's `PromptLayout`: Scone's has for each reference image a VAE split, then a ViT split; then the
+instruction; then the target (docs/specification.md 3). `data` builds this object; the model, attention and bridge take
+tokens and structure from it.
 
 Attention inside a sample follows from the splits alone: a split sees every earlier split that is not a target, and
 itself (image splits fully, text causally). A target is seen by itself alone, so one sample may carry several
@@ -21,6 +22,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from scone_pl.model.layout import SCONE_LAYOUT, PromptLayout
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -70,6 +73,8 @@ class SequenceFormat:
     """Side by which ViT positions are looked up, the connector's table's (BAGEL: 70)."""
     vit_positions: int | None = None
     """Rows of the ViT's own position table; None = the square of that side."""
+    layout: PromptLayout = SCONE_LAYOUT
+    """The order of splits."""
 
     @property
     def vit_largest_side(self) -> int:
@@ -110,6 +115,11 @@ class Split:
     """Index into `PackedSequence.images` (VAE and TARGET splits)."""
     labelled: bool = False
     """A text that is predicted, not given: an answer rather than an instruction."""
+    frame: int = 1
+    """Tokens at either end of an image split that frame it; see `PromptLayout.frame`."""
+    words: tuple[tuple[int, int], ...] | None = None
+    """Of a text that holds more than the instruction: the instruction's tokens as (first, stop), counted from `start`.
+    None = the whole text, unless it is labelled."""
 
     @property
     def stop(self) -> int:
@@ -118,7 +128,20 @@ class Split:
     @property
     def content(self) -> range:
         """Indices of the tokens between the frame tokens."""
-        return range(self.start + 1, self.stop - 1)
+        return range(self.start + self.frame, self.stop - self.frame)
+
+    @property
+    def edges(self) -> list[range]:
+        """Indices of the frame tokens of an image."""
+        return [range(self.start, self.start + self.frame), range(self.stop - self.frame, self.stop)] * bool(self.frame)
+
+    @property
+    def instruction(self) -> list[range]:
+        """Indices of its tokens that belong to the instruction."""
+        if self.kind != SplitKind.TEXT or self.labelled:
+            return []
+        words = ((0, self.length),) if self.words is None else self.words
+        return [range(self.start + first, self.start + stop) for first, stop in words]
 
 
 @dataclass(frozen=True)
@@ -149,6 +172,10 @@ class PackedSequence:
     """(V,) float: 1 = shows a subject that the instruction refers to, 0 = does not, nan = unlabelled."""
     keys: tuple[str, ...] = ()
     """Keys of the samples, for messages."""
+    instructions: tuple[tuple[int, ...] | None, ...] = ()
+    """Per sample the instruction as it was encoded; None = none."""
+    layout: PromptLayout = SCONE_LAYOUT
+    """How it was built."""
 
     # ------------------------------------------------------------------ structure
     def __len__(self) -> int:
@@ -210,13 +237,24 @@ class PackedSequence:
             if split.kind == SplitKind.TEXT:
                 ranges.append(range(split.start, split.stop))
             else:
-                ranges += [range(split.start, split.start + 1), range(split.stop - 1, split.stop)]
+                ranges += split.edges
         return self._ranges(ranges)
 
     @cached_property
     def instruction_index(self) -> Tensor:
-        """(tokens,) int64: indices of instruction tokens, begin and end token included."""
-        return self._ranges([range(s.start, s.stop) for s in self.splits_of(SplitKind.TEXT) if not s.labelled])
+        """(tokens,) int64: indices of instruction tokens (Scone: begin and end token included)."""
+        return self._ranges([words for s in self.splits for words in s.instruction])
+
+    @cached_property
+    def axis_positions(self) -> Tensor:
+        """(L, 3) int64: RoPE positions of three axes: time (`position_ids`), and row and column in an image, else 0."""
+        positions = torch.zeros(len(self), 3, dtype=torch.int64, device=self.device)
+        positions[:, 0] = self.position_ids
+        for split in self.splits:
+            if split.grid is not None:
+                cells = torch.cartesian_prod(*map(torch.arange, split.grid)).view(-1, 2)
+                positions[split.content.start : split.content.stop, 1:] = to_device(cells, self.device)
+        return positions
 
     @cached_property
     def vit_index(self) -> Tensor:
@@ -234,7 +272,7 @@ class PackedSequence:
         ranges = []
         for split in self.splits:
             if split.kind in (SplitKind.VAE, SplitKind.TARGET):
-                ranges += [range(split.start, split.start + 1), range(split.stop - 1, split.stop)]
+                ranges += split.edges
             else:
                 ranges.append(range(split.start, split.stop))
         return self._ranges(ranges)
@@ -273,6 +311,26 @@ class PackedSequence:
         is_target = torch.zeros(len(self), dtype=torch.bool, device=self.device)
         is_target[self.target_index] = True
         return is_target
+
+    @cached_property
+    def target_weights(self) -> Tensor | None:
+        """(targets,) float: what each target token counts for in the loss; None = all the same, 1."""
+        if self.layout.image_weight == "tokens":
+            return None
+        lengths = [len(s.content) for s in self.splits_of(SplitKind.TARGET)]
+        weights = torch.tensor([length**-0.5 for length in lengths]).repeat_interleave(torch.tensor(lengths))
+        return to_device(weights, self.device)
+
+    @property
+    def target_weight(self) -> float:
+        """Sum of the target tokens' weights."""
+        lengths = [len(s.content) for s in self.splits_of(SplitKind.TARGET)]
+        return sum(lengths) if self.layout.image_weight == "tokens" else float(sum(n**0.5 for n in lengths))
+
+    @property
+    def mapped_splits(self) -> list[Split]:
+        """Splits over whose tokens the bridge's maps of reference images are shown: what a target looks up."""
+        return self.splits_of(SplitKind.VIT if self.layout.single_stream else SplitKind.VAE)
 
     @cached_property
     def target_in_latents(self) -> Tensor:

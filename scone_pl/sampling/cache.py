@@ -65,7 +65,7 @@ class ContextSpan:
     length: int
     """C."""
     text_length: int
-    """Number of instruction tokens, the last of the C."""
+    """Number of instruction tokens, the last of the C; 0 where the context is never used without them."""
 
 
 class ContextCache:
@@ -80,6 +80,7 @@ class ContextCache:
         bridge: BridgeConfig | None = None,
         bias: Tensor | None = None,
         filler: Tensor | None = None,
+        frame: int = 1,
     ) -> None:
         """Decides the order of the tokens; `fill` brings them.
 
@@ -92,8 +93,9 @@ class ContextCache:
             bias: (L,), soft bridge: what target queries' logits of these tokens receive instead of a mask.
             filler: (L,) bool, tokens before the instruction that no query sees (`bridge/dropping.py`); none is stored
                 but what fills prompts up to equal lengths. Not together with `blocked`.
+            frame: tokens at either end of a target that are no target latents.
         """
-        self.span, self.num_own = span, num_own
+        self.span, self.num_own, self.frame = span, num_own, frame
         self.bridge = None if blocked is None else bridge
         self.own_start = span.length - span.text_length
         rows = slice(span.start, span.start + span.num_prompts * span.length)
@@ -171,11 +173,13 @@ class ContextCache:
         if not left and mask is None:
             attended = attend(q, keys, values, None if self._shown is None else self._shown[..., : keys.shape[2]])
         else:
-            # Start and end of the image are no target latents: they see blocked keys too (docs/specification.md 5).
-            frame = attend(torch.cat([q[:, :, :1], q[:, :, -1:]], dim=2), keys, values)
             mask = mask.to(q.dtype) if mask is not None and mask.dtype != torch.bool else mask
-            content = attend(q[:, :, 1:-1], keys[:, :, left:], values[:, :, left:], mask)
-            attended = torch.cat([frame[:, :, :1], content, frame[:, :, 1:]], dim=2)
+            content = slice(self.frame, q.shape[2] - self.frame)
+            attended = attend(q[:, :, content], keys[:, :, left:], values[:, :, left:], mask)
+            if self.frame:
+                # Start and end of the image are no target latents: they see blocked keys too (docs/specification.md 5).
+                edges = attend(torch.cat([q[:, :, :1], q[:, :, -1:]], dim=2), keys, values)
+                attended = torch.cat([edges[:, :, :1], attended, edges[:, :, 1:]], dim=2)
         return attended.transpose(1, 2).flatten(0, 1)
 
     def _with_own(self, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:

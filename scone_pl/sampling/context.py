@@ -16,8 +16,9 @@ from scone_pl.model.attention import ATTENTION_BACKENDS
 from scone_pl.model.bridge import BridgeState, Remaining
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
-from scone_pl.model.scone import Scone
-from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
+from scone_pl.model.layout import ReferenceImages
+from scone_pl.model.network import Network
+from scone_pl.model.sequence import PackedSequence, SequenceFormat
 from scone_pl.sampling.cache import ContextCache, ContextSpan, DroppingCache, RecordingPlan
 
 
@@ -77,12 +78,12 @@ class Contexts:
         return [p - prompt.text_length for p, prompt in zip(self.next_position, self.prompts, strict=True)]
 
     def bridge_maps(self) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-        """Per prompt the similarity and blocked maps, (rows, columns) over the VAE tokens of its references."""
+        """Per prompt the similarity and blocked maps, (rows, columns) over what its targets see of its references."""
         if self.bridge is None:
             return [((), ()) for _ in self.prompts]
         maps: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in self.prompts]
-        for split in self.pack.splits_of(SplitKind.VAE):
-            inside = slice(split.start + 1, split.stop - 1)
+        for split in self.pack.mapped_splits:
+            inside = slice(split.content.start, split.content.stop)
             for collected, values in zip(
                 maps[self.prompt_of_sample[split.sample]], (self.bridge.similarity, self.bridge.blocked), strict=True
             ):
@@ -91,12 +92,13 @@ class Contexts:
 
 
 def prefill(
-    model: Scone,
+    model: Network,
     sequence_format: SequenceFormat,
     prompts: Sequence[Prompt],
     bridge: BridgeConfig | None,
     *,
     references: bool,
+    text: bool = True,
     hide_blocked: bool = True,
 ) -> Contexts:
     """Runs the contexts of all prompts once, keeping keys and values.
@@ -106,11 +108,12 @@ def prefill(
         sequence_format: of the model, with its special tokens.
         prompts: sorted by `Prompt.layout`.
         bridge: what to hide from the targets; None = nothing.
-        references: False = the instructions alone.
+        references: False = without.
+        text: False = without instructions.
         hide_blocked: False = as in the context without instruction: the bridge hides nothing behind its source layer.
     """
-    pack, positions, prompt_of_sample = pack_contexts(sequence_format, prompts, references=references)
-    pack = pack.to(model.vae2llm.weight.device)
+    pack, positions, prompt_of_sample = pack_contexts(sequence_format, prompts, references=references, text=text)
+    pack = pack.to(model.device)
     record = RecordingPlan(ATTENTION_BACKENDS[model.attention](pack))  # type: ignore[call-arg]
     state = None
     if len(pack):
@@ -121,7 +124,7 @@ def prefill(
         blocked = torch.zeros(len(pack), dtype=torch.bool, device=pack.device)
     reference = pack.reference_tokens
     whole = [
-        ContextCache(span, num_own, reference, blocked, bridge, bias)
+        ContextCache(span, num_own, reference, blocked, bridge, bias, frame=sequence_format.layout.frame)
         for span, num_own in _spans(sequence_format, prompts, pack, prompt_of_sample)
     ]
     caches: Sequence[ContextCache | DroppingCache] = whole
@@ -137,33 +140,31 @@ def prefill(
 
 
 def pack_contexts(
-    sequence_format: SequenceFormat, prompts: Sequence[Prompt], *, references: bool = True
+    sequence_format: SequenceFormat, prompts: Sequence[Prompt], *, references: bool = True, text: bool = True
 ) -> tuple[PackedSequence, list[int], list[int]]:
     """References and instructions as one packed sequence.
 
     Args:
         sequence_format: of the model, with its special tokens.
         prompts: a sample each, unless there is nothing to pack.
-        references: False = the instructions alone.
+        references: False = without.
+        text: False = without instructions.
 
     Returns:
         The pack, and `Contexts.next_position` and `Contexts.prompt_of_sample`.
     """
-    builder = SequenceBuilder(sequence_format)
+    builder, layout = SequenceBuilder(sequence_format), sequence_format.layout
     positions: list[int] = []
     prompt_of_sample: list[int] = []
     for number, prompt in enumerate(prompts):
-        shown = prompt.references if references else ()
-        if not shown and prompt.text_ids is None:
+        shown = [ReferenceImages(*images) for images in prompt.references] if references else []
+        ids = list(prompt.text_ids) if text and prompt.text_ids is not None else None
+        if not shown and not layout.context_words(0, ids)[0]:
             positions.append(0)
             continue
         builder.begin_sample()
         prompt_of_sample.append(number)
-        for i, (vae, vit) in enumerate(shown):
-            builder.add_vae(vae, reference=i)
-            builder.add_vit(vit, reference=i)
-        if prompt.text_ids is not None:
-            builder.add_text(list(prompt.text_ids))
+        layout.add_context(builder, shown, ids)
         positions.append(builder.position)
     return builder.build(), positions, prompt_of_sample
 
@@ -198,7 +199,8 @@ def _spans(
     for _, run in groupby(prompts, key=lambda prompt: prompt.layout):
         alike = list(run)
         rows, columns = alike[0].grid(sequence_format)
-        span = ContextSpan(start, len(alike), lengths[number], alike[0].text_length)
-        spans.append((span, rows * columns + 2))
+        layout = sequence_format.layout
+        span = ContextSpan(start, len(alike), lengths[number], alike[0].text_length if layout.text_at_end else 0)
+        spans.append((span, rows * columns + 2 * layout.frame))
         start, number = start + len(alike) * span.length, number + len(alike)
     return spans

@@ -16,14 +16,14 @@ from scone_pl.model.quantized import quantized_weights, weight_shapes
 from scone_pl.ranges import check_number
 
 if TYPE_CHECKING:
-    from scone_pl.model.scone import Scone
+    from scone_pl.model.network import Network
     from scone_pl.sampling.offload import Offload
 
 
 class LoRAAdapters:
     """The part of a pipeline that holds LoRA adapters. All that are loaded act, with weight 1, until `set_adapters`."""
 
-    model: Scone
+    model: Network
     _loaded: dict[str, float]
     """Adapter -> the weight that it acts with; 0 = it does not."""
     _fused: bool
@@ -60,7 +60,7 @@ class LoRAAdapters:
             if not isinstance(linear, AdaptedLinear):
                 linear = AdaptedLinear(linear)  # type: ignore[arg-type] # checked above
                 _replace(self.model, module, linear)
-            linear.add(name, a, b, factor, self.model.vae2llm.weight.dtype)
+            linear.add(name, a, b, factor, self.model.dtype)
         self._loaded[name] = 1.0
         self._activate()
 

@@ -26,9 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from scone_pl.model.config import SconeConfig
+from scone_pl.model.config import NetworkConfig
 from scone_pl.model.quantized import Quantization, quantize_layers
-from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SequenceFormat
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.offload import Offload, text_tables, visitors
@@ -66,17 +65,19 @@ class TokenCount:
 
 def count_prompt(prompt: Prompt, sequence_format: SequenceFormat) -> TokenCount:
     """Counts a prompt."""
+    layout, stride = sequence_format.layout, sequence_format.latent_stride
+    text, frames = layout.context_words(len(prompt.references), prompt.text_ids)
 
     def tokens(size: Sequence[int], stride: int) -> int:
         height, width = size
         return (height // stride) * (width // stride)
 
     return TokenCount(
-        vae=sum(tokens(vae.shape[-2:], sequence_format.latent_stride) for vae, _ in prompt.references),
+        vae=0 if layout.single_stream else sum(tokens(vae.shape[-2:], stride) for vae, _ in prompt.references),
         vit=sum(tokens(vit.shape[-2:], sequence_format.vit_patch_size) for _, vit in prompt.references),
-        frames=4 * len(prompt.references),
-        text=prompt.text_length,
-        target=tokens(prompt.size, sequence_format.latent_stride) + 2,
+        frames=frames,
+        text=text,
+        target=tokens(prompt.size, stride) + 2 * layout.frame,
     )
 
 
@@ -128,7 +129,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: SconeConfig,
+    config: NetworkConfig,
     sequence_format: SequenceFormat,
     prompts: Sequence[Prompt],
     sampling: SamplingConfig,
@@ -164,7 +165,8 @@ def estimate_memory(
     recorded = context + (sum(c.context for c in negatives) if negative else 0)
     context_latents = sum(c.vae for c in counts)
     targets = branches * sum(c.target for c in counts)
-    latents = sum(c.target - 2 for c in counts) * config.latent_token_size * 4
+    frame = 2 * sequence_format.layout.frame
+    latents = sum(c.target - frame for c in counts) * config.latent_token_size * 4
     references = [vae.shape[-2:] for prompt in prompts for vae, _ in prompt.references]
     pixels = sum(h * w for h, w in references)
     # `Autoencoder.encode_each` takes images of one size together up to 2^20 pixels.
@@ -180,7 +182,7 @@ def estimate_memory(
     if saving.quantization is not None:
         restored = config.decoder.hidden_size * config.decoder.intermediate_size * size
     layer = weights.layer + restored
-    inputs = _inputs(config, counts)
+    inputs = _inputs(config, sequence_format, counts)
     return MemoryEstimate(
         weights=weights.resident,
         caches=caches * bytes_per_token,
@@ -190,7 +192,7 @@ def estimate_memory(
         # Latents are there once and once a branch while the layers run, velocities and what guides them afterwards.
         step=max(
             layer
-            + _layer(config, 2 * branches * len(prompts), targets - 2 * branches * len(prompts), size)
+            + _layer(config, frame * branches * len(prompts), targets - frame * branches * len(prompts), size)
             + (1 + branches) * latents,
             (4 + 2 * branches) * latents,
         ),
@@ -208,10 +210,10 @@ class _Weights:
     autoencoder: int
 
 
-def _weights(config: SconeConfig, dtype: torch.dtype, saving: Saving) -> _Weights:
+def _weights(config: NetworkConfig, dtype: torch.dtype, saving: Saving) -> _Weights:
     """Exact, of a model without memory."""
     with torch.device("meta"):
-        model = Scone(config)
+        model = config.build()
         if saving.quantization is not None:
             quantize_layers(model.language_model.model.layers, saving.quantization)
     model.to(dtype)
@@ -219,7 +221,7 @@ def _weights(config: SconeConfig, dtype: torch.dtype, saving: Saving) -> _Weight
     brought: dict[str, int] = {"layer": 0, "vit": 0, "autoencoder": 0}
     if saving.offload is not None:
         away = sum(module_bytes(m) for m in (*visitors(model, saving.offload), *text_tables(model)))
-        brought["vit"] = max(module_bytes(model.vit_model), module_bytes(model.connector))
+        brought["vit"] = max(map(module_bytes, model.towers))
         brought["autoencoder"] = module_bytes(model.autoencoder)
     if saving.offload == "sequential":
         brought["layer"] = module_bytes(model.language_model.model.layers[0])
@@ -231,7 +233,7 @@ def module_bytes(module: nn.Module) -> int:
     return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
 
-def weight_bytes(config: SconeConfig, dtype: torch.dtype, saving: Saving | None = None) -> int:
+def weight_bytes(config: NetworkConfig, dtype: torch.dtype, saving: Saving | None = None) -> int:
     """All parameters and the fixed position tables, autoencoder included; exact.
 
     Args:
@@ -242,13 +244,13 @@ def weight_bytes(config: SconeConfig, dtype: torch.dtype, saving: Saving | None 
     return _weights(config, dtype, saving or Saving()).resident
 
 
-def _inputs(config: SconeConfig, counts: Sequence[TokenCount]) -> int:
+def _inputs(config: NetworkConfig, sequence_format: SequenceFormat, counts: Sequence[TokenCount]) -> int:
     """Pixels of the ViT patches and latent tokens, float32, each there as parts and as one sequence."""
-    patch, latent = 3 * config.vit.patch_size**2, config.latent_token_size
+    patch, latent = 3 * sequence_format.vit_patch_size**2, config.latent_token_size
     return sum(2 * 4 * (c.vit * patch + c.vae * latent) for c in counts)
 
 
-def _layer(config: SconeConfig, understanding: int, generation: int, size: int) -> int:
+def _layer(config: NetworkConfig, understanding: int, generation: int, size: int) -> int:
     """Activations of one decoder layer: the larger of its MLP (one expert at a time), its norms and its attention."""
     hidden, inner = config.decoder.hidden_size, config.decoder.intermediate_size
     tokens, most = understanding + generation, max(understanding, generation)
@@ -258,7 +260,7 @@ def _layer(config: SconeConfig, understanding: int, generation: int, size: int) 
     return max(mlp, attention, norms)
 
 
-def _convolutions(config: SconeConfig, pixels: int, size: int, *, decoding: bool) -> int:
+def _convolutions(config: NetworkConfig, pixels: int, size: int, *, decoding: bool) -> int:
     """Activations of the autoencoder where it is widest: at full resolution."""
     autoencoder = config.autoencoder
     if autoencoder.kind == "space_to_depth":

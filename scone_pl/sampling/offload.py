@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scone_pl.errors import UserError
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 
 Offload = Literal["model", "sequential"]
 
@@ -29,18 +29,18 @@ def check_offload(kind: str | None, device: torch.device) -> None:
         raise UserError(f"offload {kind}: keeps weights on the CPU while a GPU computes; device is cpu, leave it out")
 
 
-def visitors(model: Scone, kind: Offload) -> list[nn.Module]:
+def visitors(model: Network, kind: Offload) -> list[nn.Module]:
     """What comes to the device only while it runs."""
-    modules = [model.vit_model, model.connector, model.autoencoder]
+    modules = [*model.towers, model.autoencoder]
     return [*modules, *model.language_model.model.layers] if kind == "sequential" else modules
 
 
-def text_tables(model: Scone) -> list[nn.Module]:
+def text_tables(model: Network) -> list[nn.Module]:
     """What stays on the CPU and computes there."""
     return [model.language_model.model.embed_tokens, model.language_model.lm_head]
 
 
-def offload(model: Scone, kind: Offload, device: torch.device) -> None:
+def offload(model: Network, kind: Offload, device: torch.device) -> None:
     """Moves a model that is on the CPU to `device`, but for what `kind` keeps on the CPU; in place.
 
     Args:

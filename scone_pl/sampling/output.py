@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from scone_pl.errors import UserError
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.sampler import SampledLatents, check_finite, decode_latents, to_uint8
 from scone_pl.sampling.visualize import Pixels, bridge_image
@@ -70,7 +70,7 @@ def check_output_type(output_type: str) -> None:
         raise UserError(f"output_type {output_type!r:.80} is not one of {', '.join(get_args(OutputType))}")
 
 
-def output_images(model: Scone, results: Sequence[SampledLatents], output_type: OutputType) -> Any:
+def output_images(model: Network, results: Sequence[SampledLatents], output_type: OutputType) -> Any:
     """Sampled latents as `PipelineOutput.images`."""
     if output_type == "latent":
         return [result.tokens for result in results]

@@ -29,8 +29,8 @@ from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError, UserTypeError
 from scone_pl.model.config import BridgeConfig
+from scone_pl.model.network import Network
 from scone_pl.model.quantized import Quantization, check_quantization
-from scone_pl.model.scone import Scone
 from scone_pl.model.tiling import TILE, check_tile
 from scone_pl.ranges import check_whole
 from scone_pl.sampling.arguments import (
@@ -68,7 +68,7 @@ class SconePipeline(Publishing, LoRAAdapters):
 
     def __init__(
         self,
-        model: Scone,
+        model: Network,
         tokenizer: Tokenizer,
         packing: PackingConfig | None = None,
         source: Path | None = None,
@@ -173,11 +173,11 @@ class SconePipeline(Publishing, LoRAAdapters):
 
     @property
     def device(self) -> torch.device:
-        return self.model.vae2llm.weight.device
+        return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.vae2llm.weight.dtype
+        return self.model.dtype
 
     @property
     def trained_bridge(self) -> BridgeConfig | None:
@@ -447,7 +447,7 @@ def check_negative(prompts: Sequence[Prompt], settings: SamplingConfig) -> None:
         raise UserError("negative_prompt does not go together with bridge.drop_blocked; leave one out")
 
 
-def compile_layers(model: Scone) -> None:
+def compile_layers(model: Network) -> None:
     """Compiles every decoder layer in place; attention over the cache stays eager (see `CachedPlan`)."""
     # Layers differ by their index; without this each would be compiled anew, up to dynamo's limit of 8.
     torch._dynamo.config.allow_unspec_int_on_nn_module = True

@@ -17,8 +17,7 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.files import parse_json
 from scone_pl.messages import warn_without_effect
-from scone_pl.model.config import BridgeConfig, SconeConfig
-from scone_pl.model.scone import Scone
+from scone_pl.model.config import BridgeConfig, NetworkConfig
 from scone_pl.sampling.checks import as_dtype, check_fits
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.images import ImageInput, load_all
@@ -35,20 +34,20 @@ class GenerationPlan:
     tokens: TokenCount
     memory: MemoryEstimate
     dtype: torch.dtype
-    config: SconeConfig
+    config: NetworkConfig
     """Of the model."""
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """Shape of each parameter of the model, by name."""
         with torch.device("meta"):
-            return {name: parameter.shape for name, parameter in Scone(self.config).named_parameters()}
+            return {name: parameter.shape for name, parameter in self.config.build().named_parameters()}
 
     def report(self) -> str:
         """Sizes, tokens and memory, as lines of text."""
         height, width = self.prompt.size
         shapes = ", ".join(
-            f"{vae.shape[1]} x {vae.shape[2]} (ViT {vit.shape[1]} x {vit.shape[2]})"
+            f"{vae.shape[1]} x {vae.shape[2]}" + ("" if vit is vae else f" (ViT {vit.shape[1]} x {vit.shape[2]})")
             for vae, vit in self.prompt.references
         )
         tokens = self.tokens

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from scone_pl.data.packing import PackingConfig, prepare_reference
+from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
@@ -42,8 +43,11 @@ def make_prompt(
     Raises:
         UserError: the instruction has a word that a word tokenizer does not know.
     """
-    prepared = [prepare_reference(image, sequence_format, packing) for image in images]
-    references = tuple((r.vae, r.vit) for r in prepared)
+    try:
+        prepared = [prepare_reference(i, sequence_format, packing, references=len(images)) for i in images]
+    except BrokenSampleError as error:
+        raise UserError(f"{error.reason}: {error}") from None
+    references = tuple((r.vit if r.vae is None else r.vae, r.vit) for r in prepared)
     negative_ids = None if negative is None else tuple(tokenizer.encode(negative))
     return Prompt(references, tuple(tokenizer.encode(instruction)), size, negative_ids)  # type: ignore[arg-type]
 
@@ -79,18 +83,14 @@ def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> lis
         ValueError: a sample has no target and there is no `size`.
     """
     vit_images = _vit_images(pack)
-    text_row = pack.text_index.cpu()
     prompts = []
     for splits in pack.by_sample:
+        vit = {s.image: vit_images[s.start] for s in splits if s.kind == SplitKind.VIT}
         vae = {s.image: as_float(pack.images[s.pixels]) for s in splits if s.kind == SplitKind.VAE}  # type: ignore[index]
-        references = tuple(
-            (vae[s.image], vit_images[s.start]) for s in splits if s.kind == SplitKind.VIT and s.image in vae
-        )
-        text_ids: tuple[int, ...] | None = None
-        for split in splits:
-            if split.kind == SplitKind.TEXT and not split.labelled:
-                inside = (text_row > split.start) & (text_row < split.stop - 1)
-                text_ids = tuple(pack.text_ids.cpu()[inside].tolist())
+        if pack.layout.single_stream:
+            vae = vit
+        references = tuple((vae[image], shown) for image, shown in vit.items() if image in vae)
+        text_ids = pack.instructions[splits[0].sample]
         if size is None or splits[-1].kind == SplitKind.TARGET:
             height, width = target_image(pack, splits[-1].sample).shape[-2:]
         else:

@@ -17,13 +17,13 @@ from scone_pl.model.quantized import quantized_weights
 
 if TYPE_CHECKING:
     from scone_pl.data.tokenizer import Tokenizer
-    from scone_pl.model.scone import Scone
+    from scone_pl.model.network import Network
 
 
 class Publishing:
     """The part of a pipeline that writes its weights."""
 
-    model: Scone
+    model: Network
     tokenizer: Tokenizer
     source: Path | None
 

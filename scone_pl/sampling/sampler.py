@@ -21,12 +21,11 @@ from torch import Tensor
 from scone_pl import flow
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.model.sequence import SequenceFormat
-from scone_pl.model.vae import tokens_to_latents
 from scone_pl.sampling.cache import Branch, CachedPlan
 from scone_pl.sampling.context import Contexts, Prompt, prefill
-from scone_pl.sampling.guidance import guide, guided_at
+from scone_pl.sampling.guidance import RULES
 from scone_pl.sampling.settings import SamplingConfig
 from scone_pl.sampling.step_cache import StepCache
 
@@ -52,7 +51,7 @@ Returns the latents with which to continue, None = unchanged, or False = stop he
 
 @torch.no_grad()
 def sample(
-    model: Scone,
+    model: Network,
     sequence_format: SequenceFormat,
     prompts: Sequence[Prompt],
     config: SamplingConfig,
@@ -66,21 +65,25 @@ def sample(
         sequence_format: of the model, with its special tokens.
         prompts: what to generate.
         config: settings; sizes and noise are those of `prompts` and `noise`.
-        noise: per prompt the initial (T, P).
+        noise: per prompt the initial (T, P), standard normal.
         on_step: see `StepCallback`.
     """
     # Attention batches adjacent targets of equal layout, so those with equal contexts go side by side.
     order = sorted(range(len(prompts)), key=lambda i: prompts[i].layout)
     prompts, noise = [prompts[i] for i in order], [noise[i] for i in order]
     branches = _GuidanceBranches(model, sequence_format, prompts, config)
-    device = model.vae2llm.weight.device
-    latents = torch.cat([n.to(device) for n in noise])
+    device = model.device
     sizes = [len(n) for n in noise]
+    scales = model.noise_scales(sizes, sampling=True)
+    if scales is not None:
+        noise = [n * scale for n, scale in zip(noise, scales.tolist(), strict=True)]
+    latents = torch.cat([n.to(device) for n in noise])
+    rule = RULES[model.config.guidance]
     times = flow.time_grid(config.num_inference_steps, config.timestep_shift)
     cache = StepCache(config.passes[1], config.num_inference_steps)
     for i in range(config.num_inference_steps):
         t = times[i].item()
-        guided = guided_at(config, times[i])
+        guided = rule.guided_at(config, times[i])
         velocity = cache.guess(i, t, guided=guided)
         if velocity is None:
             velocity = branches.velocity(latents, t, sizes, guided=guided)
@@ -104,27 +107,37 @@ class _GuidanceBranches:
     """The contexts that guide some images, and their velocities."""
 
     def __init__(
-        self, model: Scone, sequence_format: SequenceFormat, prompts: Sequence[Prompt], config: SamplingConfig
+        self, model: Network, sequence_format: SequenceFormat, prompts: Sequence[Prompt], config: SamplingConfig
     ) -> None:
         self.model, self.sequence_format, self.config = model, sequence_format, config
+        self.rule, layout = RULES[model.config.guidance], sequence_format.layout
         self.full = prefill(model, sequence_format, prompts, config.bridge, references=True)
+        negative = any(p.negative_ids is not None for p in prompts)
+        self._needs = self.rule.needs(config, negative=negative)
         # Without references the context "instruction only" is the full one: nothing to compute twice. But sharded, all
         # ranks must make the same passes, whatever their prompts.
-        differs = model.runs_towers_always or any(p.references for p in prompts)
-        self._needs_text_only = self.config.needs_image_branch and differs
-        self._negative = None
-        if self.config.guidance_scale > 1 and any(p.negative_ids is not None for p in prompts):
-            negative = [p.negative for p in prompts]
-            self._negative = prefill(
-                model, sequence_format, negative, config.bridge, references=True, hide_blocked=False
-            )
+        differs = model.runs_towers_always or any(p.references for p in prompts) or not self.rule.third_has_text
         self._age = 0
         """Guided steps since guidance began to act."""
         self._differences: list[Tensor] = []
         """Velocities of the other branches minus the full one's, when they were last computed."""
-        self._text_only = None
-        if self.config.guidance_scale > 1 and self._needs_text_only:
-            self._text_only = prefill(model, sequence_format, prompts, None, references=False)
+        self._no_text: tuple[Contexts, bool] = (self.full, False)
+        """A context, and whether all of it is used or only what comes before its instruction."""
+        self._no_image: tuple[Contexts, bool] | None = None
+        if not self.rule.acts(config):
+            return
+        if negative:
+            others = [p.negative for p in prompts]
+            context = prefill(model, sequence_format, others, config.bridge, references=True, hide_blocked=False)
+            self._no_text = (context, True)
+        elif self._needs[0] and not layout.text_at_end:
+            bare = prefill(
+                model, sequence_format, prompts, config.bridge, references=True, text=False, hide_blocked=False
+            )
+            self._no_text = (bare, True)
+        if self._needs[1] and differs:
+            text = self.rule.third_has_text
+            self._no_image = (prefill(model, sequence_format, prompts, None, references=False, text=text), True)
 
     def velocity(self, latents: Tensor, t: float, sizes: list[int], *, guided: bool) -> Tensor:
         """`latents` (all target tokens, P) at time `t`, `sizes` tokens each -> the velocity, of that shape."""
@@ -133,34 +146,35 @@ class _GuidanceBranches:
             return self._plain.velocity(latents, t)[0]
         if self._age % self.config.passes[0]:
             [full] = self._plain.velocity(latents, t)
-            no_text, *rest = (full + difference for difference in self._differences)
+            others = [full + difference for difference in self._differences]
         else:
-            full, no_text, *rest = self._guided.velocity(latents, t)
-            self._differences = [other - full for other in (no_text, *rest)]
+            full, *others = self._guided.velocity(latents, t)
+            self._differences = [other - full for other in others]
         self._age += 1
-        no_image: list[Tensor | None] = [None] * len(sizes)
-        if self.config.needs_image_branch:
-            no_image = list((rest[0] if rest else full).split(sizes))
-        per_image = zip(full.split(sizes), no_text.split(sizes), no_image, strict=True)
-        return torch.cat([guide(self.config, *branches) for branches in per_image])
+        absent: list[Tensor | None] = [None] * len(sizes)
+        no_text = list(others.pop(0).split(sizes)) if self._needs[0] else absent
+        no_image = list((others[0] if others else full).split(sizes)) if self._needs[1] else absent
+        per_image = zip(full.split(sizes), no_text, no_image, strict=True)
+        return torch.cat([self.rule.guide(self.config, *branches) for branches in per_image])
 
     @cached_property
-    def _plain(self) -> _Targets:
-        return _Targets(self.model, self.sequence_format, [(self.full, True)])
+    def _plain(self) -> Targets:
+        return Targets(self.model, self.sequence_format, [(self.full, True)])
 
     @cached_property
-    def _guided(self) -> _Targets:
-        unconditional = (self.full, False) if self._negative is None else (self._negative, True)
-        contexts = [(self.full, True), unconditional]
-        if self._text_only is not None:
-            contexts.append((self._text_only, True))
-        return _Targets(self.model, self.sequence_format, contexts)
+    def _guided(self) -> Targets:
+        contexts = [(self.full, True)]
+        if self._needs[0]:
+            contexts.append(self._no_text)
+        if self._no_image is not None:
+            contexts.append(self._no_image)
+        return Targets(self.model, self.sequence_format, contexts)
 
 
-class _Targets:
+class Targets:
     """The target splits of some guidance branches, packed once for all steps."""
 
-    def __init__(self, model: Scone, sequence_format: SequenceFormat, contexts: list[tuple[Contexts, bool]]) -> None:
+    def __init__(self, model: Network, sequence_format: SequenceFormat, contexts: list[tuple[Contexts, bool]]) -> None:
         """`contexts`: per branch what its targets see, and whether with the instruction."""
         self.model, self.num_branches = model, len(contexts)
         builder = SequenceBuilder(sequence_format)
@@ -170,19 +184,19 @@ class _Targets:
                 builder.begin_sample(position=position)
                 builder.add_targets(torch.empty(3, *prompt.size, device="meta"), [0.0])
         pack = dataclasses.replace(builder.build(), images=())
-        self.pack = pack.to(model.vae2llm.weight.device)
+        self.pack = pack.to(model.device)
         self.plan = CachedPlan([Branch(cache, text) for context, text in contexts for cache in context.caches])
 
     def velocity(self, latents: Tensor, t: float) -> list[Tensor]:
         """`latents` (all target tokens, P) -> one velocity of that shape per branch."""
         times = torch.full((len(self.pack.latent_splits),), t, device=latents.device)
         repeated = latents.repeat(self.num_branches, 1)
-        output = self.model(self.pack, repeated, times, plan=self.plan)
+        output = self.model(self.pack, repeated, times, plan=self.plan, sampling=True)
         return list(output.velocity.float().chunk(self.num_branches))
 
 
 def initial_noise(
-    prompt: Prompt, model: Scone, sequence_format: SequenceFormat, generator: torch.Generator | None = None
+    prompt: Prompt, model: Network, sequence_format: SequenceFormat, generator: torch.Generator | None = None
 ) -> Tensor:
     """(T, P) float32, drawn on the generator's device; on the CPU the model's device does not change an image."""
     rows, columns = prompt.grid(sequence_format)
@@ -208,10 +222,9 @@ def check_finite(result: SampledLatents, name: str) -> None:
 
 
 @torch.no_grad()
-def decode_latents(model: Scone, result: SampledLatents) -> Tensor:
+def decode_latents(model: Network, result: SampledLatents) -> Tensor:
     """(3, H, W) float in [-1, 1]."""
-    latents = tokens_to_latents(result.tokens, result.grid, model.config.latent_patch_size)
-    return model.autoencoder.decode(latents[None])[0].float().clamp(-1, 1)
+    return model.decode(result.tokens, result.grid)
 
 
 def to_uint8(image: Tensor) -> Tensor:

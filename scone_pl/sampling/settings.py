@@ -13,7 +13,7 @@ from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig
 from scone_pl.ranges import check_number, check_whole
 
-Rescale = Literal["global", "channel", "text_channel"]
+Rescale = Literal["global", "channel", "text_channel", "none"]
 MAX_SIDE = 2**20
 """Pixels; no position table is that large."""
 MAX_STEPS, MAX_SHIFT, MAX_SCALE = 10_000, 1e4, 1e4
@@ -56,7 +56,7 @@ class SamplingConfig:
     """Guidance acts while low < t <= high; t runs from 1 (noise) to 0 (release: `cfg_interval`)."""
     guidance_rescale: Rescale = "text_channel"
     """Keeps the guided velocity no longer than the unguided one: global = over the whole image, channel = per token,
-    text_channel = per token, after text guidance only (release: `cfg_renorm_type`)."""
+    text_channel = per token, after text guidance only, none = it may be longer (release: `cfg_renorm_type`)."""
     guidance_rescale_min: float = 0.0
     """Smallest factor that rescaling applies (release: `cfg_renorm_min`)."""
     timestep_shift: float = 3.0

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scone_pl.checkpoints.folder import is_checkpoint_folder
 from scone_pl.errors import UserError
 from scone_pl.files import read_json, read_text, write_json
 from scone_pl.study.spec import MINI, Study, merged, merged_files
@@ -30,7 +31,7 @@ def folder_of(study: Study, arm: str, seed: int, *, quick: bool = False) -> Path
     from scone_pl.training.runs import weights_identity
 
     origin = start_of(study, arm, seed, quick=quick)
-    if not (origin / "llm_config.json").is_file():
+    if not is_checkpoint_folder(origin):
         raise UserError(
             f"{study.name} {arm}: no weights in {origin}; `study run` first runs what `prepare`, `init_of` and "
             "`weights_of` name, but `init_from` and `weights` must exist"

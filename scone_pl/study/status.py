@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from scone_pl.checkpoints.folder import is_checkpoint_folder
 from scone_pl.errors import UserError
 from scone_pl.markdown import markdown_table
 from scone_pl.study.run import folder_of, origin_of, result_file, start_of, trained_weights
@@ -65,7 +66,7 @@ def _state(study: Study, arm: str, seed: int, *, quick: bool) -> tuple[str, str]
         return f"waits for {start_of_text(study, arm, seed, quick=quick)}", ""
     if result_file(study, folder, quick=quick).is_file():
         return "finished", str(folder)
-    if study.arms[arm].trained and (trained_weights(study, arm, folder) / "llm_config.json").is_file():
+    if study.arms[arm].trained and is_checkpoint_folder(trained_weights(study, arm, folder)):
         return "trained", str(folder)
     return ("started" if (folder / "fit").is_dir() else "not started"), str(folder)
 

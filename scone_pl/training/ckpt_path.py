@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from scone_pl.checkpoints.folder import check_folder
+from scone_pl.checkpoints.folder import check_folder, is_checkpoint_folder
 from scone_pl.errors import UserError
 from scone_pl.training.provenance import provenance_in
 from scone_pl.training.runs import RunFolder, weights_identity
@@ -68,7 +68,7 @@ def find(given: str) -> Path:
 
 def is_weights(path: Path) -> bool:
     """Whether it is a folder of weights in the published layout."""
-    return (path / "llm_config.json").is_file()
+    return is_checkpoint_folder(path)
 
 
 def steps_of(snapshot: Path) -> int:

@@ -15,7 +15,7 @@ from scone_pl import flow
 from scone_pl.errors import UserError
 from scone_pl.model.bridge import BridgeState
 from scone_pl.model.config import BridgeConfig
-from scone_pl.model.scone import Scone, SconeOutput
+from scone_pl.model.network import Network, NetworkOutput
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.ranges import check_number
 
@@ -40,13 +40,13 @@ class AlignmentConfig:
 class FlowResult:
     """One noised forward pass."""
 
-    output: SconeOutput
+    output: NetworkOutput
     squared_error: Tensor
     """(target tokens, P)."""
 
 
 def flow_matching(
-    model: Scone,
+    model: Network,
     pack: PackedSequence,
     clean: Tensor,
     noise: Tensor,
@@ -61,19 +61,22 @@ def flow_matching(
         model: the network.
         pack: its `timestep_logits` are the noise levels of the targets; references are clean (t = 0).
         clean: (N, P) latent tokens of all images.
-        noise: (N, P); only the targets' rows matter.
+        noise: (N, P), standard normal; only the targets' rows matter.
         bridge: None = no mask.
         timestep_shift: 1 in all Scone stages.
-        similarity_grad: see `Scone.forward`.
+        similarity_grad: see `Network.forward`.
     """
     timesteps = flow.timesteps_from_logits(pack.timestep_logits, timestep_shift)
+    scales = model.noise_scales([len(split.content) for split in pack.latent_splits])
+    if scales is not None:
+        noise = noise * pack.expand_latent_splits(scales.to(noise.device))[:, None]
     noisy = flow.add_noise(clean, noise, pack.expand_latent_splits(timesteps))
     output = model(pack, noisy, timesteps, bridge, similarity_grad=similarity_grad)
-    target = flow.velocity_target(clean, noise).index_select(0, pack.target_in_latents)
+    target = model.velocity_target(pack, clean, noise, timesteps).index_select(0, pack.target_in_latents)
     return FlowResult(output, (output.velocity.float() - target.float()).square())
 
 
-def text_cross_entropy(output: SconeOutput, pack: PackedSequence) -> Tensor:
+def text_cross_entropy(output: NetworkOutput, pack: PackedSequence) -> Tensor:
     """Sum over the labels of the cross-entropy of the next token, the end token included."""
     return F.cross_entropy(output.text_logits.float(), pack.label_ids, reduction="sum")
 

@@ -21,8 +21,8 @@ from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.messages import warn, warn_without_effect
+from scone_pl.model.network import Network
 from scone_pl.model.quantized import weight_shapes
-from scone_pl.model.scone import Scone
 from scone_pl.training.ema import EMA
 from scone_pl.training.gradients import GradientGuard
 from scone_pl.training.metrics import BridgeQuality, Means, blocked_fraction
@@ -53,7 +53,7 @@ class SconeModule(pl.LightningModule):
         ema: moving average of the weights that train, if there is one.
     """
 
-    model: Scone
+    model: Network
 
     def __init__(self, settings: StageSettings) -> None:
         """Checks the checkpoint folder; weights are read when the trainer asks for the model."""
@@ -181,7 +181,7 @@ class SconeModule(pl.LightningModule):
     # ------------------------------------------------------------------ validation
     def _evaluate(self, batch: Batch) -> None:
         losses = self.objective.pack_losses(self.model, batch, self.device, sample_posterior=False)
-        pack, targets = batch.sequence, len(batch.sequence.target_index)
+        pack, targets = batch.sequence, batch.sequence.target_weight
         self._evaluation_means.update({"loss": losses.squared_error / max(1, targets)}, float(targets))
         if losses.bridge is not None and self.settings.bridge is not None:
             fraction, references = blocked_fraction(losses.bridge, pack)
@@ -220,7 +220,7 @@ class SconeModule(pl.LightningModule):
         recorded = {
             "weights": self._start_identity,
             "snapshot": self._evaluated_snapshot(),
-            "dtype": str(self.model.vae2llm.weight.dtype),
+            "dtype": str(self.model.dtype),
             "exif_orientation": data_module(self.trainer).packing.exif_orientation,
             "adapters": [[adapter_identity(a.path), a.scale] for a in self.settings.adapters],
         }

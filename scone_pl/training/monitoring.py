@@ -25,7 +25,7 @@ from scone_pl.data.stream import Batch
 from scone_pl.errors import UserError
 from scone_pl.gpus import peak_of
 from scone_pl.model.flops import StepFlops, count_tokens, spared_pairs, step_flops
-from scone_pl.model.scone import SconeOutput
+from scone_pl.model.network import NetworkOutput
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.ranges import check_number
 from scone_pl.training.module import SconeModule
@@ -138,7 +138,7 @@ class Monitoring(pl.Callback):
         trained = set(network.trainable) - set(EXPERTS if network.lora else ())  # adapters cost next to nothing
         config, layers = network.config, network.config.decoder.num_layers
 
-        def count(model: torch.nn.Module, args: tuple[Any, ...], output: SconeOutput) -> None:
+        def count(model: torch.nn.Module, args: tuple[Any, ...], output: NetworkOutput) -> None:
             if not (model.training and torch.is_grad_enabled()):
                 return
             pack: PackedSequence = args[0]

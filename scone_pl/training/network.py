@@ -17,23 +17,23 @@ from scone_pl.checkpoints.tensor_files import copy_part
 from scone_pl.data.seeding import seed_of
 from scone_pl.errors import UserError
 from scone_pl.model.compiled import set_compiled
-from scone_pl.model.config import SconeConfig
+from scone_pl.model.config import NetworkConfig
 from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
+from scone_pl.model.network import Network
 from scone_pl.model.quantized import Quantization, check_quantization, quantize_layers
-from scone_pl.model.scone import Scone
 from scone_pl.training.heap import trim_heap_before
-from scone_pl.training.parts import Part, set_trainable
+from scone_pl.training.parts import Part, check_parts, set_trainable
 from scone_pl.training.settings import StageSettings
 from scone_pl.training.sharding import ShardingConfig, freeze_dtype, needs_wrapping, shard
 
 
 def network_on_meta(
-    config: SconeConfig,
+    config: NetworkConfig,
     trainable: Collection[Part],
     lora: LoRAConfig | None = None,
     dtype: torch.dtype | None = None,
     quantization: Quantization | None = None,
-) -> Scone:
+) -> Network:
     """The network without memory for its weights, all parts but `trainable` frozen.
 
     Args:
@@ -47,7 +47,7 @@ def network_on_meta(
         UserError: see `check_quantization`.
     """
     with torch.device("meta"):
-        model = Scone(config).to(dtype or torch.get_default_dtype())
+        model = config.build().to(dtype or torch.get_default_dtype())
         if lora is not None:
             add_lora(model.language_model.model.layers, lora, trainable)
         if quantization is not None:
@@ -62,7 +62,7 @@ class StageNetwork:
 
     folder: Path
     """Checkpoint folder with its starting weights."""
-    config: SconeConfig
+    config: NetworkConfig
     """Read from `folder`."""
     trainable: tuple[Part, ...]
     lora: LoRAConfig | None
@@ -84,6 +84,7 @@ class StageNetwork:
         """
         check_quantization(settings.quantization)
         config = read_config(folder)
+        check_parts(settings.trainable, config)
         layers, bridge = config.decoder.num_layers, settings.bridge
         if bridge is not None and bridge.last_masked_layer > layers - 1:
             raise UserError(
@@ -107,7 +108,7 @@ class StageNetwork:
             quantization=settings.quantization,
         )
 
-    def on_meta(self) -> Scone:
+    def on_meta(self) -> Network:
         """The network without memory for its weights, with all but the trainable parts frozen."""
         model = network_on_meta(self.config, self.trainable, self.lora, quantization=self.quantization)
         model.attention = self.attention
@@ -117,7 +118,7 @@ class StageNetwork:
         decoder.layers_kept = self.layers_kept
         return model
 
-    def build(self, device: torch.device, mesh: DeviceMesh | None) -> tuple[Scone, str]:
+    def build(self, device: torch.device, mesh: DeviceMesh | None) -> tuple[Network, str]:
         """Builds on the meta device, freezes, shards over `mesh`, and only then reads this rank's weights.
 
         Returns:

@@ -11,7 +11,7 @@ from scone_pl.data.seeding import seed_of
 from scone_pl.data.stream import Batch
 from scone_pl.model.bridge import Bridge, BridgeState
 from scone_pl.model.config import BridgeConfig
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.training import losses
 from scone_pl.training.losses import AlignmentConfig
 from scone_pl.training.settings import StageSettings
@@ -22,7 +22,7 @@ class PackLosses:
     """Sums over the tokens of one pack; all are scalars on the device."""
 
     squared_error: Tensor
-    """Over target tokens, of the mean over a token's values."""
+    """Over target tokens, of the mean over a token's values, weighted (`PackedSequence.target_weights`)."""
     cross_entropy: Tensor
     """Over the labels of text."""
     alignment: Tensor | None = None
@@ -73,7 +73,7 @@ class Objective:
         """Whether the bridge's similarity is supervised."""
         return self.alignment.weight > 0
 
-    def pack_losses(self, model: Scone, batch: Batch, device: torch.device, *, sample_posterior: bool) -> PackLosses:
+    def pack_losses(self, model: Network, batch: Batch, device: torch.device, *, sample_posterior: bool) -> PackLosses:
         """Encodes the images of a pack, noises the targets, and compares.
 
         All noise depends on the batch's own seed: neither ranks nor resuming change it.
@@ -103,14 +103,15 @@ class Objective:
         if self.aligned and state is not None and self.bridge is not None:
             threshold = Bridge(self.bridge, pack).threshold(state.similarity.detach())
             alignment = losses.alignment(state, pack, threshold, self.alignment.temperature)
+        error, weights = result.squared_error.mean(-1), pack.target_weights
         return PackLosses(
-            squared_error=result.squared_error.mean(-1).sum(),
+            squared_error=(error if weights is None else error * weights).sum(),
             cross_entropy=losses.text_cross_entropy(result.output, pack),
             alignment=alignment,
             bridge=state,
         )
 
-    def step_losses(self, pack: PackLosses, *, targets: int, labels: int, packs: int) -> StepLosses:
+    def step_losses(self, pack: PackLosses, *, targets: float, labels: int, packs: int) -> StepLosses:
         """What a pack adds to an optimizer step.
 
         Lightning averages gradients over ranks and over the packs of a step. So sums are divided by the mean count of
@@ -118,7 +119,7 @@ class Objective:
 
         Args:
             pack: its sums.
-            targets: target tokens of all packs of the step, on all ranks.
+            targets: weights of the target tokens of all packs of the step, on all ranks.
             labels: labels of text of all packs of the step, on all ranks.
             packs: number of packs of the step, on all ranks.
         """

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from scone_pl.data.stream import Batch
-from scone_pl.model.config import SconeConfig
-from scone_pl.model.scone import Scone
+from scone_pl.model.config import NetworkConfig
+from scone_pl.model.network import Network
 from scone_pl.model.sequence import SequenceFormat
 from scone_pl.sampling.prompts import image_size, prompts_of
 from scone_pl.sampling.sampler import check_finite, decode_latents, initial_noise, sample, to_uint8
@@ -34,7 +34,7 @@ class Predictor:
     """Height and width in pixels of images without a target."""
 
     @classmethod
-    def of(cls, settings: StageSettings, sequence_format: SequenceFormat, config: SconeConfig) -> Predictor:
+    def of(cls, settings: StageSettings, sequence_format: SequenceFormat, config: NetworkConfig) -> Predictor:
         """The predictor of a stage, its settings checked.
 
         Raises:
@@ -62,7 +62,7 @@ class Predictor:
         settings = {**recorded, "round": self.round, "size": self.size, "sampling": sampling}
         PredictionFolder(folder).begin(settings, write=write)
 
-    def predict(self, model: Scone, batch: Batch, folder: Path, needed_by_any: Callable[[bool], bool]) -> list[Path]:
+    def predict(self, model: Network, batch: Batch, folder: Path, needed_by_any: Callable[[bool], bool]) -> list[Path]:
         """Generates an image per sample; finished ones are kept, broken ones made again.
 
         Args:

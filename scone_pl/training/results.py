@@ -22,7 +22,7 @@ from scone_pl.checkpoints.tensor_files import TensorSource, WeightFiles, whole_t
 from scone_pl.errors import UserError
 from scone_pl.files import appearing, write_json
 from scone_pl.model.lora import MARK, LoRAConfig, is_lora_parameter, merged
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.training.provenance import lora_of, provenance_in
 from scone_pl.training.runs import weights_identity
 from scone_pl.training.sharding import reshard
@@ -36,7 +36,7 @@ _PEFT_PREFIX = "base_model.model."
 class TrainedWeights:
     """What training changed, in memory."""
 
-    model: Scone
+    model: Network
     init_from: str
     """Checkpoint folder that training started from."""
     average: Mapping[str, Tensor] | None

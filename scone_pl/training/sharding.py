@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.ranges import check_whole
 from scone_pl.training.snapshots import SnapshotReader, SnapshotWriter, read_run, read_tensors
 
@@ -79,10 +79,10 @@ class FullySharded(ModelParallelStrategy):
         super().setup(trainer)
 
     @property
-    def _network(self) -> Scone:
+    def _network(self) -> Network:
         assert self.lightning_module is not None
         network = self.lightning_module.model
-        assert isinstance(network, Scone)
+        assert isinstance(network, Network)
         return network
 
     def _average(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def needs_wrapping(mesh: DeviceMesh, config: ShardingConfig) -> bool:
     return mesh["data_parallel"].size() > 1 or config.compute_dtype != "float32"
 
 
-def freeze_dtype(model: Scone, config: ShardingConfig) -> None:
+def freeze_dtype(model: Network, config: ShardingConfig) -> None:
     """Keeps frozen weights in the precision that they compute in anyway, so nothing but memory changes.
 
     The autoencoder stays in float32: it runs outside of what FSDP casts.
@@ -195,8 +195,8 @@ def freeze_dtype(model: Scone, config: ShardingConfig) -> None:
             parameter.data = parameter.data.to(DTYPES[config.compute_dtype])
 
 
-def shard(model: Scone, mesh: DeviceMesh, config: ShardingConfig) -> None:
-    """Shards every decoder and ViT layer, then the rest, over the mesh's data-parallel axis, in place.
+def shard(model: Network, mesh: DeviceMesh, config: ShardingConfig) -> None:
+    """Shards every decoder (and ViT) layer, then the rest, over the mesh's data-parallel axis, in place.
 
     The autoencoder stays whole: it is small, frozen, and runs outside of the model's forward.
 
@@ -208,7 +208,7 @@ def shard(model: Scone, mesh: DeviceMesh, config: ShardingConfig) -> None:
         param_dtype=DTYPES[config.compute_dtype], reduce_dtype=DTYPES[config.reduce_dtype], cast_forward_inputs=False
     )
     axes = _data_mesh(mesh, config.replicas)
-    for layer in (*model.language_model.model.layers, *model.vit_model.vision_model.encoder.layers):
+    for layer in model.layers_to_shard:
         fully_shard(layer, mesh=axes, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     model.runs_towers_always = True
     fully_shard(model, mesh=axes, mp_policy=policy, ignored_params=set(model.autoencoder.parameters()))
@@ -224,7 +224,7 @@ def _data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
     return init_device_mesh(mesh.device_type, (replicas, ranks // replicas), mesh_dim_names=("replica", "part"))
 
 
-def reshard(model: Scone) -> None:
+def reshard(model: Network) -> None:
     """Reshards all modules: frees gathered weights, so that the model's parameters are its shards again.
 
     FSDP leaves the outermost ones gathered after a forward pass that no backward follows: a validation, a preview.
@@ -234,6 +234,6 @@ def reshard(model: Scone) -> None:
             module.reshard()
 
 
-def is_sharded(model: Scone) -> bool:
+def is_sharded(model: Network) -> bool:
     """Whether each rank holds only a part of the weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -14,10 +14,10 @@ from scone_pl.outputs import check_output_folder
 
 if TYPE_CHECKING:
     from scone_pl.data.tokenizer import Tokenizer
-    from scone_pl.model.scone import Scone
+    from scone_pl.model.network import Network
 
 
-def write_random(folder: Path, settings: Mapping[str, Any], build: Callable[[], tuple[Scone, Tokenizer]]) -> bool:
+def write_random(folder: Path, settings: Mapping[str, Any], build: Callable[[], tuple[Network, Tokenizer]]) -> bool:
     """Writes weights, configs and tokenizer; `settings` decide them and are kept in the record.
 
     Returns:

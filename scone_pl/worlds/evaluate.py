@@ -24,7 +24,7 @@ from scone_pl.files import read_json
 from scone_pl.markdown import markdown_table
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.model.sequence import SequenceFormat
 from scone_pl.progress import track
 from scone_pl.sampling.prompts import prompts_of
@@ -72,7 +72,7 @@ def packing_of(canvas: int, sequence_format: SequenceFormat) -> PackingConfig:
 
 
 def draw(
-    model: Scone,
+    model: Network,
     tokenizer: Tokenizer,
     episodes: Sequence[Episode],
     config: SamplingConfig,

@@ -14,7 +14,7 @@ from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.worlds.episode import Episode
 from scone_pl.worlds.evaluate import packing_of
 
@@ -48,7 +48,7 @@ def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str,
     }
 
 
-def _packing(model: Scone, tokenizer: Tokenizer, episodes: Sequence[Episode]) -> PackingConfig:
+def _packing(model: Network, tokenizer: Tokenizer, episodes: Sequence[Episode]) -> PackingConfig:
     """Images as they are; those of one set have one size."""
     (canvas,) = {episode.canvas for episode in episodes}
     return packing_of(canvas, model.config.sequence_format(tokenizer.special))

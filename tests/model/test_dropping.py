@@ -26,7 +26,8 @@ from model_helpers import (
 from scone_pl.model.bridge import Remaining
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
-from scone_pl.model.scone import Scone, SconeOutput
+from scone_pl.model.network import NetworkOutput
+from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
 
 DROP = BridgeConfig(source_layer=1, first_masked_layer=2, last_masked_layer=2, threshold=0.2, drop_blocked=True)
@@ -77,7 +78,7 @@ def in_float64(model: Scone, pack: PackedSequence) -> tuple[PackedSequence, torc
     return dataclasses.replace(pack, vit_patches=pack.vit_patches.double()), latents.double(), times.double()
 
 
-def gradients(model: Scone, output: SconeOutput) -> dict[str, torch.Tensor]:
+def gradients(model: Scone, output: NetworkOutput) -> dict[str, torch.Tensor]:
     model.zero_grad()
     (output.velocity.square().sum() + output.text_logits.square().sum()).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

@@ -13,9 +13,11 @@ from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.sampling.cache import ContextCache, ContextSpan, RecordingPlan
-from scone_pl.sampling.guidance import guide
+from scone_pl.sampling.guidance import RULES
 from scone_pl.sampling.sampler import Prompt, initial_noise, sample
 from scone_pl.sampling.settings import SamplingConfig
+
+guide = RULES["two_conditions"].guide
 
 MODEL = tiny_model(3)
 SEQUENCE_FORMAT = MODEL.config.sequence_format(SpecialTokens(0, 1, 2, 3))

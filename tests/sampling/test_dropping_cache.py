@@ -14,8 +14,10 @@ from scone_pl import flow
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.sampling.context import Prompt, prefill
-from scone_pl.sampling.guidance import guide
+from scone_pl.sampling.guidance import RULES
 from scone_pl.sampling.sampler import initial_noise, sample
+
+guide = RULES["two_conditions"].guide
 
 DROP = BridgeConfig(source_layer=1, first_masked_layer=2, last_masked_layer=2, threshold=0.1, drop_blocked=True)
 EXACT = copy.deepcopy(MODEL).double()

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from scone_pl.errors import UserError
-from scone_pl.sampling.guidance import guide, guided_at
+from scone_pl.sampling.guidance import RULES
 from scone_pl.sampling.sampler import SampledLatents, check_finite
 from scone_pl.sampling.settings import SamplingConfig
+
+guide, guided_at = RULES["two_conditions"].guide, RULES["two_conditions"].guided_at
 
 TOKENS, VALUES = 5, 3
 

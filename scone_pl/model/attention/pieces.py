@@ -110,9 +110,10 @@ def target_pieces(
             mask = _with_own(present, split)
             pieces.append(Piece(own, whole, mask, biased=None if biased is None else biased[own, None]))
         else:
-            # Start and end of the image are not target latents: they see blocked keys too (specification 5).
-            pieces.append(Piece(slice(start, stop, split.length - 1), whole))
-            content = slice(start + 1, stop - 1)
+            if split.frame:
+                # Start and end of the image are not target latents: they see blocked keys too (specification 5).
+                pieces.append(Piece(slice(start, stop, split.length - 1), whole))
+            content = slice(start + split.frame, stop - split.frame)
             if isinstance(visible, Tensor):
                 pieces.append(Piece(content, whole, _with_own(visible[:, None, None], split)))
                 continue

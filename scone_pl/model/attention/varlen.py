@@ -257,8 +257,8 @@ def _segments(pack: PackedSequence, *, edges_apart: bool = False, targets_apart:
                 if not edges_apart:
                     to_targets.append(_Segment((own,), keys, False, (True, False)))
                     continue
-                edges = range(split.start, split.start + 1), range(split.stop - 1, split.stop)
-                to_targets.append(_Segment(edges, keys, False, (False, False)))
+                if split.frame:
+                    to_targets.append(_Segment(tuple(split.edges), keys, False, (False, False)))
                 to_targets.append(_Segment((split.content,), keys, False, (True, False)))
             else:
                 segment = _Segment((own,), (range(begin, split.stop),), split.kind == SplitKind.TEXT, (False,))

@@ -29,7 +29,7 @@ class Remaining:
         lengths = kept_lengths(pack, blocked)
         padded = _padded_lengths(pack, lengths)
         self.pack = shortened(pack, padded)
-        """L' tokens; filler is at the end of its split. For attention and positions."""
+        """L' tokens; filler is at the end of its split. For attention."""
         self._sizes = len(pack.understanding_index), len(pack.latent_index)
         kept = (~blocked).nonzero().flatten()
         # Blocked tokens of earlier splits move a token up, their filler moves it back down.
@@ -38,6 +38,7 @@ class Remaining:
         rows = pack.merge_index[kept]
         is_understanding = rows < self._sizes[0]
         self._rows = ByExpert(rows[is_understanding], rows[~is_understanding] - self._sizes[0])
+        self._kept, self._index = kept, index
         self.routing = Routing.between(index[is_understanding], index[~is_understanding], len(self.pack))
         self.present: Tensor | None = None
         """(L',) bool, false for filler; None if there is none."""
@@ -48,6 +49,10 @@ class Remaining:
     def take(self, x: ByExpert) -> ByExpert:
         """(U, D), (N, D) -> (U', D), (N', D)."""
         return ByExpert(*(states.index_select(0, rows) for states, rows in zip(x, self._rows, strict=True)))
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(L, ...), one for each token -> (L', ...), 0 for filler."""
+        return values.new_zeros(len(self.pack), *values.shape[1:]).index_copy(0, self._index, values[self._kept])
 
     def restore(self, x: ByExpert) -> ByExpert:
         """(U', D), (N', D) -> (U, D), (N, D), zero for dropped tokens."""

@@ -54,9 +54,21 @@ class BridgeSchedule(LayerSchedule):
     """Hides references early, compares behind the source layer, then masks or drops what is blocked."""
 
     def __init__(
-        self, bridge: Bridge, tokens: LayerTokens, num_layers: int, rotary_of: Callable[[Tensor], Rotary]
+        self,
+        bridge: Bridge,
+        tokens: LayerTokens,
+        num_layers: int,
+        position_ids: Tensor,
+        rotary_of: Callable[[Tensor], Rotary],
     ) -> None:
-        """`rotary_of` gives the tables of position ids, for the tokens that remain after dropping.
+        """Keeps what the layers behind the source layer need.
+
+        Args:
+            bridge: what decides.
+            tokens: those of all layers, before anything is hidden.
+            num_layers: of the decoder.
+            position_ids: (L, ...) RoPE positions.
+            rotary_of: the tables of positions, for the tokens that remain after dropping.
 
         Raises:
             ValueError: the bridge names a layer that the decoder does not have.
@@ -68,7 +80,7 @@ class BridgeSchedule(LayerSchedule):
                 f"bridge.last_masked_layer is {self.config.last_masked_layer} but the decoder's last layer is "
                 f"{num_layers - 1}"
             )
-        self._rotary_of = rotary_of
+        self._position_ids, self._rotary_of = position_ids, rotary_of
         self._early_plan = self._masked_plan = tokens.plan
         if self.config.hides_references_in(0):
             self._early_plan = tokens.plan.hiding(bridge.pack.reference_tokens)
@@ -93,7 +105,8 @@ class BridgeSchedule(LayerSchedule):
     def _drop(self, remaining: Remaining, x: ByExpert) -> ByExpert:
         pack = remaining.pack
         self._masked_plan = self.tokens.plan.over(pack, remaining.present)
-        self.tokens = LayerTokens(remaining.routing, self._rotary_of(pack.position_ids), self._masked_plan)
+        rotary = self._rotary_of(remaining.spread(self._position_ids))
+        self.tokens = LayerTokens(remaining.routing, rotary, self._masked_plan)
         return remaining.take(x)
 
     def restore(self, x: ByExpert) -> ByExpert:

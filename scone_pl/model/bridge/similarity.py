@@ -24,8 +24,8 @@ class Similarity:
 
     @cached_property
     def _kinds(self) -> list[set[SplitKind]]:
-        """Per sample the kinds of its splits, answers left out."""
-        return [{s.kind for s in splits if not s.labelled} for splits in self.pack.by_sample]
+        """Per sample the kinds of its splits, texts without a word of the instruction left out."""
+        return [{s.kind for s in splits if s.kind != SplitKind.TEXT or s.instruction} for splits in self.pack.by_sample]
 
     @cached_property
     def _compared(self) -> list[bool]:
@@ -34,8 +34,9 @@ class Similarity:
 
     @cached_property
     def _guided(self) -> list[bool]:
-        """Per sample whether it has an instruction, ViT and clean latent tokens; without them it has no mask."""
-        return [kinds >= {SplitKind.TEXT, SplitKind.VIT, SplitKind.VAE} for kinds in self._kinds]
+        """Per sample whether it has an instruction and all tokens of a reference; without them it has no mask."""
+        needed = {SplitKind.TEXT, SplitKind.VIT} | ({SplitKind.VAE} if not self.pack.layout.single_stream else set())
+        return [kinds >= needed for kinds in self._kinds]
 
     @cached_property
     def maskable(self) -> Tensor:
@@ -44,10 +45,14 @@ class Similarity:
 
     @cached_property
     def _image_pairs(self) -> list[tuple[Tensor, Tensor, tuple[int, int], tuple[int, int]]]:
-        """Indices of the ViT (n, tokens) and VAE (n, tokens) tokens of the same n images, and their common grids."""
+        """Indices of the ViT (n, tokens) and VAE (n, tokens) tokens of the same n images, and their common grids.
+
+        Where references enter once, both are the same tokens.
+        """
+        own = SplitKind.VIT if self.pack.layout.single_stream else SplitKind.VAE
         pairs: dict[tuple[tuple[int, int], tuple[int, int]], list[tuple[range, range]]] = {}
         for splits in self.pack.by_sample:
-            vae = {s.image: s for s in splits if s.kind == SplitKind.VAE}
+            vae = {s.image: s for s in splits if s.kind == own}
             for split in splits:
                 if split.kind == SplitKind.VIT and split.image in vae and self._guided[split.sample]:
                     other = vae[split.image]
@@ -75,7 +80,7 @@ class Similarity:
         of_vit = (states[row[vit_index]] * text_mean[sample[vit_index]]).sum(-1)  # (V,)
         compared = self._of_samples(self._compared)[vit_index]
         similarity = similarity.index_put((vit_index,), torch.where(compared, of_vit, 1.0))
-        for vit, vae, vit_grid, vae_grid in self._image_pairs:
+        for vit, vae, vit_grid, vae_grid in self._image_pairs if not pack.layout.single_stream else ():
             grid = similarity[vit].view(-1, 1, *vit_grid)
             resized = F.interpolate(grid, size=vae_grid, mode="bilinear", align_corners=False)
             similarity = similarity.index_put((vae,), resized.flatten(1))

@@ -8,7 +8,7 @@ from pathlib import Path
 from scone_pl.data.tokenizer import Tokenizer, word_tokenizer
 from scone_pl.model.config import icons
 from scone_pl.model.initialize import random_model
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.worlds.base import write_random
 from scone_pl.worlds.icons import autoencoder
 from scone_pl.worlds.icons.atlas import read_atlas
@@ -24,7 +24,7 @@ def write_base(folder: Path, *, atlas: str = "", seed: int = 0) -> bool:
         seed: of the weights.
     """
 
-    def build() -> tuple[Scone, Tokenizer]:
+    def build() -> tuple[Network, Tokenizer]:
         tokenizer = word_tokenizer(vocabulary(read_atlas(atlas).names), spelled=True)
         config, weights = autoencoder.shipped()
         model = random_model(replace(icons(tokenizer.vocab_size), autoencoder=config), seed)

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
 
-from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer, word_tokenizer
-from scone_pl.model.config import PRESETS, SconeConfig
+from scone_pl.data.tokenizer import Tokenizer, byte_tokenizer
+from scone_pl.errors import UserError
+from scone_pl.model.bases import BASES, PRESETS
 from scone_pl.model.initialize import random_model
-from scone_pl.model.scone import Scone
+from scone_pl.model.network import Network
 from scone_pl.worlds.base import write_random
 from scone_pl.worlds.shapes.world import WORDS
 
 
-def write_base(
-    folder: Path, *, preset: Literal["mini", "mini_dense", "mini_photo"] = "mini", canvas: int = 16, seed: int = 0
-) -> bool:
+def write_base(folder: Path, *, preset: str = "mini", canvas: int = 16, seed: int = 0) -> bool:
     """Writes weights, configs and tokenizer (words of the mini-world, or bytes for photographs).
 
     Returns:
         False if the folder already holds the same: runs that started from it would not recognise a new one.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else, or there is no such preset.
     """
+    if preset not in (known := [name for name in PRESETS if name.startswith("mini")]):
+        raise UserError(f"--preset {preset:.80}: one of {', '.join(known)}")
 
-    def build() -> tuple[Scone, Tokenizer]:
-        tokenizer = byte_tokenizer() if preset == "mini_photo" else word_tokenizer(WORDS)
-        config: SconeConfig = PRESETS[preset](vocab_size=tokenizer.vocab_size)
-        if preset != "mini_photo":
-            side = canvas // config.latent_stride
-            config = dataclasses.replace(
-                config, latent_positions_per_side=side, vit=dataclasses.replace(config.vit, positions_per_side=side)
-            )
-        return random_model(config, seed), tokenizer
+    def build() -> tuple[Network, Tokenizer]:
+        base = next(base for base in BASES.values() if preset in base.presets)
+        photo = preset == "mini_photo"
+        tokenizer: Tokenizer = byte_tokenizer() if photo else import_module(base.tokenizer).word_tokenizer(WORDS)
+        config = base.presets[preset](vocab_size=tokenizer.vocab_size)
+        return random_model(config if photo else config.with_canvas(canvas), seed), tokenizer
 
     return write_random(folder, {"preset": preset, "canvas": canvas, "seed": seed}, build)

@@ -1,29 +1,19 @@
-"""The verb `parity` compares this code with numbers computed by the published implementation.
-
-A parity folder is a checkpoint folder plus `expected.json` and `expected.safetensors` (such as tests/golden/parity).
-All its tensors are recomputed from images and token ids, with the code of training and sampling.
-"""
+"""Comparison with BAGEL's and Scone's published implementation (tests/golden/parity)."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from scone_pl.checkpoints.model import from_pretrained
-from scone_pl.checkpoints.safetensors_header import read_header
 from scone_pl.data.packing import PackingConfig, PreparedSample, prepare_sample
 from scone_pl.data.sample import Sample
 from scone_pl.data.transforms import ResizeLimits
@@ -31,72 +21,17 @@ from scone_pl.errors import UserError
 from scone_pl.files import read_json
 from scone_pl.model.attention import dense_mask
 from scone_pl.model.builder import SequenceBuilder
-from scone_pl.model.config import BridgeConfig
-from scone_pl.model.scone import SconeOutput
+from scone_pl.model.config import BridgeConfig, SconeConfig
+from scone_pl.model.network import NetworkOutput
 from scone_pl.model.sequence import PackedSequence, SpecialTokens, SplitKind
 from scone_pl.model.vae import as_float
+from scone_pl.parity.comparison import TOLERANCE, Comparison, TrackedTensors, close, exact, png
 from scone_pl.sampling.checks import as_device
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.prompts import prompts_of
 from scone_pl.sampling.sampler import decode_latents, sample, to_uint8
 from scone_pl.sampling.settings import SamplingConfig
 from scone_pl.training.losses import flow_matching
-from scone_pl.training.parts import count_parameters
-
-TOLERANCE = 1e-4
-"""Relative to a tensor's largest magnitude; the accuracy of float32 (golden README)."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One line of the report."""
-
-    name: str
-    error: float
-    """Relative for floats, number of differing entries for integers and masks, levels (of 255) for images."""
-    tolerance: float
-
-    @property
-    def agrees(self) -> bool:
-        return self.error <= self.tolerance
-
-    def __str__(self) -> str:
-        verdict = "ok" if self.agrees else "DIFFERS"
-        return f"{self.name:<40} error {self.error:9.2e}  tolerance {self.tolerance:7.0e}  {verdict}"
-
-
-def exact(name: str, ours: Tensor | list[Any], theirs: Tensor | list[Any]) -> Comparison:
-    """Number of differing entries of integers, masks or shapes."""
-    a, b = (torch.as_tensor(x).cpu() for x in (ours, theirs))
-    if a.shape != b.shape:
-        return Comparison(name, float("inf"), 0)
-    return Comparison(name, float((a != b).sum()), 0)
-
-
-def close(name: str, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> Comparison:
-    """Largest difference over the largest expected magnitude; entries that are infinite on both sides agree."""
-    a, b = ours.detach().cpu().double(), theirs.cpu().double()
-    if a.shape != b.shape:
-        return Comparison(name, float("inf"), tolerance)
-    equal_infinities = torch.isinf(b) & (a == b)
-    a, b = a.masked_fill(equal_infinities, 0), b.masked_fill(equal_infinities, 0)
-    scale = b.abs().max().clamp(min=1e-12) if b.numel() else 1.0
-    error = float((a - b).abs().max() / scale) if b.numel() else 0.0
-    return Comparison(name, error if error == error else float("inf"), tolerance)
-
-
-class _TrackedTensors(dict[str, Tensor]):
-    """Named tensors that record which were read, so that none is left uncompared."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        super().__init__(tensors)
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self:
-            raise UserError(f"expected.safetensors: no tensor {name}; is the parity folder complete?")
-        self.read.add(name)
-        return super().__getitem__(name)
 
 
 class _FixedIds:
@@ -119,11 +54,7 @@ class ParityCase:
             if not (folder / name).exists():
                 raise UserError(f"{folder}: not a parity folder, {name} is missing")
         self.expected: dict[str, Any] = read_json(folder / "expected.json", dict)
-        read_header(folder / "expected.safetensors")
-        try:
-            self.tensors = _TrackedTensors(load_file(folder / "expected.safetensors"))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder / 'expected.safetensors'}: cannot be read ({error})") from error
+        self.tensors = TrackedTensors.of(folder / "expected.safetensors")
         self.config = self.expected["config"]
         self.model = from_pretrained(folder, device=device)
         self._check_sizes()
@@ -146,6 +77,7 @@ class ParityCase:
 
     def _check_sizes(self) -> None:
         config = self.model.config
+        assert isinstance(config, SconeConfig)
         ours = {
             "latent_patch_size": config.latent_patch_size,
             "max_latent_size": config.latent_positions_per_side,
@@ -159,11 +91,16 @@ class ParityCase:
         if not isinstance(self.expected["samples"], list) or not self.expected["samples"]:
             raise UserError("expected.json: samples must be a list of at least one sample")
 
+    @property
+    def references(self) -> int:
+        """Reference images of all samples."""
+        return len(self.pack().splits_of(SplitKind.VAE))
+
     # ------------------------------------------------------------------ inputs, with the code of `data`
     def prepare(self, number: int, vit_source: Literal["original", "vae_resized"]) -> PreparedSample:
         """Sample `number` decoded and transformed as training (or sampling) does it."""
         description = self.expected["samples"][number]
-        encoded = [_png(self.tensors[f"sample{number}.image{i}"]) for i in range(description["num_refs"] + 1)]
+        encoded = [png(self.tensors[f"sample{number}.image{i}"]) for i in range(description["num_refs"] + 1)]
         packing = PackingConfig(
             # The instruction is dropped in training only.
             instruction_dropout=1.0 if description["drop_text"] and vit_source == "original" else 0.0,
@@ -323,46 +260,6 @@ class ParityCase:
         return dataclasses.replace(prompts_of(builder.build())[0], size=size)
 
 
-def in_sequence_order(output: SconeOutput, pack: PackedSequence) -> Tensor:
+def in_sequence_order(output: NetworkOutput, pack: PackedSequence) -> Tensor:
     """(L, D): both experts' final states."""
     return torch.cat(output.hidden).index_select(0, pack.merge_index)
-
-
-def _png(image: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image.numpy()).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def parity(folder: Path, attention: Literal["split", "flex", "dense"] = "split", device: str = "cpu") -> int:
-    """Recomputes everything in a parity folder and prints the largest error of each quantity.
-
-    Args:
-        folder: checkpoint folder with expected.json and expected.safetensors.
-        attention: attention backend.
-        device: cpu or cuda.
-    """
-    if attention == "flex" and as_device(device).type == "cpu":
-        raise UserError("FlexAttention has no backward on the CPU; use --device cuda, or --attention split")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        return _report(folder, attention, device)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        # Damaged content of a parity folder must not appear as an error of the program.
-        raise UserError(
-            f"{folder}: expected.json does not describe a parity case ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _report(folder: Path, attention: str, device: str) -> int:
-    case = ParityCase(folder, attention=attention, device=device)
-    parameters = sum(count_parameters(case.model).values())
-    references = len(case.pack().splits_of(SplitKind.VAE))
-    print(f"{folder}: {parameters:,} parameters, {references} references, attention {attention} on {device}")
-    comparisons = []
-    for comparison in case.compare():
-        comparisons.append(comparison)
-        print(comparison, flush=True)
-    wrong = [c.name for c in comparisons if not c.agrees]
-    print(f"{len(comparisons) - len(wrong)} of {len(comparisons)} quantities agree")
-    return 1 if wrong else 0

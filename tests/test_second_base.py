@@ -1,0 +1,151 @@
+"""SenseNova-U1 and U1.5: agreement with the public code, sizes, and that nothing outside of the base says its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import scone_pl
+from scone_pl import flow
+from scone_pl.checkpoints.folder import read_config
+from scone_pl.checkpoints.model import from_pretrained, save_pretrained
+from scone_pl.data.packing import PackingConfig
+from scone_pl.errors import UserError
+from scone_pl.model.bases import BASES, PRESETS
+from scone_pl.model.sequence import SpecialTokens
+from scone_pl.parity.neo import ParityCase, byte_tokenizer
+from scone_pl.sampling.guidance import RULES
+from scone_pl.sampling.settings import SamplingConfig
+
+GOLDEN = Path(__file__).parent / "golden/neo"
+U15 = GOLDEN / "u1_5"
+SIZES = json.loads((GOLDEN / "published_sizes.json").read_text())
+PACKAGE = Path(scone_pl.__file__).parent
+
+
+@pytest.mark.parametrize("attention", ["split", "dense"])
+def test_everything_in_the_golden_folder_agrees(attention: str) -> None:
+    comparisons = list(ParityCase(U15, attention=attention, device="cpu").compare())
+    assert [c.name for c in comparisons if not c.agrees] == []
+    assert len(comparisons) == 62
+
+
+def test_exactly_the_wrong_numbers_are_reported(tmp_path: Path) -> None:
+    folder = tmp_path / "u1_5"
+    shutil.copytree(U15, folder)
+    wrong = ["sample0.ids", "sample0.prefix.key.0", "sample0.bridge.blocked", "infer.sample0.both.image"]
+    tensors = load_file(folder / "expected.safetensors")
+    for name in wrong:
+        flat = tensors[name].flatten()
+        flat[3] = ~flat[3] if flat.dtype == torch.bool else flat[3] + 1
+    save_file(tensors | {"sample0.new": torch.zeros(1)}, folder / "expected.safetensors")
+    reported = {c.name for c in ParityCase(folder, attention="split", device="cpu").compare() if not c.agrees}
+    assert reported == {*wrong, "sample0.new: not compared"}
+
+
+def test_published_sizes() -> None:
+    special = SpecialTokens(0, 1, 2, 3)
+    for case in SIZES["smart_resize"]:
+        sequence_format = PRESETS["neo_u15_8b"]().sequence_format(special)
+        packing = PackingConfig.for_inference(sequence_format)
+        _, resize = packing.resizes(sequence_format, references=case["num_images"])
+        assert list(resize.size(case["width"], case["height"])[::-1]) == case["result_hw"], case
+    for name, theirs in SIZES["time_grids"].items():
+        shift, steps = re.fullmatch(r"shift([\d.]+)_steps(\d+)", name).groups()  # type: ignore[union-attr]
+        torch.testing.assert_close(1 - flow.time_grid(int(steps), float(shift)), torch.tensor(theirs))
+    with torch.device("meta"):
+        models = {name: PRESETS[name]().build() for name in ("neo_u1_8b", "neo_u15_8b")}
+    counts = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+    assert counts == {"neo_u1_8b": 17_552_340_992, "neo_u15_8b": 17_532_854_464}
+    assert len(models["neo_u15_8b"].state_dict()) == 1116
+    scales = {tokens: 8 * (int(tokens) / 4096) ** 0.5 for tokens in SIZES["noise_scales"]}
+    assert scales == SIZES["noise_scales"]
+
+
+def test_positions_of_the_published_case() -> None:
+    case = SIZES["thw_case"]
+    names = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<IMG_CONTEXT>", "<img>", "</img>")
+    tokenizer = byte_tokenizer({name: 256 + i for i, name in enumerate(names)}, "")
+    layout = read_config(U15).sequence_format(tokenizer.special)
+    from scone_pl.model.builder import SequenceBuilder
+
+    builder, ids = SequenceBuilder(layout), [i for i in case["ids"] if i != 260]
+    builder.begin_sample()
+    builder.add_words(ids[:7], ())
+    builder.add_vit(torch.zeros(3, 64, 96), reference=0)
+    builder.add_words(ids[7:11], ())
+    builder.add_vit(torch.zeros(3, 64, 64), reference=1)
+    builder.add_words(ids[11:], ())
+    assert builder.build().axis_positions.T.tolist() == case["indexes"]
+
+
+def test_the_interval_is_open_and_one_from_the_noise_on_covers_all_steps() -> None:
+    rule = RULES["three_contexts"]
+
+    def guided(low: float, high: float) -> list[bool]:  # in the published direction: 0 = noise
+        config = SamplingConfig(guidance_interval=(1 - high, 1 - low))
+        return [rule.guided_at(config, 1 - torch.tensor(t)) for t in (0.0, 0.25, 0.5, 0.75)]
+
+    assert guided(0.25, 0.75) == [False, False, True, False]
+    assert guided(0.0, 0.25) == [True] * 4
+    assert guided(0.1, 0.6) == [False, True, True, False]
+
+
+def test_guidance_needs_only_the_contexts_of_its_scales() -> None:
+    rule, full, bare, nothing = RULES["three_contexts"], *torch.randn(3, 1, 4, 6).unbind()
+    for a, b in ((4.0, 1.0), (4.0, 2.0), (3.0, 3.0)):
+        config = SamplingConfig(guidance_scale=a, image_guidance_scale=b, guidance_rescale="none")
+        needs = rule.needs(config, negative=False)
+        given = [x if needed else None for x, needed in zip((bare, nothing), needs, strict=True)]
+        wanted = nothing + a * (full - bare) + b * (bare - nothing)
+        torch.testing.assert_close(rule.guide(config, full, *given), wanted)
+    assert rule.needs(SamplingConfig(image_guidance_scale=1.0), negative=False) == (True, False)
+    assert rule.needs(SamplingConfig(image_guidance_scale=4.0), negative=False) == (False, True)
+
+
+def test_a_folder_is_written_as_it_was_read(tmp_path: Path) -> None:
+    config = read_config(U15)
+    model = from_pretrained(U15)
+    save_pretrained(model, tmp_path / "again")
+    assert read_config(tmp_path / "again") == config
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "again", U15))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    mlp = dataclasses.replace(config, head="mlp", head_width=40, noise_scale_max=8.0, latent_patch_size=4)
+    save_pretrained(mlp.build(), tmp_path / "mlp")
+    assert read_config(tmp_path / "mlp") == mlp
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"time_schedule": "dynamic"}, "time_schedule is 'dynamic', but only standard"),
+        ({"use_pixel_head": False}, "use_pixel_head false, but the weights lack fm_modules.fm_head.0.weight"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"P_std": "x"}, "P_std is 'x'"),
+        ({"llm_config": []}, "llm_config must be an object"),
+        ({"vision_config": {}}, "lacks the key vision_config.hidden_size"),
+    ],
+)
+def test_configs_that_are_not_implemented_are_one_line(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    shutil.copytree(U15, tmp_path / "folder")
+    file = tmp_path / "folder/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_config(tmp_path / "folder")
+
+
+def test_only_the_registry_names_the_second_base() -> None:
+    own = re.compile(r"(^|/)neo(/|\.py$)")
+    name = re.compile(r"\bneo|Neo\b|NEO|\bU1\b|SenseNova|fm_modules|vision_model_mot_gen", re.IGNORECASE)
+    files = [f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py")]
+    found = {f for f in files if not own.search(f) and name.search((PACKAGE / f).read_text())}
+    assert found == {"model/bases.py"}
+    assert len(BASES) == 2
