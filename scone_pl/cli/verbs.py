@@ -69,6 +69,13 @@ VERBS = {
         "how far two judges, or a judge and people, agree on the same images",
         Command("scone_pl.cli.agreement:agreement"),
     ),
+    "study-page": Verb(
+        "one page on which people choose the best image, blind", Command("scone_pl.cli.blind_study:study_page")
+    ),
+    "study-choices": Verb(
+        "how often people chose each model, and how far the judge agrees",
+        Command("scone_pl.cli.blind_study:study_choices"),
+    ),
     "similarity": Verb(
         "DINO, CLIP-I and CLIP-T of generated images, without a judge",
         Command("scone_pl.cli.similarity:similarity"),

@@ -30,7 +30,7 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of every column of `combine(...)["mean"]`; averages require all tasks."""
     keys, values = item_values(records, benchmark)
-    resampled = _resampled(benchmark, values, {t: _weights(k, t, resamples, seed) for t, k in keys.items()})
+    resampled = _resampled(benchmark, values, {t: item_weights(k, t, resamples, seed) for t, k in keys.items()})
     return {column: _interval(scores) for column, scores in resampled.items()}
 
 
@@ -52,7 +52,7 @@ def compare(
     common = {task: keys for task, keys in common.items() if keys}
     if not common:
         raise UserError("the two score files have no complete item in common; compare runs of the same benchmark data")
-    weights = {task: _weights(keys, task, resamples, seed) for task, keys in common.items()}
+    weights = {task: item_weights(keys, task, resamples, seed) for task, keys in common.items()}
     ones = {task: np.ones((1, len(keys))) for task, keys in common.items()}
     models = [
         {task: _select(values[task], keys[task], common[task]) for task in common}
@@ -102,7 +102,7 @@ def _select(values: Values, keys: Sequence[str], selected: Sequence[str]) -> Val
     return {name: scores[rows] for name, scores in values.items()}
 
 
-def _weights(keys: Sequence[str], task: str, resamples: int, seed: int) -> np.ndarray:
+def item_weights(keys: Sequence[str], task: str, resamples: int, seed: int) -> np.ndarray:
     """(B, n): how often each item is drawn; the same for two models with the same keys."""
     generator = np.random.default_rng([seed, zlib.crc32(task.encode())])
     return generator.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=resamples).astype(np.float64)

@@ -158,6 +158,12 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def benchmark_of_folder(path: Path) -> str | None:
+    """Name of the benchmark whose evaluation a folder holds; None = it holds none."""
+    name = _read_metadata(path).get("benchmark")
+    return None if name is None else str(name)
+
+
 def name_of_scores(file: Path) -> str:
     """Name of the model that these scores belong to, as stored by its evaluation."""
     name = _read_metadata(file.parent).get("name")

@@ -71,6 +71,12 @@ OUTPUTS = {
         "--output",
         files=("agreement.md", "agreement.json", "report.html"),
     ),
+    "study-page": Output(("study-page", "--runs", ABSENT, ABSENT), "--output", files=("study.html", "study_key.json")),
+    "study-choices": Output(
+        ("study-choices", "--choices", ABSENT, "--key", ABSENT),
+        "--output",
+        files=("choices.md", "choices.json", "choices.csv"),
+    ),
     "similarity": Output(
         ("similarity", "--data", ABSENT, "--images", ABSENT),
         "--output",
