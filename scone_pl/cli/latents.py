@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.model import autoencoder_identity, load_autoencoder
-from scone_pl.cli.lightning import stages
+from scone_pl.cli.stages import stages
 from scone_pl.data.latents import LatentCache
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.shards import ShardSet

@@ -54,8 +54,12 @@ class PackingConfig:
     lookahead: int = 64
     """Window of the shuffled order from which the samples that fill a pack best are chosen; larger packs better."""
 
+    balance_window: int = 1
+    """Packs of an epoch are sorted by their attended pairs within windows of so many packs, so that those which ranks
+    take in the same step cost alike; 1 = not sorted."""
+
     def __post_init__(self) -> None:
-        for name in ("token_budget", "targets_per_sample", "lookahead"):
+        for name in ("token_budget", "targets_per_sample", "lookahead", "balance_window"):
             check_whole(f"packing.{name}", getattr(self, name), minimum=1)
         for name in ("instruction_dropout", "vae_dropout", "vit_dropout"):
             check_number(f"packing.{name}", getattr(self, name), minimum=0, maximum=1)
@@ -146,6 +150,19 @@ def sample_layout(
     targets = [] if entry.target is None else [_tokens(vae.grid(*entry.target))] * config.targets_per_sample
     text, answer = tokenizer.encode(entry.instruction), tokenizer.encode(entry.answer) if entry.answer else None
     return sequence_format.layout.split_lengths(references, text, answer, targets)
+
+
+def sample_pairs(
+    entry: IndexEntry, sequence_format: SequenceFormat, tokenizer: Tokenizer, config: PackingConfig
+) -> int:
+    """Pairs of query and key in a sample's attention, from the index alone; text counts as if it were not causal."""
+    layout = sample_layout(entry, sequence_format, tokenizer, config)
+    num_targets = 0 if entry.target is None else config.targets_per_sample
+    pairs = context = 0
+    for length in layout[: len(layout) - num_targets]:
+        context += length
+        pairs += length * context
+    return pairs + sum(length * (context + length) for length in layout[len(layout) - num_targets :])
 
 
 def sample_length(

@@ -13,8 +13,8 @@ import numpy as np
 
 from scone_pl.data.index import duplicates
 from scone_pl.data.latents import LatentCache
-from scone_pl.data.packing import PackingConfig, sample_length
-from scone_pl.data.planning import plan_packs
+from scone_pl.data.packing import PackingConfig, sample_length, sample_pairs
+from scone_pl.data.planning import balanced_order, plan_packs
 from scone_pl.data.sample import Sample
 from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet
@@ -111,6 +111,10 @@ class Mixture:
         if not sources:
             raise UserError("the list of data sources is empty; give at least one folder of shards")
         packing.check(sequence_format)
+        if packing.balance_window > 1 and shuffle_window is not None:
+            raise UserError(
+                "packing.balance_window would undo the order that data.shuffle_window keeps; give one of them"
+            )
         self.sources = tuple(sources)
         for source in self.sources:
             source.check()
@@ -121,6 +125,10 @@ class Mixture:
         self._shard_ends = [np.cumsum([shard.samples for shard in shards.manifest.shards]) for shards in self.sets]
         self.lengths = [sample_lengths(shards, sequence_format, tokenizer, packing) for shards in self.sets]
         """Per source (samples,) int64: tokens of every sample."""
+        self.pairs: list[np.ndarray] = []
+        """Per source (samples,) int64: attended pairs of every sample, if packs are balanced."""
+        if packing.balance_window > 1:
+            self.pairs = [sample_pair_counts(shards, sequence_format, tokenizer, packing) for shards in self.sets]
         budget = packing.token_budget
         self.usable = [np.flatnonzero(lengths <= budget) for lengths in self.lengths]
         for source, lengths, usable in zip(self.sources, self.lengths, self.usable, strict=True):
@@ -232,6 +240,8 @@ class Mixture:
         ]
         if self.shuffle_window is not None:
             contents.append(self.shuffle_window)
+        if self.pairs:
+            contents.append({"balance_window": self.packing.balance_window})
         if any(source.samples is not None for source in self.sources):
             contents.append([source.samples for source in self.sources])
         digest = hashlib.sha256(json.dumps(contents).encode())
@@ -276,8 +286,12 @@ class Mixture:
         """The packs of an epoch, the same in every process; there is at least one."""
         order = self.order(seed, epoch)
         lengths = [int(self.lengths[draw.source][draw.index]) for draw in order]
-        plan = plan_packs(lengths, self.packing.token_budget, self.packing.lookahead)
-        return tuple(tuple(order[i] for i in pack) for pack in plan.packs)
+        packs = plan_packs(lengths, self.packing.token_budget, self.packing.lookahead).packs
+        if self.pairs:
+            pairs = [int(self.pairs[draw.source][draw.index]) for draw in order]
+            costs = [sum(pairs[i] for i in pack) for pack in packs]
+            packs = [packs[i] for i in balanced_order(costs, self.packing.balance_window)]
+        return tuple(tuple(order[i] for i in pack) for pack in packs)
 
     def name_of(self, draw: Draw) -> str:
         """Shard and key of a draw, for messages."""
@@ -295,6 +309,14 @@ def _restore(state: dict[str, object]) -> Mixture:
     vars(mixture).update(state)
     mixture.plan = lru_cache(maxsize=2)(mixture._plan)
     return mixture
+
+
+def sample_pair_counts(
+    shards: ShardSet, sequence_format: SequenceFormat, tokenizer: Tokenizer, packing: PackingConfig
+) -> np.ndarray:
+    """(samples,) int64, see `sample_pairs`."""
+    pairs = (sample_pairs(entry, sequence_format, tokenizer, packing) for entry in shards.entries())
+    return np.fromiter(pairs, dtype=np.int64, count=len(shards))
 
 
 def sample_lengths(

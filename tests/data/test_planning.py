@@ -1,9 +1,16 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from scone_pl.data.planning import plan_packs
-from scone_pl.data.sources import Source
+from scone_pl.data.packing import add_sample
+from scone_pl.data.planning import balanced_order, plan_packs
+from scone_pl.data.seeding import generator
+from scone_pl.data.sources import Mixture, Source
 from scone_pl.errors import UserError
+from scone_pl.model.attention import dense_mask
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.sequence import SplitKind
 
 
 def first_come(lengths, budget):
@@ -75,3 +82,47 @@ def test_an_epoch_that_no_memory_holds_is_refused():
         with pytest.raises(UserError, match=r"set: an epoch would hold 10+\d* of its samples"):
             source.check_epoch(10)
     Source("set", weight=3).check_epoch(10**7)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 64, 1000])
+def test_balanced_packs_are_the_same_packs_beside_their_likes(window):
+    costs = np.random.default_rng(0).integers(1, 10**6, 200).tolist()
+    order = balanced_order(costs, window)
+    assert sorted(order) == list(range(200))
+    assert window > 1 or order == list(range(200))
+    for start in range(0, 200, window):
+        assert sorted(order[start : start + window]) == list(range(start, min(start + window, 200)))
+
+    def waiting(order, ranks):
+        """How much longer a step takes than its mean pack, at most, whichever pack a step begins with."""
+        taken = np.array([costs[i] for i in order])
+        return max(
+            np.mean([w.max() / w.mean() for w in np.split(taken[first:], range(ranks, 200 - first, ranks))])
+            for first in range(ranks)
+        )
+
+    if window >= 64:
+        assert waiting(order, 8) < 1 + (waiting(range(200), 8) - 1) / 3
+
+
+def test_balancing_changes_the_order_alone_and_is_part_of_the_fingerprint(
+    shard_folder, sequence_format, tokenizer, packing
+):
+    def mixture(**changes):
+        changed = dataclasses.replace(packing, **changes)
+        return Mixture([Source(str(shard_folder))], sequence_format, tokenizer, changed)
+
+    plain, sorted_ = mixture(), mixture(balance_window=16)
+    packs = [{tuple((d.source, d.index, d.copy) for d in pack) for pack in one.plan(3, 1)} for one in (plain, sorted_)]
+    assert packs[0] == packs[1]
+    assert plain.plan(3, 1) != sorted_.plan(3, 1) == mixture(balance_window=16).plan(3, 1)
+    assert plain.fingerprint(3) != sorted_.fingerprint(3)
+    with pytest.raises(UserError, match=r"balance_window would undo the order that data\.shuffle_window keeps"):
+        Mixture(sorted_.sources, sequence_format, tokenizer, sorted_.packing, shuffle_window=2)
+    (pairs,), shards = sorted_.pairs, sorted_.sets[0]
+    for i in range(6):
+        builder = SequenceBuilder(sequence_format)
+        add_sample(builder, shards.read(i), tokenizer, packing.without_dropout(), generator(i))
+        lengths = [(split.length, split.kind == SplitKind.TEXT) for split in builder.build().splits]
+        causal = sum(length * (length - 1) // 2 for length, is_text in lengths if is_text)
+        assert pairs[i] - causal == dense_mask(builder.build()).sum()
