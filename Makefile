@@ -12,7 +12,7 @@ TABLES := rates rates_long table4 table5 table5_long parts table6 table6_trainin
 STUDY = OMP_NUM_THREADS=1 $(SCONE) study run $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test-slow table2 table3 test lint format docs parity photos bench tensorboard clean
+.PHONY: help install demo construct-demo test-slow table2 table3 test lint format docs parity photos bench tensorboard clean
 .PHONY: gpu-check gpu-packages gpu-page mini-data mini-base evidence tokens no-experts $(TABLES)
 
 # "## text" after a target is its line in `make help`, "##@ title" starts a group.
@@ -29,6 +29,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install ## train both stages in the mini-world and score them: 8 minutes on 2 cores
 	$(SCONE) demo --output .
+
+construct-demo: install ## construct training data of icons with planted faults, with a fake model server
+	$(SCONE) construct demo
 
 tensorboard: install ## TensorBoard of all runs
 	$(BIN)/tensorboard --logdir runs

@@ -1,12 +1,14 @@
-"""`python -m scone_pl construct plan|run|status|sheet|merge`: training data from pools."""
+"""`python -m scone_pl construct plan|run|status|sheet|merge|demo`: training data from pools."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scone_pl.construct.settings import Construction
+from scone_pl.construct.settings import MAX_WORKERS, Construction
 from scone_pl.errors import UserError
-from scone_pl.ranges import check_whole
+from scone_pl.outputs import check_output_folder
+from scone_pl.ranges import check_number, check_whole
 
 if TYPE_CHECKING:
     from scone_pl.construct.pipeline import Pipeline
@@ -92,6 +94,35 @@ def sheet(settings: Construction, show: int = 24) -> None:
 
     for file in write_sheet(_pipeline(settings), show):
         print(file)
+
+
+def demo(
+    output: Path = Path("runs/construct-demo"),
+    pairs: int = 60,
+    sets: int = 40,
+    errors: list[float] | None = None,
+    workers: int | None = None,
+) -> None:
+    """Construct data of icons with planted faults, with a fake model server, and compare with the truth.
+
+    Args:
+        output: folder for pools, shards, pages and report.
+        pairs: pairs with one reference.
+        sets: samples with several references.
+        errors: fractions of the fake models' answers that are wrong; by default 0, 0.05 and 0.2.
+        workers: processes; by default one per core.
+    """
+    rates = [0.0, 0.05, 0.2] if errors is None else errors
+    for rate in rates:
+        check_number("--errors", rate, minimum=0, maximum=1)
+    check_whole("--pairs", pairs, minimum=1, maximum=100_000)
+    check_whole("--sets", sets, minimum=1, maximum=100_000)
+    if workers is not None:
+        check_whole("--workers", workers, minimum=1, maximum=MAX_WORKERS)
+    check_output_folder(output, files=("report.md", "report.json"), folders=("pools",))
+    from scone_pl.worlds.planted.demo import run_demo
+
+    run_demo(output, pairs, sets, rates, workers)
 
 
 def _pipeline(settings: Construction) -> Pipeline:

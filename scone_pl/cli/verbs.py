@@ -89,7 +89,10 @@ VERBS = {
     ),
     "construct": Verb(
         "make training data of pools of images: filter, score, compose, verify",
-        commands=_of("construct", "plan", "run", "status", "sheet", "merge", flat="settings"),
+        commands={
+            **_of("construct", "plan", "run", "status", "sheet", "merge", flat="settings"),
+            **_of("construct", "demo"),
+        },
     ),
     "layers": Verb(
         "which decoder layer the bridge should read, with and without labels", Command("scone_pl.cli.layers:layers")

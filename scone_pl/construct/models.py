@@ -115,7 +115,7 @@ class Model:
         self.meter = Meter()
         """Of the present step; shared with other models."""
         self.failures: Counter[str] = Counter()
-        self._limit = asyncio.Semaphore(config.concurrency)
+        self._slots: asyncio.Semaphore | None = None
         self._client: JudgeClient | None = None
         self._consecutive_failures = 0
 
@@ -126,8 +126,15 @@ class Model:
             await client.__aenter__()
             self._client = client
 
+    def _limit(self) -> asyncio.Semaphore:
+        """Limits concurrent requests; of the running event loop, as each step has its own."""
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self.config.concurrency)
+        return self._slots
+
     async def close(self) -> None:
         """Closes the connection."""
+        self._slots = None
         if self._client is not None:
             await self._client.__aexit__(None, None, None)
         self._client = None
@@ -186,7 +193,7 @@ class Model:
         reason = "no answer"
         for _ in range(unusable, max(self.config.max_answers, unusable + 1)):
             try:
-                async with self._limit:  # the time that a request waits for its turn is no part of its timeout
+                async with self._limit():  # the time that a request waits for its turn is no part of its timeout
                     client = await self._spend()
                     reply = await client.ask(content)
             except CallFailedError as error:
@@ -220,7 +227,7 @@ class Model:
         content = [await asyncio.to_thread(self._png, ref) for ref in images]
         note = {"prompt": "edit", "key": about, "model": self.name}
         try:
-            async with self._limit:
+            async with self._limit():
                 client = await self._spend()
                 data = await client.edit(content, instruction)
             await asyncio.to_thread(decode_rgb, data)

@@ -70,6 +70,9 @@ def write_outputs(pipeline: Pipeline, *, progress: bool = True) -> dict[str, Man
     for name, steps in pipeline.outputs.items():
         source = ItemInput([pipeline.step_folder(step) for step in steps], pipeline.images)
         folder = pipeline.folder / "shards" / name
+        if not len(source) and any(state and not state.complete for state in map(pipeline.state, steps)):
+            print(f"{folder}: not written yet, as nothing that was answered has passed")
+            continue
         if not len(source):
             reasons = {step: state.reasons for step in steps if (state := pipeline.state(step))}
             raise UserError(f"{folder}: no sample is left ({reasons}); see `construct status`")

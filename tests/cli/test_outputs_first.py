@@ -92,6 +92,7 @@ OUTPUTS = {
         )
         for verb in ("run", "merge", "sheet")
     },
+    "construct demo": Output(("construct", "demo"), "--output", files=("report.md",), folders=("pools",)),
     "layers": Output(
         ("layers", "--checkpoint", ABSENT, "--data", ABSENT), "--output", files=("layers.json", "maps.png")
     ),

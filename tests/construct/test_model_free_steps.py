@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from pool_files import items, pixels, save, state, uno_row, write_config, write_list
+from running import ROOT
+from tiny_checkpoints import write_folder
 
 from scone_pl.__main__ import main
 from scone_pl.data.decoding import decode_rgb
@@ -180,6 +182,24 @@ def test_composing_makes_candidates_with_exact_boxes_and_names(tmp_path: Path) -
             assert inner.std() > 20  # stripes
             for row in (max(top - 4, 0), min(bottom + 3, 199)):
                 assert np.abs(np.diff(image[row, left:right], axis=0)).max() < 8  # a soft background
+
+
+def test_constructed_shards_train(tmp_path: Path) -> None:
+    for i, name in enumerate(("dog", "vase")):
+        for photo in (0, 1):
+            save(subject(10 * i + photo, alpha=False), tmp_path / f"photos/{name}/{photo}.png")
+    pools = [{"name": "mine", "path": str(tmp_path / "photos"), "layout": "subjects"}]
+    steps = [{"step": "compose", "side": 128}]
+    run("run", "--config", write_config(tmp_path / "c.yaml", pools=pools, steps=steps))
+    recipe = ["fit", "--config", f"{ROOT}/experiments/mini/stage2.yaml", "--chain", "null", "--trainer.max_steps", "2"]
+    recipe += ["--model.init_args.init_from", str(write_folder(tmp_path / "base")), "--data.val", "[]"]
+    recipe += ["--model.init_args.bridge", "{source_layer: 0, first_masked_layer: 1, last_masked_layer: 1}"]
+    recipe += ["--data.train", f"[{{path: {tmp_path}/out/shards/samples}}]", "--data.num_workers", "0"]
+    size = "{max_size: 8, min_size: 8}"
+    recipe += ["--data.packing.vae_resize", size, "--data.packing.vit_resize", size]
+    recipe += ["--output_dir", str(tmp_path / "run"), "--trainer.enable_progress_bar", "false"]
+    assert main(recipe) == 0
+    assert (tmp_path / "run/weights/llm_config.json").is_file()
 
 
 def test_a_changed_image_is_skipped_and_counted(
