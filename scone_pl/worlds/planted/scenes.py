@@ -16,9 +16,9 @@ from scone_pl.data.decoding import decode_rgb
 from scone_pl.worlds.icons.atlas import DRAWINGS, SHIPPED, Atlas
 
 _NAMES = (
-    "airplane backpack banana bear bicycle bird broccoli butterfly cactus camera camel castle cat chair cow crab crown dog "
-    "dolphin drum duck elephant fish fox giraffe hammer horse key lion mushroom owl panda penguin pizza rabbit rocket "
-    "sailboat snail teapot tiger"
+    "airplane backpack banana bear bicycle bird broccoli butterfly cactus camera camel castle cat chair cow crab crown "
+    "dog dolphin drum duck elephant fish fox giraffe hammer horse key lion mushroom owl panda penguin pizza rabbit "
+    "rocket sailboat snail teapot tiger"
 )
 FLAT, SOLID, NOTO = 0, 1, 2
 """Indices of `DRAWINGS`; the first two show one identity, the third another."""
