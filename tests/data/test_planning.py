@@ -102,7 +102,7 @@ def test_balanced_packs_are_the_same_packs_beside_their_likes(window):
         )
 
     if window >= 64:
-        assert waiting(order, 8) < 1 + (waiting(range(200), 8) - 1) / 3
+        assert waiting(order, 8) < 1 + (waiting(range(200), 8) - 1) / 2
 
 
 def test_balancing_changes_the_order_alone_and_is_part_of_the_fingerprint(
