@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from scone_pl.cli.command import separated
+from scone_pl.cli.pairwise import PAIRWISE, compare_pairs
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.benchmarks import find_benchmark
 from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output, name_of_scores
-from scone_pl.evaluation.items import Item, read_items
-from scone_pl.evaluation.judge_config import JudgeConfig, JudgeOptions
+from scone_pl.evaluation.items import read_items
+from scone_pl.evaluation.judge_config import JudgeOptions
 from scone_pl.evaluation.records import Record, read_records
 from scone_pl.evaluation.rows import (
     ScoredModel,
@@ -38,7 +39,6 @@ from scone_pl.outputs import check_output_folder
 from scone_pl.ranges import check_whole
 
 _MAX_COUNT = 1_000_000
-PAIRWISE = ("pairwise.md", "pairwise.json")
 Step = Literal["generate", "judge", "tables"]
 
 
@@ -221,54 +221,13 @@ def judge(
     config = judge.resolved(chosen.judge)
     check_judge(config, chosen, items)
     if pairwise is not None:
-        return _pairwise(folder, chosen, items, pairwise, config, scorings, dry_run=dry_run)
+        return compare_pairs(folder, chosen, items, pairwise, config, scorings, dry_run=dry_run)
     judgements = plan_judgements(folder, chosen, items, config, rounds, scorings)
     if dry_run:
         print_line(describe_plan(folder, judgements, config))
         return 0
     folder.begin(chosen, data=str(chosen.data_file(data)))
     return _status(chosen, run_judge(folder, chosen, judgements, config))
-
-
-def _pairwise(
-    folder: EvaluationFolder,
-    benchmark: Benchmark,
-    items: Sequence[Item],
-    texts: Sequence[str],
-    config: JudgeConfig,
-    scorings: int,
-    *,
-    dry_run: bool,
-) -> int:
-    from scone_pl.evaluation.judge import Judge
-    from scone_pl.evaluation.pairwise import judgements_of, markdown, outcomes, plan_pairs, ratings, systems_of
-    from scone_pl.files import write_json, write_text
-    from scone_pl.vlm.store import AnswerStore
-
-    systems = systems_of(texts)
-    pairs, missing = plan_pairs(benchmark, items, systems, config, scorings)
-    if not pairs:
-        raise UserError(f"--pairwise {texts[0]}: no item has an image of two models; they must be TASK/KEY.png")
-    judgements = judgements_of(pairs)
-    if dry_run:
-        print_line(describe_plan(folder, judgements, config))
-        return 0
-    folder.begin(benchmark)
-    with AnswerStore(folder.answers) as store:
-        Judge(config, store).run(judgements)
-        results = outcomes(pairs, store)
-    if not results:
-        print_line("no pair has both answers; run the same command to ask again")
-        return 1
-    found = ratings(results, [system.name for system in systems])
-    unanswered = len(pairs) - len(results)
-    write_json({**found, "missing": missing, "unanswered": unanswered, "results": results}, folder.path / PAIRWISE[1])
-    text = markdown(found, missing)
-    write_text(text, folder.path / PAIRWISE[0])
-    print_line(text)
-    if unanswered:
-        print_line(f"{unanswered} pairs lack an answer and do not count; run the same command to ask again")
-    return 0
 
 
 def tables(
