@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from scone_pl.construct.pipeline import POOLS, Pipeline
 from scone_pl.construct.steps.base import Calls, ModelStep
 from scone_pl.construct.store import Store
 from scone_pl.construct.tasks import unknown_facts
+from scone_pl.errors import UserError
 from scone_pl.markdown import markdown_table
 from scone_pl.vlm.costs import price_of
 
@@ -27,7 +30,7 @@ def plan_text(pipeline: Pipeline) -> str:
         flows[step.name] = state.kept if state else step.passing(incoming)
         left = 0.0 if state and state.complete else incoming
         if left and isinstance(step, ModelStep) and all(pipeline.state(one) for one in pipeline.input_names(step)):
-            with Store(pipeline.store_file) as store:
+            with suppress(UserError), Store(pipeline.store_file) as store:  # a run may be writing
                 left = float(unknown_facts(pipeline, step, store))
         calls = step.calls() if isinstance(step, ModelStep) else []
         cost, time, asked, tokens = _cost(pipeline, calls, left, unknown_prices)

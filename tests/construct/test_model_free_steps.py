@@ -62,7 +62,7 @@ def test_duplicates_and_leaks_are_rejected_whole_or_in_parts(
     assert "20 entries in 1 pools, 20 chosen" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     run("run", "--config", config)
-    assert state(tmp_path, "duplicates").reasons == {"near-duplicate target": 2}
+    assert state(tmp_path, "duplicates").reasons == {"near-duplicate": 2}
     assert state(tmp_path, "decontaminate").reasons == {"image of a benchmark": 2, "text of a benchmark": 1}
     assert state(tmp_path, "draw").kept == 9
     shards = ShardSet(tmp_path / "out/shards/samples")
@@ -70,7 +70,7 @@ def test_duplicates_and_leaks_are_rejected_whole_or_in_parts(
     assert shards.read(0).metadata["license"] == "cc0"
     run("sheet", "--config", config)
     page = (tmp_path / "out/sheet.html").read_text()
-    assert "near-duplicate target" in page
+    assert "near-duplicate" in page
     assert "is nearly" in page
     assert (tmp_path / "out/sheets/decontaminate.png").is_file()
 
@@ -89,6 +89,26 @@ def test_duplicates_and_leaks_are_rejected_whole_or_in_parts(
     run("run", "--config", write_config(tmp_path / "c.yaml", pools=[pool], steps=steps))
     assert len(ShardSet(tmp_path / "out/shards/samples")) == 4
     assert (tmp_path / "out/steps/02-duplicates/state.json").stat().st_mtime_ns == before
+
+
+def test_what_counts_as_a_duplicate(tmp_path: Path) -> None:
+    """Another reference with the same target is a sample of its own; the same question with another target is not."""
+    first, other, third = (uno_row(i, tmp_path) for i in (0, 1, 2))
+    same_target = {**first, "img_path1": other["img_path1"], "caption": {"img_path2": "Put a horse onto a small boat."}}
+    same_question = {**first, "img_path2": third["img_path2"]}
+    swapped = {**first, "img_path1": first["img_path2"], "img_path2": first["img_path1"]}
+    swapped["caption"] = {"img_path1": "Some other words.", "img_path2": "And again some other words."}
+    save(pixels(1).resize((90, 90)), tmp_path / "images/bigger.png")
+    copy = {**first, "img_path2": "images/bigger.png"}
+    write_list([first, same_target, same_question, swapped, copy], tmp_path / "a.json")
+    config = write_config(
+        tmp_path / "c.yaml", pools=[{"name": "p", "path": str(tmp_path / "a.json")}], steps=[{"step": "duplicates"}]
+    )
+    run("run", "--config", config)
+    kept = [int(item["key"][-9:]) for item in items(tmp_path, "duplicates")]
+    assert kept == [0, 1, 2]
+    reasons = state(tmp_path, "duplicates").reasons
+    assert reasons["target nearly a reference"] == 2
 
 
 def test_limit_sample_and_several_outputs(tmp_path: Path, pool: dict[str, Any]) -> None:

@@ -48,7 +48,9 @@ def build(settings: Construction) -> Pipeline:
 
 
 def written(settings: Construction, file: Path) -> str:
-    content = {name: getattr(settings, name) for name in ("output", "pools", "models", "steps", "outputs", "workers")}
+    content = {
+        name: getattr(settings, name) for name in ("output", "pools", "models", "steps", "outputs", "workers", "sample")
+    }
     file.write_text(yaml.safe_dump(content))
     return str(file)
 
@@ -117,12 +119,12 @@ def test_clean_samples_remain_when_models_err_and_the_server_misbehaves(
 def test_a_killed_run_loses_no_answer_and_asks_none_again(tmp_path: Path, pools: IconPools) -> None:
     output = tmp_path / "out"
     with IconServer(pools, errors=0.0, delay=0.02) as server:
-        settings = construction(pools, output, server.url, workers=1)
+        settings = construction(pools, output, server.url, workers=1, sample=30)
         config = written(settings, tmp_path / "c.yaml")
         generator = random.Random(1)
-        for kills in range(3):
+        for kills in range(2):
             process = start_scone("construct", "run", "--config", config, cwd=tmp_path, stderr=tmp_path / "err")
-            goal = num_answers(output) + generator.randint(20, 60)
+            goal = num_answers(output) + generator.randint(10, 30)
             while num_answers(output) < goal and process.poll() is None:
                 time.sleep(0.02)
             process.kill()
@@ -134,7 +136,7 @@ def test_a_killed_run_loses_no_answer_and_asks_none_again(tmp_path: Path, pools:
             assert answered - stored <= 8 * 3 * (kills + 1)
         pipeline = build(settings)
         assert sum(server.requests.values()) - answered == num_answers(output) - stored
-        whole = construction(pools, tmp_path / "whole", server.url, workers=1)
+        whole = construction(pools, tmp_path / "whole", server.url, workers=1, sample=30)
         build(whole)
     for name in ("refined", "multi"):
         assert digest(output / "shards" / name) == digest(tmp_path / "whole/shards" / name)

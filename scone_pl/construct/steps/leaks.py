@@ -133,7 +133,7 @@ def _contents(file: Path) -> Iterator[str | bytes]:
         elif suffix in (".json", ".jsonl", ".ndjson"):
             yield from _json_texts(file)
         elif suffix == ".txt":
-            yield read_text(file)
+            yield from read_text(file).splitlines()
         elif suffix == ".parquet":
             for parquet in find_parquet(file):
                 for values in iter_rows(parquet):
