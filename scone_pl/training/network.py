@@ -15,6 +15,7 @@ from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.model import load_weights
 from scone_pl.checkpoints.tensor_files import copy_part
 from scone_pl.data.seeding import seed_of
+from scone_pl.dtypes import DTYPES
 from scone_pl.errors import UserError
 from scone_pl.model.compiled import set_compiled
 from scone_pl.model.config import NetworkConfig
@@ -68,6 +69,7 @@ class StageNetwork:
     lora: LoRAConfig | None
     attention: Literal["split", "varlen", "flex"]
     compile: bool | None
+    autoencoder_dtype: Literal["float32", "bfloat16"]
     activation_checkpointing: bool
     recompute_attention: bool
     layers_kept: int
@@ -100,6 +102,7 @@ class StageNetwork:
             lora=settings.lora,
             attention=settings.attention,
             compile=settings.compile,
+            autoencoder_dtype=settings.autoencoder_dtype,
             activation_checkpointing=settings.activation_checkpointing,
             recompute_attention=settings.recompute_attention,
             layers_kept=settings.layers_kept,
@@ -112,6 +115,8 @@ class StageNetwork:
         """The network without memory for its weights, with all but the trainable parts frozen."""
         model = network_on_meta(self.config, self.trainable, self.lora, quantization=self.quantization)
         model.attention = self.attention
+        if self.autoencoder_dtype != "float32":  # else trainer.precision decides
+            model.autoencoder.to(DTYPES[self.autoencoder_dtype])
         decoder = model.language_model.model
         decoder.activation_checkpointing = self.activation_checkpointing
         decoder.recompute_attention = self.recompute_attention

@@ -188,7 +188,7 @@ def needs_wrapping(mesh: DeviceMesh, config: ShardingConfig) -> bool:
 def freeze_dtype(model: Network, config: ShardingConfig) -> None:
     """Keeps frozen weights in the precision that they compute in anyway, so nothing but memory changes.
 
-    The autoencoder stays in float32: it runs outside of what FSDP casts.
+    The autoencoder stays as it is: it runs outside of what FSDP casts.
     """
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and not name.startswith("autoencoder."):

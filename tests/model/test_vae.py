@@ -92,6 +92,14 @@ def test_flux_scales_shifts_and_samples() -> None:
     assert decoded.shape == image.shape
 
 
+@torch.no_grad()
+def test_bfloat16_changes_latents_by_a_few_percent() -> None:
+    autoencoder, image = small_flux(), random_image(4, 4, 0)[None]
+    exact = autoencoder.encode(image)
+    rounded = autoencoder.to(torch.bfloat16).encode(image).float()
+    assert 1e-4 < (rounded - exact).std() / exact.std() < 0.05
+
+
 def test_published_parameter_counts() -> None:
     """Every part of BAGEL-7B-MoT, term by term."""
     with torch.device("meta"):

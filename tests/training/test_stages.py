@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 
 from scone_pl.errors import UserError
 from scone_pl.model.config import BridgeConfig, bagel_7b
@@ -39,6 +40,12 @@ def test_trainable_sets_at_7b(stage: type[SconeModule], bagel_folder: Path) -> N
     generation = parameters[layer.replace("mlp", "mlp_moe_gen")]
     assert generation.requires_grad == ("generation" in TRAINED[stage])
     assert all(p.is_meta for p in parameters.values())
+
+
+def test_the_autoencoder_alone_may_be_in_bfloat16(bagel_folder: Path) -> None:
+    network = Composition(init_from=str(bagel_folder), autoencoder_dtype="bfloat16").network
+    dtypes = {(n.startswith("autoencoder."), p.dtype) for n, p in network.on_meta().named_parameters()}
+    assert dtypes == {(True, torch.bfloat16), (False, torch.float32)}
 
 
 def test_masks_and_optimizer_are_the_papers() -> None:
