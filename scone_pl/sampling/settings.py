@@ -37,9 +37,9 @@ class StepCacheConfig:
 Preset = Literal["published", "fast"]
 PRESETS: dict[str, tuple[int, StepCacheConfig]] = {
     "published": (1, StepCacheConfig(interval=1)),
-    "fast": (2, StepCacheConfig(interval=3, order=1)),
+    "fast": (1, StepCacheConfig(interval=3, order=1)),
 }
-"""`unconditional_batch_skip_range` and `step_cache` of each preset; chosen in experiments/studies/sampling.yaml."""
+"""`unconditional_batch_skip_range` and `step_cache` of each preset; see experiments/studies/sampling.yaml."""
 
 
 @dataclass(frozen=True, kw_only=True)
