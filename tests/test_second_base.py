@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import scone_pl
 from scone_pl import flow
+from scone_pl.__main__ import main
 from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.model import from_pretrained, save_pretrained
 from scone_pl.data.packing import PackingConfig
+from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.bases import BASES, PRESETS
+from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.layout import ReferenceImages
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.parity.neo import ParityCase, byte_tokenizer
 from scone_pl.sampling.guidance import RULES
@@ -74,8 +81,6 @@ def test_positions_of_the_published_case() -> None:
     names = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<IMG_CONTEXT>", "<img>", "</img>")
     tokenizer = byte_tokenizer({name: 256 + i for i, name in enumerate(names)}, "")
     layout = read_config(U15).sequence_format(tokenizer.special)
-    from scone_pl.model.builder import SequenceBuilder
-
     builder, ids = SequenceBuilder(layout), [i for i in case["ids"] if i != 260]
     builder.begin_sample()
     builder.add_words(ids[:7], ())
@@ -142,9 +147,80 @@ def test_configs_that_are_not_implemented_are_one_line(tmp_path: Path, change: d
         read_config(tmp_path / "folder")
 
 
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny U1.5 with a tokenizer and a system message, as a download has them."""
+    folder = tmp_path_factory.mktemp("second") / "u1_5"
+    shutil.copytree(U15, folder)
+    expected = json.loads((folder / "expected.json").read_text())
+    message = expected["system_message"]
+    byte_tokenizer(expected["special_tokens"], message).save(folder)
+    (folder / "system_message.txt").write_text(message)
+    config = json.loads((folder / "config.json").read_text())
+    config["system_message_sha256"] = hashlib.sha256(message.encode()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_generate(whole_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (200, 300), "red").save(tmp_path / "red.png")
+    args = ["--checkpoint", str(whole_folder), "--instruction", "Make it blue.", "--image", str(tmp_path / "red.png")]
+    args += ["--num_inference_steps", "2", "--height", "64", "--width", "96", "--dtype", "float32", "--device", "cpu"]
+    bridge = '{"source_layer": 1, "first_masked_layer": 2, "last_masked_layer": 5, "quantile": 0.5}'
+    args += ["--bridge", bridge, "--bridge_image", str(tmp_path / "maps.png"), "--output", str(tmp_path / "out.png")]
+    assert main(["generate", *args]) == 0
+    assert Image.open(tmp_path / "out.png").size == (96, 64)
+    assert (tmp_path / "maps.png").exists()
+
+
+def test_the_system_message_is_checked(whole_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(whole_folder, folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.special == pickle.loads(pickle.dumps(tokenizer)).special  # noqa: S301 (our own)
+    (folder / "system_message.txt").write_text("Edit images.\n")
+    assert Tokenizer.from_folder(folder).special == tokenizer.special, "an editor's last newline"
+    (folder / "system_message.txt").write_text("Edit nothing.")
+    with pytest.raises(UserError, match="is not the message that belongs to these weights"):
+        Tokenizer.from_folder(folder)
+    (folder / "system_message.txt").unlink()
+    with pytest.raises(UserError, match=r"system_message.txt: missing; .* system message of its public code"):
+        Tokenizer.from_folder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 1}))
+    shutil.copy(whole_folder / "system_message.txt", folder)
+    with pytest.raises(UserError, match="eos_token_id 1"):
+        Tokenizer.from_folder(folder)
+
+
+def test_where_references_go(whole_folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(whole_folder)
+    layout = read_config(whole_folder).sequence_format(tokenizer.special).layout
+    image, special = ReferenceImages(None, torch.zeros(3, 32, 32)), tokenizer.special
+
+    def shown(text: str, references: list[ReferenceImages]) -> str:
+        builder = SequenceBuilder(read_config(whole_folder).sequence_format(special))
+        builder.begin_sample()
+        layout.add_context(builder, references, tokenizer.encode(text))
+        names = {special.start_image: "[", special.end_image: "]"}
+        pieces = [names.get(i, chr(i) if i < 256 else "|") for i in builder.build().text_ids.tolist()]
+        lengths = layout.split_lengths([(0, 1)] * len(references), tokenizer.encode(text), None, [])
+        assert sum(lengths) == builder.length or any(r.vit is None for r in references)
+        return "".join(pieces).partition("user")[2].partition("|\n|assistant")[0]
+
+    gone = ReferenceImages(None, None)
+    assert shown("mix", [image]) == "\n[]\nmix"
+    assert shown("mix", [image, image]) == "\nImage-1:[]\nImage-2:[]\nmix"
+    assert shown("mix <image> in", [image, image]) == "\n[]\nmix [] in"
+    assert shown("mix", [image, gone]) == "\nImage-1:[]\nmix"
+    assert shown("mix", []) == "\nmix"
+    with pytest.raises(UserError, match="2 <image> placeholders for 1 reference"):
+        shown("<image> and <image>", [image])
+
+
 def test_only_the_registry_names_the_second_base() -> None:
     own = re.compile(r"(^|/)neo(/|\.py$)")
-    name = re.compile(r"\bneo|Neo\b|NEO|\bU1\b|SenseNova|fm_modules|vision_model_mot_gen", re.IGNORECASE)
+    name = re.compile(r"\b[Nn]eo|Neo\b|NEO|\bU1\b|SenseNova|fm_modules|vision_model_mot_gen")
     files = [f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py")]
     found = {f for f in files if not own.search(f) and name.search((PACKAGE / f).read_text())}
     assert found == {"model/bases.py"}

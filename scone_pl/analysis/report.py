@@ -57,7 +57,7 @@ def words_of(report: Mapping[str, Any]) -> str:
 
 def _measures_table(report: Mapping[str, Any]) -> str:
     """Every layer; * marks the one that a column would choose."""
-    columns = [(head, report["experts"][expert].get(measure)) for head, expert, measure in _COLUMNS]
+    columns = [(head, report["experts"].get(expert, {}).get(measure)) for head, expert, measure in _COLUMNS]
     shown = [(head, values, best_layer(values)) for head, values in columns if values is not None]
     layers = len(report["experts"]["understanding"]["quantiles"]["all"])
     rows = [

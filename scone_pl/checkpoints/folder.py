@@ -16,6 +16,7 @@ from scone_pl.checkpoints.tensor_files import WeightFiles
 from scone_pl.errors import UserError
 from scone_pl.files import read_json
 from scone_pl.model.config import NetworkConfig
+from scone_pl.model.experts import is_generation_parameter
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 """In order of preference: Scone starts from BAGEL's EMA weights (docs/specification.md 6)."""
@@ -47,13 +48,22 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 @contextmanager
-def open_weights(folder: str | os.PathLike[str]) -> Iterator[WeightFiles]:
-    """The memory-mapped weights of a checkpoint folder, but for tensors that its format leaves out."""
+def open_weights(folder: str | os.PathLike[str], *, understanding_only: bool = False) -> Iterator[WeightFiles]:
+    """The memory-mapped weights of a checkpoint folder, but for tensors that its format leaves out.
+
+    Args:
+        folder: published layout.
+        understanding_only: leave the decoder's generation expert out too.
+    """
     path = check_folder(folder)
-    left_out = format_of(path).left_out(path)
+    left_out = _of_generation if understanding_only else format_of(path).left_out(path)
     files, index_files = _weight_files(path)
     with ExitStack() as stack:
         yield WeightFiles(files, stack, exclude=left_out, index_files=index_files)
+
+
+def _of_generation(name: str) -> bool:
+    return name.startswith("language_model.") and is_generation_parameter(name)
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:

@@ -61,6 +61,7 @@ def from_pretrained(
     device: torch.device | str = "cpu",
     adapters: Sequence[AdapterConfig] = (),
     quantization: Quantization | None = None,
+    understanding_only: bool = False,
 ) -> Network:
     """Builds the model of a checkpoint folder and loads its weights, tensor by tensor from memory-mapped files.
 
@@ -70,12 +71,17 @@ def from_pretrained(
         device: device of the parameters.
         adapters: LoRA adapters to merge into the weights.
         quantization: of the decoder layers' weights; each is quantised as it is read, see `model/quantized.py`.
+        understanding_only: without the decoder's generation expert, for passes that have no token of it; where there
+            would be one, the understanding expert's weights serve it.
 
     Raises:
         UserError: the folder is not a checkpoint, its keys or shapes are not exactly those of the model, or an adapter
             does not fit.
     """
     config = read_config(folder)
+    if understanding_only:
+        decoder = dataclasses.replace(config.decoder, separate_experts=False)
+        config = dataclasses.replace(config, decoder=decoder)
     with torch.device("meta"):
         model = config.build()
     if quantization is not None:
@@ -105,11 +111,11 @@ def load_weights(model: Network, folder: str | os.PathLike[str], adapters: Seque
     merge = read_adapters(adapters, weight_shapes(model))
     tensors: dict[str, Tensor | QuantizableLinear] = dict(quantized_weights(model))
     tensors |= {n: t for n, t in model.state_dict(keep_vars=True).items() if not is_lora_parameter(n)}
-    with open_weights(path) as weights:
+    with open_weights(path, understanding_only=not model.config.decoder.separate_experts) as weights:
         main = {n: t for n, t in tensors.items() if not n.startswith(AUTOENCODER_PREFIX)}
         _fill(main, weights, path, merge)
         read = f"{len(main)} tensors of {path}: {weights.files}"
-        if weights.num_excluded:
+        if weights.num_excluded and format_of(path).left_out(path) is not None:
             _log.warning(
                 "%s: separate_experts is false in its llm_config.json, so the understanding expert's weights serve all "
                 "tokens and the generation expert's %d tensors are not read",

@@ -63,7 +63,9 @@ def layers(
     chosen = choose_samples(data, samples)
     for sample in chosen:
         tokenizer.encode(sample.instruction)  # unknown words show before the weights are read
-    model = from_pretrained(checkpoint, dtype=kind, device=chosen_device).requires_grad_(False)
+    model = from_pretrained(
+        checkpoint, dtype=kind, device=chosen_device, understanding_only=sequence_format.layout.single_stream
+    ).requires_grad_(False)
     pairs = read_images(model, tokenizer, chosen, packing, exchanged([s.instruction for s in chosen]), tokens)
     rows: list[MapRow] = []
     try:

@@ -16,7 +16,7 @@ from scone_pl.model.bases import PRESETS
 from scone_pl.model.config import BridgeConfig, NetworkConfig
 from scone_pl.model.lora import LoRAConfig
 from scone_pl.model.quantized import Quantization
-from scone_pl.training.parts import Part
+from scone_pl.training.parts import Part, check_parts, has_parts
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ def recipe_of(stages: Sequence[tuple[str, Any]], preset: str | None = None) -> R
     Raises:
         UserError: an unknown preset.
     """
-    config, source = _sizes(stages[0][1].model.init_args.init_from, preset)
+    config, source = _sizes(stages[0][1].model.init_args, preset)
     return Recipe(tuple(_stage(name, settings) for name, settings in stages), config, source)
 
 
-def _sizes(folder: str, preset: str | None) -> tuple[NetworkConfig, str]:
+def _sizes(settings: Any, preset: str | None) -> tuple[NetworkConfig, str]:
+    folder: str = settings.init_from
     repository = hub_id(folder)
     cached = Path(folder) if repository is None else cached_folder(repository)
     if preset is None and cached is not None and cached.is_dir():
@@ -78,8 +79,13 @@ def _sizes(folder: str, preset: str | None) -> tuple[NetworkConfig, str]:
         raise UserError(f"--preset {preset}: one of {', '.join(PRESETS)}")
     if preset is None:  # the recipes for a laptop keep everything under runs/mini and runs/photos
         small = {"mini": "mini", "photos": "mini_photo"}
-        preset = next((small[part] for part in Path(folder).parts if part in small), "bagel_7b")
-    return PRESETS[preset](), f"preset {preset}, as {folder} is not there"
+        first = next((small[part] for part in Path(folder).parts if part in small), "bagel_7b")
+        # Otherwise the first of about this size that has the parts that train.
+        others = sorted(PRESETS, key=lambda name: name.startswith("mini") != first.startswith("mini"))
+        preset = next((name for name in (first, *others) if has_parts(settings.trainable, PRESETS[name]())), first)
+    config = PRESETS[preset]()
+    check_parts(settings.trainable, config)
+    return config, f"preset {preset}, as {folder} is not there"
 
 
 def _stage(name: str, settings: Any) -> Stage:

@@ -49,9 +49,19 @@ def part_of(name: str) -> Part:
     raise KeyError(name)
 
 
+def parts_of(config: NetworkConfig) -> list[str]:
+    """The parts of a network."""
+    return [*dict.fromkeys([*EXPERTS, *config.PARTS.values(), "autoencoder"])]
+
+
+def has_parts(parts: Collection[str], config: NetworkConfig) -> bool:
+    """Whether a network of `config` has all of `parts`."""
+    return set(parts) <= set(parts_of(config))
+
+
 def check_parts(parts: Collection[str], config: NetworkConfig) -> None:
     """Raises `UserError` if a network of `config` lacks one of `parts`."""
-    own = dict.fromkeys([*EXPERTS, *config.PARTS.values(), "autoencoder"])
+    own = parts_of(config)
     if missing := [part for part in parts if part not in own]:
         raise UserError(f"model.trainable names {missing[0]}, which this base model lacks; its parts: {', '.join(own)}")
 
