@@ -186,8 +186,9 @@ def _layer_table(result: Result, evaluation: str) -> str:
         asked += [
             ("mean effect", "understanding", "effect", tasks),
             ("mean sensitivity", "understanding", "sensitivity", tasks),
-            ("generation expert: mean AUROC", "generation", "auroc", tasks),
         ]
+        if "generation" in layers[0]:
+            asked.append(("generation expert: mean AUROC", "generation", "auroc", tasks))
         measured = layers[0]["understanding"][tasks[0]]  # without boxes there is sensitivity alone
         for title, expert, measure, over in (row for row in asked if row[2] in measured):
             rows.append([arm["label"], title, *map(str, layer_estimates(layers, expert, measure, over))])

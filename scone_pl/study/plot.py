@@ -63,6 +63,8 @@ def _lines(axes: Axes, result: Result, evaluation: str) -> None:
     for number, (name, arm) in enumerate(result.arms.items()):
         layers = result.layers(name, evaluation)
         for style, expert in (("-", "understanding"), (":", "generation")):
+            if expert not in layers[0]:
+                continue
             tasks = list(layers[0][expert])
             measure = "auroc" if "auroc" in layers[0][expert][tasks[0]] else "sensitivity"  # without boxes
             means = [e.mean for e in layer_estimates(layers, expert, measure, tasks)]

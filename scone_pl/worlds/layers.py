@@ -45,6 +45,7 @@ def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str,
     return {
         expert: {task: summary([r for r in readings if asked[r.sample].task == task]) for task in tasks}
         for expert, readings in measure(pairs, samples).items()
+        if readings
     }
 
 
@@ -86,5 +87,7 @@ def examples(folder: Path, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"task": e.task, "key": e.key, "instruction": e.instruction} for e in first]
     for maps, _ in read_images(model, tokenizer, [e.to_sample() for e in first], packing):
         if maps.image == 0:
-            rows[maps.sample] |= {expert: np.round(getattr(maps, expert), 4).tolist() for expert in EXPERTS}
+            rows[maps.sample] |= {
+                e: np.round(own, 4).tolist() for e in EXPERTS if (own := getattr(maps, e)) is not None
+            }
     return rows

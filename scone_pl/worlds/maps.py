@@ -17,6 +17,6 @@ def map_row(label: str, example: Mapping[str, Any], episode: Episode) -> MapRow:
     return MapRow(
         label=f"{label}\n{example['instruction']}",
         image=episode.references[0],
-        maps={expert: np.array(example[expert]) for expert in EXPERTS},
+        maps={expert: np.array(example[expert]) for expert in EXPERTS if expert in example},
         targets=[[side / episode.canvas for side in s.box] for s in episode.candidates[0] if s.is_target],
     )
