@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from scone_pl.evaluation.judge_config import JudgeConfig
 from scone_pl.evaluation.judge_images import Fingerprints, QuestionImage, data_url
 from scone_pl.evaluation.templates import GENERATED, PLAUSIBILITY, REFERENCES, Templates
 from scone_pl.vlm.parsing import parse_score
+from scone_pl.vlm.templates import Template
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Planner:
             return Judgement(item, sampling, scoring, (), f"no image {image.name} in round {sampling}")
         try:
             calls = tuple(
-                self._call(question, item, image, sampling, scoring)
+                self.call(question, self.templates.of_question(question), item, {GENERATED: image}, sampling, scoring)
                 for question in all_questions(self.benchmark, item, self.config)
             )
             return Judgement(item, sampling, scoring, calls, image=self._fingerprints[image])
@@ -133,21 +134,41 @@ class Planner:
             reencoded=has_orientation,
         )
 
-    def _call(self, question: Question, item: Item, image: Path, sampling: int, scoring: int) -> Call:
-        template = self.templates.of_question(question)
+    def call(
+        self,
+        question: Question,
+        template: Template,
+        item: Item,
+        outputs: Mapping[str, Path],
+        sampling: int,
+        scoring: int,
+    ) -> Call:
+        """One question.
+
+        Args:
+            question: see `Question`.
+            template: its wording.
+            item: the item.
+            outputs: placeholder -> the generated image that stands there.
+            sampling: generation round of the images.
+            scoring: judging round.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
         shown = range(len(item.images)) if question.references is None else question.references
         references = [self._question_image(item.images[i], reference=True) for i in shown]
-        output = self._question_image(image, reference=False)
+        generated = {name: self._question_image(file, reference=False) for name, file in outputs.items()}
         parts: list[str | QuestionImage] = []
-        for segment in template.segments(question.fields, (REFERENCES, GENERATED)):
-            parts += references if segment == REFERENCES else [output] if segment == GENERATED else [segment]
+        for segment in template.segments(question.fields, (REFERENCES, *outputs)):
+            parts += references if segment == REFERENCES else [generated.get(segment, segment)]
         parameters = {**self.config.parameters, **question.parameters}
         asked = {
             "model": self.config.model,
             "parameters": parameters,
             "prompt": template.identity,
             "text": template.fill(**question.fields),
-            "images": [[one.preparation, self._fingerprints[one.file]] for one in (*references, output)],
+            "images": [[one.preparation, self._fingerprints[one.file]] for one in (*references, *generated.values())],
             "scoring": scoring,
         }
         ask = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]

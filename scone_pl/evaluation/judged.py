@@ -58,7 +58,7 @@ def _score(column: str, scale: float = 1.0) -> Callable[[Report], float]:
 
 
 def _complete(report: Report) -> float:
-    return 100.0 * report["complete"]
+    return 100.0 * float(report["complete"])
 
 
 def _fault(name: str) -> Callable[[Report], float]:

@@ -6,9 +6,7 @@ a pair whose answers contradict each other is a tie.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +17,13 @@ import numpy as np
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark, Question
-from scone_pl.evaluation.calls import Call, Judgement
+from scone_pl.evaluation.calls import Call, Judgement, Planner
 from scone_pl.evaluation.folder import name_of_scores
 from scone_pl.evaluation.items import Item
 from scone_pl.evaluation.judge import verdict_on
 from scone_pl.evaluation.judge_config import JudgeConfig
-from scone_pl.evaluation.judge_images import Fingerprints, QuestionImage
 from scone_pl.evaluation.published import unique_names
-from scone_pl.evaluation.templates import REFERENCES, Templates
+from scone_pl.evaluation.templates import Templates
 from scone_pl.markdown import markdown_table
 from scone_pl.vlm.parsing import Score, UnusableAnswerError, answer_text, load_object
 from scone_pl.vlm.store import AnswerStore
@@ -100,7 +97,8 @@ def plan_pairs(
     benchmark: Benchmark, items: Sequence[Item], systems: Sequence[System], config: JudgeConfig, scorings: int
 ) -> tuple[list[Pair], int]:
     """All pairs, and the number of those that lack an image."""
-    templates, fingerprints = Templates.of(benchmark, config), Fingerprints()
+    templates = Templates.of(benchmark, config)
+    planner, template = Planner(benchmark, config, templates), templates[TEMPLATE]
     pairs, missing = [], 0
     for scoring, item, (one, other) in itertools.product(
         range(1, scorings + 1), items, itertools.combinations(systems, 2)
@@ -109,8 +107,10 @@ def plan_pairs(
         if not all(file.is_file() for file in files):
             missing += 1
             continue
+        question = Question("PAIR", TEMPLATE, {"instruction": item.instruction}, parse_winner)
         calls = tuple(
-            _call(benchmark, item, order, config, templates, fingerprints, scoring) for order in (files, files[::-1])
+            planner.call(question, template, item, dict(zip((FIRST, SECOND), order, strict=True)), 1, scoring)
+            for order in (files, files[::-1])
         )
         pairs.append(Pair(item, scoring, one.name, other.name, calls))  # type: ignore[arg-type]
     return pairs, missing
@@ -119,40 +119,6 @@ def plan_pairs(
 def judgements_of(pairs: Sequence[Pair]) -> list[Judgement]:
     """For `Judge.run`."""
     return [Judgement(pair.item, 1, pair.scoring, pair.calls) for pair in pairs]
-
-
-def _call(
-    benchmark: Benchmark,
-    item: Item,
-    files: Sequence[Path],
-    config: JudgeConfig,
-    templates: Templates,
-    fingerprints: Fingerprints,
-    scoring: int,
-) -> Call:
-    def shown(file: Path, *, reference: bool) -> QuestionImage:
-        turned = fingerprints.is_rotated(file)
-        rotated = turned and config.exif_orientation == "apply"
-        as_file = benchmark.preparation == "file"
-        return QuestionImage(file, reference=reference, rotated=rotated, as_file=as_file, reencoded=turned)
-
-    template, fields = templates[TEMPLATE], {"instruction": item.instruction}
-    references = [shown(file, reference=True) for file in item.images]
-    outputs = {name: shown(file, reference=False) for name, file in zip((FIRST, SECOND), files, strict=True)}
-    parts: list[str | QuestionImage] = []
-    for segment in template.segments(fields, (REFERENCES, FIRST, SECOND)):
-        parts += references if segment == REFERENCES else [outputs.get(segment, segment)]
-    asked = {
-        "model": config.model,
-        "parameters": config.parameters,
-        "prompt": template.identity,
-        "text": template.fill(**fields),
-        "images": [[one.preparation, fingerprints[one.file]] for one in (*references, *outputs.values())],
-        "scoring": scoring,
-    }
-    ask = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
-    question = Question("PAIR", TEMPLATE, fields, parse_winner)
-    return Call(question, item, 1, scoring, template.identity, tuple(parts), ask, dict(config.parameters))
 
 
 def outcomes(pairs: Sequence[Pair], store: AnswerStore) -> list[dict[str, Any]]:
