@@ -9,11 +9,12 @@ SEEDS ?=
 QUICK ?= 0
 JOBS ?= 2
 TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts untrained_mask
+WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_robustness
 STUDY = OMP_NUM_THREADS=1 $(SCONE) study run $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo construct-demo test-slow table2 table3 test lint format docs parity photos bench tensorboard clean
-.PHONY: gpu-check gpu-packages gpu-page mini-data mini-base evidence tokens no-experts $(TABLES)
+.PHONY: gpu-check gpu-packages gpu-page mini-data mini-base evidence tokens no-experts $(TABLES) icons-data evidence-look $(WORLD2)
 
 # "## text" after a target is its line in `make help`, "##@ title" starts a group.
 help: ## list the targets
@@ -118,6 +119,19 @@ robustness_trained: ## the same after training on harder episodes
 no_experts: ## the bridge in a dense decoder, without separate experts
 no-experts: no_experts
 untrained_mask: ## masks in sampling over weights that were trained without
+icons-data: install ## shards and random weights of world 2
+	$(SCONE) icons shards --output data_shards/icons
+	$(SCONE) icons base --output runs/icons/random
+
+$(WORLD2): icons-data
+	$(STUDY) experiments/studies/$@.yaml
+icons_base: ## world 2: does s separate after training on words alone?
+icons_stage1: ## world 2: Stage I
+icons_table5: ## world 2: Stage II
+icons_masks: ## world 2: masks over weights that were trained without, by layers
+icons_robustness: ## world 2: likeness, naming, more candidates, unseen names
+evidence-look: ## world 2's studies, one seed each, short
+	$(MAKE) $(WORLD2) SEEDS=1 QUICK=1
 tokens: mini-data ## time, memory and scores with blocked tokens masked or dropped
 	$(if $(filter 1,$(QUICK)),,$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json)
 	$(STUDY) experiments/studies/tokens.yaml

@@ -162,7 +162,7 @@ def evaluate(
 
 
 def judge(
-    output: Path = Path("docs/evidence/icons_judge.json"),
+    output: Path = Path("docs/icons/judge.json"),
     per_task: int = 20,
     stream: Literal["validation", "test"] = "test",
     world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen

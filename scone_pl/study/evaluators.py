@@ -11,6 +11,7 @@ from scone_pl.evaluation.evaluator import Evaluator
 
 REGISTRY = {
     "shapes": "scone_pl.worlds.shapes.evaluator:ShapesEvaluator",
+    "icons": "scone_pl.worlds.icons.evaluator:IconsEvaluator",
     "sconeeval": "scone_pl.evaluation.judged:SconeEvalEvaluator",
     "omnicontext": "scone_pl.evaluation.judged:OmniContextEvaluator",
     "micon": "scone_pl.evaluation.judged:MiconEvaluator",

@@ -129,6 +129,7 @@ def evaluate(
         "pictures": len(drawn),
         "tasks": per_task,
         "choice": choice_means(records),
+        "means": own_means(records),
         "average": average,
         "overall": overall_score(average) if average else None,
         "failures": dict(Counter(v.failure for v in verdicts)),
@@ -160,6 +161,12 @@ def choice_means(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         if "choice" in record:
             choices.setdefault(record["task_type"], []).append(record["choice"])
     return {task: float(np.mean(values)) for task, values in choices.items()}
+
+
+def own_means(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means of what one world's judge reports and others do not, over the records that have it."""
+    plausible = [record["plausible"] for record in records if "plausible" in record]
+    return {"plausible": float(np.mean(plausible))} if plausible else {}
 
 
 def kept_tokens(drawn: Sequence[Drawn]) -> dict[str, dict[str, float]]:

@@ -18,9 +18,12 @@ from scone_pl.training.parts import part_of
 RECIPES = sorted(
     p.relative_to(ROOT)
     for p in (ROOT / "experiments").rglob("*.yaml")
-    if p.name != "predict.yaml" and p.parent.name != "base_weights" and not {"ablations", "studies"} & set(p.parts)
+    if p.name != "predict.yaml"
+    and p.parent.name != "base_weights"
+    and not {"ablations", "studies", "icons"} & set(p.parts)
 )
-"""Of `fit`; tests/sampling/test_predict_jsonl.py runs predict.yaml; tests/study covers ablations and studies."""
+"""Of `fit`; tests/sampling/test_predict_jsonl.py runs predict.yaml; tests/study covers ablations and studies,
+tests/worlds/test_icons_model.py world 2."""
 LARGE = [p for p in RECIPES if p.parts[1] not in ("mini", "photos")]
 SMALL = [p for p in RECIPES if p.parts[1] in ("mini", "photos")]
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from running import ROOT
 
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS
+from scone_pl.files import read_json
 from scone_pl.worlds.icons.faults import FAULTS, drawn, table, verdicts
 from scone_pl.worlds.icons.judge import Verdict
 from scone_pl.worlds.icons.scenes import STANDING
@@ -38,6 +40,12 @@ def test_known_faults_get_their_verdict():
         if row["chosen"] is not None:
             assert abs(row["choice"] - row["chosen"]) <= 0.25, name
     assert table(rows).count("\n") == len(FAULTS) + 1
+
+
+def test_the_documented_rates_are_those_that_were_measured():
+    rows = read_json(ROOT / "docs/icons/judge.json", dict)["faults"]
+    assert rows.keys() == FAULTS.keys()
+    assert table(rows) in (ROOT / "docs/icons.md").read_text()
 
 
 def test_a_subject_in_the_air_or_too_small_is_implausible():

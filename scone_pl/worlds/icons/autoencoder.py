@@ -48,17 +48,18 @@ def train(
     batch: int = 16,
     lr: float = 2e-3,
     seed: int = 0,
+    held_out: int = 256,
     progress: bool = True,
 ) -> float:
     """Trains from random weights and writes half-precision weights and statistics.
 
     Returns:
-        The peak signal-to-noise ratio of 256 other images in dB.
+        The peak signal-to-noise ratio of `held_out` other images in dB.
     """
     torch.manual_seed(seed)
     model = FluxAutoencoder(icons().autoencoder)
-    data = world_images(images + 256, IconsConfig(canvas=32), seed)
-    held_out, data = data[:256], data[256:]
+    data = world_images(images + held_out, IconsConfig(canvas=32), seed)
+    others, data = data[:held_out], data[held_out:]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
@@ -74,15 +75,15 @@ def train(
         optimizer.step()
         schedule.step()
         if step % 250 == 249 or step == steps - 1:
-            quality = _write(model, held_out, file)
+            quality = _write(model, others, file)
             print(f"step {step + 1}: loss {loss.item():.4f}, {quality:.2f} dB", flush=True)
     return quality
 
 
 @torch.no_grad()
-def _write(model: FluxAutoencoder, held_out: Tensor, file: Path) -> float:
-    latents = model.encode(held_out)
-    error = (model.decode(latents).clamp(-1, 1) - held_out).square().mean()
+def _write(model: FluxAutoencoder, images: Tensor, file: Path) -> float:
+    latents = model.encode(images)
+    error = (model.decode(latents).clamp(-1, 1) - images).square().mean()
     weights = {name: value.half() for name, value in model.state_dict().items()}
     write_bytes(save({**weights, _STATISTICS: torch.stack([latents.mean(), latents.std()])}), file)
     return float(10 * torch.log10(4 / error))

@@ -131,8 +131,8 @@ class Episode:
 
         return judge(self, image)
 
-    def to_sample(self, *, boxes: bool = False) -> Sample:
-        """The episode as training data: PNG bytes; `boxes` as fractions of the canvas, which no training set has."""
+    def to_sample(self, *, boxes: bool = True) -> Sample:
+        """The episode as data: PNG bytes; `boxes` as fractions of the canvas, which no training set has."""
         side = self.canvas
         return Sample(
             key=self.key,

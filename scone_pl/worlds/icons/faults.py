@@ -13,7 +13,7 @@ from scone_pl.data.seeding import generator
 from scone_pl.markdown import markdown_table
 from scone_pl.progress import track
 from scone_pl.worlds.icons.atlas import IDENTITIES
-from scone_pl.worlds.icons.episode import Episode, Subject, draw_image
+from scone_pl.worlds.icons.episode import Episode, Look, Subject, draw_image
 from scone_pl.worlds.icons.hues import HUES
 
 Answer = Callable[[Episode], np.ndarray]
@@ -92,14 +92,19 @@ def _other_identity(episode: Episode) -> np.ndarray:
 
 
 def _another_episode(episode: Episode) -> np.ndarray:
-    """Names that the episode does not have, where its target subjects should be."""
+    """Looks that have nothing to do with the episode, where its target subjects should be."""
     taken = {s.look.index for group in episode.candidates for s in group}
     free = [i for i in episode.atlas.order if i not in taken]
     rng = generator("another", episode.key)
-    return drawn(
-        episode,
-        [replace(a, look=replace(a.look, index=free[int(rng.integers(len(free)))])) for a in episode.asked],
-    )
+    others = []
+    for asked in episode.asked:
+        index, identity, hue = (
+            free[int(rng.integers(len(free)))],
+            str(rng.choice(list(IDENTITIES))),
+            str(rng.choice(HUES)),
+        )
+        others.append(replace(asked, look=Look(index, identity, hue), view=IDENTITIES[identity][0]))
+    return drawn(episode, others)
 
 
 FAULTS: dict[str, Fault] = {

@@ -31,7 +31,7 @@ def to_question(episode: Episode, other: str, rng: np.random.Generator) -> Sampl
     number = int(rng.integers(len(episode.candidates)))
     group, scene = episode.candidates[number], episode.reference_scenes[number]
     question, answer = _asked(FORMS[int(rng.integers(len(FORMS)))], episode, group, scene.name, other, rng)
-    sample = episode.to_sample()
+    sample = episode.to_sample(boxes=False)
     return replace(
         sample, references=sample.references[number : number + 1], instruction=question, answer=answer, target=b""
     )

@@ -59,7 +59,7 @@ def _sample(form: str, world: IconWorld, episode: Episode) -> Sample:
     if form == "question":
         other = world.atlas.names[int(world.pool[int(rng.integers(len(world.pool)))])]
         return to_question(episode, other, rng)
-    sample = episode.to_sample()
+    sample = episode.to_sample(boxes=False)
     return replace(sample, references=()) if form == "plain" and rng.random() < _TO_IMAGE else sample
 
 

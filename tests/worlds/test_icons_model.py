@@ -1,0 +1,88 @@
+"""World 2's model: its autoencoder, its two grids, and evaluations of a checkpoint folder."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from running import ROOT, run_scone
+
+from scone_pl.checkpoints.folder import read_config
+from scone_pl.checkpoints.model import from_pretrained
+from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.errors import UserError
+from scone_pl.model.config import icons
+from scone_pl.study.evaluators import evaluator_of
+from scone_pl.worlds.evaluate import bridge_of
+from scone_pl.worlds.icons.autoencoder import SHIPPED, shipped, train
+from scone_pl.worlds.icons.base import write_base
+from scone_pl.worlds.icons.shards import ICON_SETS, write_icons
+from scone_pl.worlds.icons.world import fixed_set
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("icons") / "random"
+    assert write_base(folder)
+    assert not write_base(folder)
+    return folder
+
+
+def test_a_folder_keeps_the_narrow_autoencoder_and_the_grids_differ(base):
+    config = read_config(base)
+    assert config.autoencoder == shipped()[0]
+    assert config.autoencoder.norm_groups == 4
+    sequence = config.sequence_format(Tokenizer.from_folder(base).special)
+    assert 32 // sequence.latent_stride == 8
+    assert sequence.vit_positions_per_side == 6
+    with pytest.raises(ValueError, match="divisible by 3 for its group norms"):
+        type(config.autoencoder)(base_channels=16, norm_groups=3)
+
+
+def test_the_shipped_autoencoder_is_small_and_decodes_what_it_encodes(base):
+    assert SHIPPED.stat().st_size < 600_000
+    model = from_pretrained(base).autoencoder
+    images = torch.stack([torch.from_numpy(e.target) for e in fixed_set(2)]).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        latents = model.encode(images)
+        error = (model.decode(latents).clamp(-1, 1) - images).square().mean()
+    assert latents.shape == (12, 16, 8, 8)
+    assert latents.std() == pytest.approx(1, abs=0.15)
+    assert 10 * torch.log10(4 / error) > 20
+
+
+def test_the_autoencoder_trains_again_and_its_file_is_whole(tmp_path):
+    assert train(tmp_path / "a.safetensors", steps=2, images=4, batch=2, held_out=2, progress=False) > 0
+    assert (tmp_path / "a.safetensors").stat().st_size == SHIPPED.stat().st_size
+    assert icons().autoencoder.downsample == 4
+
+
+@pytest.mark.slow
+def test_the_recipes_train_one_after_another_on_their_sets(base, tmp_path):
+    sets = dict.fromkeys(ICON_SETS, 40)
+    for name, samples in sets.items():
+        write_icons(tmp_path / "data_shards/icons" / name, name, samples, progress=False)
+    shutil.copytree(base, tmp_path / "runs/icons/random")
+    for recipe in ("base", "stage1", "stage2"):
+        text = re.sub(r"max_steps: \d+", "max_steps: 2", (ROOT / f"experiments/icons/{recipe}.yaml").read_text())
+        (tmp_path / f"{recipe}.yaml").write_text(text)
+        assert run_scone("fit", "--config", f"{recipe}.yaml", cwd=tmp_path).returncode == 0
+    assert bridge_of(tmp_path / "runs/icons/stage2/guidance/weights").quantile == 0.6
+
+
+def test_evaluations_of_both_kinds_read_a_folder(base, tmp_path):
+    tasks = ["distinction_single_cross"]
+    scores = evaluator_of({"evaluator": "icons", "per_task": 2, "tasks": tasks, "mask": "off"})
+    report = scores.evaluate(base, tmp_path)
+    assert report["pictures"] == 2
+    assert 0 <= scores.metrics["choice"](report) <= 100
+    layers = evaluator_of({"evaluator": "icons", "kind": "layers", "per_task": 4, "tasks": tasks})
+    auroc = layers.evaluate(base, tmp_path)["layers"]["understanding"][tasks[0]]["auroc"]
+    assert len(auroc) == icons().decoder.num_layers
+    with pytest.raises(UserError, match=r"world\.canvas is 64"):
+        evaluator_of({"evaluator": "icons", "per_task": 1, "tasks": tasks, "world": {"canvas": 64}}).evaluate(
+            base, tmp_path
+        )
