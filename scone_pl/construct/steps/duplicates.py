@@ -51,7 +51,7 @@ class Duplicates(SelectStep):
         """See `SelectStep.select`."""
         targets = HashIndex(self.max_distance, self.max_colour)
         references = HashIndex(self.max_distance, self.max_colour)
-        texts, keys, kept = array("L"), list[str](), 0
+        texts, keys, kept = array("I"), list[str](), 0
         for item, facts in rows():
             if "broken" in facts:
                 yield item, Rejected(*facts["broken"])

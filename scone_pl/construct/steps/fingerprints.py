@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,6 +19,7 @@ from scone_pl.data.decoding import decode_rgb
 PERMUTATIONS = 64
 GRID = 4
 _BITS = 64
+_COLOURS = 3 * GRID**2
 _WORDS = re.compile(r"\w+")
 
 
@@ -65,7 +67,7 @@ def similarity(first: list[int] | np.ndarray, second: list[int] | np.ndarray) ->
 
 
 class HashIndex:
-    """Finds near perceptual hashes; about 200 bytes each.
+    """Finds near perceptual hashes; about 150 bytes each.
 
     64 bits are cut into one more band than bits may differ, so near hashes agree in at least one band.
     """
@@ -74,16 +76,16 @@ class HashIndex:
         self.max_distance, self.max_colour = max_distance, max_colour
         edges = np.linspace(0, _BITS, max_distance + 2).astype(int)
         self._bands = [(int(a), (1 << int(b - a)) - 1) for a, b in pairwise(edges)]
-        self._tables: list[dict[int, list[int]]] = [defaultdict(list) for _ in self._bands]
-        self._codes: list[int] = []
-        self._colours: list[bytes] = []
-        self._owners: list[int] = []
+        self._tables: list[dict[int, array[int]]] = [defaultdict(lambda: array("L")) for _ in self._bands]
+        self._codes = array("Q")
+        self._colours = bytearray()
+        self._owners = array("Q")
 
     def add(self, image: list[Any], owner: int) -> None:
         """Adds an image's print under the number of its owner."""
         code, number = int(image[0]), len(self._codes)
         self._codes.append(code)
-        self._colours.append(bytes.fromhex(image[1]))
+        self._colours += bytes.fromhex(image[1])
         self._owners.append(owner)
         for (shift, mask), table in zip(self._bands, self._tables, strict=True):
             table[code >> shift & mask].append(number)
@@ -98,7 +100,7 @@ class HashIndex:
         for number in sorted(candidates):
             if (self._codes[number] ^ code).bit_count() > self.max_distance or self._owners[number] in seen:
                 continue
-            other = np.frombuffer(self._colours[number], np.uint8)
+            other = np.frombuffer(bytes(self._colours[number * _COLOURS : (number + 1) * _COLOURS]), np.uint8)
             if np.abs(colours - other).mean() <= self.max_colour:
                 seen.add(self._owners[number])
                 yield self._owners[number]

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,9 @@ def _write_benchmark(pools: IconPools, generator: random.Random) -> None:
 
 def _write_pairs(pools: IconPools, count: int, generator: random.Random) -> None:
     rows: list[dict[str, Any]] = []
+    kinds = cycle((*FAULTS, "leak", "low", "duplicate", "dirty"))
     for number in range(count):
-        fault = generator.choice((*FAULTS, "duplicate", "leak", "low", "dirty")) if generator.random() < 0.35 else ""
+        fault = next(kinds) if generator.random() < 0.35 else ""
         name = generator.choice(names())
         other = generator.choice([one for one in names() if one != name])
         first, second = generator.sample((FLAT, SOLID), 2)

@@ -202,8 +202,13 @@ class IconServer:
             return {"instruction": instruction}
         name, new, number = found[1], found[2], found[3]
         result = re.sub(
-            rf"(?:\bthe )?\b{name}\b(?: in image {number})?", f"{new} in image {number}", instruction, count=1
+            rf"(?:\bthe )?\b{name}\b(?: in image {number})?",
+            f"{new} in image {number}",
+            instruction,
+            count=1,
+            flags=re.IGNORECASE,
         )
+        result = result[:1].upper() + result[1:]
         return {"instruction": result}
 
     def _which(self, text: str, scenes: list[Scene], wrong: bool, generator: random.Random) -> Any:
