@@ -60,6 +60,7 @@ def build_page(pipeline: SconePipeline, start: PageSettings) -> gr.Blocks:
 
 def launch(page: gr.Blocks, host: str, port: int) -> str:
     """Starts the server in a thread and returns the page's address; `page.close()` ends it."""
+    gr.processing_utils.async_ssrf_protected_download = _refuse_url
     page.launch(
         server_name=host,
         server_port=port,
@@ -78,6 +79,11 @@ def launch(page: gr.Blocks, host: str, port: int) -> str:
         css=CSS,
     )
     return f"http://{host}:{port}/"
+
+
+async def _refuse_url(url: str, cache_dir: str) -> str:
+    """In place of gradio's download of a URL that a request names as an uploaded file."""
+    raise gr.Error("references are files; URLs are not read here", print_exception=False)
 
 
 def _as_message(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -267,7 +273,7 @@ def _bridge_of(
 def _previews_tab(run: Path) -> None:
     """A slider over the previews of a run; those that are drawn meanwhile appear as it is moved."""
     number = len(find_previews(run))
-    gr.Markdown(f"Previews of `{run}`: references, target, generated image at each validation.")
+    gr.Markdown(f"Previews of `{run.resolve().name}`: references, target, generated image at each validation.")
     slider = gr.Slider(1, max(2, number), number, step=1, label="Preview", elem_id="preview_slider")
 
     @_as_message

@@ -60,7 +60,8 @@ def page_settings(pipeline: SconePipeline, examples: str | None, folder: Path) -
     bridge = default_bridge(config.decoder.num_layers) if trained is None else trained
     size = " x ".join(map(str, image_size(pipeline.sequence_format)))
     said = "as it was trained with" if trained else "no bridge is recorded for it, so these settings are a start"
-    title = f"`{pipeline.source}`: {config.decoder.num_layers} layers, images of {size} pixels; bridge: {said}."
+    name = pipeline.source.resolve().name if pipeline.source else "model"
+    title = f"`{name}`: {config.decoder.num_layers} layers, images of {size} pixels; bridge: {said}."
     sampling = _MINI_SAMPLING if is_mini else SamplingConfig()
     return PageSettings(title, sampling, dataclasses.replace(bridge, apply_mask=True), scenes)
 

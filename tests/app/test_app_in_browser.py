@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import socket
@@ -130,6 +131,15 @@ def test_other_files_are_not_served(address: str, file: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(f"{address}gradio_api/file={file}", timeout=20)
     assert error.value.code in (403, 404)
+
+
+def test_a_url_in_place_of_an_upload_is_refused(address: str) -> None:
+    import gradio
+    from gradio import processing_utils
+
+    upload = {"path": "http://example.invalid/a.png", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(gradio.Error, match="URLs are not read here"):
+        asyncio.run(processing_utils.async_move_files_to_cache(upload, gradio.File(), check_in_upload_folder=True))
 
 
 def test_screenshot(browser: Any, tmp_path: Path) -> None:
