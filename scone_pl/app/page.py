@@ -27,7 +27,7 @@ from scone_pl.sampling.pipeline import SconePipeline
 from scone_pl.sampling.settings import SamplingConfig
 
 MAX_REFERENCES, MAX_CHARACTERS, MAX_IMAGES = 8, 2000, 4
-MAX_FILE, MAX_SEED = "20mb", 2**31
+MAX_FILE, MAX_SEED, MAX_STEPS = "20mb", 2**31, 200
 MAX_WAITING = 16
 """Requests in the queue; more are refused."""
 MAX_SESSIONS = 64
@@ -171,8 +171,8 @@ def _bridge_tab(pipeline: SconePipeline, start: PageSettings) -> None:
             guidance_scale=float(scale),
             image_guidance_scale=float(image_scale),
         )
-        if not (1 <= count <= MAX_IMAGES and 0 <= first <= MAX_SEED):
-            raise UserError(f"choose 1 to {MAX_IMAGES} images, and a seed from 0 to {MAX_SEED}")
+        if not (1 <= count <= MAX_IMAGES and 0 <= first <= MAX_SEED and 1 <= steps <= MAX_STEPS):
+            raise UserError(f"choose 1 to {MAX_IMAGES} images, a seed from 0 to {MAX_SEED}, 1 to {MAX_STEPS} steps")
         reading = reading_of(paths, text)
         shown = reading_html(reading, bridge)
         images: list[Generated] = []
@@ -244,9 +244,13 @@ def _sampling_controls(sampling: SamplingConfig) -> list[Any]:
         seed = gr.Number(
             sampling.seed or 0, label="First seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100
         )
-        steps = gr.Slider(1, 100, sampling.num_inference_steps, step=1, label="Steps", min_width=120)
-        text = gr.Slider(1, 10, sampling.guidance_scale, step=0.5, label="Guidance: text", min_width=120)
-        image = gr.Slider(1, 5, sampling.image_guidance_scale, step=0.5, label="Guidance: image", min_width=120)
+        steps = gr.Number(
+            sampling.num_inference_steps, label="Steps", precision=0, minimum=1, maximum=MAX_STEPS, min_width=100
+        )
+        text = gr.Number(sampling.guidance_scale, label="Text guidance", minimum=0, maximum=20, step=0.5, min_width=100)
+        image = gr.Number(
+            sampling.image_guidance_scale, label="Image guidance", minimum=0, maximum=20, step=0.5, min_width=100
+        )
     return [images, seed, steps, text, image]
 
 

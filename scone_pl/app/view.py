@@ -25,11 +25,11 @@ CSS = """
 .scone .reference { display: grid; grid-template-columns: 180px 180px minmax(0, 1fr); gap: 16px; padding: 12px 0;
   border-top: 1px solid var(--border-color-primary); align-items: start; }
 .scone .reference:first-child { border-top: none; padding-top: 0; }
-.scone .layers { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 8px; }
+.scone .layers { display: grid; grid-template-columns: repeat(auto-fill, minmax(64px, 1fr)); gap: 8px; }
 .scone .layers .source img { outline: 3px solid var(--color-accent); outline-offset: 1px; }
 .scone .compared { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(150px, 220px)); }
 .scone .thumbs { display: flex; gap: 6px; } .scone .thumbs img { width: 72px; }
-.scone .preview { max-width: 900px; }
+.scone .preview img { width: auto; max-width: 100%; image-rendering: auto; }
 .scone p { margin: 0 0 8px; }
 @media (max-width: 900px) { .scone .reference { grid-template-columns: 1fr 1fr; }
   .scone .layers { grid-column: 1 / -1; } }

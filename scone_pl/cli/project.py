@@ -14,7 +14,7 @@ from scone_pl.outputs import check_output_folder, unwritable
 
 _PACKAGE = Path(__file__).parents[1]
 _STARTER = Path(__file__).parent / "starter"
-_LEFT_OUT = ("photos", "README.md", "__pycache__")
+_LEFT_OUT = ("photos", "bridge_weights", "README.md", "__pycache__")
 """Of the recipes: what needs data sets that are only in the repository, and its own README."""
 _SMALL_SETS = (
     "--base_single=200",

@@ -228,5 +228,7 @@ def decode_latents(model: Network, result: SampledLatents) -> Tensor:
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """(3, H, W) in [-1, 1] -> (H, W, 3) uint8."""
+    """(3, H, W), uint8 or in [-1, 1] -> (H, W, 3) uint8."""
+    if image.dtype == torch.uint8:  # a reference or target that the autoencoder has not seen yet
+        return image.permute(1, 2, 0).cpu()
     return ((image * 0.5 + 0.5) * 255).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu()

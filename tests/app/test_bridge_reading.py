@@ -16,6 +16,7 @@ from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import SplitKind
 from scone_pl.sampling.context import Prompt, prefill
 from scone_pl.sampling.pipeline import SconePipeline
+from scone_pl.sampling.sampler import to_uint8
 from scone_pl.sampling.settings import SamplingConfig
 
 LAYERS = {"source_layer": 1, "first_masked_layer": 2, "last_masked_layer": 4}
@@ -33,10 +34,12 @@ BRIDGES = {
 SETTINGS = SamplingConfig(num_inference_steps=2, guidance_scale=1.0, image_guidance_scale=1.0)
 
 
+IMAGES = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(2)]
+
+
 @pytest.fixture(scope="module")
 def prompt(pipeline: SconePipeline) -> Prompt:
-    images = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(2)]
-    return pipeline.prompts([images], ["the left one"])[0]
+    return pipeline.prompts([IMAGES], ["the left one"])[0]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,18 @@ def test_compared_images_are_those_of_the_pipeline(pipeline: SconePipeline, read
     assert [shown.count(f"seed {seed}, bridge {state}</b>") for seed in (5, 6) for state in ("off", "on")] == [
         *(1, 1, 1, 0)
     ]
+
+
+def test_references_are_shown_as_they_are(pipeline: SconePipeline, reading: Reading) -> None:
+    """Whether an input holds pixels as uint8 or as floats in [-1, 1]."""
+    output = pipeline.generate([reading.prompt], dataclasses.replace(SETTINGS, bridge=BRIDGES["hard"]))
+    assert output.bridge is not None
+    for image, here, of_pipeline in zip(IMAGES, reading.references, output.bridge[0], strict=True):
+        assert np.array_equal(here, image)
+        assert np.array_equal(of_pipeline.reference, image)
+    pixels = torch.from_numpy(IMAGES[0]).permute(2, 0, 1)
+    as_floats = to_uint8(pixels.double() / 127.5 - 1).int() - to_uint8(pixels).int()
+    assert as_floats.abs().max() <= 1
 
 
 def test_what_is_shown(reading: Reading) -> None:
