@@ -62,6 +62,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         (tmp_path / name).mkdir()
         for file in ("llm_config.json", "model.safetensors"):
             (tmp_path / name / file).write_bytes(b" " * size)
+        (tmp_path / name / "vit_config.json").touch()
     content = {
         "title": "Sizes",
         "question": "Which is larger?",
