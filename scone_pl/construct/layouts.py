@@ -26,7 +26,9 @@ from scone_pl.files import read_text, readable
 
 MAX_SCORE = 4
 """Of UNO-1M's `score_final`; the label files have numbers beyond it, which a parser read from something else."""
-_DIFFERENT = re.compile(r"\s*(no|false|different|not\b.*|0)\W*", re.IGNORECASE)
+_DIFFERENT = re.compile(
+    r"\s*(?:(?:no|false)\b(?! diff).*|0|different(?: subjects?)?\W*|not (?:the )?same\b.*)", re.IGNORECASE | re.DOTALL
+)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 _REFERENCE = re.compile(r"(?:ref|reference|input|image|img)[_\- ]?(\d{1,4})", re.IGNORECASE)
 _TARGET = re.compile(r"(?:target|output|result)", re.IGNORECASE)
@@ -121,8 +123,12 @@ class JsonReader:
     def _entry(self, rows: JsonRows, number: int, content: dict[str, Any] | UserError, part: int) -> Entry:
         if isinstance(content, UserError):
             raise BrokenSampleError("wrong JSON", str(content))
+        self._check_usable(content, rows.where(number))
         _check(content, self.conditions)
         return self._parse(content, rows.where(number), self.root or rows.file.parent, rows.file.name, part)
+
+    def _check_usable(self, content: dict[str, Any], where: str) -> None:
+        """Raises `BrokenSampleError` for what no condition can judge."""
 
     def _parse(self, content: dict[str, Any], where: str, folder: Path, file: str, part: int) -> Entry:
         row = _inside(read_row(content, self.rules, where, folder), folder)
@@ -151,14 +157,18 @@ class UnoReader(JsonReader):
             raise UserError(f"{root}: no such folder; image_root is the base of relative image paths")
         return ImageLists(files, rules, Path(root) if root else None)
 
+    def _check_usable(self, content: dict[str, Any], where: str) -> None:
+        scores = content.get("vlm_filter_cot")
+        if scores is None:
+            return
+        score = scores.get("score_final") if isinstance(scores, Mapping) else None
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= MAX_SCORE:
+            raise BrokenSampleError("unusable score", f"{where}: score_final is {score!r:.60}")
+
     def _parse(self, content: dict[str, Any], where: str, folder: Path, file: str, part: int) -> Entry:
         caption, scores = content.get("caption"), content.get("vlm_filter_cot")
         if not isinstance(caption, Mapping):
             raise BrokenSampleError("missing instruction", f"{where}: caption is no mapping")
-        if scores is not None:
-            score = scores.get("score_final") if isinstance(scores, Mapping) else None
-            if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= MAX_SCORE:
-                raise BrokenSampleError("unusable score", f"{where}: score_final is {score!r:.60}")
         judgment = caption.get("judgment")
         if judgment is False or (isinstance(judgment, str) and _DIFFERENT.fullmatch(judgment)):
             raise BrokenSampleError("judged different", f"{where}: judgment is {judgment!r:.60}")
@@ -171,7 +181,7 @@ class UnoReader(JsonReader):
         rules = RowRules()
         row = _inside(read_row({**fields, "instruction": caption.get(target)}, rules, where, folder), folder)
         subject = caption.get("subject")
-        metadata: dict[str, Any] = {"source": {"file": file, "layout": "uno"}}
+        metadata: dict[str, Any] = {"source": {"file": file, "layout": "uno"}, "identity": where}
         if isinstance(subject, str) and subject.strip():
             metadata["subjects"] = [subject.strip()]
         if scores is not None:

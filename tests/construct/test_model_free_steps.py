@@ -170,7 +170,7 @@ def test_composing_makes_candidates_with_exact_boxes_and_names(tmp_path: Path) -
     save(pixels(3, 120), tmp_path / "photos/boot/2.png")  # no plain background
     config = write_config(
         tmp_path / "c.yaml",
-        pools=[{"name": "mine", "path": str(tmp_path / "photos"), "layout": "subjects"}],
+        pools=[{"name": "mine", "path": str(tmp_path / "photos"), "layout": "subjects", "license": "cc0"}],
         steps=[{"step": "compose", "side": 200, "intra": 1.0}],
     )
     run("run", "--config", config)
@@ -185,6 +185,9 @@ def test_composing_makes_candidates_with_exact_boxes_and_names(tmp_path: Path) -
         assert sample.candidates is not None
         (group,) = sample.candidates
         assert 2 <= len(group) <= 3
+        assert [one["license"] for one in sample.metadata["construct"]["compose"]["beside"]] == ["cc0"] * (
+            len(group) - 1
+        )
         assert sum(candidate.is_target for candidate in group) == 1
         target = next(candidate for candidate in group if candidate.is_target)
         assert target.name in sample.instruction

@@ -59,6 +59,8 @@ DIRTY: list[tuple[Any, str]] = [
     ({"caption": {"img_path1": " ", "img_path2": ""}}, "missing instruction"),
     ({"caption": {"img_path1": 3, "img_path2": ["a"]}}, "wrong field"),
     ({"caption": {"img_path1": "a", "img_path2": "b", "judgment": "Different."}}, "judged different"),
+    ({"caption": {"img_path1": "a", "img_path2": "b", "judgment": "No, another cat."}}, "judged different"),
+    ({"vlm_filter_cot": {"score_final": 10**400}}, "unusable score"),
     ({"img_path1": None}, "missing references"),
     ({"img_path1": 7}, "wrong field"),
     ({"img_path1": "images/none.png"}, "missing image"),

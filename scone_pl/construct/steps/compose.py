@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,20 @@ from scone_pl.ranges import check_number, check_whole
 
 _POSITIONS = {2: ("on the left", "on the right"), 3: ("on the left", "in the middle", "on the right")}
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+
+
+_DRAWN = 50
+"""Subjects of a name that distractors are chosen from, at random for each sample."""
+
+
+class _Other(NamedTuple):
+    """A cut-out that can stand beside others."""
+
+    name: str
+    identity: str
+    ref: ImageRef
+    key: str
+    license: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +77,20 @@ class Compose(SelectStep):
 
     def select(self, rows: Rows) -> Iterator[tuple[Item, Outcome]]:
         """See `SelectStep.select`."""
-        by_name: dict[str, list[tuple[str, ImageRef]]] = defaultdict(list)
+        by_name: dict[str, list[_Other]] = defaultdict(list)
         seen: set[str] = set()
         for item, facts in rows():
             for name, ref, cut in zip(subjects_of(item), item.references, facts.get("cut", ()), strict=False):
                 if cut and name and ref.sha256 not in seen:
                     seen.add(ref.sha256)
-                    by_name[name].append((_identity(item), ref))
+                    by_name[name].append(
+                        _Other(name, _identity(item), ref, item.key, str(item.metadata.get("license")))
+                    )
         names = sorted(by_name)
         for item, facts in rows():
             yield item, self._choose(item, facts, by_name, names)
 
-    def _choose(
-        self, item: Item, facts: Facts, by_name: Mapping[str, list[tuple[str, ImageRef]]], names: list[str]
-    ) -> Outcome:
+    def _choose(self, item: Item, facts: Facts, by_name: Mapping[str, list[_Other]], names: list[str]) -> Outcome:
         if "broken" in facts:
             return Rejected(*facts["broken"])
         subjects = subjects_of(item)
@@ -94,15 +108,20 @@ class Compose(SelectStep):
             if not (match := _mention(text, name)):
                 return Rejected("subject not in the instruction", f"{name!r} is not in the instruction")
             count = generator.randint(self.min_candidates, self.max_candidates)
-            same = [one for one in by_name[name] if one[0] != _identity(item)]
+            own_images = {ref.sha256 for ref in item.images}
+            known = by_name[name]
+            same = [
+                other
+                for other in generator.sample(known, min(len(known), _DRAWN))
+                if other.identity != _identity(item) and other.ref.sha256 not in own_images
+            ]
             intra = bool(same) and generator.random() < self.intra
-            generator.shuffle(same)
-            distinct = list(dict(same).values())  # one of each subject's photographs
-            others = [(name, ref) for ref in distinct[: count - 1]] if intra else []
+            # One of each subject's photographs.
+            others = list({other.identity: other for other in same}.values())[: count - 1] if intra else []
             if not intra:
                 pool = [one for one in names if not _overlap(one, name)]
                 chosen = generator.sample(pool, min(count - 1, len(pool)))
-                others = [(one, generator.choice(by_name[one])[1]) for one in chosen]
+                others = [generator.choice(by_name[one]) for one in chosen]
             if not others:
                 return Rejected("no distractors", f"no other subject to stand beside {name!r}")
             own = generator.randint(0, len(others))
@@ -117,7 +136,7 @@ class Compose(SelectStep):
                 {
                     "own": own,
                     "name": name,
-                    "others": [[one, ref.to_json()] for one, ref in others],
+                    "others": [[one.name, one.ref.to_json(), one.key, one.license] for one in others],
                     "seed": generator.getrandbits(32),
                     "side": self.side,
                     "intra": intra,
@@ -166,7 +185,7 @@ def _place(position: int, count: int) -> str:
 class Render(Step):
     """Draws the references that `Compose` has chosen."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def measure(self, item: Item, images: Images) -> Facts:
         """Draws the references and stores them."""
@@ -175,7 +194,7 @@ class Render(Step):
             if plan is None:
                 made.append(None)
                 continue
-            parts = [(name, cut_out(images.read(ImageRef.from_json(other)))) for name, other in plan["others"]]
+            parts = [(name, cut_out(images.read(ImageRef.from_json(other)))) for name, other, _, _ in plan["others"]]
             parts.insert(plan["own"], (plan["name"], cut_out(images.read(ref))))
             image, boxes = _drawn([part for _, part in parts], plan["side"], plan["seed"])
             encoded = io.BytesIO()
@@ -205,7 +224,12 @@ class Render(Step):
         metadata = {name: value for name, value in item.metadata.items() if name != "plan"}
         candidates: Candidates = tuple(groups)
         made_item = replace(item, references=tuple(references), candidates=candidates, metadata=metadata)
-        return [made_item.noting(self.name, {"composed": sum(one is not None for one in facts["references"])})]
+        beside = [
+            {"key": key, "license": license}
+            for plan in item.metadata["plan"]
+            for _, _, key, license in (plan["others"] if plan else ())
+        ]
+        return [made_item.noting(self.name, {"beside": beside})]
 
 
 def _drawn(parts: list[Image.Image], side: int, seed: int) -> tuple[Image.Image, list[list[float]]]:
