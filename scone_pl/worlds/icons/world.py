@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS
 from scone_pl.ranges import check_number, check_whole
-from scone_pl.worlds.icons.atlas import IDENTITIES, read_atlas
+from scone_pl.worlds.icons.atlas import IDENTITIES, Atlas, read_atlas
 from scone_pl.worlds.icons.episode import Episode, Look, Subject
 from scone_pl.worlds.icons.hues import HUES, NATURAL
 from scone_pl.worlds.icons.language import NAMINGS, PLACES, SIZES, instruction, name_by
@@ -84,6 +83,9 @@ class IconWorld:
     seed: int = 0
     config: IconsConfig = field(default_factory=IconsConfig)
     stream: str = "base"
+    atlas: Atlas = field(init=False)
+    pool: np.ndarray = field(init=False)
+    """Indices of the names that episodes are drawn from."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**40:
@@ -99,9 +101,6 @@ class IconWorld:
             )
         object.__setattr__(self, "atlas", atlas)
         object.__setattr__(self, "pool", np.array(pool))
-
-    def __getattr__(self, name: str) -> Any:  # what `__post_init__` sets
-        raise AttributeError(name)
 
     def sample(self, task: str, index: int) -> Episode:
         """Episode number `index` (any, below 2**64) of `task`, one of SconeEval's."""
