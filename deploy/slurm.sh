@@ -29,8 +29,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 trap '' USR1 TERM
 (
     trap - USR1 TERM
-    exec srun --kill-on-bad-exit=1 python -m scone_pl fit \
-        --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$SLURM_NTASKS_PER_NODE" "$@"
+    # Behind the arguments, because a recipe overrides what stands before it.
+    exec srun --kill-on-bad-exit=1 python -m scone_pl fit "$@" \
+        --trainer.num_nodes "$SLURM_NNODES" --trainer.devices "$SLURM_NTASKS_PER_NODE"
 )
 status=$?
 # 128 + SIGUSR1, 128 + SIGTERM: stopped by a signal, saved. Other signals (KILL: out of memory) are failures.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,8 +17,8 @@ from scone_pl.ranges import check_whole
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.prompts import prompts_of, target_image
 from scone_pl.sampling.sampler import SampledLatents, decode_latents, initial_noise, sample, to_uint8
-from scone_pl.sampling.visualize import Pixels, dim_blocked, image_grid, save_image
-from scone_pl.training.curves import log_image
+from scone_pl.sampling.visualize import Pixels, bridge_image, dim_blocked, image_grid, save_image
+from scone_pl.training.curves import log_histogram, log_image
 from scone_pl.training.module import SconeModule
 from scone_pl.training.trainer_attributes import data_module, log_interval
 
@@ -71,26 +72,47 @@ class Previews(pl.Callback):
         if (self._validations - 1) % self.every_n_validations:
             return
         # Every rank samples: a sharded model cannot run on one alone.
-        self._show(trainer, preview_grid(pl_module, batch.sequence, self.num_samples))
+        prompts = prompts_of(batch.sequence)[: self.num_samples]
+        sampled = sample_previews(pl_module, prompts)
+        self._show(trainer, "previews", preview_grid(pl_module, batch.sequence, prompts, sampled), "previews")
+        rows = [
+            (to_uint8(vae).numpy(), similarity.float().cpu().numpy(), blocked.cpu().numpy())
+            for prompt, result in zip(prompts, sampled, strict=True)
+            for (vae, _), similarity, blocked in zip(prompt.references, result.similarity, result.blocked, strict=False)
+        ]
+        if rows:  # sampled with the bridge
+            self._show(trainer, "bridge/maps", bridge_image(rows), "previews/bridge")
+            values = torch.cat([torch.from_numpy(similarity).flatten() for _, similarity, _ in rows])
+            self._log_histogram(trainer, values)
 
     @rank_zero_only
-    def _show(self, trainer: pl.Trainer, image: Pixels) -> None:
-        log_image(trainer.loggers, "previews", image, trainer.global_step)
+    def _log_histogram(self, trainer: pl.Trainer, values: torch.Tensor) -> None:
+        log_histogram(trainer.loggers, "bridge/similarity", values, trainer.global_step)
+
+    @rank_zero_only
+    def _show(self, trainer: pl.Trainer, name: str, image: Pixels, folder: str) -> None:
+        log_image(trainer.loggers, name, image, trainer.global_step)
         try:
-            save_image(image, f"{trainer.default_root_dir}/previews/step-{trainer.global_step:06d}.png")
+            save_image(image, f"{trainer.default_root_dir}/{folder}/step-{trainer.global_step:06d}.png")
         except UserError as error:
             warn(f"{error}; training continues without")
 
 
-def preview_grid(module: SconeModule, pack: PackedSequence, num_samples: int) -> Pixels:
-    """A row per sample: references (blocked regions pale), target, image sampled with the current weights."""
-    prompts = prompts_of(pack)[:num_samples]
+def sample_previews(module: SconeModule, prompts: Sequence[Prompt]) -> list[SampledLatents]:
+    """Samples prompts with the current weights, always with the same noise."""
     generator = torch.Generator().manual_seed(0)
     noise = [initial_noise(p, module.model, module.sequence_format, generator) for p in prompts]
     training = module.model.training
     module.model.eval()
     sampled = sample(module.model, module.sequence_format, prompts, module.predictor.sampling, noise)
     module.model.train(training)
+    return sampled
+
+
+def preview_grid(
+    module: SconeModule, pack: PackedSequence, prompts: Sequence[Prompt], sampled: Sequence[SampledLatents]
+) -> Pixels:
+    """A row per sample: references (blocked regions pale), target, sampled image."""
     rows = []
     width = max(len(p.references) for p in prompts)
     for i, (prompt, result) in enumerate(zip(prompts, sampled, strict=True)):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
 
 from scone_pl.messages import warn
 from scone_pl.sampling.visualize import Pixels
@@ -39,6 +41,10 @@ class Curves(TensorBoardLogger):
     def add_image(self, *args: Any, **kwargs: Any) -> None:
         """As the writer's own."""
         self._try(lambda: self.experiment.add_image(*args, **kwargs))
+
+    def add_histogram(self, *args: Any, **kwargs: Any) -> None:
+        """As the writer's own."""
+        self._try(lambda: self.experiment.add_histogram(*args, **kwargs))
 
     def save(self) -> None:
         self._try(super().save)
@@ -74,6 +80,23 @@ def log_image(loggers: Iterable[Any], name: str, image: Pixels, step: int) -> No
             logger.experiment.add_image(name, image, step, dataformats="HWC")
         elif callable(getattr(logger, "log_image", None)):
             logger.log_image(key=name, images=[image], step=step)
+
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+def log_histogram(loggers: Iterable[Any], name: str, values: Tensor, step: int) -> None:
+    """Logs a distribution (N,): TensorBoard and W&B as a histogram, any other logger as `QUANTILES`, `name/q50`."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            (logger if isinstance(logger, Curves) else logger.experiment).add_histogram(name, values, step)
+        elif isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.log_metrics({name: wandb.Histogram(values.numpy())}, step)
+        else:
+            found = values.quantile(torch.tensor(QUANTILES)).tolist()
+            logger.log_metrics({f"{name}/q{q * 100:02.0f}": x for q, x in zip(QUANTILES, found, strict=True)}, step)
 
 
 def keep_training(loggers: Iterable[Any]) -> None:

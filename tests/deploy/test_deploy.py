@@ -23,6 +23,7 @@ SRUN = """#!{python}
 import os, signal, subprocess, sys
 program = sys.argv[next(i for i, a in enumerate(sys.argv) if i and not a.startswith("-")):]
 if "{status}":
+    open("arguments", "w").write(" ".join(program))
     sys.exit(int("{status}" or 0))
 ranks = []
 for i in map(str, range(2)):
@@ -57,6 +58,8 @@ def test_a_job_is_requeued_after_a_signal_alone(tmp_path: Path, status: str, req
     done = subprocess.run(["bash", str(SLURM), "--config", "x.yaml"], env=stand_ins(tmp_path, status), check=False)
     assert done.returncode == int(status)
     assert (tmp_path / "requeued").exists() == requeued
+    arguments = (tmp_path / "arguments").read_text()
+    assert arguments.endswith(" fit --config x.yaml --trainer.num_nodes 1 --trainer.devices 2"), "behind the recipe"
     if requeued:
         assert (tmp_path / "requeued").read_text() == "requeue 77\n"
 
