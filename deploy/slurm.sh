@@ -1,6 +1,6 @@
 #!/bin/bash
 # Trains under Slurm on any number of nodes; arguments are those of `python -m scone_pl fit`:
-#   sbatch --nodes 2 deploy/slurm.sh --config experiments/stage2.yaml --model.init_args.sharding.replicas 2
+#   sbatch -N 2 deploy/slurm.sh --config experiments/stage2.yaml --model.init_args.sharding.replicas 2
 # Five minutes before the time limit, and when it is preempted, every rank finishes its step and saves; the job is then
 # requeued and resumes. A failed job ends, with its status.
 #SBATCH --job-name=scone
