@@ -240,7 +240,7 @@ def _bridge_controls(bridge: BridgeConfig, num_layers: int) -> list[Any]:
 def _sampling_controls(sampling: SamplingConfig) -> list[Any]:
     """Images, first seed, steps, guidance by instruction and by references."""
     with gr.Row():
-        images = gr.Slider(1, MAX_IMAGES, 2, step=1, label="Images", elem_id="images", min_width=120)
+        images = gr.Number(2, label="Images", precision=0, minimum=1, maximum=MAX_IMAGES, min_width=100)
         seed = gr.Number(
             sampling.seed or 0, label="First seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=100
         )

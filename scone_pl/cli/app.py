@@ -18,7 +18,7 @@ from scone_pl.errors import UserError
 from scone_pl.messages import warn
 from scone_pl.ranges import check_whole
 
-MINI_WEIGHTS = "mini/base_weights"
+MINI_WEIGHTS = "mini/bridge_weights"
 """In the recipes folder."""
 
 
