@@ -132,7 +132,7 @@ def load_weights(model: Network, folder: str | os.PathLike[str], adapters: Seque
     return read
 
 
-def _fill_autoencoder(tensors: dict[str, Tensor], path: Path) -> None:
+def _fill_autoencoder(tensors: dict[str, Tensor | QuantizableLinear], path: Path) -> None:
     file = path / AUTOENCODER_FILE
     if not file.is_file():
         raise UserError(f"{file}: missing; the checkpoint folder must contain the autoencoder's weights")
@@ -147,8 +147,8 @@ def load_autoencoder(folder: str | os.PathLike[str], device: torch.device | str 
         UserError: see `load_weights`.
     """
     autoencoder = build_autoencoder(read_config(folder).autoencoder).requires_grad_(False).to(device)
-    if tensors := autoencoder.state_dict(keep_vars=True):
-        _fill_autoencoder(tensors, check_folder(folder))
+    if weights := autoencoder.state_dict(keep_vars=True):
+        _fill_autoencoder(dict(weights), check_folder(folder))
     return autoencoder.eval()
 
 

@@ -168,7 +168,7 @@ def _images(sample: Sample, packing: PackingConfig, sequence_format: SequenceFor
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _digest(content: Any) -> str:
