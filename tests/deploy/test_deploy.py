@@ -73,14 +73,14 @@ def test_two_ranks_are_preempted_requeued_and_resume(mini_world: Path, tmp_path:
     arguments = ["--config", "experiments/mini/stage1.yaml", "--chain", "null", "--output_dir", str(tmp_path / "run")]
     arguments += ["--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0"]
     arguments += ["--data.packing.token_budget", "600", "--previews.num_samples", "0"]
-    arguments += ["--model.init_args.init_from", "runs/mini/base"]
+    arguments += ["--model.init_args.init_from", "runs/mini/base", "--checkpoint.every_n_steps", "5"]
     log = tmp_path / "log"
     with log.open("wb") as stream:
-        command = ["bash", str(SLURM), *arguments, "--trainer.max_steps", "2000"]
+        command = ["bash", str(SLURM), *arguments, "--trainer.max_steps", "5000"]
         job = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
     try:
         deadline = time.monotonic() + 300
-        while "loss" not in log.read_text() and time.monotonic() < deadline:  # the line of the first step
+        while not list(tmp_path.glob("run/checkpoints/step-*")) and time.monotonic() < deadline:
             assert job.poll() is None, log.read_text()
             time.sleep(0.2)
         os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGUSR1)
@@ -88,7 +88,7 @@ def test_two_ranks_are_preempted_requeued_and_resume(mini_world: Path, tmp_path:
     finally:
         job.kill()
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
-    (snapshot,) = (tmp_path / "run/checkpoints").glob("step-*")
+    snapshot = max((tmp_path / "run/checkpoints").glob("step-*"))
     steps = int(snapshot.name.removeprefix("step-")) + 1
     again = subprocess.run(
         ["bash", str(SLURM), *arguments, "--trainer.max_steps", str(steps)], env=environment, check=False
