@@ -92,8 +92,8 @@ def image_maps(pack: PackedSequence, similarity: ByExpert) -> list[ImageMaps]:
     of_latents: Sequence[np.ndarray | None] = [None] * len(splits)
     if not pack.layout.single_stream:
         of_latents = grids(similarity.generation, SplitKind.VAE)
-    maps = grids(similarity.understanding, SplitKind.VIT), of_latents
-    return [ImageMaps(s.sample, s.image or 0, *both) for s, *both in zip(splits, *maps, strict=True)]
+    maps = zip(splits, grids(similarity.understanding, SplitKind.VIT), of_latents, strict=True)
+    return [ImageMaps(s.sample, s.image or 0, understanding, generation) for s, understanding, generation in maps]
 
 
 def read_images(

@@ -96,7 +96,7 @@ class LatentCache:
         if not (self.folder / CACHE).is_file():
             raise UserError(f"{self.folder}: no complete latents for these sizes and this autoencoder; {advice}")
         if read_json(self.folder / CACHE, dict) != self.content:
-            raise UserError(f"{self.folder}: latents of other data than the set has now; delete it and {advice}")
+            raise UserError(f"{self.folder}: latents of earlier data; move the folder aside, and {advice}")
         if missing := next((file for file in self.chunks if not file.is_file()), None):
             raise UserError(f"{missing}: missing; {advice}")
 
@@ -130,10 +130,10 @@ class LatentCache:
             UserError: the folder holds latents of other data, or cannot be written.
         """
         if (self.folder / CACHE).is_file() and read_json(self.folder / CACHE, dict) != self.content:
-            raise UserError(f"{self.folder}: latents of other data than the set has now; delete it")
+            raise UserError(f"{self.folder}: latents of earlier data; move the folder aside")
         mark = self.folder / ".begun.json"
         if mark.is_file() and read_json(mark, dict) != self.content:
-            raise UserError(f"{self.folder}: begun with other data than the set has now; delete it")
+            raise UserError(f"{self.folder}: begun with earlier data; move the folder aside")
         write_json(dict(self.content), mark)
         for number, file in enumerate(self.chunks):
             if file.is_file():

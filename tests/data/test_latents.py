@@ -117,13 +117,13 @@ def test_stale_and_missing_files_are_refused(write: Any, first_batch: Any, folde
     (folder / "aside").rename(cache.chunks[0])
     recorded = json.loads((cache.folder / "cache.json").read_text())
     (cache.folder / "cache.json").write_text(json.dumps({**recorded, "data": "0"}))
-    with pytest.raises(UserError, match="latents of other data than the set has now"):
+    with pytest.raises(UserError, match="latents of earlier data"):
         first_batch(latents=True)
-    with pytest.raises(UserError, match="latents of other data"):
+    with pytest.raises(UserError, match="latents of earlier data"):
         write()
     (cache.folder / "cache.json").unlink()
     (cache.folder / ".begun.json").write_text(json.dumps({**recorded, "data": "0"}))
-    with pytest.raises(UserError, match="begun with other data"):
+    with pytest.raises(UserError, match="begun with earlier data"):
         write()
 
 

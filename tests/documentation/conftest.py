@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documents import blocks
 from PIL import Image
 from running import ROOT
 from tiny_checkpoints import write_folder
@@ -26,6 +27,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / file)
     row = {"references": ["cat.png", "room.jpg"], "target": "result.png", "instruction": "Put the cat into the room."}
     (folder / "my/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
+    (pipeline,) = (block for block in blocks("yaml") if block.file == "docs/construct.md")
+    (folder / "construct.yaml").write_text(pipeline.text)
     return folder
 
 

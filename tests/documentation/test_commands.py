@@ -15,6 +15,7 @@ from documents import Block, blocks, commands
 from running import ROOT
 
 from scone_pl.__main__ import main
+from scone_pl.construct.settings import Construction
 
 SHELL = blocks("bash", "sh", "shell", "console")
 _MINI_SETS = ("questions", "base_single", "refined_single", "multi_candidate", "multi_wide", "validation")
@@ -84,8 +85,15 @@ def test_make_help_lists_every_target() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
-def test_yaml_is_part_of_a_recipe(block: Block, in_sandbox: Path, tmp_path: Path) -> None:
-    assert yaml.safe_load(block.text)
+def test_yaml_is_part_of_a_recipe_or_pipeline(block: Block, in_sandbox: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(block.text)
+    assert content
+    if "pools" in content:  # a pipeline for training data
+        pipeline = Construction(**content)
+        pipeline.parsed_outputs(pipeline.parsed_steps())
+        assert pipeline.pool_configs()
+        assert pipeline.model_configs()
+        return
     (tmp_path / "overlay.yaml").write_text(block.text)
     parse_verb(["fit", "--config", "experiments/stage1.yaml", "--config", str(tmp_path / "overlay.yaml")])
 

@@ -41,7 +41,7 @@ def test_an_interval_is_two_ordered_numbers(value: Any) -> None:
 
 def test_other_settings() -> None:
     with pytest.raises(UserError, match="must be one of global"):
-        SamplingConfig(guidance_rescale="none")  # type: ignore[arg-type]
+        SamplingConfig(guidance_rescale="local")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="more than 0"):
         SamplingConfig(timestep_shift=0.0)
     with pytest.raises(UserError, match="set guidance_scale above 1"):
