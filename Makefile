@@ -8,7 +8,7 @@ SCONE := $(BIN)/python -m scone_pl
 SEEDS ?=
 QUICK ?= 0
 JOBS ?= 2
-TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts untrained_mask
+TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts untrained_mask sampling
 WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_robustness
 STUDY = OMP_NUM_THREADS=1 $(SCONE) study run $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
 
@@ -118,6 +118,7 @@ robustness: ## similar candidates, more candidates and references, naming, unsee
 robustness_trained: ## the same after training on harder episodes
 no_experts: ## the bridge in a dense decoder, without separate experts
 no-experts: no_experts
+sampling: ## how few passes through the network have the published settings' score
 untrained_mask: ## masks in sampling over weights that were trained without
 icons-data: install ## shards and random weights of world 2
 	$(SCONE) icons shards --output data_shards/icons
