@@ -57,7 +57,7 @@ class Store:
         with self._readable():
             self._connection = sqlite3.connect(self.file.absolute().as_uri(), uri=True)
             self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute("PRAGMA synchronous=FULL")  # a paid answer survives a power cut
             self._connection.executescript(_SCHEMA)
             for number, other in enumerate(self._others):
                 self._connection.execute(
