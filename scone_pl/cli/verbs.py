@@ -88,7 +88,7 @@ VERBS = {
         },
     ),
     "construct": Verb(
-        "make training data of pools of images: filter, score, compose, verify",
+        "make training data from pools of images: filter, score, compose, verify",
         commands={
             **_of("construct", "plan", "run", "status", "sheet", "merge", flat="settings"),
             **_of("construct", "demo"),
