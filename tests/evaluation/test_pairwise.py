@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from fake_judge import serving, write_pictures
+from fake_judge import ERRORS, one_fault_each, serving, write_pictures
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
@@ -62,6 +62,29 @@ def test_the_command(data, folders, tmp_path, capsys, items):
     assert found["systems"]["good"]["elo"] > found["systems"]["best"]["elo"] > found["systems"]["weak"]["elo"]
     text = (tmp_path / "out/pairwise.md").read_text()
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:5]] == ["good", "best", "weak"]
+
+
+def test_faulty_servers(data, folders, tmp_path, capsys, items):
+    """Every fault is asked again once, and the outcome is that of a server without faults."""
+    strength = strength_of(folders)
+
+    def answer(asked):
+        first, second = (strength[url] for url in asked.images[-2:])
+        return json.dumps({"winner": 1 + (second > first), "reasoning": "the better one"})
+
+    script, met = one_fault_each(answer)
+    command = ["judge", "--benchmark", "sconeeval", "--data", str(data), "--output", str(tmp_path / "out")]
+    command += ["--scorings", "1", "--pairwise", *(f"{name}={folder}" for name, folder in folders.items())]
+    with serving(script) as server:
+        chosen = ["--judge.model", "fake", "--judge.base_url", server.url, "--judge.timeout", "0.5"]
+        assert main([*command, *chosen, "--judge.concurrency", "1"]) == 0, capsys.readouterr().err
+        assert met == list(ERRORS)
+        assert len(server.requests) == 3 * 2 * len(items) + len(ERRORS), "only what failed was asked again, once"
+    found = json.loads((tmp_path / "out/pairwise.json").read_text())
+    counts = {name: (row["wins"], row["ties"], row["losses"]) for name, row in found["systems"].items()}
+    n = 2 * len(items)
+    assert counts == {"weak": (0, 0, n), "good": (n // 2, 0, n // 2), "best": (n, 0, 0)}
+    assert found["consistent"] == 1
 
 
 def test_elo_of_known_wins():
