@@ -33,6 +33,7 @@ _FOREIGN_BEGINNINGS = ("SLURM_", "PL_", "MASTER_", "WORLD_SIZE", "LOCAL_", "RANK
 def pytest_configure() -> None:
     """Tests bring their own environment, whatever starts them: nohup, a job of Slurm, a shell with other settings."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # a path that looks like an id asks no server
+    os.environ["OMP_NUM_THREADS"] = "1"  # processes compute the same bits as the tests; see `set_num_threads` below
     for name in list(os.environ):
         if name in _FOREIGN or name.startswith(_FOREIGN_BEGINNINGS):
             del os.environ[name]

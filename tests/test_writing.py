@@ -50,7 +50,9 @@ def content(path: Path) -> set[str]:
     return {file.read_text() for file in path.iterdir()}
 
 
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged at once", "renamed twice"])
+@pytest.mark.parametrize(
+    "exchange", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["exchanged at once", "renamed twice"]
+)
 def test_a_kill_at_any_line_leaves_the_old_folder_or_the_new(
     exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +87,7 @@ def test_a_kill_between_two_renames_is_undone_by_the_next_writer(tmp_path: Path)
     assert [p.name for p in tmp_path.iterdir()] == ["weights"]
 
 
-@pytest.mark.parametrize("before", [None, b"old"])
+@pytest.mark.parametrize("before", [pytest.param(None, marks=pytest.mark.slow), b"old"])
 def test_a_kill_at_any_line_leaves_the_old_file_or_the_new(before: bytes | None, tmp_path: Path) -> None:
     file = tmp_path / "made/a.txt"
     if before is not None:

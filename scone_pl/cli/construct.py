@@ -37,13 +37,14 @@ def run(settings: Construction, tasks: int | None = None, task: int | None = Non
         tasks: number of parts, such as the size of a Slurm array; each finds out its part's facts, and `merge` goes on.
         task: which part this is, from 0.
     """
-    settings.folder  # noqa: B018 (checks it)
-    settings.check(keys=True)
     if (tasks is None) != (task is None):
         raise UserError("give both --tasks (how many) and --task (which, from 0), or neither")
     if tasks is not None and task is not None:
         check_whole("--tasks", tasks, minimum=1, maximum=MAX_TASKS)
         check_whole("--task", task, maximum=tasks - 1)
+    settings.folder  # noqa: B018 (checks it)
+    settings.check(keys=True)
+    if tasks is not None and task is not None:
         from scone_pl.construct.tasks import run_task
 
         print(run_task(_pipeline(settings), tasks, task))

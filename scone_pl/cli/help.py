@@ -205,5 +205,6 @@ def _definition(module: str, name: str) -> ast.FunctionDef | ast.ClassDef:
 
 @cache
 def _tree(module: str) -> ast.Module:
-    file = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    path = ROOT.joinpath(*module.split(".")[1:])
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return ast.parse(file.read_text(encoding="utf-8"))

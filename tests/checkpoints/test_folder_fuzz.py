@@ -50,6 +50,7 @@ def outcome(args: list[str], done: str, capsys: pytest.CaptureFixture[str]) -> i
     return status
 
 
+@pytest.mark.slow
 def test_layers_of_damaged_folders(base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw, statuses = random.Random(0), Counter[int]()
     args = ["layers", "--data", str(rows), "--checkpoint"]

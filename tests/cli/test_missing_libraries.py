@@ -12,7 +12,7 @@ from running import ROOT, start_python
 
 FIT = ["fit", "--config", str(ROOT / "experiments/mini/stage1.yaml"), "--chain", "null"]
 FIT += ["--data.num_workers", "0", "--trainer.max_steps", "1", "--trainer.enable_progress_bar", "false"]
-QUICK = ("s3fs", "matplotlib")
+QUICK = ("matplotlib",)
 """Of the cases below, what `make test` runs."""
 LATE = ("s3fs",)
 """What a process that has imported all verbs has not imported."""

@@ -49,7 +49,7 @@ def test_a_status_names_every_run(capsys: pytest.CaptureFixture[str]) -> None:
         ("study plan table5 --scale 70b", "has no scale 70b; choose from mini, 7b"),
         ("study plan robustness --scale 7b", "has no scale 7b; choose from mini"),
         ("study plan table5 --arms [d]", "table5 has no arm d; choose from stage1"),
-        ("study plan table5 --evaluators {sconeval:{}}", "no evaluator sconeval; choose from shapes, sconeeval"),
+        ("study plan table5 --evaluators {sconeval:{}}", "no evaluator sconeval; choose from shapes, icons, sconeeval"),
         ("study plan table5 --evaluators {sconeeval:1}", "--evaluators: sconeeval is 1; it must be a mapping"),
         ("study plann table5", "has no command plann; did you mean plan?"),
     ],

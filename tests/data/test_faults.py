@@ -156,6 +156,7 @@ def launch(runs, ranks=None, timeout=150):
     return processes, results
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_on_every_fault(tmp_path):
     """One pair of processes, run after run; a rank that waits for the other for ever fails by the time limit."""
     samples = [make_sample(i, references=2) for i in range(40)]

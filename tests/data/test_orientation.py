@@ -107,8 +107,8 @@ def test_training_turns_by_its_own_rule_and_packs_by_either(
     for image in (ready.references[0].vae, ready.references[0].vit, ready.target):
         height, width = image.shape[1:]
         assert (height > width) == (rule == "apply")
-        right = image[0, : height // 4, -(width // 4) :].mean()
-        left = image[0, : height // 4, : width // 4].mean()
+        right = image[0, : height // 4, -(width // 4) :].float().mean()
+        left = image[0, : height // 4, : width // 4].float().mean()
         assert (right > left) == (rule == "apply")
     vae, vit = packing.resizes(sequence_format)
     lengths = [

@@ -20,10 +20,10 @@ RECIPES = sorted(
     for p in (ROOT / "experiments").rglob("*.yaml")
     if p.name != "predict.yaml"
     and p.parent.name != "base_weights"
-    and not {"ablations", "studies", "icons"} & set(p.parts)
+    and not {"ablations", "studies", "icons", "neo"} & set(p.parts)
 )
 """Of `fit`; tests/sampling/test_predict_jsonl.py runs predict.yaml; tests/study covers ablations and studies,
-tests/worlds/test_icons_model.py world 2."""
+tests/worlds/test_icons_model.py world 2, tests/training/test_second_base_fit.py the second base model."""
 LARGE = [p for p in RECIPES if p.parts[1] not in ("mini", "photos")]
 SMALL = [p for p in RECIPES if p.parts[1] in ("mini", "photos")]
 
@@ -50,13 +50,15 @@ def test_large_recipes_build_on_the_meta_device(
         (tmp_path / "data_shards/scone_s2i" / name).mkdir(parents=True)
     start = ["--model.init_args.init_from", str(bagel_folder)]
     planned = commands(["fit", "--config", str(ROOT / recipe), *here, *start])
-    assert len(planned) == 2
+    quantized = recipe.stem.startswith("qlora")
+    assert len(planned) == (1 if quantized else 2)
     for command in planned:
         cli = SconeCLI([*command, "--model.init_args.init_from", str(bagel_folder)], until="build")
         model = cli.model.network.on_meta()
-        assert 14.5e9 < sum(p.numel() for p in model.parameters()) < 14.8e9
+        num_parameters = sum(p.numel() for p in model.parameters())
+        assert num_parameters < 3e9 if quantized else 14.5e9 < num_parameters < 14.8e9  # quantised ones are buffers
         assert {part_of(n) for n, p in model.named_parameters() if p.requires_grad} == set(cli.model.settings.trainable)
-        assert cli.datamodule.packing.token_budget == 26496
+        assert cli.datamodule.packing.token_budget == (8192 if "24gb" in recipe.stem else 26496)
         assert cli.trainer.max_steps in (1000, 2000, 6000)
 
 

@@ -71,7 +71,7 @@ def measured_peak(
     ("trained", "checkpointing"),
     [
         (COMPOSITION, True),
-        (FORMATION, False),
+        pytest.param(FORMATION, False, marks=pytest.mark.slow),
         pytest.param(COMPOSITION, False, marks=pytest.mark.slow),
         pytest.param(FORMATION, True, marks=pytest.mark.slow),
     ],
@@ -88,6 +88,7 @@ def test_peak_of_a_real_step(trained: tuple[Part, ...], checkpointing: bool) -> 
 
 
 @pytest.mark.parametrize("quantization", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
+@pytest.mark.slow
 def test_peak_of_a_real_step_with_quantised_weights(quantization: Quantization) -> None:
     measured, config, pack = measured_peak(COMPOSITION, True, quantization)
     used = {"checkpointing": True, "dtype": torch.float32, "lora": LoRAConfig()}
@@ -128,6 +129,7 @@ def test_kept_without_checkpointing_is_what_autograd_saves() -> None:
     assert found.kept == pytest.approx(expected, rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_at_7b_checkpointing_keeps_a_layer_s_input_alone() -> None:
     config = bagel_7b()
     pack = typical_pack(config, PackingConfig())

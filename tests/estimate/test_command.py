@@ -33,6 +33,7 @@ def estimate(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_stage_two_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
     result = estimate(capsys, "--config", STAGE2, "--devices", "2,8,32", "--gpu", "h100", "a100-40", "--mfu", "0.2")
     assert result["model"].startswith("preset bagel_7b")

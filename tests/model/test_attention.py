@@ -274,7 +274,10 @@ def peak_growth(*arguments):
     return int(done.stdout)
 
 
-@pytest.mark.parametrize(("case", "kv_heads"), [("sample", 2), ("sample", 1), ("text", 1)])
+@pytest.mark.parametrize(
+    ("case", "kv_heads"),
+    [("sample", 2), *(pytest.param(case, 1, marks=pytest.mark.slow) for case in ("sample", "text"))],
+)
 def test_no_square_memory(case, kv_heads):
     """Forward and backward at 8k tokens, also with grouped heads, key masks and a long text behind an image."""
     tokens = 8192

@@ -62,10 +62,10 @@ def exact_velocity(
     [
         {},
         {"threshold": -2.0},
-        {"threshold": 2.0},
+        pytest.param({"threshold": 2.0}, marks=pytest.mark.slow),
         {"hide_references_early": True},
         {"quantile": 0.5},
-        {"source_layer": 0},
+        pytest.param({"source_layer": 0}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -45,7 +45,7 @@ def measured_peak(work):
     return result, peak
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_weights_and_caches_are_exact(dtype):
     limits = ResizeLimits(max_size=112, min_size=56)
     packing = PackingConfig(vae_resize=limits, vit_resize=limits, vit_source="vae_resized")

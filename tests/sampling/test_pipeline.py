@@ -250,7 +250,7 @@ BAD_CALLS = {
     "set guidance_scale above 1": {"guidance_scale": 1.0, "image_guidance_scale": 2.0},
     "did you mean guidance_scale": {"guidance_scal": 1.0},
     "guidance_interval": {"guidance_interval": (0.5, 0.4)},
-    "must be one of global": {"guidance_rescale": "none"},
+    "must be one of global": {"guidance_rescale": "local"},
     "at least 0 and at most 1": {"guidance_rescale_min": 2.0},
     "more than 0": {"timestep_shift": 0.0},
     "last decoder layer is 3": {"bridge": dataclasses.replace(BRIDGE, last_masked_layer=4)},

@@ -99,6 +99,7 @@ def test_an_arm_of_table_5_is_trained_generated_judged_and_collected(
     assert "paper (SconeEval, 14.6 B parameters)" in page
 
 
+@pytest.mark.slow
 def test_layers_are_read_from_data_with_and_without_boxes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scone_pl.training.chain, "run_in_own_process", main)
     (here / "prompts.jsonl").write_text(

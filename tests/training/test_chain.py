@@ -91,6 +91,7 @@ def test_a_run_that_began_at_a_snapshot_goes_on_by_the_same_command(tmp_path: Pa
         run.begin(start, str(tmp_path / "third/step-000003"))
 
 
+@pytest.mark.slow
 def test_one_run_a_folder(tmp_path: Path) -> None:
     """Locks are a process's own, so the second run is another one."""
     for name in (".weights.77.partial", ".weights.77.old"):

@@ -63,6 +63,7 @@ def refused(capsys: pytest.CaptureFixture[str], verb: str, folder: Path, given: 
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_single_stage_is_evaluated_as_named(single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     newest = single / "checkpoints/step-000003"
     trained = loss(capsys, single)
@@ -123,6 +124,7 @@ def test_what_is_no_snapshot_is_refused(single: Path, capsys: pytest.CaptureFixt
         assert str(given) in refused(capsys, "fit", tmp_path / "new", str(given))
 
 
+@pytest.mark.slow
 def test_fit_does_not_ignore_what_is_given(single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     elsewhere = str(shutil.copytree(single / "checkpoints/step-000002", tmp_path / "other/checkpoints/step-000002"))
     assert "has its own step-000003 to resume from" in refused(capsys, "fit", single, elsewhere)
@@ -158,6 +160,7 @@ def test_the_average_of_a_snapshot_is_evaluated_as_the_result_would_be(
     assert "step-000003: holds no average; evaluate its weights with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_of_another_snapshot_are_not_taken_for_this_one_s(
     single: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

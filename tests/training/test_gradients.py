@@ -94,6 +94,7 @@ def test_skip_leaves_the_step_out_until_there_are_too_many() -> None:
     assert guard.skipped == MAX_SKIPPED
 
 
+@pytest.mark.slow
 def test_a_run_on_two_ranks_stops_before_it_spoils_its_weights(mini_world: Path, tmp_path: Path) -> None:
     """A rate beyond reason: step 1 throws the weights out of range, so that step 2 has no finite gradient."""
     args = [*TWO_RANKS, "--output_dir", str(tmp_path / "out")]

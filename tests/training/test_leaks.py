@@ -42,6 +42,7 @@ def test_versions_that_leak(version: str, leaks: bool) -> None:
     assert bool(sharding.LEAKING.match(version)) == leaks
 
 
+@pytest.mark.slow
 def test_no_tensor_stays_and_a_torch_that_leaks_is_warned_of(
     mini_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from scone_pl.training.metrics import Means, blocked_fraction
 SCRIPT = Path(__file__).parent / "metric_ranks.py"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_values_over_packs_and_ranks(ranks: int) -> None:
     means, again, quality, nothing = run_script(SCRIPT, ranks)[-1]
     assert means["loss"] == pytest.approx(sum(mean for mean, _ in PACKS) / 4)

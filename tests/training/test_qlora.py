@@ -27,6 +27,7 @@ def fit(folder: Path, steps: int) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights/model.safetensors")
 
 
+@pytest.mark.slow
 def test_adapters_train_and_are_merged_into_the_original_weights(
     mini_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

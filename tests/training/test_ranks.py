@@ -79,6 +79,7 @@ def test_losses_are_the_recorded_ones(stage: str, whole: Runs) -> None:
 
 
 @pytest.mark.parametrize(("runs", "stage"), COMPARED)
+@pytest.mark.slow
 def test_two_ranks_are_one(runs: str, stage: str, request: pytest.FixtureRequest) -> None:
     found: Runs = request.getfixturevalue(runs)
     folders = [run / stage for run in (found.one, found.two)]
@@ -95,6 +96,7 @@ def test_two_ranks_are_one(runs: str, stage: str, request: pytest.FixtureRequest
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_resumes_on_another_number_of_ranks(ranks: int, quick: Runs) -> None:
     stage, steps = QUICK[0], quick.steps
     out = quick.folder / f"out/resumed-{ranks}"

@@ -89,6 +89,7 @@ def test_a_run_that_is_not_sharded_is_exported_too(start: Path, tmp_path: Path, 
     assert "holds no weights; give the snapshot" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_stay_bfloat16(start: Path, tmp_path: Path) -> None:
     """As published; training keeps float32 masters, of which the untrained ones round back to the same bits."""
     half = {n: t.bfloat16() for n, t in load_file(start / "model.safetensors").items()}

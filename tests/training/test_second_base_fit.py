@@ -60,6 +60,7 @@ def test_each_stage_trains_its_parts(folder: Path, tmp_path: Path, monkeypatch: 
     assert json.loads((exported / "training.json").read_text())["bridge"]["mode"] == "soft"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_adapters_ends_like_a_whole_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def run_alone(folder: Path) -> list[dict[str, float]]:
 BIG = {"hidden_size": 1024, "intermediate_size": 8192, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4}
 
 
+@pytest.mark.slow
 def test_a_rank_reads_its_share(tmp_path: Path) -> None:
     """1.9 GB of float32 weights on two ranks, from 0.9 GB of bfloat16 files that an index names."""
     config = tiny_config(**BIG)

@@ -43,7 +43,9 @@ def wait_for(run: Path, step: int, process: Forked, log: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "options", "group"),
     [
-        (signal.SIGTERM, ["--trainer.devices", "2", "--data.num_workers", "0"], False),
+        pytest.param(
+            signal.SIGTERM, ["--trainer.devices", "2", "--data.num_workers", "0"], False, marks=pytest.mark.slow
+        ),
         pytest.param(
             signal.SIGTERM, ["--trainer.devices", "2", "--data.num_workers", "1"], True, marks=pytest.mark.slow
         ),

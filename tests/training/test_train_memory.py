@@ -16,6 +16,7 @@ from scone_pl.training.heap import _glibc, trim_heap, trim_heap_before
 
 
 @pytest.mark.parametrize("bridge", [pytest.param("hard", marks=pytest.mark.slow), "soft"])
+@pytest.mark.slow
 def test_a_step_takes_memory_linear_in_its_tokens(bridge: str) -> None:
     """The whole step of the benchmark, half of the reference tokens blocked, activation checkpointing on.
 
@@ -52,6 +53,7 @@ HOLES = """
 
 
 @pytest.mark.skipif(_glibc() is None, reason="not glibc")
+@pytest.mark.slow
 def test_freed_memory_is_given_back_over_the_limit() -> None:
     command = [sys.executable, "-c", textwrap.dedent(HOLES)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -59,6 +59,7 @@ def test_the_base_is_of_this_world():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_base_answers_and_finds_the_target_subject():
     model, tokenizer = from_pretrained(BASE), Tokenizer.from_folder(BASE)
     limits = ResizeLimits(max_size=16, min_size=16)
