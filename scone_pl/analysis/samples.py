@@ -31,9 +31,7 @@ def choose_samples(data: str, count: int) -> list[Sample]:
         UserError: there is no such source, or no such sample in it.
     """
     if "://" not in data and not Path(data).exists():
-        raise UserError(
-            f"{data}: no such file or folder; --data is a shard set, a JSONL file, a folder of them or parquet"
-        )
+        raise UserError(f"{data}: no such file or folder; give a shard set, a JSONL file, a folder of them or parquet")
     source = open_input(data, require_target=False)
     chosen: list[Sample] = []
     broken: list[BrokenSampleError] = []

@@ -86,6 +86,7 @@ class TrackedTensors(dict[str, Tensor]):
 
 
 def png(image: Tensor) -> bytes:
+    """(H, W, 3) uint8 as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image.numpy()).save(buffer, format="PNG")
     return buffer.getvalue()

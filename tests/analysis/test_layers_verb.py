@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(mini_base, tmp_path, capsys):
     foreign.write_text(json.dumps({**line, "instruction": "a photograph"}) + "\n")
     for folder, data, args, words in (
         (tmp_path / "none", file, (), "no such checkpoint folder"),
-        (mini_base, tmp_path / "none", (), "no such file or folder; --data is"),
+        (mini_base, tmp_path / "none", (), "no such file or folder; give a shard set"),
         (mini_base, bare, (), "no sample with reference images and an instruction"),
         (mini_base, broken, (), "1 are broken, the first:"),
         (mini_base, foreign, (), "the word 'a' in 'a photograph' is not in"),

@@ -93,6 +93,8 @@ def test_commands_refuse_options_without_effect(tmp_path: Path, capsys: pytest.C
     for args, name in (
         (["generate", *base, "--output", f"{tmp_path}/x.png", "--bridge", bridge], "--bridge"),
         (["mini", "base", "--output", f"{tmp_path}/b", "--preset", "mini_photo", "--canvas", "32"], "--canvas"),
+        (["mini", "base", "--output", f"{tmp_path}/b", "--preset", "mini_neo", "--canvas", "32"], "--canvas"),
+        (["mini", "base", "--output", f"{tmp_path}/b", "--preset", "mini", "--canvas", "15"], "--canvas 15: must be"),
     ):
         assert main(args) == 2
         assert f"error: {name}" in capsys.readouterr().err
