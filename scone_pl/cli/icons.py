@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from scone_pl.cli.worlds import MAX_SAMPLES, draw_sheet, score, write_sets
+from scone_pl.cli.worlds import MAX_SAMPLES, Scoring, Sheet, draw_sheet, score, write_sets
 from scone_pl.outputs import check_output_file
 from scone_pl.ranges import check_whole
 from scone_pl.worlds.icons.shards import write_icons
-from scone_pl.worlds.icons.world import IconsConfig, IconWorld, fixed_set
+from scone_pl.worlds.icons.world import STREAMS, IconsConfig, IconWorld, fixed_set
 
 
 def shards(
@@ -66,25 +66,20 @@ def shards(
 
 
 def contact_sheet(
+    settings: Sheet,
     output: Path = Path("icons.png"),
-    per_task: int = 4,
-    seed: int = 0,
-    stream: str = "base",
-    world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
     scale: int = 4,
+    world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Draws a few episodes of every task into one image.
 
     Args:
+        settings: which episodes.
         output: image file to write; .png, .jpg, .jpeg or .webp decides the format.
-        per_task: episodes of each task.
-        seed: of the world.
-        stream: one of world.STREAMS.
-        world: sizes, difficulty and atlas.
         scale: how many times each pixel is enlarged.
+        world: sizes, difficulty and atlas.
     """
-    check_whole("--seed", seed)
-    draw_sheet(IconWorld(seed, world, stream).sample, output, per_task, scale)
+    draw_sheet(settings, output, scale, STREAMS, lambda: IconWorld(settings.seed, world, settings.stream).sample)
 
 
 def base(output: Path = Path("runs/icons/random"), atlas: str = "", seed: int = 0) -> None:
@@ -125,40 +120,14 @@ def autoencoder(
     print(f"{output}: {quality:.1f} dB on 256 other images")
 
 
-def evaluate(
-    checkpoint: Path,
-    output: Path,
-    per_task: int = 40,
-    stream: Literal["validation", "test"] = "test",
-    num_inference_steps: int = 12,
-    timestep_shift: float = 1.0,
-    mask: Literal["trained", "off"] = "trained",
-    world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
-    progress: bool = True,
-) -> None:
+def evaluate(settings: Scoring, world: IconsConfig = IconsConfig()) -> None:  # noqa: B008 - frozen
     """Samples the fixed test episodes with a checkpoint's weights and scores them with the judge.
 
     Args:
-        checkpoint: folder of weights.
-        output: folder for scores.json and images.png.
-        per_task: episodes of each of the six tasks.
-        stream: which episodes: validation for choosing, test for reporting.
-        num_inference_steps: Euler steps.
-        timestep_shift: spends more steps near noise if over 1.
-        mask: trained = the bridge as the weights' own stage had it; off = sample without.
+        settings: the evaluation.
         world: sizes, difficulty and atlas.
-        progress: whether to show progress bars.
     """
-    check_whole("--per_task", per_task, minimum=1, maximum=MAX_SAMPLES)
-    score(
-        checkpoint,
-        output,
-        lambda: fixed_set(per_task, stream=stream, config=world),
-        num_inference_steps=num_inference_steps,
-        timestep_shift=timestep_shift,
-        mask=mask,
-        progress=progress,
-    )
+    score(settings, lambda: fixed_set(settings.per_task, stream=settings.stream, config=world))
 
 
 def judge(

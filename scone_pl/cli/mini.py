@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from scone_pl.cli.worlds import MAX_SAMPLES, write_sets
+from scone_pl.cli.worlds import Scoring, Sheet, draw_sheet, score, write_sets
 from scone_pl.errors import UserError
 from scone_pl.ranges import check_whole
 from scone_pl.worlds.shapes.shards import WORLD_SETS, write_world
-from scone_pl.worlds.shapes.world import World, WorldConfig, fixed_set
+from scone_pl.worlds.shapes.world import STREAMS, World, WorldConfig, fixed_set
 
 
 def shards(
@@ -73,27 +72,20 @@ def shards(
 
 
 def contact_sheet(
+    settings: Sheet,
     output: Path = Path("mini_world.png"),
-    per_task: int = 4,
-    seed: int = 0,
-    stream: str = "base",
-    world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
     scale: int = 6,
+    world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Draws a few episodes of every task into one image.
 
     Args:
+        settings: which episodes.
         output: image file to write; .png, .jpg, .jpeg or .webp decides the format.
-        per_task: episodes of each task.
-        seed: of the world.
-        stream: one of world.STREAMS.
-        world: sizes and difficulty.
         scale: how many times each pixel is enlarged.
+        world: sizes and difficulty.
     """
-    from scone_pl.cli.worlds import draw_sheet
-
-    check_whole("--seed", seed)
-    draw_sheet(World(seed, world, stream=stream).sample, output, per_task, scale)
+    draw_sheet(settings, output, scale, STREAMS, lambda: World(settings.seed, world, stream=settings.stream).sample)
 
 
 def base(
@@ -121,42 +113,14 @@ def base(
     print(f"{output}: random weights of preset {preset}, {'written' if written else 'already there'}")
 
 
-def evaluate(
-    checkpoint: Path,
-    output: Path,
-    per_task: int = 40,
-    stream: Literal["validation", "test"] = "test",
-    num_inference_steps: int = 12,
-    timestep_shift: float = 1.0,
-    mask: Literal["trained", "off"] = "trained",
-    world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
-    progress: bool = True,
-) -> None:
+def evaluate(settings: Scoring, world: WorldConfig = WorldConfig()) -> None:  # noqa: B008 - frozen
     """Samples the fixed test episodes with a checkpoint's weights and scores them with the exact judge.
 
     Args:
-        checkpoint: folder of weights.
-        output: folder for scores.json and images.png.
-        per_task: episodes of each of the six tasks.
-        stream: which episodes: validation for choosing, test for reporting.
-        num_inference_steps: Euler steps.
-        timestep_shift: spends more steps near noise if over 1.
-        mask: trained = the bridge as the weights' own stage had it; off = sample without.
+        settings: the evaluation.
         world: sizes and difficulty.
-        progress: whether to show progress bars.
     """
-    from scone_pl.cli.worlds import score
-
-    check_whole("--per_task", per_task, minimum=1, maximum=MAX_SAMPLES)
-    score(
-        checkpoint,
-        output,
-        lambda: fixed_set(per_task, stream=stream, config=world),
-        num_inference_steps=num_inference_steps,
-        timestep_shift=timestep_shift,
-        mask=mask,
-        progress=progress,
-    )
+    score(settings, lambda: fixed_set(settings.per_task, stream=settings.stream, config=world))
 
 
 def report(scores: list[Path], names: list[str]) -> None:

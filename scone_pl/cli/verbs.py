@@ -112,11 +112,17 @@ VERBS = {
     ),
     "mini": Verb(
         "the mini-world: shards, base weights, exact evaluation, images",
-        commands=_of("mini", "shards", "base", "evaluate", "report", "contact_sheet"),
+        commands={
+            **_of("mini", "shards", "base", "report"),
+            **_of("mini", "evaluate", "contact_sheet", flat="settings"),
+        },
     ),
     "icons": Verb(
         "world 2, natural subjects off the grid: shards, base weights, autoencoder, evaluation, images",
-        commands=_of("icons", "shards", "base", "autoencoder", "evaluate", "contact_sheet", "judge"),
+        commands={
+            **_of("icons", "shards", "base", "autoencoder", "judge"),
+            **_of("icons", "evaluate", "contact_sheet", flat="settings"),
+        },
     ),
 }
 

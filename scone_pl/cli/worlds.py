@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from scone_pl.errors import UserError
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS
 from scone_pl.outputs import check_output_folder
 from scone_pl.ranges import check_whole
 from scone_pl.worlds.episode import Episode
 
 MAX_SAMPLES = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Options of `evaluate` in every world."""
+
+    checkpoint: Path
+    """folder of weights."""
+    output: Path
+    """folder for scores.json and images.png."""
+    per_task: int = 40
+    """episodes of each of the six tasks."""
+    stream: Literal["validation", "test"] = "test"
+    """which episodes: validation for choosing, test for reporting."""
+    num_inference_steps: int = 12
+    """Euler steps."""
+    timestep_shift: float = 1.0
+    """spends more steps near noise if over 1."""
+    mask: Literal["trained", "off"] = "trained"
+    """trained = the bridge as the weights' own stage had it; off = sample without."""
+    progress: bool = True
+    """whether to show progress bars."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Options of `contact_sheet` in every world."""
+
+    per_task: int = 4
+    """episodes of each task."""
+    seed: int = 0
+    """of the world."""
+    stream: str = "base"
+    """base, refined, multi, validation, test, questions, plain, or the wide of mini."""
 
 
 def write_sets(
@@ -38,29 +73,38 @@ def write_sets(
             print(f"{output / name}: {samples} samples, {state}")
 
 
-def draw_sheet(sample: Callable[[str, int], Episode], output: Path, per_task: int, scale: int) -> None:
-    """Draws the first `per_task` episodes of every task into one image, enlarged `scale` times."""
+def draw_sheet(
+    settings: Sheet,
+    output: Path,
+    scale: int,
+    streams: Sequence[str],
+    sampler: Callable[[], Callable[[str, int], Episode]],
+) -> None:
+    """Draws the first episodes of every task into one image, enlarged `scale` times.
+
+    Args:
+        settings: which episodes.
+        output: image file.
+        scale: of each pixel.
+        streams: the world's.
+        sampler: returns `sample` of the world; called once all options are checked.
+    """
     from scone_pl.image_files import check_image_output, write_image
     from scone_pl.worlds.contact_sheet import contact_sheet
 
-    check_whole("--per_task", per_task, minimum=1, maximum=1000)
+    check_whole("--seed", settings.seed)
+    check_whole("--per_task", settings.per_task, minimum=1, maximum=1000)
     check_whole("--scale", scale, minimum=1, maximum=1000)
+    if settings.stream not in streams:
+        raise UserError(f"--stream is {settings.stream!r:.80}; choose from {', '.join(streams)}")
     check_image_output(output, "--output")
-    rows = [[sample(task, index) for index in range(per_task)] for task in SCONEEVAL_TASKS]
+    sample = sampler()
+    rows = [[sample(task, index) for index in range(settings.per_task)] for task in SCONEEVAL_TASKS]
     write_image(contact_sheet(rows, scale), output)
-    print(f"{output}: {per_task} episodes of each of {len(SCONEEVAL_TASKS)} tasks")
+    print(f"{output}: {settings.per_task} episodes of each of {len(SCONEEVAL_TASKS)} tasks")
 
 
-def score(
-    checkpoint: Path,
-    output: Path,
-    episodes: Callable[[], Sequence[Episode]],
-    *,
-    num_inference_steps: int,
-    timestep_shift: float,
-    mask: Literal["trained", "off"],
-    progress: bool,
-) -> None:
+def score(settings: Scoring, episodes: Callable[[], Sequence[Episode]]) -> None:
     """Samples `episodes`, has them judged, and writes scores.json and images.png."""
     from scone_pl.checkpoints.folder import read_config
     from scone_pl.files import write_json
@@ -69,16 +113,18 @@ def score(
     from scone_pl.worlds.evaluate import bridge_of, evaluate, score_table
     from scone_pl.worlds.gallery import gallery
 
-    settings = SamplingConfig(
-        num_inference_steps=num_inference_steps,
-        timestep_shift=timestep_shift,
+    check_whole("--per_task", settings.per_task, minimum=1, maximum=MAX_SAMPLES)
+    sampling = SamplingConfig(
+        num_inference_steps=settings.num_inference_steps,
+        timestep_shift=settings.timestep_shift,
         guidance_scale=1.0,
         image_guidance_scale=1.0,
     )
+    checkpoint, output = settings.checkpoint, settings.output
     check_output_folder(output, files=("scores.json", "images.png"))
-    config = dataclasses.replace(settings, bridge=bridge_of(checkpoint) if mask == "trained" else None)
+    config = replace(sampling, bridge=bridge_of(checkpoint) if settings.mask == "trained" else None)
     config.check_bridge(read_config(checkpoint).decoder.num_layers)
-    report, drawn = evaluate(checkpoint, episodes(), config, progress=progress)
+    report, drawn = evaluate(checkpoint, episodes(), config, progress=settings.progress)
     write_json(report, output / "scores.json")
     save_image(gallery(drawn, per_task=2), output / "images.png")
     print(score_table({str(checkpoint): report}))

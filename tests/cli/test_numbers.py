@@ -220,8 +220,12 @@ OPTIONS = [
 def required(command: tuple[str, ...]) -> list[str]:
     """Arguments without a default, as paths to nothing."""
     typed = []
-    for name, parameter in inspect.signature(COMMANDS[command]).parameters.items():
-        if parameter.default is inspect.Parameter.empty and name != "settings":
+    parameters = dict(inspect.signature(COMMANDS[command]).parameters)
+    if settings := parameters.pop("settings", None):
+        fields = inspect.signature(typing.get_type_hints(COMMANDS[command])[settings.name]).parameters
+        parameters = {**fields, **parameters}
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty:
             value = GIVEN.get(name, "nowhere")
             typed += [value] if command[0] in ("shards", "study") else [f"--{name}", value]
     return typed
