@@ -98,7 +98,7 @@ def base(output: Path = Path("runs/icons/random"), atlas: str = "", seed: int = 
 
 
 def autoencoder(
-    output: Path, steps: int = 2500, images: int = 6000, batch_size: int = 16, seed: int = 0, progress: bool = True
+    output: Path, steps: int = 5000, images: int = 12_000, batch_size: int = 16, seed: int = 0, progress: bool = True
 ) -> None:
     """Trains the autoencoder that ships with world 2 again.
 
