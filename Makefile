@@ -46,11 +46,15 @@ test: install ## ruff, then the test suite without its slow tests
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: install $(VENV)/.app-installed ## the slow tests; those of `scone_pl app` and `study-page` need Chromium
+test-slow: install $(VENV)/.app-installed $(VENV)/.ray-installed ## the slow tests; those of `scone_pl app` and `study-page` need Chromium
 	$(BIN)/python -m pytest -n 2 -m slow
 
 $(VENV)/.app-installed: $(VENV)/.installed tests/app/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/app/requirements.txt
+	@touch $@
+
+$(VENV)/.ray-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	@touch $@
 
 lint: install ## check style (ruff) and types (mypy), as the pre-commit hooks do

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scone_pl.construct.settings import MAX_WORKERS, Construction
 from scone_pl.errors import UserError
@@ -29,19 +29,35 @@ def plan(settings: Construction) -> None:
     print(plan_text(_pipeline(settings)))
 
 
-def run(settings: Construction, tasks: int | None = None, task: int | None = None) -> None:
+def run(
+    settings: Construction,
+    tasks: int | None = None,
+    task: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+) -> None:
     """Run every step and write the shards; run the same command again to resume.
 
     Args:
         settings: the pipeline.
         tasks: number of parts, such as the size of a Slurm array; each finds out its part's facts, and `merge` goes on.
         task: which part this is, from 0.
+        engine: ray runs the work of the steps on a Ray cluster; pip install 'scone_pl[ray]'.
+        address: HOST:PORT of a running Ray cluster, or auto; by default one is started on this machine.
     """
     if (tasks is None) != (task is None):
         raise UserError("give both --tasks (how many) and --task (which, from 0), or neither")
     if tasks is not None and task is not None:
         check_whole("--tasks", tasks, minimum=1, maximum=MAX_TASKS)
         check_whole("--task", task, maximum=tasks - 1)
+    if engine == "ray":
+        from scone_pl.construct.ray_engine import check_ray
+
+        if tasks is not None:
+            raise UserError("give --engine ray or --tasks, not both: Ray divides the work itself")
+        check_ray(address)
+    elif address is not None:
+        raise UserError("--address is that of a Ray cluster: give --engine ray, too")
     settings.folder  # noqa: B018 (checks it)
     settings.check(keys=True)
     if tasks is not None and task is not None:
@@ -52,7 +68,7 @@ def run(settings: Construction, tasks: int | None = None, task: int | None = Non
     from scone_pl.construct.status import status_text
 
     pipeline = _pipeline(settings)
-    pipeline.run()
+    pipeline.run(on=pipeline.on_ray(address) if engine == "ray" else None)
     print(status_text(pipeline))
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from scone_pl.construct.items import ImageRef
 from scone_pl.construct.pools import Images
-from scone_pl.construct.store import Store
+from scone_pl.construct.store import Answers
 from scone_pl.data.decoding import decode_rgb
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.errors import UserError
@@ -105,11 +105,17 @@ class Meter:
             raise BudgetError
         self.calls += 1
 
+    def pay(self, dollars: float) -> None:
+        """Counts the price of an answer."""
+        self.dollars += dollars
+
 
 class Model:
     """A model during a run."""
 
-    def __init__(self, name: str, config: ModelConfig, images: Images, store: Store, prompts: TemplateFolders) -> None:
+    def __init__(
+        self, name: str, config: ModelConfig, images: Images, store: Answers, prompts: TemplateFolders
+    ) -> None:
         self.name, self.config, self.images, self.store, self.prompts = name, config, images, store, prompts
         self.usage = Usage(price_of(config.model, config.prices))
         self.meter = Meter()
@@ -199,7 +205,7 @@ class Model:
             except CallFailedError as error:
                 self._fail(ask, note, str(error))
             self.usage.add(reply.usage)
-            self.meter.dollars += self.usage.price.of(reply.usage) if self.usage.price else 0.0
+            self.meter.pay(self.usage.price.of(reply.usage) if self.usage.price else 0.0)
             self._add(
                 ask,
                 note,
@@ -236,7 +242,7 @@ class Model:
         digest = hashlib.sha256(data).hexdigest()
         await asyncio.to_thread(write_bytes, data, self.images.blob(digest))
         self.usage.dollars += self.config.dollars_per_image
-        self.meter.dollars += self.config.dollars_per_image
+        self.meter.pay(self.config.dollars_per_image)
         self._add(ask, note, text=digest)
         self._consecutive_failures = 0
         return ImageRef(sha256=digest)

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import islice, tee
+from itertools import tee
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
+from scone_pl.construct.engine import CHUNK, Engine, chunks
 from scone_pl.construct.items import Item, Rejected
-from scone_pl.construct.models import BudgetError, Meter, Model, NoAnswerError
+from scone_pl.construct.models import Meter
 from scone_pl.construct.pools import Images, Pool
 from scone_pl.construct.steps.base import Facts, ModelStep, Outcome, SelectStep, Step
-from scone_pl.construct.store import Store
-from scone_pl.data.jobs import Tick, run_jobs
+from scone_pl.data.jobs import Tick
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.errors import UserError
 from scone_pl.files import read_json, write_json, writing
 from scone_pl.progress import Progress
-from scone_pl.vlm.client import StopJudgingError
 
-CHUNK = 64
 POOLS_FACTS = b"pools"
-_T = TypeVar("_T")
 UNANSWERED = "no answer yet"
 
 
@@ -118,13 +114,6 @@ def count_lines(file: Path) -> int:
     return state.kept if state else 0
 
 
-def chunks(items: Iterable[_T], size: int = CHUNK) -> Iterator[list[_T]]:
-    """Lists of at most `size`."""
-    stream = iter(items)
-    while chunk := list(islice(stream, size)):
-        yield chunk
-
-
 # ---------------------------------------------------------------------- pools
 def pool_ranges(pools: Sequence[Pool], numbers: Sequence[int] | range) -> Iterator[tuple[int, int, int]]:
     """(index of the pool, start, stop) of ranges of at most `CHUNK` entries, of sorted numbers over all pools."""
@@ -167,7 +156,7 @@ def _read_range(pools: Sequence[Pool], job: tuple[int, int, int], tick: Tick) ->
 
 
 def read_pools(
-    pools: Sequence[Pool], ranges: Iterable[tuple[int, int, int]], store: Store, workers: int, bar: Progress
+    pools: Sequence[Pool], ranges: Iterable[tuple[int, int, int]], total: int, engine: Engine, bar: Progress
 ) -> Iterator[list[list[Any]]]:
     """[key, item or None, reason, detail] of every entry, a list for each range."""
     waiting: deque[tuple[bytes, Facts | None]] = deque()
@@ -175,14 +164,14 @@ def read_pools(
     def jobs() -> Iterator[tuple[int, int, int]]:
         first, second = tee(ranges)
         for (which, start, stop), name in zip(first, range_ids(pools, second), strict=True):
-            known = store.facts(POOLS_FACTS, [name])[0]
+            known = engine.store.facts(POOLS_FACTS, [name])[0]
             waiting.append((name, known))
             yield (which, start, start if known else stop)  # an empty range costs nothing
 
-    for found in run_jobs(_read_range, pools, jobs(), workers=workers, bar=bar):
+    for found in engine.map(_read_range, pools, jobs(), total, bar):
         name, known = waiting.popleft()
         if known is None:
-            store.add_facts(POOLS_FACTS, [(name, found)])
+            engine.store.add_facts(POOLS_FACTS, [(name, found)])
         else:
             bar.advance(len(known["rows"]))
         yield (known or found)["rows"]
@@ -206,76 +195,26 @@ def _or_broken(measure: Callable[[], Facts]) -> Facts:
 
 
 def measured(
-    step: Step, facts_id: bytes, items: Iterable[Item], images: Images, store: Store, workers: int, bar: Progress
+    step: Step, facts_id: bytes, items: Iterable[Item], total: int, engine: Engine, bar: Progress
 ) -> Iterator[tuple[Item, Facts]]:
     """Samples with their facts, in order; unknown facts are found by processes and stored a chunk at a time."""
     waiting: deque[tuple[list[Item], list[Facts | None]]] = deque()
 
     def jobs() -> Iterator[list[Item]]:
         for chunk in chunks(items):
-            known = store.facts(facts_id, [item.content for item in chunk])
+            known = engine.store.facts(facts_id, [item.content for item in chunk])
             waiting.append((chunk, known))
             yield [item for item, facts in zip(chunk, known, strict=True) if facts is None]
 
-    for found in run_jobs(_measure, (step, images), jobs(), workers=workers, bar=bar):
+    for found in engine.map(_measure, (step, engine.images), jobs(), total, bar):
         chunk, known = waiting.popleft()
         bar.advance(len(chunk) - len(found))
         new = iter(found)
         facts = [next(new) if one is None else one for one in known]
         if found:
             rows = zip(chunk, known, facts, strict=True)
-            store.add_facts(facts_id, [(item.content, f) for item, k, f in rows if k is None])
+            engine.store.add_facts(facts_id, [(item.content, f) for item, k, f in rows if k is None])
         yield from zip(chunk, facts, strict=True)
-
-
-async def ask_all(
-    step: ModelStep,
-    facts_id: bytes,
-    items: Iterable[Item],
-    models: Mapping[str, Model],
-    store: Store,
-    bar: Progress,
-    add: Callable[[Item, Facts], None],
-) -> None:
-    """Asks about every sample without facts, many at a time, and hands each with its facts to `add`, in order."""
-    used = [models[getattr(step, name)] for name in step.models]
-    window = 4 * max(model.config.concurrency for model in used)
-    waiting: deque[tuple[Item, asyncio.Task[Facts] | Facts]] = deque()
-
-    async def one(item: Item) -> Facts:
-        try:
-            facts = await step.ask(item, models)
-        except NoAnswerError as error:
-            return {"unanswered": str(error)[:500]}
-        except BudgetError:
-            return {"unanswered": "the budget is used up"}
-        except BrokenSampleError as error:
-            facts = {"broken": [error.reason, str(error)[:500]]}
-        store.add_facts(facts_id, [(item.content, facts)])
-        return facts
-
-    async def hand_on() -> None:
-        item, facts = waiting[0]
-        add(item, await facts if isinstance(facts, asyncio.Task) else facts)
-        waiting.popleft()
-        bar.advance()
-
-    try:
-        for chunk in chunks(items):
-            known = store.facts(facts_id, [item.content for item in chunk])
-            for item, facts in zip(chunk, known, strict=True):
-                waiting.append((item, asyncio.create_task(one(item)) if facts is None else facts))
-                while len(waiting) >= window:
-                    await hand_on()
-        while waiting:
-            await hand_on()
-    finally:
-        tasks = [facts for _, facts in waiting if isinstance(facts, asyncio.Task)]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for model in used:
-            await model.close()
 
 
 # ---------------------------------------------------------------------- phases
@@ -295,10 +234,7 @@ def run_step(
     writer: Writer,
     *,
     facts_id: bytes,
-    images: Images,
-    store: Store,
-    models: Mapping[str, Model],
-    workers: int,
+    engine: Engine,
     progress: bool,
     facts_only: bool = False,
 ) -> None:
@@ -307,15 +243,10 @@ def run_step(
     Raises:
         UserError: a model refuses all questions.
     """
-    meter = Meter()
-    if isinstance(step, ModelStep):
-        meter = Meter(step.budget)
-        for name in step.models:
-            models[getattr(step, name)].meter = meter
+    meter = Meter(step.budget) if isinstance(step, ModelStep) else Meter()
 
     def status() -> str:
-        retries = sum(model.retries for model in models.values())
-        return f"{meter.calls} calls, {retries} repeated, ${meter.dollars:.2f}" if meter.calls else ""
+        return f"{meter.calls} calls, {engine.retries} repeated, ${meter.dollars:.2f}" if meter.calls else ""
 
     with Progress(step.name, total, unit="samples", status=status, show=progress) as bar:
         if isinstance(step, SelectStep):
@@ -326,7 +257,7 @@ def run_step(
                 shown, first = (bar if first else Progress("", None, show=False)), False
                 with shown if shown is not bar else ExitStack():
                     # The second time all facts are known.
-                    yield from measured(step, facts_id, source(), images, store, workers if shown is bar else 1, shown)
+                    yield from measured(step, facts_id, source(), total if shown is bar else 0, engine, shown)
 
             for item, outcome in ((item, []) for item, _ in rows()) if facts_only else step.select(rows):
                 writer.add(item.key, item, outcome)
@@ -336,11 +267,9 @@ def run_step(
                 writer.add(item.key, item, outcome_of(step, item, facts))
 
             try:
-                asyncio.run(ask_all(step, facts_id, source(), models, store, bar, add))
-            except StopJudgingError as error:
-                raise UserError(str(error)) from None
+                engine.ask(step, facts_id, source(), meter, bar, add)
             finally:
                 writer.state.calls, writer.state.dollars = meter.calls, round(meter.dollars, 4)
         else:
-            for item, facts in measured(step, facts_id, source(), images, store, workers, bar):
+            for item, facts in measured(step, facts_id, source(), total, engine, bar):
                 writer.add(item.key, item, outcome_of(step, item, facts))

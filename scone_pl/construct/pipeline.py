@@ -10,8 +10,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from scone_pl.construct.engine import Engine, LocalEngine
 from scone_pl.construct.items import Item, Rejected
-from scone_pl.construct.models import Model
 from scone_pl.construct.phases import (
     POOLS_FACTS,
     State,
@@ -23,6 +23,7 @@ from scone_pl.construct.phases import (
     run_step,
 )
 from scone_pl.construct.pools import Images
+from scone_pl.construct.ray_engine import RayEngine
 from scone_pl.construct.settings import Construction
 from scone_pl.construct.shards import write_outputs
 from scone_pl.construct.steps.base import Outcome, Step
@@ -32,8 +33,6 @@ from scone_pl.progress import Progress
 from scone_pl.vlm.templates import TemplateFolders
 
 POOLS = "pools"
-_FEW = 256
-"""Samples for which starting processes takes longer than they save."""
 
 
 class Pipeline:
@@ -123,29 +122,34 @@ class Pipeline:
                 if name not in pools or item.metadata.get("pool") == name:
                     yield item
 
-    def models(self, store: Store) -> dict[str, Model]:
-        """The models, without a connection yet."""
-        return {
-            name: Model(name, config, self.images, store, self.prompts) for name, config in self.model_configs.items()
-        }
+    def local(self, store: Store) -> LocalEngine:
+        """The engine of this machine."""
+        return LocalEngine(self.images, self.model_configs, self.prompts, store, self.settings.processes)
 
     # ------------------------------------------------------------------ running
-    def run(self, *, progress: bool = True, shards: bool = True) -> None:
-        """Runs every step whose result is not there, and writes the shards.
+    def on_ray(self, address: str | None) -> RayEngine:
+        """The engine of a Ray cluster, not started yet; see `RayEngine`."""
+        return RayEngine(self.images, self.model_configs, self.prompts, self.store_file, self.settings.workers, address)
+
+    def run(self, *, progress: bool = True, on: RayEngine | None = None) -> None:
+        """Runs every step whose result is not there, by default on this machine, and writes the shards.
 
         Raises:
             UserError: a model refuses all questions, or nothing is left to write.
         """
-        with Store(self.store_file) as store:
-            self.run_steps(store, progress=progress)
-        if shards:
-            write_outputs(self, progress=progress)
+        if on is None:
+            with Store(self.store_file) as store:
+                self.run_steps(self.local(store), progress=progress)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with on:
+                self.run_steps(on, progress=progress)
+        write_outputs(self, progress=progress)
 
-    def run_steps(self, store: Store, *, progress: bool = True, only: str = "") -> None:
+    def run_steps(self, engine: Engine, *, progress: bool = True, only: str = "") -> None:
         """Runs every step, or `only` one, whose result is not there."""
         if not self.is_finished(POOLS) and only in ("", POOLS):
-            self._run_pools(store, progress)
-        models = self.models(store)
+            self._run_pools(engine, progress)
         for step in self.steps:
             if self.is_finished(step.name) or only not in ("", step.name):
                 continue
@@ -159,10 +163,7 @@ class Pipeline:
                     total,
                     writer,
                     facts_id=step.facts_id(self.model_identities),
-                    images=self.images,
-                    store=store,
-                    models=models,
-                    workers=self.workers(total),
+                    engine=engine,
                     progress=progress,
                 )
 
@@ -176,19 +177,15 @@ class Pipeline:
         state = self.state(name)
         return state is not None and state.complete
 
-    def workers(self, total: int) -> int:
-        return max(1, min(self.settings.processes, total // _FEW))
-
-    def _run_pools(self, store: Store, progress: bool) -> None:
+    def _run_pools(self, engine: Engine, progress: bool) -> None:
         folder = self.step_folder(POOLS)
         state = State(POOLS, self.fingerprint(POOLS))
         ranges = pool_ranges(self.pools, self.numbers)
-        workers = self.workers(len(self.numbers))
         with (
             Writer(folder, state) as writer,
             Progress("pools", len(self.numbers), unit="entries", show=progress) as bar,
         ):
-            for rows in read_pools(self.pools, ranges, store, workers, bar):
+            for rows in read_pools(self.pools, ranges, len(self.numbers), engine, bar):
                 for key, item, reason, detail in rows:
                     outcome: Outcome = Rejected(reason, detail) if item is None else [Item.from_json(item)]
                     writer.add(key, None, outcome)

@@ -10,10 +10,11 @@ import fcntl
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from scone_pl.errors import UserError
 from scone_pl.vlm.store import Answer
@@ -25,17 +26,38 @@ CREATE TABLE IF NOT EXISTS answers (ask TEXT, number INTEGER, answer TEXT, PRIMA
 _BATCH = 500
 
 
+class Answers(Protocol):
+    """What engines and models need of a store."""
+
+    def facts(self, step: bytes, items: Sequence[bytes]) -> list[dict[str, Any] | None]:
+        """What a step has found out about each item; None = not known yet."""
+        ...
+
+    def add_facts(self, step: bytes, facts: Iterable[tuple[bytes, Mapping[str, Any]]]) -> None:
+        """Stores facts before this returns."""
+        ...
+
+    def answers(self, ask: str) -> list[Answer]:
+        """All answers and failures of one question, in order."""
+        ...
+
+    def add_answer(self, answer: Answer) -> None:
+        """Stores an answer before this returns."""
+        ...
+
+
 class Store:
     """A context manager; one process writes at a time, others may read."""
 
-    def __init__(self, file: Path, others: Sequence[Path] = ()) -> None:
+    def __init__(self, file: Path, others: Sequence[Path] = (), wait: float = 0.0) -> None:
         """Opens or creates the file.
 
         Args:
             file: where new rows go.
             others: files of which rows are read only.
+            wait: seconds that another process has to unlock it.
         """
-        self.file = file
+        self.file, self._wait = file, wait
         self._others = [Path(one) for one in others]
         self._connection: sqlite3.Connection | None = None
         self._lock: int | None = None
@@ -48,12 +70,13 @@ class Store:
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.file.with_name(f"{self.file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            self._lock = None
-            raise UserError(f"{self.file}: another process is writing; wait for it") from None
+        deadline = time.monotonic() + self._wait
+        while not _try_lock(self._lock):
+            if time.monotonic() >= deadline:
+                os.close(self._lock)
+                self._lock = None
+                raise UserError(f"{self.file}: another process is writing; wait for it")
+            time.sleep(0.2)
         with self._readable():
             self._connection = sqlite3.connect(self.file.absolute().as_uri(), uri=True)
             self._connection.execute("PRAGMA journal_mode=WAL")
@@ -124,12 +147,6 @@ class Store:
         with self._readable(), self.connection:
             self.connection.execute(query, row)
 
-    def all_answers(self) -> Iterator[Answer]:
-        """Every answer, one at a time."""
-        with self._readable():
-            for (row,) in self.connection.execute("SELECT answer FROM answers"):
-                yield Answer(**json.loads(row))
-
     def absorb(self, file: Path) -> tuple[int, int]:
         """Adds the rows of another store that this one lacks; returns the numbers of facts and answers added."""
         with self._readable():
@@ -143,3 +160,11 @@ class Store:
             finally:
                 self.connection.execute("DETACH DATABASE aside")
             return middle - before, self.connection.total_changes - middle
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -10,8 +10,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from scone_pl.construct.engine import chunks
 from scone_pl.construct.items import Item
-from scone_pl.construct.phases import State, Writer, chunks, pool_ranges, read_items, read_pools, run_step
+from scone_pl.construct.phases import State, Writer, pool_ranges, read_items, read_pools, run_step
 from scone_pl.construct.pipeline import POOLS, Pipeline
 from scone_pl.construct.shards import write_outputs
 from scone_pl.construct.status import status_text
@@ -39,15 +40,16 @@ def run_task(pipeline: Pipeline, tasks: int, task: int) -> str:
     others = [pipeline.store_file] if pipeline.store_file.is_file() else []
     lines = []
     with Store(folder.with_name(f"{name}.sqlite"), others) as store:
+        engine = pipeline.local(store)
         if not pipeline.is_finished(POOLS):
             ranges = list(pool_ranges(pipeline.pools, pipeline.numbers))
             mine = [ranges[i] for i in part(len(ranges), tasks, task)]
-            workers = pipeline.workers(len(mine) * 64)
-            with Progress(POOLS, sum(stop - start for _, start, stop in mine), unit="entries") as bar:
-                for _ in read_pools(pipeline.pools, mine, store, workers, bar):
+            total = sum(stop - start for _, start, stop in mine)
+            with Progress(POOLS, total, unit="entries") as bar:
+                for _ in read_pools(pipeline.pools, mine, total, engine, bar):
                     pass
             return f"{name}: {bar.completed} entries read; next: construct merge"
-        models, made = pipeline.models(store), set[str]()
+        made = set[str]()
         for step in pipeline.steps:
             if pipeline.is_finished(step.name):
                 continue
@@ -57,21 +59,20 @@ def run_task(pipeline: Pipeline, tasks: int, task: int) -> str:
             if all(pipeline.is_finished(one) for one in names):
                 total = sum(state.kept for one in names if (state := pipeline.state(one)))
                 chosen = part(total, tasks, task)
-                source = partial(_range, pipeline, step, chosen)
+                total, source = len(chosen), partial(_range, pipeline, step, chosen)
             else:
-                source = partial(_own, [folder / f"{one}.items" / "items.jsonl" for one in names])
+                folders = [folder / f"{one}.items" for one in names]
+                total = sum(state.kept for one in folders if (state := State.of(one)))
+                source = partial(_own, [one / "items.jsonl" for one in folders])
             state = State(step.name, "")
             with Writer(folder / f"{step.name}.items", state) as writer:
                 run_step(
                     step,
                     source,
-                    state.read,
+                    total,
                     writer,
                     facts_id=step.facts_id(pipeline.model_identities),
-                    images=pipeline.images,
-                    store=store,
-                    models=models,
-                    workers=pipeline.workers(10**9),
+                    engine=engine,
                     progress=True,
                     facts_only=True,
                 )
@@ -113,7 +114,7 @@ def merge_tasks(pipeline: Pipeline) -> str:
             if name != POOLS and (missing := unknown_facts(pipeline, pipeline.step(name), store)):
                 lines.append(f"{name}: nothing is known yet of {missing} samples; run the tasks again")
                 return "\n".join(lines)
-            pipeline.run_steps(store, only=name)
+            pipeline.run_steps(pipeline.local(store), only=name)
     write_outputs(pipeline)
     return "\n".join([*lines, status_text(pipeline)])
 

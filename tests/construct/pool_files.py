@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,17 @@ def state(folder: Path, name: str) -> State:
 def items(folder: Path, name: str) -> list[dict[str, Any]]:
     file = next((folder / "out/steps").glob(f"*-{name}")) / "items.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def num_answers(output: Path) -> int:
+    """Number of answers in the store of an output folder."""
+    file = output / "construct.sqlite"
+    if not file.is_file():
+        return 0
+    connection = sqlite3.connect(file)
+    try:
+        return int(connection.execute("SELECT count(*) FROM answers").fetchone()[0])
+    except sqlite3.OperationalError:  # not created yet
+        return 0
+    finally:
+        connection.close()

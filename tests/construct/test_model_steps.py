@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pool_files import num_answers
 from running import start_scone
 
 from scone_pl.__main__ import main
@@ -53,19 +53,6 @@ def written(settings: Construction, file: Path) -> str:
     }
     file.write_text(yaml.safe_dump(content))
     return str(file)
-
-
-def num_answers(output: Path) -> int:
-    file = output / "construct.sqlite"
-    if not file.is_file():
-        return 0
-    connection = sqlite3.connect(file)
-    try:
-        return int(connection.execute("SELECT count(*) FROM answers").fetchone()[0])
-    except sqlite3.OperationalError:  # not created yet
-        return 0
-    finally:
-        connection.close()
 
 
 @pytest.mark.slow
