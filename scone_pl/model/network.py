@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,10 @@ class Network(nn.Module):
     """
 
     config: NetworkConfig
+    reference_expert: Literal["understanding", "generation"] = "generation"
+    """Whose keys and values noisy tokens read the pixels of references from."""
+    predicts_image = False
+    """Whether the head predicts the clean image, not the velocity."""
     language_model: LanguageModel
     autoencoder: Autoencoder
 

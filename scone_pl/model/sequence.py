@@ -317,9 +317,8 @@ class PackedSequence:
         """(targets,) float: what each target token counts for in the loss; None = all the same, 1."""
         if self.layout.image_weight == "tokens":
             return None
-        lengths = [len(s.content) for s in self.splits_of(SplitKind.TARGET)]
-        weights = torch.tensor([length**-0.5 for length in lengths]).repeat_interleave(torch.tensor(lengths))
-        return to_device(weights, self.device)
+        lengths = torch.tensor([len(s.content) for s in self.splits_of(SplitKind.TARGET)], dtype=torch.int64)
+        return to_device(lengths.float().rsqrt().repeat_interleave(lengths), self.device)
 
     @property
     def target_weight(self) -> float:

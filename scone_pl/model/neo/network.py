@@ -29,6 +29,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_TIME_SAMPLING = 0.02
 """Smallest t that the velocity is divided by in sampling; the published function's default, not the config's."""
+INITIAL_IMAGE = 0.5
+"""Of a noisy token, what random weights predict as its image."""
 Grid = tuple[int, int]
 
 
@@ -55,6 +57,40 @@ class PatchEmbedder(nn.Module):
         x = F.gelu(self.embeddings.patch_embedding(images.to(self.embeddings.patch_embedding.weight.dtype)))
         x = _turn(x.permute(0, 2, 3, 1), self.theta).permute(0, 3, 1, 2)
         return self.embeddings.dense_embedding(x).flatten(2).transpose(1, 2)
+
+    def initialize_linear(self) -> Tensor | None:
+        """For random weights of small patches: an orthogonal map of the pixels, the other channels aside.
+
+        gelu(x) - gelu(-x) = x, so two channels carry one value of a patch. They are the slowest to turn by column.
+
+        Returns:
+            (D, values of a token as `latents_to_tokens` orders them), or None if there are too few channels.
+        """
+        first, second = self.embeddings.patch_embedding, self.embeddings.dense_embedding
+        values, side = first.weight[0].numel(), first.kernel_size[0]
+        if 8 * values > first.out_channels or 4 * values > second.out_channels:
+            return None
+        slow = first.out_channels // 2 - 2 * values
+        up, down = (slice(slow + sign, first.out_channels // 2, 2) for sign in (0, 1))
+        one_each = torch.eye(values).view(values, *first.weight.shape[1:])
+        first.weight[up], first.weight[down] = one_each, -one_each
+        cast(Tensor, first.bias)[slow : first.out_channels // 2] = 0
+        basis = nn.init.orthogonal_(torch.empty(second.out_channels, 4 * values))
+        # (D, row, y, column, x, channel) -> (D, values, row, column)
+        by_patch = basis.view(-1, 2, side, 2, side, 3).permute(0, 5, 2, 4, 1, 3).reshape(-1, values, 2, 2)
+        second.weight[:, up], second.weight[:, down] = by_patch, -by_patch
+        return basis
+
+
+def _initialize_inverse(head: nn.Sequential, basis: Tensor) -> None:
+    """Makes the mlp head, if wide enough, predict a fraction of what `basis` (D, P) has made a state of."""
+    first, last = cast(nn.Linear, head[0]), cast(nn.Linear, head[2])
+    values = basis.shape[1]
+    if 2 * values <= first.out_features:
+        first.weight[:values], first.weight[values : 2 * values] = basis.T, -basis.T
+        last.weight.zero_()
+        last.weight[:, :values] = INITIAL_IMAGE * torch.eye(values)
+        last.weight[:, values : 2 * values] = -INITIAL_IMAGE * torch.eye(values)
 
 
 def _turn(x: Tensor, theta: float) -> Tensor:
@@ -89,6 +125,8 @@ class Neo(Network):
     """SenseNova-U1 (`head` mlp) or U1.5 (convolutional)."""
 
     config: NeoConfig
+    reference_expert = "understanding"
+    predicts_image = True
 
     def __init__(self, config: NeoConfig) -> None:
         super().__init__(config)
@@ -193,6 +231,17 @@ class Neo(Network):
     # ------------------------------------------------------------------ the rest of the interface
     def initialize_ends(self) -> None:
         cast(TimestepEmbedder, self.fm_modules["timestep_embedder"]).spread_times()
+        noisy = cast(PatchEmbedder, self.fm_modules["vision_model_mot_gen"])
+        noisy.load_state_dict(self.vision_model.state_dict())
+        basis = noisy.initialize_linear()
+        mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+        # Both embedders make the same token of the same pixels, though references come normalised.
+        patches, seen = (e.embeddings.patch_embedding for e in (noisy, self.vision_model))
+        self.vision_model.load_state_dict(noisy.state_dict())
+        seen.weight.copy_(patches.weight * 2 * std)
+        cast(Tensor, seen.bias).copy_(cast(Tensor, patches.bias) + (patches.weight * (2 * mean - 1)).sum((1, 2, 3)))
+        if basis is not None and self.config.head == "mlp":
+            _initialize_inverse(cast(nn.Sequential, self.fm_modules["fm_head"]), basis)
 
     @property
     def input_weight(self) -> Tensor:
