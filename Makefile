@@ -8,7 +8,7 @@ SCONE := $(BIN)/python -m scone_pl
 SEEDS ?=
 QUICK ?= 0
 JOBS ?= 2
-TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts untrained_mask sampling
+TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts neo_table5 neo_layers untrained_mask sampling
 WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_robustness
 STUDY = OMP_NUM_THREADS=1 $(SCONE) study run $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
 
@@ -102,6 +102,7 @@ mini-data: install ## shards and random weights of the mini-world
 	$(SCONE) mini shards --output data_shards/mini --multi_wide 10000
 	$(SCONE) mini base --output runs/mini/random
 	$(SCONE) mini base --preset mini_dense --output runs/mini/random_dense
+	$(SCONE) mini base --preset mini_neo --output runs/mini/random_neo
 
 mini-base: mini-data ## train the base weights that ship in experiments/mini/base_weights, 6 minutes
 	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/mini/base.yaml
@@ -122,6 +123,8 @@ robustness: ## similar candidates, more candidates and references, naming, unsee
 robustness_trained: ## the same after training on harder episodes
 no_experts: ## the bridge in a dense decoder, without separate experts
 no-experts: no_experts
+neo_table5: ## Table 5 on a second base model, SenseNova-U1
+neo_layers: ## which layer the bridge should read there
 sampling: ## how few passes through the network have the published settings' score
 untrained_mask: ## masks in sampling over weights that were trained without
 icons-data: install ## shards and random weights of world 2

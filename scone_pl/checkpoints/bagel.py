@@ -23,6 +23,7 @@ from scone_pl.model.experts import is_generation_parameter
 
 CONFIG_FILES = ("llm_config.json", "vit_config.json")
 PROMPT_FILES = ()
+PUBLISHED_FILES = (*CONFIG_FILES, AUTOENCODER_FILE)
 OTHER_FILES = ("vae_config.json", "config.json", "generation_config.json", "preprocessor_config.json", "LICENSE")
 _VIT_TABLE = "vit_model.vision_model.embeddings.position_embedding.weight"
 _CONNECTOR_TABLE = "vit_pos_embed.pos_embed"

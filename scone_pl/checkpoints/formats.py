@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from scone_pl.checkpoints.tensor_files import WeightFiles
-from scone_pl.model.bases import BASES, base_of
+from scone_pl.model.bases import BASES, Base, base_of
 from scone_pl.model.config import NetworkConfig
 
 AUTOENCODER_FILE = "ae.safetensors"
@@ -23,6 +23,8 @@ class FolderFormat(Protocol):
     """What it may have."""
     PROMPT_FILES: tuple[str, ...]
     """What belongs to the tokenizer beside its own files."""
+    PUBLISHED_FILES: tuple[str, ...]
+    """What the published folder has beside weights and tokenizer."""
 
     @staticmethod
     def left_out(folder: Path) -> Callable[[str], bool] | None:
@@ -43,10 +45,14 @@ class FolderFormat(Protocol):
 
 def format_of(folder: Path) -> FolderFormat:
     """The format of a checkpoint folder."""
-    return cast(FolderFormat, import_module(base_of(folder).folder))
+    return base_format(base_of(folder))
+
+
+def base_format(base: Base) -> FolderFormat:
+    """The format of a base model."""
+    return cast(FolderFormat, import_module(base.folder))
 
 
 def format_for(config: NetworkConfig) -> FolderFormat:
     """The format in which a model of `config` is saved."""
-    base = next(base for base in BASES.values() if isinstance(config, base.config))
-    return cast(FolderFormat, import_module(base.folder))
+    return base_format(next(base for base in BASES.values() if isinstance(config, base.config)))

@@ -14,17 +14,19 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scone_pl.checkpoints.formats import FolderFormat, base_format, format_of
 from scone_pl.checkpoints.hub_errors import UnreachableError, endpoint, one_line
 from scone_pl.data.storage import sha256_of
 from scone_pl.errors import UserError
 from scone_pl.messages import warn
+from scone_pl.model.bases import BASES, default_base
 
 DATASETS = ("Ryann829/Scone-S2I-57K", "Ryann829/SconeEval", "Ryann829/OmniContext-jsonl", "OmniGen2/OmniContext")
 """Data sets that commands here read; other ids are models unless said otherwise."""
@@ -33,13 +35,14 @@ MODELS = {"Scone": "Ryann829/Scone", "BAGEL-7B-MoT": "ByteDance-Seed/BAGEL-7B-Mo
 _ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?:@([\w./-]{1,200}))?")
 _LOCAL = ("weights", "runs", "experiments", "data_shards", "checkpoints", "tests", "docs")
 """First parts of paths that are no owner's name: what the documentation and recipes call folders."""
-REQUIRED = ("llm_config.json", "vit_config.json", "ae.safetensors")
+_CONFIG = "config.json"
+"""Says which base model a repository is of, see `model.bases.base_of`."""
 _OPTIONAL = (
-    *("vae_config.json", "config.json", "generation_config.json", "preprocessor_config.json", "LICENSE"),
     "training.json",
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     "added_tokens.json",
 )
+"""Beside what the base model's folder format has."""
 _WEIGHTS = ("ema", "model")
 """In order of preference, as `checkpoints/folder.py` reads them."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -150,14 +153,15 @@ def cached_folder(repository: HubId) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     where = {"cache_dir": _cache_dir(), "revision": repository.revision, "repo_type": repository.kind}
-    paths = [try_to_load_from_cache(repository.repo, name, **where) for name in (REQUIRED[0], ADAPTER_FILES[0])]
+    known = {base_format(base).CONFIG_FILES[0] for base in BASES.values()} | {ADAPTER_FILES[0]}
+    paths = [try_to_load_from_cache(repository.repo, name, **where) for name in sorted(known)]
     path = next((path for path in paths if isinstance(path, str)), None)
     if path is None:
         return None
     folder = Path(path).parent
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     try:
-        needed = needed_files(repository, names)
+        needed = needed_files(repository, names, format_of(folder))
     except UserError:
         return None
     parts = [re.fullmatch(r".*-of-(\d+)\.safetensors", name) for name in needed]
@@ -165,24 +169,27 @@ def cached_folder(repository: HubId) -> Path | None:
     return folder if not counts or counts[0] == len(counts) else None
 
 
-def needed_files(repository: HubId, names: Sequence[str]) -> list[str]:
+def needed_files(repository: HubId, names: Sequence[str], folder_format: FolderFormat) -> list[str]:
     """The files of a repository that are read here.
 
     Args:
         repository: of a data set everything is.
         names: all of its files.
+        folder_format: of its base model.
 
     Raises:
         UserError: it lacks a file that a checkpoint must have.
     """
     if repository.dataset:
         return [name for name in names if name != ".gitattributes"]
-    if ADAPTER_FILES[0] in names and REQUIRED[0] not in names:
+    required = folder_format.PUBLISHED_FILES
+    if ADAPTER_FILES[0] in names and required[0] not in names:
         missing = [name for name in ADAPTER_FILES if name not in names]
         found = [name for name in ADAPTER_FILES if name in names]
     else:
-        missing = [name for name in REQUIRED if name not in names]
-        found = [name for name in (*REQUIRED, *_OPTIONAL) if name in names] + _weight_files(names)
+        missing = [name for name in required if name not in names]
+        known = (*required, *folder_format.OTHER_FILES, *folder_format.PROMPT_FILES, *_OPTIONAL)
+        found = [name for name in known if name in names] + _weight_files(names)
         if not missing and not _weight_files(names):
             missing = [f"{_WEIGHTS[0]}.safetensors"]
     if missing:
@@ -222,9 +229,20 @@ def files_of(repository: HubId, to: Path | None = None) -> list[HubFile]:
         where = {"cache_dir": _cache_dir(), "revision": info.sha, "repo_type": repository.kind}
         return isinstance(try_to_load_from_cache(repository.repo, name, **where), str)
 
-    return [
-        HubFile(name, sizes[name], present(name), digests.get(name)) for name in needed_files(repository, list(sizes))
-    ]
+    names = needed_files(repository, list(sizes), _format_of(repository, sizes))
+    return [HubFile(name, sizes[name], present(name), digests.get(name)) for name in names]
+
+
+def _format_of(repository: HubId, names: Collection[str]) -> FolderFormat:
+    """That of its base model, for which a repository's `config.json` is fetched if nothing else tells."""
+    from huggingface_hub import hf_hub_download
+
+    first = base_format(default_base())
+    if repository.dataset or _CONFIG not in names or first.CONFIG_FILES[0] in names:
+        return first
+    where: dict[str, Any] = {"revision": repository.revision, "cache_dir": _cache_dir(), "endpoint": endpoint()}
+    with one_line(str(repository), repository.kind):
+        return format_of(Path(hf_hub_download(repository.repo, _CONFIG, **where)).parent)
 
 
 def fetch(repository: HubId, to: Path | None = None, files: Sequence[HubFile] | None = None) -> Path:

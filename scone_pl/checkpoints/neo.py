@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 CONFIG_FILES = ("config.json",)
 OTHER_FILES = ("generation_config.json", "LICENSE")
 PROMPT_FILES = (SYSTEM_FILE,)
+PUBLISHED_FILES = CONFIG_FILES
 
 _FIXED: dict[str, tuple[Any, ...]] = {
     "template": ("neo1_0",),

@@ -63,5 +63,9 @@ def base_of(folder: Path) -> Base:
     """
     file = folder / "config.json"
     model_type = read_json(file, dict).get("model_type") if file.is_file() else None
-    default = next(base for base in BASES.values() if not base.model_types)
-    return next((base for base in BASES.values() if model_type in base.model_types), default)
+    return next((base for base in BASES.values() if model_type in base.model_types), default_base())
+
+
+def default_base() -> Base:
+    """That of folders that name no other."""
+    return next(base for base in BASES.values() if not base.model_types)

@@ -54,7 +54,7 @@ def random_model(config: NetworkConfig, seed: int) -> Network:
 
 
 def _attend_to_alike(attention: JointAttention, model: Network) -> None:
-    """Correlates reference tokens' keys with noisy tokens' queries, and outputs with values, negative for a velocity."""
+    """Correlates keys of references with queries of noisy tokens, and outputs with values, negative for a velocity."""
     q, o = (cast(nn.Linear, generation_module(attention, f"{name}_proj")).weight for name in "qo")
     read = getattr if model.reference_expert == "understanding" else generation_module
     k, v = (cast(nn.Linear, read(attention, f"{name}_proj")).weight for name in "kv")

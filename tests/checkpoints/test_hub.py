@@ -13,9 +13,12 @@ from tiny_checkpoints import tiny_model, write_folder
 
 from scone_pl.__main__ import main
 from scone_pl.checkpoints import hub as hub_module
+from scone_pl.checkpoints.formats import base_format
 from scone_pl.checkpoints.hub import HubId, hub_id, local_folder, needed_files, readable_headers
-from scone_pl.checkpoints.model import from_pretrained, read_config
+from scone_pl.checkpoints.model import from_pretrained, read_config, save_pretrained
 from scone_pl.errors import UserError
+from scone_pl.model.bases import BASES, PRESETS
+from scone_pl.model.initialize import random_model
 from scone_pl.sampling.pipeline import SconePipeline
 from scone_pl.training.start import check_start
 
@@ -92,6 +95,7 @@ def test_ids_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_several_weight_files_the_preferred_ones() -> None:
+    bagel = base_format(BASES["bagel"])
     common = ["llm_config.json", "vit_config.json", "ae.safetensors", "README.md"]
     parts = ["ema.safetensors.index.json", "ema-00001-of-00002.safetensors", "ema-00002-of-00002.safetensors"]
     for stored, needed in (
@@ -99,12 +103,12 @@ def test_of_several_weight_files_the_preferred_ones() -> None:
         ([*parts, "model.safetensors"], parts),
         (["model.safetensors"], ["model.safetensors"]),
     ):
-        assert needed_files(HubId("a/b"), [*common, *stored]) == [*common[:3], *needed]
+        assert needed_files(HubId("a/b"), [*common, *stored], bagel) == [*common[:3], *needed]
     for missing in common[:3]:
         with pytest.raises(UserError, match=f"it has no {missing}"):
-            needed_files(HubId("a/b"), [name for name in [*common, "ema.safetensors"] if name != missing])
+            needed_files(HubId("a/b"), [name for name in [*common, "ema.safetensors"] if name != missing], bagel)
     with pytest.raises(UserError, match=r"it has no ema\.safetensors"):
-        needed_files(HubId("a/b"), common)
+        needed_files(HubId("a/b"), common, bagel)
 
 
 def test_download(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +125,21 @@ def test_download(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["download", ID, "--to", "weights/Tiny"]) == 0
     assert "0.00 MB to download" in capsys.readouterr().out
     assert hub.served == served
+
+
+def test_a_second_base_has_other_files(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, config = tmp_path / "made", PRESETS["mini_neo"]()
+    save_pretrained(random_model(config, 0), folder)
+    hub.add("someone/Second", folder)
+    hub.repositories["someone/Second"] |= {"README.md": b"about", "LICENSE": b"free"}
+    assert main(["download", "someone/Second", "--to", "weights/Second"]) == 0
+    assert {f.name for f in Path("weights/Second").glob("[!.]*")} == {"LICENSE", "config.json", WEIGHTS}
+    assert from_pretrained("weights/Second").config == config
+    assert read_config("someone/Second") == config
+    assert hub_module.cached_folder(HubId("someone/Second")) is not None
+    hub.repositories["someone/Other"] = {"config.json": b'{"model_type": "llama"}', WEIGHTS: bytes(1000)}
+    assert main(["download", "someone/Other"]) == 2
+    assert "someone/Other: no checkpoint that is read here, it has no llm_config.json" in one_line(capsys)
 
 
 def test_a_data_set_is_downloaded_whole(hub: Hub, tmp_path: Path) -> None:
