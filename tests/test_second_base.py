@@ -25,8 +25,11 @@ from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.bases import BASES, PRESETS
 from scone_pl.model.builder import SequenceBuilder
+from scone_pl.model.initialize import random_model
 from scone_pl.model.layout import ReferenceImages
+from scone_pl.model.neo.network import IMAGENET_MEAN, IMAGENET_STD, Neo
 from scone_pl.model.sequence import SpecialTokens
+from scone_pl.model.vae import latents_to_tokens
 from scone_pl.parity.neo import ParityCase, byte_tokenizer
 from scone_pl.sampling.guidance import RULES
 from scone_pl.sampling.settings import SamplingConfig
@@ -216,6 +219,24 @@ def test_where_references_go(whole_folder: Path) -> None:
     assert shown("mix", []) == "\nmix"
     with pytest.raises(UserError, match="2 <image> placeholders for 1 reference"):
         shown("<image> and <image>", [image])
+
+
+def test_random_weights_of_small_patches_start_as_a_copy() -> None:
+    """Both embedders make the same token of the same pixels, and the head predicts half of a noisy one."""
+    model = random_model(PRESETS["mini_neo"](), 0)
+    assert isinstance(model, Neo)
+    pixels = torch.rand(2, 3, 8, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        seen = model.vision_model(((pixels + 1) / 2 - mean) / std)
+        noisy = model.fm_modules["vision_model_mot_gen"](pixels)
+        image = model.fm_modules["fm_head"](noisy)
+    assert torch.allclose(seen, noisy, atol=1e-5)
+    of_both = torch.stack([image.flatten(), latents_to_tokens(pixels, 4).flatten()])
+    assert torch.corrcoef(of_both)[0, 1] > 0.95
+    attention = model.language_model.model.layers[1].self_attn
+    copied = attention.o_proj_mot_gen.weight @ attention.v_proj.weight  # one head's values to itself, and the other's
+    assert copied.diagonal().mean() > 0.2, "it adds what it reads of the understanding expert"
 
 
 def test_only_the_registry_names_the_second_base() -> None:

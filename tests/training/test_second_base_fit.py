@@ -60,6 +60,15 @@ def test_each_stage_trains_its_parts(folder: Path, tmp_path: Path, monkeypatch: 
     assert json.loads((exported / "training.json").read_text())["bridge"]["mode"] == "soft"
 
 
+def test_questions_alone_train_the_understanding_expert(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    questions = ["--data.train", "[{path: data_shards/mini/questions}]", "--chain", "null", "--trainer.max_steps", "1"]
+    trained = fit(tmp_path, *questions)
+    assert changed(load_file(START + "/model.safetensors"), trained) == {"language_model", "vision_model"}
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_with_adapters_ends_like_a_whole_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
