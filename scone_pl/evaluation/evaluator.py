@@ -109,6 +109,14 @@ class Evaluator(ABC):
         """(head of the first column, the others) of each table that shows `reports`, a row each."""
 
     @classmethod
+    def by_episode(cls, report: Report, metric: str) -> Mapping[str, Sequence[float]] | None:
+        """What each episode adds to a metric, by task: the metric is the sum over tasks of the means over episodes.
+
+        None where the report does not say.
+        """
+        return None
+
+    @classmethod
     def maps(cls, settings: Mapping[str, Any], label: str, report: Report) -> list[MapRow]:
         """Similarity maps in a report, if it has any; `settings` as stored with the result."""
         return []

@@ -1,9 +1,15 @@
-"""Means over seeds with 95 % intervals, differences paired by seed, and their correction for multiple comparisons."""
+"""Means over seeds with 95 % intervals, differences paired by seed, and their correction for multiple comparisons.
+
+Two things vary: seeds (trainings) and episodes, which are the same for all seeds. Where the score of every episode is
+known, both count: the variance of the mean is that between seeds over their number, plus that of episodes' means over
+seeds. A bootstrap over both levels estimates the same variance, but with a handful of seeds too small a one, which is
+why the interval is Student's t with the seeds' degrees of freedom.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +24,7 @@ class Estimate:
 
     mean: float
     half_width: float
-    """Of the 95 % interval (Student's t); nan with a single seed."""
+    """Of the 95 % interval (Student's t); nan with a single seed. With the noise of episodes where that is known."""
     values: tuple[float, ...]
 
     def __str__(self) -> str:
@@ -44,18 +50,33 @@ class Estimate:
         return float(2 * stats.t.sf(abs(self.mean) / self.half_width * stats.t.ppf((1 + LEVEL) / 2, freedom), freedom))
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval of independent values."""
+def estimate(values: Sequence[float], episode_error: float = 0.0) -> Estimate:
+    """Mean and 95 % interval of independent values; `episode_error`: see the function."""
     count, mean = len(values), sum(values) / len(values)
     if count < 2:
         return Estimate(mean, math.nan, tuple(values))
-    error = float(np.std(values, ddof=1)) / math.sqrt(count)
+    error = math.hypot(float(np.std(values, ddof=1)) / math.sqrt(count), episode_error)
     return Estimate(mean, float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error, tuple(values))
 
 
-def difference(one: Sequence[float], other: Sequence[float]) -> Estimate:
+def difference(one: Sequence[float], other: Sequence[float], episode_error: float = 0.0) -> Estimate:
     """Mean of `one` - `other`, paired: both have the same seeds in the same order."""
-    return estimate([a - b for a, b in zip(one, other, strict=True)])
+    return estimate([a - b for a, b in zip(one, other, strict=True)], episode_error)
+
+
+def episode_error(seeds: Sequence[Mapping[str, Sequence[float]]]) -> float:
+    """Standard error of a metric by the draw of episodes, within each task.
+
+    Args:
+        seeds: for each, task -> parts of its episodes, the sum over tasks of whose means is the metric
+            (`Evaluator.by_episode`).
+    """
+    variance = 0.0
+    for task in seeds[0]:
+        means = np.mean([one[task] for one in seeds], axis=0)
+        if len(means) > 1:
+            variance += float(np.var(means, ddof=1)) / len(means)
+    return math.sqrt(variance)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

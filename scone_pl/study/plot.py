@@ -55,7 +55,8 @@ def _bars(axes: Axes, result: Result, rows: list[Row]) -> None:
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 10)
-    axes.set_xlabel("score (0 to 10), 95 % intervals over seeds, a dot a seed")
+    over = "seeds and episodes" if result.counts_episodes else "seeds"
+    axes.set_xlabel(f"score (0 to 10), 95 % intervals over {over}, a dot a seed")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
 
 

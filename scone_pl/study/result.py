@@ -10,7 +10,7 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Evaluator, Report, mean
 from scone_pl.files import read_json
 from scone_pl.study.evaluators import DEFAULT, evaluator_class
-from scone_pl.study.intervals import Estimate, difference, estimate
+from scone_pl.study.intervals import Estimate, difference, episode_error, estimate
 from scone_pl.study.spec import MINI, Study
 
 _OF_A_RUN = ("seed", "evaluations", "seconds", "commit", "versions", "trained", "fit")
@@ -95,8 +95,9 @@ class Result:
         return [read(report) for report in self.reports(arm, evaluation)]
 
     def estimate(self, arm: str, evaluation: str, metric: str) -> Estimate:
-        """Mean and interval over seeds."""
-        return estimate(self.values(arm, evaluation, metric))
+        """Mean and interval over seeds, and over episodes where their scores are stored."""
+        parts = [self._by_episode(evaluation, metric, report) for report in self.reports(arm, evaluation)]
+        return estimate(self.values(arm, evaluation, metric), _error(parts))
 
     def difference(
         self, one: str, other: str, evaluation: str, metric: str, other_evaluation: str = ""
@@ -111,11 +112,19 @@ class Result:
             other_evaluation: of `other`; by default `evaluation`.
         """
         ours, theirs = (
-            {run["seed"]: self._reader(name, metric)(run["evaluations"][name]) for run in self.arms[arm]["runs"]}
+            {run["seed"]: run["evaluations"][name] for run in self.arms[arm]["runs"]}
             for arm, name in ((one, evaluation), (other, other_evaluation or evaluation))
         )
-        seeds = [seed for seed in ours if seed in theirs]
-        return difference([ours[s] for s in seeds], [theirs[s] for s in seeds]) if len(seeds) > 1 else None
+        pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+        if len(pairs) < 2:
+            return None
+        read, read_other = (self._reader(name, metric) for name in (evaluation, other_evaluation or evaluation))
+        parts = []
+        for first, second in pairs:
+            own = self._by_episode(evaluation, metric, first)
+            others = self._by_episode(other_evaluation or evaluation, metric, second)
+            parts.append(_minus(own, others))
+        return difference([read(a) for a, _ in pairs], [read_other(b) for _, b in pairs], _error(parts))
 
     def layers(self, arm: str, evaluation: str) -> list[Mapping[str, Any]]:
         """Per seed: expert -> task -> measure -> a value for each layer."""
@@ -123,6 +132,15 @@ class Result:
 
     def _reader(self, evaluation: str, metric: str) -> Callable[[Report], float]:
         return self.evaluator(evaluation).metrics[metric]
+
+    def _by_episode(self, evaluation: str, metric: str, report: Report) -> Mapping[str, Sequence[float]] | None:
+        return self.evaluator(evaluation).by_episode(report, metric)
+
+    @property
+    def counts_episodes(self) -> bool:
+        """Whether intervals include the draw of episodes."""
+        scored = self.of_kind("score")
+        return bool(scored) and all("episodes" in run["evaluations"][name] for run in self.runs for name in scored)
 
     @property
     def is_complete(self) -> bool:
@@ -134,6 +152,21 @@ class Result:
         except KeyError:
             return False
         return True
+
+
+def _minus(
+    one: Mapping[str, Sequence[float]] | None, other: Mapping[str, Sequence[float]] | None
+) -> Mapping[str, Sequence[float]] | None:
+    """Episode by episode; None where they are not as many."""
+    if one is None or other is None or any(len(other.get(task, ())) != len(values) for task, values in one.items()):
+        return None
+    return {task: [a - b for a, b in zip(values, other[task], strict=True)] for task, values in one.items()}
+
+
+def _error(seeds: Sequence[Mapping[str, Sequence[float]] | None]) -> float:
+    """`episode_error`, 0 where a seed's episodes are not known."""
+    known = [one for one in seeds if one is not None]
+    return episode_error(known) if known and len(known) == len(seeds) else 0.0
 
 
 def layer_means(layers: Mapping[str, Any], expert: str, measure: str, tasks: Sequence[str]) -> list[float]:

@@ -19,7 +19,7 @@ from scone_pl.data.seeding import generator
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
-from scone_pl.evaluation.scores import SCONEEVAL_TASKS, average_row, overall_score, task_means
+from scone_pl.evaluation.scores import SCONEEVAL_TASKS, average_row, item_scores, overall_score, task_means
 from scone_pl.files import read_json
 from scone_pl.markdown import markdown_table
 from scone_pl.model.builder import SequenceBuilder
@@ -133,6 +133,7 @@ def evaluate(
         "average": average,
         "overall": overall_score(average) if average else None,
         "failures": dict(Counter(v.failure for v in verdicts)),
+        "episodes": episode_scores(records),
         "items": records,
     }
     return report, drawn
@@ -161,6 +162,16 @@ def choice_means(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         if "choice" in record:
             choices.setdefault(record["task_type"], []).append(record["choice"])
     return {task: float(np.mean(values)) for task, values in choices.items()}
+
+
+def episode_scores(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Score (COM, DIS, choice) -> task -> the score of each episode, in their order."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        own = {name: value for name, value in item_scores(record).items() if name in ("COM", "DIS")}
+        for name, value in {**own, **{k: record[k] for k in ("choice",) if k in record}}.items():
+            scores.setdefault(name, {}).setdefault(record["task_type"], []).append(round(value, 3))
+    return scores
 
 
 def own_means(records: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
+import numpy as np
+
 import scone_pl
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Column, E, Evaluator, Report, code_digest, mean, with_at_most
@@ -51,6 +53,13 @@ def _kept(name: str) -> Callable[[Report], float]:
     return lambda report: 100.0 * mean(k[name] for t, k in report["kept"].items() if t.startswith("distinction"))
 
 
+EPISODE_WEIGHTS: Mapping[str, Mapping[str, float]] = {
+    "COM": {"COM": 1.0},
+    "DIS": {"DIS": 1.0},
+    "overall": {"COM": 0.5, "DIS": 0.5},
+    "choice": {"choice": 100.0},
+}
+"""Metric -> what it takes of each of an episode's scores."""
 FAILURES = ("exact", "redundancy", "omission", "blending", "wrong_subject", "distorted")
 COMPOSITION = tuple(Column(name, name) for name in ("PF", "SC", "COM"))
 SCORES = tuple(Column(name, name) for name in ("COM", "DIS", "overall"))
@@ -212,6 +221,17 @@ class WorldEvaluator(Evaluator):
         report, _ = evaluate(weights, episodes, config, progress=False)
         del report["items"], report["checkpoint"]
         return report
+
+    @classmethod
+    def by_episode(cls, report: Report, metric: str) -> Mapping[str, Sequence[float]] | None:
+        scores, weights = report.get("episodes"), EPISODE_WEIGHTS.get(metric)
+        if not scores or not weights or weights.keys() - scores.keys():
+            return None
+        parts: dict[str, np.ndarray] = {}
+        for score, weight in weights.items():
+            for task, values in scores[score].items():
+                parts[task] = parts.get(task, 0.0) + weight / len(scores[score]) * np.array(values)
+        return {task: values.tolist() for task, values in parts.items()}
 
     @classmethod
     def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:

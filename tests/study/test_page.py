@@ -11,7 +11,7 @@ from scipy import stats
 
 from scone_pl.errors import UserError
 from scone_pl.study.comparisons import Comparisons, Pair
-from scone_pl.study.intervals import Estimate, difference, estimate, holm
+from scone_pl.study.intervals import Estimate, difference, episode_error, estimate, holm
 from scone_pl.study.page import filled, section, write_page
 from scone_pl.study.plot import draw_maps, plot
 from scone_pl.study.result import Result
@@ -70,6 +70,52 @@ def test_intervals_are_students():
     assert paired.mean == pytest.approx(1.0)
     assert paired.excludes_zero
     assert not difference([1.0, 2.0], [2.0, 1.0]).excludes_zero
+
+
+def test_the_draw_of_episodes_counts_as_a_bootstrap_over_them_says():
+    rng = np.random.default_rng(0)
+    shared = {"a": rng.random(40), "b": 3 * rng.random(25)}  # what makes an episode hard is hard for every seed
+    seeds = [{task: values + 0.3 * rng.random(len(values)) for task, values in shared.items()} for _ in range(4)]
+    metric = [sum(values.mean() for values in one.values()) for one in seeds]
+    resampled = []
+    for _ in range(4000):
+        drawn = {task: rng.integers(len(values), size=len(values)) for task, values in shared.items()}
+        resampled.append(np.mean([sum(one[task][i].mean() for task, i in drawn.items()) for one in seeds]))
+    error = episode_error(seeds)
+    assert error == pytest.approx(np.std(resampled), rel=0.08)
+    own = float(np.std(metric, ddof=1)) / 2
+    wide, narrow = estimate(metric, error), estimate(metric)
+    assert wide.half_width == pytest.approx(float(stats.t.ppf(0.975, 3)) * math.hypot(own, error))
+    assert wide.half_width > 1.5 * narrow.half_width
+    # An effect that is the same in every episode has no noise of episodes.
+    assert episode_error([{"a": [0.5] * 9}, {"a": [0.7] * 9}]) == 0
+
+
+def with_episodes(content):
+    """Every report with the scores of four episodes of each task, whose means stay what they were."""
+    offsets = np.array([1.0, -1.0, 0.5, -0.5])
+    for arm in content["arms"].values():
+        for run in arm["runs"]:
+            tasks = run["evaluations"]["main"]["tasks"]
+            run["evaluations"]["main"]["episodes"] = {
+                score: {task: (row[score] + offsets).tolist() for task, row in tasks.items() if score in row}
+                for score in ("COM", "DIS")
+            }
+    return content
+
+
+def test_intervals_of_an_arm_include_episodes_and_paired_differences_cancel_what_is_common():
+    old, new = Result(result()), Result(with_episodes(result()))
+    assert not old.counts_episodes
+    assert new.counts_episodes
+    for metric in ("COM", "DIS", "overall"):
+        reports = new.reports("one", "main")
+        parts = ShapesEvaluator.by_episode(reports[0], metric)
+        assert sum(np.mean(values) for values in parts.values()) == pytest.approx(new.values("one", "main", metric)[0])
+        assert new.estimate("one", "main", metric).half_width > old.estimate("one", "main", metric).half_width
+        same = [r.difference("two", "one", "main", metric) for r in (old, new)]
+        assert same[0].half_width == pytest.approx(same[1].half_width, abs=1e-9)
+    assert ShapesEvaluator.by_episode(reports[0], "PF") is None
 
 
 def test_metrics_are_read_off_reports():
