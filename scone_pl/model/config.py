@@ -152,6 +152,13 @@ class BridgeConfig:
     quantile: float | None = None
     """Beyond the paper: tau is this quantile of the similarities of each reference image's ViT tokens, in (0, 1), in
     place of `threshold`; null = use `threshold`."""
+    adaptive_threshold: Literal["otsu", "gap"] | None = None
+    """Beyond the paper: tau is set for each reference image by the similarities of its own ViT tokens, in place of
+    `threshold`. otsu: the split of the tokens in two with the largest variance between the parts; gap: the middle of
+    the largest gap between sorted neighbours, the outer tenths left out."""
+    pooling: Literal["mean", "max", "attention"] = "mean"
+    """How the cosines of a token with the instruction's tokens become its s. mean (paper, Eq. 1). Beyond it, max: the
+    largest, so that one name is enough; attention: their mean weighted by softmax(cosine / 0.1)."""
     threshold_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which s and tau are compared. bfloat16: both are rounded to it first, as the release does, so that 0.88 acts
     as 0.87695; needs mode hard and no `quantile`."""
@@ -182,8 +189,17 @@ class BridgeConfig:
                 "the bridge needs 0 <= source_layer < first_masked_layer <= last_masked_layer, got "
                 f"{self.source_layer}, {self.first_masked_layer}, {self.last_masked_layer}"
             )
-        if self.threshold_dtype == "bfloat16" and (self.mode != "hard" or self.quantile is not None):
-            raise UserError("bridge.threshold_dtype bfloat16 needs bridge.mode hard and no bridge.quantile")
+        for name, known in (("adaptive_threshold", ("otsu", "gap", None)), ("pooling", ("mean", "max", "attention"))):
+            if (given := getattr(self, name)) not in known:
+                raise UserError(f"bridge.{name} is {given!r}; choose from {', '.join(map(str, known))}")
+        if self.quantile is not None and self.adaptive_threshold is not None:
+            raise UserError("bridge.quantile and bridge.adaptive_threshold both set the threshold; leave one out")
+        by_image = self.quantile is not None or self.adaptive_threshold is not None
+        if self.threshold_dtype == "bfloat16" and (self.mode != "hard" or by_image):
+            raise UserError(
+                "bridge.threshold_dtype bfloat16 needs bridge.mode hard, no bridge.quantile and no "
+                "bridge.adaptive_threshold"
+            )
         if self.drop_blocked and not (self.mode == "hard" and self.apply_mask):
             raise UserError(
                 "bridge.drop_blocked needs bridge.mode hard and bridge.apply_mask true, got "
@@ -195,7 +211,7 @@ class BridgeConfig:
         """Fields that differ from their defaults, but that the other fields leave without effect."""
         unused = {
             "temperature": self.mode == "hard",
-            "threshold": self.quantile is not None,
+            "threshold": self.quantile is not None or self.adaptive_threshold is not None,
             "first_masked_layer": self.drop_blocked or not self.apply_mask,
             "last_masked_layer": self.drop_blocked or not self.apply_mask,
             "hide_references_early": not self.apply_mask,

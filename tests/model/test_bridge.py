@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from model_helpers import ONE_REFERENCE, TWO_REFERENCES, make_pack, tiny_model
 
-from scone_pl.model.bridge import Bridge, Similarity
+from scone_pl.model.bridge import Bridge, Similarity, thresholds
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import PackedSequence, SplitKind
 from scone_pl.training.losses import flow_matching
@@ -36,7 +38,14 @@ def test_the_release_compares_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> No
             BridgeConfig(threshold_dtype="bfloat16", **other)
 
 
-def similarity_by_loop(pack: PackedSequence, states: torch.Tensor) -> torch.Tensor:
+POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": torch.mean,
+    "max": torch.max,
+    "attention": lambda cosines: (cosines * torch.softmax(10 * cosines, 0)).sum(),
+}
+
+
+def similarity_by_loop(pack: PackedSequence, states: torch.Tensor, pooling: str = "mean") -> torch.Tensor:
     """`states` (L, D) in sequence order."""
     result = torch.ones(len(pack))
     for splits in pack.by_sample:
@@ -48,7 +57,7 @@ def similarity_by_loop(pack: PackedSequence, states: torch.Tensor) -> torch.Tens
             words = states[text[0].start : text[0].stop]
             for i in split.content:
                 cosines = [F.cosine_similarity(states[i], word, dim=0) for word in words]
-                result[i] = torch.stack(cosines).mean()
+                result[i] = POOLINGS[pooling](torch.stack(cosines))
             if split.image in vae:
                 other = vae[split.image]
                 grid = result[split.start + 1 : split.stop - 1].view(1, 1, *split.grid)
@@ -68,11 +77,12 @@ def similarity_by_loop(pack: PackedSequence, states: torch.Tensor) -> torch.Tens
         ({"text": 4, "targets": [(2, 2)]}, ONE_REFERENCE),
     ],
 )
-def test_similarity_equals_the_loop(samples: tuple[dict[str, object], ...]) -> None:
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_similarity_equals_the_loop(samples: tuple[dict[str, object], ...], pooling: Any) -> None:
     pack = make_pack(*samples)
     states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(1))
-    similarity = Bridge(CONFIG, pack).similarity(states[pack.understanding_index])
-    torch.testing.assert_close(similarity, similarity_by_loop(pack, states), rtol=1e-5, atol=1e-6)
+    similarity = Bridge(dataclasses.replace(CONFIG, pooling=pooling), pack).similarity(states[pack.understanding_index])
+    torch.testing.assert_close(similarity, similarity_by_loop(pack, states, pooling), rtol=1e-5, atol=1e-6)
 
 
 def test_the_threshold_is_strict_and_only_references_are_blocked() -> None:
@@ -169,6 +179,27 @@ def test_a_quantile_blocks_its_fraction_of_every_image(quantile: float) -> None:
     for split in pack.splits_of(SplitKind.VIT):
         tokens = blocked[split.start + 1 : split.stop - 1]
         assert abs(int(tokens.sum()) - quantile * len(tokens)) < 1
+
+
+def test_an_adaptive_threshold_separates_two_clusters_of_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = make_pack(TWO_REFERENCES, ONE_REFERENCE)
+    similarity, high = torch.ones(len(pack)), torch.zeros(len(pack), dtype=torch.bool)
+    for number, split in enumerate(pack.splits_of(SplitKind.VIT)):
+        tokens = torch.tensor(list(split.content))
+        noise = 0.02 * torch.rand(len(tokens), generator=torch.Generator().manual_seed(number))
+        high[tokens] = torch.arange(len(tokens)) >= len(tokens) - 2
+        similarity[tokens] = 0.1 * number + noise + 0.3 * high[tokens]  # no threshold serves all images
+    monkeypatch.setattr(Similarity, "__call__", lambda self, states: similarity)
+    vit = pack.vit_index
+    for rule in ("otsu", "gap"):
+        blocked = Bridge(dataclasses.replace(CONFIG, adaptive_threshold=rule), pack)(torch.empty(0)).blocked
+        assert blocked[vit].equal(~high[vit])
+    values = torch.tensor([[0.0, 0.1, 0.2, 1.0]])
+    assert thresholds.otsu(values).item() == pytest.approx(0.6)  # 3 * 1 * (1 - 0.1)^2 is the largest
+    assert thresholds.gap(torch.tensor([[0.0, 0.3, 0.35, 0.9]])).item() == pytest.approx(0.625)
+    assert thresholds.otsu(torch.tensor([[0.5]])).item() == 0.5
+    with pytest.raises(ValueError, match="leave one out"):
+        BridgeConfig(quantile=0.5, adaptive_threshold="gap")
 
 
 def test_similarity_keeps_its_graph_only_on_request() -> None:

@@ -1,13 +1,16 @@
 """Similarity of reference tokens to the instruction.
 
-The mean of cosines is one product with the mean of the normalised text states, so everything here is O(L).
+The mean of cosines is one product with the mean of the normalised text states, so it is O(L). The other poolings hold
+one cosine for each ViT token and instruction token of the same sample.
 
 Shapes: L tokens, U understanding tokens, V ViT tokens, D hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +18,16 @@ from torch import Tensor
 
 from scone_pl.model.sequence import PackedSequence, SplitKind, to_device
 
+_SHARPNESS = 0.1
+"""Temperature of the weights of attention pooling."""
+
 
 class Similarity:
     """Compares references with instructions; the index tensors are built once a pack."""
 
-    def __init__(self, pack: PackedSequence) -> None:
-        self.pack = pack
+    def __init__(self, pack: PackedSequence, pooling: Literal["mean", "max", "attention"] = "mean") -> None:
+        """`pooling`: see `BridgeConfig`."""
+        self.pack, self.pooling = pack, pooling
 
     @cached_property
     def _kinds(self) -> list[set[SplitKind]]:
@@ -76,15 +83,38 @@ class Similarity:
         if not len(vit_index) or not len(text_index) or not any(self._compared):
             return similarity
         states = F.normalize(understanding.float(), dim=-1, eps=1e-8)
-        sample, text_mean = pack.sample_of_token, self.instruction_mean(states)
-        of_vit = (states[row[vit_index]] * text_mean[sample[vit_index]]).sum(-1)  # (V,)
-        compared = self._of_samples(self._compared)[vit_index]
-        similarity = similarity.index_put((vit_index,), torch.where(compared, of_vit, 1.0))
+        if self.pooling == "mean":
+            sample, text_mean = pack.sample_of_token, self.instruction_mean(states)
+            of_vit = (states[row[vit_index]] * text_mean[sample[vit_index]]).sum(-1)  # (V,)
+            compared = self._of_samples(self._compared)[vit_index]
+            similarity = similarity.index_put((vit_index,), torch.where(compared, of_vit, 1.0))
+        else:
+            index = torch.cat([vit for vit, _ in self._by_sample])
+            pooled = [self._pooled(states[row[vit]] @ states[row[text]].T) for vit, text in self._by_sample]
+            similarity = similarity.index_put((index,), torch.cat(pooled))
         for vit, vae, vit_grid, vae_grid in self._image_pairs if not pack.layout.single_stream else ():
             grid = similarity[vit].view(-1, 1, *vit_grid)
             resized = F.interpolate(grid, size=vae_grid, mode="bilinear", align_corners=False)
             similarity = similarity.index_put((vae,), resized.flatten(1))
         return similarity
+
+    @cached_property
+    def _by_sample(self) -> list[tuple[Tensor, Tensor]]:
+        """For each compared sample the indices of its ViT tokens and of its instruction's."""
+        pairs = []
+        for splits, compared in zip(self.pack.by_sample, self._compared, strict=True):
+            if compared:
+                vit = [i for s in splits if s.kind == SplitKind.VIT for i in s.content]
+                text = [i for s in splits for words in s.instruction for i in words]
+                first, second = (to_device(torch.tensor(index), self.pack.device) for index in (vit, text))
+                pairs.append((first, second))
+        return pairs
+
+    def _pooled(self, cosines: Tensor) -> Tensor:
+        """(tokens, words) -> (tokens,)."""
+        if self.pooling == "max":
+            return cosines.amax(dim=1)
+        return (cosines * (cosines / _SHARPNESS).softmax(dim=1)).sum(dim=1)
 
     def instruction_mean(self, states: Tensor) -> Tensor:
         """(U, D) normalised states -> (samples, D): their mean over each instruction, 0 where there is none."""
@@ -96,11 +126,14 @@ class Similarity:
         counts = states.new_zeros(pack.num_samples).index_add(0, sample, states.new_ones(len(index)))
         return mean / counts.clamp(min=1)[:, None]
 
-    def quantiles(self, similarity: Tensor, quantile: float, otherwise: float) -> Tensor:
-        """(L,) of (L,): for each reference token this quantile of its image's ViT tokens, `otherwise` elsewhere."""
+    def of_images(self, similarity: Tensor, rule: Callable[[Tensor], Tensor], otherwise: float) -> Tensor:
+        """(L,) of (L,): a value for all tokens of a reference image, `otherwise` elsewhere.
+
+        `rule` takes (images, tokens), the similarities of their ViT tokens, and returns (images,).
+        """
         result = similarity.new_full((len(self.pack),), otherwise)
         for vit, vae, *_ in self._image_pairs:
-            of_image = similarity[vit].quantile(quantile, dim=1, keepdim=True)  # (images, 1)
+            of_image = rule(similarity[vit])[:, None]
             result[vit], result[vae] = of_image.expand(vit.shape), of_image.expand(vae.shape)
         return result
 

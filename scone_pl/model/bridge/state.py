@@ -15,6 +15,7 @@ from torch import Tensor
 from scone_pl.model.attention import AttentionPlan
 from scone_pl.model.bridge.dropping import Remaining
 from scone_pl.model.bridge.similarity import Similarity
+from scone_pl.model.bridge.thresholds import ADAPTIVE
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import PackedSequence
 
@@ -48,7 +49,7 @@ class Bridge:
 
     @cached_property
     def similarity(self) -> Similarity:
-        return Similarity(self.pack)
+        return Similarity(self.pack, self.config.pooling)
 
     def __call__(self, understanding: Tensor) -> BridgeState:
         """`understanding` (U, D): the expert's states after the source layer."""
@@ -71,7 +72,10 @@ class Bridge:
         return BridgeState(similarity, blocked, bias, remaining)
 
     def threshold(self, similarity: Tensor) -> Tensor | float:
-        """tau: a number, or with `quantile` (L,), one value a reference image; `similarity` is (L,)."""
-        if self.config.quantile is None:
-            return self.config.threshold
-        return self.similarity.quantiles(similarity, self.config.quantile, self.config.threshold)
+        """tau: a number, or where it differs by reference image (L,); `similarity` is (L,)."""
+        config = self.config
+        if config.quantile is not None:
+            return self.similarity.of_images(similarity, lambda s: s.quantile(config.quantile, dim=1), config.threshold)
+        if config.adaptive_threshold is not None:
+            return self.similarity.of_images(similarity, ADAPTIVE[config.adaptive_threshold], config.threshold)
+        return config.threshold
