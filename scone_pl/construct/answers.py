@@ -55,14 +55,33 @@ def read_texts(*names: str) -> Callable[[str | None], tuple[str, ...]]:
     return read
 
 
+def read_lists(count: int, *names: str) -> Callable[[str | None], list[tuple[str, ...]]]:
+    """Parser of an object with lists of so many texts each."""
+
+    def read(raw: str | None) -> list[tuple[str, ...]]:
+        content = load_object(answer_text(raw))
+        for name in names:
+            if not isinstance(content.get(name), list) or len(content[name]) != count:
+                raise UnusableAnswerError(f"`{name}` is no list of {count}")
+        return [tuple(_text({name: one}, name) for one in content[name]) for name in names]
+
+    return read
+
+
 def read_names(count: int) -> Callable[[str | None], tuple[str, ...]]:
     """Parser of a list of so many names."""
+    return lambda raw: read_lists(count, "names")(raw)[0]
 
-    def read(raw: str | None) -> tuple[str, ...]:
-        names = load_object(answer_text(raw)).get("names")
-        if not isinstance(names, list) or len(names) != count:
-            raise UnusableAnswerError(f"`names` is no list of {count}")
-        return tuple(_text({"names": name}, "names") for name in names)
+
+def read_numbers(name: str, count: int) -> Callable[[str | None], tuple[int, ...]]:
+    """Parser of a list of numbers from 1 to `count`, in order."""
+
+    def read(raw: str | None) -> tuple[int, ...]:
+        numbers = load_object(answer_text(raw)).get(name)
+        valid = isinstance(numbers, list) and all(type(one) is int and 1 <= one <= count for one in numbers)
+        if not isinstance(numbers, list) or not valid:
+            raise UnusableAnswerError(f"`{name}` is no list of numbers from 1 to {count}")
+        return tuple(sorted(set(numbers)))
 
     return read
 

@@ -53,7 +53,7 @@ class Pipeline:
         self.images = Images({pool.config.name: pool for pool in self.pools}, self.folder / "blobs")
         self.model_configs = settings.model_configs()
         self.prompts = TemplateFolders(*settings.prompt_folders())
-        if not len(self):
+        if not len(self) and not any(step.own for step in self.steps):
             raise UserError("the pools have no entries")
 
     def __len__(self) -> int:
@@ -115,12 +115,17 @@ class Pipeline:
 
     def source(self, step: Step) -> Iterator[Item]:
         """The samples that a step reads."""
+        yield from step.blanks()
         pools = {pool.config.name for pool in self.pools}
         for name in step.input:
             files = [self.step_folder(POOLS if name in pools else name) / "items.jsonl"]
             for item in read_items(files):
                 if name not in pools or item.metadata.get("pool") == name:
                     yield item
+
+    def total(self, step: Step) -> int:
+        """Number of samples that a step reads; its inputs have been run."""
+        return step.own + sum(state.kept for state in map(self.state, self.input_names(step)) if state)
 
     def local(self, store: Store) -> LocalEngine:
         """The engine of this machine."""
@@ -154,8 +159,7 @@ class Pipeline:
             if self.is_finished(step.name) or only not in ("", step.name):
                 continue
             state = State(step.name, self.fingerprint(step.name))
-            inputs = [self.state(name) for name in self.input_names(step)]
-            total = sum(one.kept for one in inputs if one)
+            total = self.total(step)
             with Writer(self.step_folder(step.name), state) as writer:
                 run_step(
                     step,

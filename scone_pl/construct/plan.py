@@ -26,7 +26,7 @@ def plan_text(pipeline: Pipeline) -> str:
     unknown_prices: set[str] = set()
     for step in pipeline.steps:
         state = pipeline.state(step.name)
-        incoming = sum(_flow(pipeline, flows, name) for name in step.input)
+        incoming = step.own + sum(_flow(pipeline, flows, name) for name in step.input)
         flows[step.name] = state.kept if state else step.passing(incoming)
         left = 0.0 if state and state.complete else incoming
         if left and isinstance(step, ModelStep) and all(pipeline.state(one) for one in pipeline.input_names(step)):

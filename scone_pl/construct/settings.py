@@ -88,7 +88,7 @@ class Construction:
         Raises:
             UserError: there is none, one is not valid, or two have the same name.
         """
-        if not self.pools:
+        if not self.pools and not any(step.own for step in parse_steps(self.steps, self.seed)):
             raise UserError("pools: give at least one, such as `pools: [{name: mine, path: my/rows.jsonl}]`")
         configs = [build(PoolConfig, one, f"pools[{number}]") for number, one in enumerate(self.pools)]
         names = [config.name for config in configs]
@@ -112,7 +112,7 @@ class Construction:
         previous = ("pools",)
         done = []
         for step in steps:
-            step = replace(step, input=step.input or previous)
+            step = step if step.own else replace(step, input=step.input or previous)
             for name in step.input:
                 if name not in known:
                     raise UserError(f"step {step.name}: input {name!r} is none of {', '.join(known)}")

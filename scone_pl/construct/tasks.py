@@ -57,8 +57,7 @@ def run_task(pipeline: Pipeline, tasks: int, task: int) -> str:
             if not all(one in made or pipeline.is_finished(one) for one in names):
                 continue
             if all(pipeline.is_finished(one) for one in names):
-                total = sum(state.kept for one in names if (state := pipeline.state(one)))
-                chosen = part(total, tasks, task)
+                chosen = part(pipeline.total(step), tasks, task)
                 total, source = len(chosen), partial(_range, pipeline, step, chosen)
             else:
                 folders = [folder / f"{one}.items" for one in names]

@@ -82,6 +82,16 @@ class Step:
         """Random numbers that depend on step and sample only."""
         return random.Random(f"{type(self).__name__} {item.key}")
 
+    @property
+    def own(self) -> int:
+        """Number of samples that it makes of nothing; such a step has no input."""
+        return 0
+
+    def blanks(self) -> Iterator[Item]:
+        """What the facts of such samples are about."""
+        for number in range(self.own):
+            yield Item(key=f"{self.name}-{number:09d}", references=(), instruction="", target=None)
+
     def passing(self, incoming: float) -> float:
         """Expected number of samples that go on."""
         return incoming * self.expected

@@ -17,7 +17,9 @@ from scone_pl.construct.steps.grounding import Grounding
 from scone_pl.construct.steps.leaks import Decontaminate
 from scone_pl.construct.steps.quality import Quality
 from scone_pl.construct.steps.reversal import Reversal
+from scone_pl.construct.steps.synthesis import Synthesis
 from scone_pl.construct.steps.verification import Verification
+from scone_pl.construct.steps.watermarks import Watermarks
 from scone_pl.construct.strict import build
 from scone_pl.data.members import is_key
 from scone_pl.errors import UserError
@@ -28,11 +30,13 @@ STEPS: dict[str, type[Step]] = {
     "decontaminate": Decontaminate,
     "draw": Draw,
     "compose": Compose,
+    "watermarks": Watermarks,
     "consistency": Consistency,
     "reversal": Reversal,
     "editing": Editing,
     "boxes": Grounding,
     "verify": Verification,
+    "synthesize": Synthesis,
 }
 _FOLLOWED_BY: dict[type[Step], Callable[[Step], Step]] = {
     Compose: lambda step: Render(name=step.name, input=(f"{step.name}-choice",))

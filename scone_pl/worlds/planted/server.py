@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 from aiohttp import web
+from PIL import Image
 
 from scone_pl.data.decoding import decode_rgb
 from scone_pl.worlds.planted.pools import IconPools, consistent
-from scone_pl.worlds.planted.scenes import FLAT, NOTO, Scene, Subject, encode, meant, names, pasted, phrase
+from scone_pl.worlds.planted.scenes import FLAT, NOTO, Scene, Subject, encode, meant, names, pasted, phrase, render
 
 _QUESTIONS = {
+    "that makes one image from": "combine",
     "You check training data": "consistency",
     "Which one subject is the most": "subject",
     "Image 1 shows several subjects. Image 2": "locate",
@@ -34,7 +36,11 @@ _QUESTIONS = {
     "does the instruction refer to": "which",
     "Which of them does image 2 show": "shown",
     "Image 1 is reference image": "boxes",
+    "prompts for a text-to-image model": "describe",
+    "Which of them have something on top": "watermarks",
 }
+WATERMARK = Subject("watermark", FLAT)
+"""In the scene of an image that has one."""
 _CANDIDATE = re.compile(r"^([A-Z]): \[(\d+), (\d+), (\d+), (\d+)\]$", re.MULTILINE)
 
 
@@ -75,6 +81,7 @@ class IconServer:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/images/edits", self._edit)
+        app.router.add_post("/v1/images/generations", self._generate)
         runner = web.AppRunner(app)
         self._loop.run_until_complete(runner.setup())
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -106,12 +113,16 @@ class IconServer:
 
     async def _edit(self, request: web.Request) -> web.Response:
         form = await request.post()
-        part = form["image"]
-        data = part.file.read() if isinstance(part, web.FileField) else b""
+        parts = [part for name in ("image", "image[]") for part in form.getall(name, ())]
+        images = [part.file.read() for part in parts if isinstance(part, web.FileField)]
         prompt = str(form["prompt"])
-        generator, digest = self._draw(data + prompt.encode())
+        generator, digest = self._draw(b"".join(images) + prompt.encode())
         if (fault := self._fault(generator)) is not None:
             return fault
+        if len(images) > 1:
+            scenes = [self.pools.known.scene(image) or Scene(()) for image in images]
+            return self._drawn([subject for scene in scenes for subject in scene.subjects], generator, digest)
+        (data,) = images
         scene = self.pools.known.scene(data) or Scene(())
         image = decode_rgb(data)
         wrong = generator.random() < self.errors
@@ -124,6 +135,24 @@ class IconServer:
             image, box = pasted(image.resize((160, 160)), new, slot, 2, numbers)
             added = Subject(new.name, new.drawing, 0, box)
             scene = Scene((own, added) if slot else (added, own))
+        return self._image(image, scene, digest)
+
+    async def _generate(self, request: web.Request) -> web.Response:
+        raw = await request.read()
+        generator, digest = self._draw(raw)
+        if (fault := self._fault(generator)) is not None:
+            return fault
+        words = re.findall(r"[a-z]+", json.loads(raw)["prompt"].lower())
+        return self._drawn([Subject(word, FLAT) for word in words if word in names()], generator, digest)
+
+    def _drawn(self, subjects: list[Subject], generator: random.Random, digest: str) -> web.Response:
+        """An image of these subjects; a wrong one lacks the last."""
+        if generator.random() < self.errors:
+            subjects = subjects[:-1]
+        image, scene = render(subjects, int(digest[:8], 16))
+        return self._image(image, scene, digest)
+
+    def _image(self, image: Image.Image, scene: Scene, digest: str) -> web.Response:
         data = encode(image)
         self.pools.known.add(image, scene, data)
         self.requests[digest] += 1
@@ -226,6 +255,20 @@ class IconServer:
         found = meant(text, scenes[0])
         listed = _listed(scenes[0])
         return {"subjects": [{**one, "wanted": (i in found) != wrong} for i, one in enumerate(listed)]}
+
+    def _describe(self, text: str, scenes: list[Scene], wrong: bool, generator: random.Random) -> Any:
+        number = re.search(r"Write (\d+) prompts", text)
+        chosen = generator.sample(names(), int(number[1]) if number else 1)
+        return {"prompts": [f"A picture of the {name}." for name in chosen], "names": chosen}
+
+    def _combine(self, text: str, scenes: list[Scene], wrong: bool, generator: random.Random) -> Any:
+        found = re.findall(r"^Image (\d+): (.*)$", text, re.MULTILINE)
+        parts = [f"the {name} of image {number}" for number, name in (found[:-1] if wrong else found)]
+        return {"instruction": f"Show {' and '.join(parts)} together on a meadow."}
+
+    def _watermarks(self, text: str, scenes: list[Scene], wrong: bool, generator: random.Random) -> Any:
+        marked = [i for i, scene in enumerate(scenes, 1) if WATERMARK in scene.subjects]
+        return {"marked": [] if wrong else marked}
 
 
 def _completion(text: str, finish_reason: str = "stop", tokens: int = 300) -> web.Response:
