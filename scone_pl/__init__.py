@@ -23,7 +23,7 @@ _MODULES = {
     "PackingConfig": "data.packing",
     "ResizeLimits": "data.transforms",
     "Source": "data.sources",
-    "BridgeConfig": "model.config",
+    "BridgeConfig": "model.bridge_config",
     "SconeConfig": "model.config",
     "LoRAConfig": "model.lora",
     "UserError": "errors",

@@ -30,7 +30,8 @@ from scone_pl.model.layout import ReferenceImages
 from scone_pl.model.neo.network import IMAGENET_MEAN, IMAGENET_STD, Neo
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.model.vae import latents_to_tokens
-from scone_pl.parity.neo import ParityCase, byte_tokenizer
+from scone_pl.parity.neo import ParityCase
+from scone_pl.parity.neo.inputs import byte_tokenizer
 from scone_pl.sampling.guidance import RULES
 from scone_pl.sampling.settings import SamplingConfig
 

@@ -17,10 +17,10 @@ from scone_pl.image_files import check_image_output, write_image
 from scone_pl.model.quantized import Quantization, check_quantization
 from scone_pl.model.tiling import TILE
 from scone_pl.progress import Progress
-from scone_pl.sampling.checks import as_device
+from scone_pl.sampling.checks import as_device, check_negative
 from scone_pl.sampling.memory import Saving
 from scone_pl.sampling.offload import Offload, check_offload
-from scone_pl.sampling.pipeline import SconePipeline, check_negative
+from scone_pl.sampling.pipeline import SconePipeline
 from scone_pl.sampling.plan import bridge_setting, plan_generation
 from scone_pl.sampling.settings import SamplingConfig
 

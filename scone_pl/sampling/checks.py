@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from scone_pl.dtypes import SAMPLING_DTYPES
 from scone_pl.errors import UserError
 from scone_pl.sampling.context import Prompt
+from scone_pl.sampling.settings import SamplingConfig
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -57,3 +60,13 @@ def check_fits(prompt: Prompt, max_positions: int) -> None:
             f"the prompt has {length} tokens and needs {needed} positions, the checkpoint has "
             f"{max_positions} (max_position_embeddings); shorten the instruction"
         )
+
+
+def check_negative(prompts: Sequence[Prompt], settings: SamplingConfig) -> None:
+    """Raises `UserError` if a negative prompt would have no effect, or none that is defined."""
+    if all(prompt.negative_ids is None for prompt in prompts):
+        return
+    if settings.guidance_scale <= 1:
+        raise UserError("negative_prompt acts only with guidance; set guidance_scale above 1")
+    if settings.bridge is not None and settings.bridge.drop_blocked:
+        raise UserError("negative_prompt does not go together with bridge.drop_blocked; leave one out")

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from scone_pl import deprecated
 from scone_pl.checkpoints.adapters import AdapterConfig
 from scone_pl.checkpoints.folder import check_folder
-from scone_pl.checkpoints.model import from_pretrained, reset_position_tables
+from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.checkpoints.training_record import FILE, bridge_from, read_record
 from scone_pl.data.decoding import ExifOrientation
 from scone_pl.data.packing import PackingConfig
@@ -31,7 +31,6 @@ from scone_pl.errors import UserError, UserTypeError
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.network import Network
 from scone_pl.model.quantized import Quantization, check_quantization
-from scone_pl.model.tiling import TILE, check_tile
 from scone_pl.ranges import check_whole
 from scone_pl.sampling.arguments import (
     Generators,
@@ -42,12 +41,13 @@ from scone_pl.sampling.arguments import (
     texts_per_prompt,
     with_overrides,
 )
-from scone_pl.sampling.checks import as_device, as_device_map, as_dtype, check_fits
+from scone_pl.sampling.checks import as_device_map, as_dtype, check_fits, check_negative
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.images import ImageInput, load_all
 from scone_pl.sampling.lora import LoRAAdapters
-from scone_pl.sampling.offload import Offload, check_offload, offload
+from scone_pl.sampling.offload import Offload
 from scone_pl.sampling.output import OutputType, PipelineOutput, check_output_type, output_images, reference_maps
+from scone_pl.sampling.placement import Placement, compile_layers
 from scone_pl.sampling.prompts import image_size, make_prompt
 from scone_pl.sampling.publishing import Publishing
 from scone_pl.sampling.sampler import initial_noise, sample
@@ -63,7 +63,7 @@ MAX_IMAGES = 1000
 """Images of one prompt in one call."""
 
 
-class SconePipeline(Publishing, LoRAAdapters):
+class SconePipeline(Placement, Publishing, LoRAAdapters):
     """Reference images and an instruction in, images out."""
 
     def __init__(
@@ -172,84 +172,10 @@ class SconePipeline(Publishing, LoRAAdapters):
         self.interrupt = value
 
     @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    @property
     def trained_bridge(self) -> BridgeConfig | None:
         """The bridge that the checkpoint was trained with; None = none, or nothing is recorded."""
         values = None if self.source is None else read_record(self.source).get("bridge")
         return bridge_from(values, f"{self.source}/{FILE}: bridge") if values else None
-
-    def to(self, *targets: Any, device: Any = None, dtype: Any = None) -> SconePipeline:
-        """Moves the weights to a device, a dtype, or both, in place: `to("cuda")`, `to("cuda", torch.bfloat16)`.
-
-        Args:
-            targets: a device, a dtype, or both.
-            device: the device by name of the argument.
-            dtype: the dtype by name of the argument.
-
-        Returns:
-            The pipeline.
-
-        Raises:
-            UserError: a device or dtype that is not available.
-        """
-        for target in targets:
-            if isinstance(target, torch.dtype):
-                dtype = target
-            else:
-                device = target
-        if self._offload is not None:
-            raise UserError(f"to: offload {self._offload} decides where the weights are; load the pipeline anew")
-        new_device = self.device if device is None else as_device(device)
-        new_dtype = self.dtype if dtype is None else as_dtype(dtype)
-        self.model.to(device=new_device, dtype=new_dtype)
-        reset_position_tables(self.model)
-        return self
-
-    def enable_model_cpu_offload(self, device: torch.device | str | int = "cuda") -> None:
-        """Computes on `device`, where ViT, connector and autoencoder are only while they run (`offload.py`).
-
-        Call it on a pipeline that is on the CPU, after `load_lora_weights`.
-
-        Raises:
-            UserError: no GPU, or the pipeline is on one already.
-        """
-        self._start_offload("model", device)
-
-    def enable_sequential_cpu_offload(self, device: torch.device | str | int = "cuda") -> None:
-        """As `enable_model_cpu_offload`, and each decoder layer is on `device` only while it runs: slow, but small."""
-        self._start_offload("sequential", device)
-
-    def _start_offload(self, kind: Offload, device: torch.device | str | int) -> None:
-        target = as_device(device)
-        check_offload(kind, target)
-        if self._offload is not None or self.device.type != "cpu":
-            where = self._offload or f"on {self.device}"
-            raise UserError(f"offload {kind}: the pipeline is {where} already; load it with device_map cpu first")
-        offload(self.model, kind, target)
-        self._offload = kind
-
-    def enable_vae_tiling(self, tile: int = TILE) -> None:
-        """Encodes and decodes images by overlapping tiles, which bounds memory and changes images a little.
-
-        Args:
-            tile: side in pixels, a multiple of 64.
-
-        Raises:
-            UserError: another size.
-        """
-        check_tile(tile)
-        self.model.autoencoder.tile = tile
-
-    def disable_vae_tiling(self) -> None:
-        """Undoes `enable_vae_tiling`."""
-        self.model.autoencoder.tile = None
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the progress bar of a call: those of tqdm, such as `disable=True` or `desc="cat"`.
@@ -435,24 +361,6 @@ class SconePipeline(Publishing, LoRAAdapters):
 
     def _argument_names(self) -> list[str]:
         return [name for name in inspect.signature(self.__call__).parameters if name != "overrides"]
-
-
-def check_negative(prompts: Sequence[Prompt], settings: SamplingConfig) -> None:
-    """Raises `UserError` if a negative prompt would have no effect, or none that is defined."""
-    if all(prompt.negative_ids is None for prompt in prompts):
-        return
-    if settings.guidance_scale <= 1:
-        raise UserError("negative_prompt acts only with guidance; set guidance_scale above 1")
-    if settings.bridge is not None and settings.bridge.drop_blocked:
-        raise UserError("negative_prompt does not go together with bridge.drop_blocked; leave one out")
-
-
-def compile_layers(model: Network) -> None:
-    """Compiles every decoder layer in place; attention over the cache stays eager (see `CachedPlan`)."""
-    # Layers differ by their index; without this each would be compiled anew, up to dynamo's limit of 8.
-    torch._dynamo.config.allow_unspec_int_on_nn_module = True
-    for layer in model.language_model.model.layers:
-        layer.compile(dynamic=True)
 
 
 def _latents_of(returned: object, latents: Tensor) -> Tensor | None:

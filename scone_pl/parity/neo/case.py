@@ -9,33 +9,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from einops import rearrange
-from PIL import Image
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 
-from scone_pl.checkpoints.model import from_pretrained
-from scone_pl.data.neo import Tokenizer
-from scone_pl.data.transforms import PixelResize, ResizeLimits
 from scone_pl.errors import UserError
-from scone_pl.files import read_json
 from scone_pl.model.attention import dense_mask
-from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.experts import ByExpert, Routing
 from scone_pl.model.layout import ReferenceImages
-from scone_pl.model.neo.layout import ChatTemplate
-from scone_pl.model.neo.network import IMAGENET_MEAN, IMAGENET_STD, Neo
+from scone_pl.model.neo.network import IMAGENET_MEAN, IMAGENET_STD
 from scone_pl.model.sequence import PackedSequence, SplitKind
 from scone_pl.model.vae import as_float, latents_to_tokens
 from scone_pl.parity.comparison import Comparison, TrackedTensors, exact
-from scone_pl.sampling import sampler
-from scone_pl.sampling.checks import as_device
+from scone_pl.parity.neo.inputs import ParityInputs
+from scone_pl.parity.neo.recording import KeepingKeys, Passes, Recorded
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.sampler import sample
 from scone_pl.sampling.settings import SamplingConfig
@@ -54,102 +44,9 @@ def close(name: str, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE)
     return Comparison(name, error if error == error else math.inf, tolerance)
 
 
-def byte_tokenizer(special_tokens: dict[str, int], system_message: str) -> Tokenizer:
-    """Special tokens with given ids; every other UTF-8 byte is its own value."""
-    symbols = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    vocabulary = {_symbol(byte): byte for byte in range(256)}
-    backend = Backend(models.BPE(vocabulary | special_tokens, []))
-    backend.pre_tokenizer, backend.decoder = symbols, decoders.ByteLevel()
-    return Tokenizer(backend, "expected.json", system_message)
+class ParityCase(ParityInputs):
+    """The comparisons of a folder."""
 
-
-def _symbol(byte: int) -> str:
-    """What stands for a byte in a byte-level vocabulary: itself if printable, else a letter from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return chr(byte if byte in printable else 256 + others.index(byte))
-
-
-class _Recorded:
-    """Layer outputs and layer 0's keys of one pass."""
-
-    def __init__(self, model: Neo) -> None:
-        self.layers: list[ByExpert] = []
-        self._model = model
-
-    def __enter__(self) -> _Recorded:
-        layers = self._model.language_model.model.layers
-        self._hooks = [layer.register_forward_hook(self._keep) for layer in layers]
-        return self
-
-    def _keep(self, layer: nn.Module, inputs: Any, output: ByExpert) -> None:
-        self.layers.append(output)
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-
-class ParityCase:
-    """A parity folder, opened, with its model."""
-
-    def __init__(self, folder: Path, *, attention: str, device: str) -> None:
-        """Raises `UserError` if the folder is not a parity folder."""
-        self.device, self.folder = as_device(device), folder
-        for name in ("expected.json", "expected.safetensors"):
-            if not (folder / name).exists():
-                raise UserError(f"{folder}: not a parity folder, {name} is missing")
-        self.expected: dict[str, Any] = read_json(folder / "expected.json", dict)
-        self.tensors = TrackedTensors.of(folder / "expected.safetensors")
-        packed = folder / "pack.safetensors"
-        self.pack_tensors = TrackedTensors.of(packed) if packed.exists() else None
-        model = from_pretrained(folder, device=device)
-        assert isinstance(model, Neo)
-        self.model = model
-        model.attention = attention
-        model.requires_grad_(True)
-        self.tokenizer = byte_tokenizer(self.expected["special_tokens"], self.expected["system_message"])
-        self.format = model.config.sequence_format(self.tokenizer.special)
-        assert isinstance(self.format.special, ChatTemplate)
-        self.template = self.format.special
-        self.samples: list[dict[str, Any]] = self.expected["samples"]
-        self.image_id: int = self.expected["special_tokens"]["<IMG_CONTEXT>"]
-
-    @property
-    def references(self) -> int:
-        """Reference images of all samples."""
-        return sum(sample["num_references"] for sample in self.samples)
-
-    # ------------------------------------------------------------------ inputs, with the code of `data`
-    def images(self, number: int) -> list[ReferenceImages]:
-        """The references of a sample, resized."""
-        limits = ResizeLimits(max_size=1, min_size=1)
-        stride, count = self.format.vit_patch_size, self.samples[number]["num_references"]
-        low, high = self.expected["min_pixels"], self.expected["max_pixels"]
-        resize = PixelResize(stride, limits.max_size, limits.min_size, high, min_pixels=low)
-        originals = [Image.fromarray(self.tensors[f"sample{number}.image{i}"].numpy()) for i in range(count)]
-        return [ReferenceImages(None, resize(original, interleaved=True)) for original in originals]
-
-    def pack(self, numbers: list[int], *, closed: bool = False) -> PackedSequence:
-        """Samples in one sequence, with the expected noise levels; `closed`: with the text behind their targets."""
-        builder = SequenceBuilder(self.format)
-        for number in numbers:
-            description = self.samples[number]
-            builder.begin_sample()
-            text = self.tokenizer.encode(description["prompt"])
-            self.format.layout.add_context(builder, self.images(number), text)
-            logit = torch.logit(torch.tensor(1 - description["t"], dtype=torch.float64)).item()
-            builder.add_targets(self.tensors[f"sample{number}.target.clean"], [logit])
-            if closed:
-                builder.add_closing([self.format.special.end_image, *self.template.turn_end])
-        return builder.build().to(self.device)
-
-    def ids_of(self, pack: PackedSequence) -> Tensor:
-        """(L,): ids of all tokens, those of images as `<IMG_CONTEXT>`."""
-        ids = torch.full((len(pack),), self.image_id, device=pack.device)
-        return ids.index_put((pack.text_index,), pack.text_ids)
-
-    # ------------------------------------------------------------------ comparisons
     def compare(self) -> Iterator[Comparison]:
         """All comparisons, in the order of computation."""
         for number in range(len(self.samples)):
@@ -230,7 +127,7 @@ class ParityCase:
             yield close(f"{prefix}.embeds", embedded.understanding, tensors[f"{prefix}.embeds"])
             yield close(f"{prefix}.target.embeds", embedded.generation, tensors[f"{prefix}.target.embeds"])
             yield self._keys(prefix, pack, embedded, context)
-        with _Recorded(model) as recorded:
+        with Recorded(model) as recorded:
             result = self._flow(pack, clean, noise, None)
         for layer, states in enumerate(recorded.layers):
             for expert, name in zip(states, ("prefix", "target"), strict=True):
@@ -268,7 +165,7 @@ class ParityCase:
     def _keys(self, prefix: str, pack: PackedSequence, embedded: ByExpert, context: int) -> Comparison:
         """Layer 0's keys of the context; their channels are in another order here (`pair_axes`)."""
         kept: list[Tensor] = []
-        plan_of = _KeepingKeys(dense_mask(pack), kept)
+        plan_of = KeepingKeys(dense_mask(pack), kept)
         decoder = self.model.language_model.model
         layer: Any = decoder.layers[0]
         layer(*embedded, Routing(pack), decoder._rotary(pack.axis_positions), plan_of)
@@ -296,7 +193,7 @@ class ParityCase:
         prefix, tensors, expected = f"sample{number}.bridge", self.tensors, self.samples[number]["bridge"]
         names = ("source_layer", "first_masked_layer", "last_masked_layer", "threshold")
         bridge = BridgeConfig(**{name: expected[name] for name in names})
-        with _Recorded(self.model) as recorded, torch.no_grad():
+        with Recorded(self.model) as recorded, torch.no_grad():
             result = self._flow(pack, clean, noise, bridge)
         state = result.output.bridge
         assert state is not None
@@ -362,7 +259,7 @@ class ParityCase:
         def record(i: int, t: float, velocity: Tensor, latents: Tensor) -> None:
             steps.append((t, latents))
 
-        with _Passes() as passes:
+        with Passes() as passes:
             (result,) = sample(self.model, self.format, [prompt], config, [start / scale], record)
         times = torch.tensor([1 - t for t, _ in steps] + [1.0])
         yield close(f"{prefix}.timesteps", times, tensors[f"{prefix}.timesteps"])
@@ -402,35 +299,3 @@ def _rows(pack: PackedSequence) -> int:
     (target,) = pack.splits_of(SplitKind.TARGET)
     assert target.grid is not None
     return target.grid[0]
-
-
-class _KeepingKeys:
-    """An attention plan that attends by a mask and keeps the keys."""
-
-    def __init__(self, mask: Tensor, kept: list[Tensor]) -> None:
-        self.mask, self.kept = mask, kept
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        self.kept.append(k)
-        return torch.zeros_like(q)
-
-
-class _Passes:
-    """Records the velocities of the contexts in each step, before guidance."""
-
-    def __init__(self) -> None:
-        self.velocities: list[list[Tensor]] = []
-
-    def __enter__(self) -> _Passes:
-        self._original = original = sampler.Targets.velocity
-
-        def velocity(targets: sampler.Targets, latents: Tensor, t: float) -> list[Tensor]:
-            found = original(targets, latents, t)
-            self.velocities.append(found)
-            return found
-
-        sampler.Targets.velocity = velocity  # type: ignore[method-assign, assignment]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sampler.Targets.velocity = self._original  # type: ignore[method-assign]
