@@ -18,6 +18,7 @@ LOADING = {"folder": "pretrained_model_name_or_path", "dtype": "torch_dtype", "d
 OPTIONS: dict[str, dict[str, str]] = {
     "evaluate": {"pictures": "images"},
     "judge": {"pictures": "images"},
+    "similarity": {"pictures": "num_images_per_prompt"},
     "generate": {"text_guidance_scale": "guidance_scale", "bridge_picture": "bridge_image"},
 }
 """Verb -> options of it. For fit, validate, test, predict and estimate, `RECIPE` holds too."""

@@ -38,15 +38,15 @@ def agreement(
     Args:
         candidate: scores.jsonl of the candidate judge, one for each system (model) whose images it judged.
         reference: scores.jsonl of the reference judge, in the same order of systems.
-        ratings: instead of --reference, people's ratings: CSV tables, or folders of DreamBench++'s raw ratings.
-        benchmark: whose scores they are; needed for scores.jsonl.
-        output: folder for agreement.md, agreement.json, report.html and plots; by default nothing is written.
-        columns: only these columns, such as PF SC; by default all that both have.
+        ratings: Instead of --reference, people's ratings: CSV tables, or folders of DreamBench++'s raw ratings.
+        benchmark: Benchmark of the scores; needed for scores.jsonl.
+        output: Folder for agreement.md, agreement.json, report.html and plots; by default nothing is written.
+        columns: Only these columns, such as PF SC; by default all that both have.
         require: conditions, such as 'SC.spearman>=0.6' or 'TASK/PF.bias<1'; exit status 1 if one fails.
-        names: what to call the reference and the candidate.
-        resamples: of the bootstrap; 0 = no intervals.
-        seed: of the bootstrap.
-        json: print everything as JSON.
+        names: What to call the reference and the candidate.
+        resamples: Number of bootstrap resamples; 0 = no intervals.
+        seed: Seed of the bootstrap.
+        json: Print everything as JSON.
     """
     check_whole("--seed", seed)
     check_whole("--resamples", resamples, maximum=MAX_RESAMPLES)

@@ -43,7 +43,7 @@ def app(
         host: Address to listen on; by default only this machine reaches the page.
         port: Port to listen on.
         device: cpu, cuda, cuda:1, ...; auto = a GPU if there is one.
-        dtype: Of weights and activations: bfloat16, float32 or float16; by default bfloat16 on a GPU, else float32.
+        dtype: Dtype of the weights: bfloat16, float32 or float16; by default bfloat16 on a GPU, else float32.
     """
     check_whole("--port", port, minimum=1, maximum=65535)
     _check_address(host, port)

@@ -35,7 +35,7 @@ def study_page(
         prompts: JSONL file that the images were generated from; by default the prompts.jsonl of a run.
         limit: Maximum number of items, drawn at random; by default all of which every run has an image.
         side: Longest side of an image on the page in pixels; the page is one file, so smaller is lighter.
-        seed: Of the choice and order of items and images; each rater sees another order, which follows from the name.
+        seed: Seed of the choice and order of items and images; the order differs from rater to rater.
     """
     check_whole("--seed", seed)
     check_whole("--side", side, minimum=16, maximum=MAX_SIDE)
@@ -68,11 +68,11 @@ def study_choices(
     Args:
         choices: Files that the raters saved, or folders of them.
         key: The study_key.json that was written with the page.
-        benchmark: Of the judge's scores; by default that of the runs.
+        benchmark: Benchmark of the judge's scores; by default that of the runs.
         scores: scores.jsonl of every model, in the order of --runs; by default those of the runs, if all were judged.
         output: Folder for choices.md, choices.json and choices.csv (for agreement --ratings); by default none.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
         json: Print everything as JSON.
     """
     check_whole("--seed", seed)

@@ -68,25 +68,25 @@ def evaluate(
 
     Args:
         benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
-        data: folder of the benchmark in its published layout.
-        output: folder for everything that is written.
-        checkpoint: folder of weights to generate with, or an id on the Hugging Face hub.
+        data: Folder of the benchmark in its published layout.
+        output: Folder for everything that is written.
+        checkpoint: Folder of weights to generate with, or an id on the Hugging Face hub.
         lora: LoRA adapter to merge into the weights, a folder in peft's layout or an id on the hub; repeat it for
             several.
-        lora_scale: weight of each adapter, in their order; by default 1.
+        lora_scale: Weight of each adapter, in their order; by default 1.
         quantization: int8 or nf4 weights in the decoder layers, see docs/sampling.md.
-        rounds: images generated for each item.
-        scorings: times that each image is judged.
-        tasks: only these tasks; then there is no average.
-        limit: maximum number of items of each task.
-        language: only items of this instruction_language, such as en.
-        max_references: only items with at most this many references; other columns of the table stay empty.
-        only: run only this step.
-        seed: of the images' noise.
-        name: what to call the model in tables; by default the checkpoint's folder.
-        images: folders of images made elsewhere (TASK/KEY.png), one a sampling; then nothing is generated.
+        rounds: Images generated for each item.
+        scorings: Times that each image is judged.
+        tasks: Only these tasks; then there is no average.
+        limit: Maximum number of items of each task.
+        language: Only items of this instruction_language, such as en.
+        max_references: Only items with at most this many references; other columns of the table stay empty.
+        only: Run only this step.
+        seed: Seed of the initial noise.
+        name: What to call the model in tables; by default the checkpoint's folder.
+        images: Folders of images generated elsewhere (TASK/KEY.png), one per sampling; then nothing is generated.
         compare: scores.jsonl of other models on the same data, for rows of their own and a paired comparison.
-        judge: whom to ask, and how; also the name of a preset (local, local-8b, llamacpp, ollama), or a YAML file.
+        judge: Endpoint and model; or the name of a preset (local, local-8b, llamacpp, ollama), or a YAML file.
         extra: arguments for `predict`; type them behind a lone --.
     """
     chosen = find_benchmark(benchmark)
@@ -188,19 +188,19 @@ def judge(
 
     Args:
         benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
-        data: folder of the benchmark in its published layout.
-        output: folder of the evaluation; images are in its round_1, round_2, ...
+        data: Folder of the benchmark in its published layout.
+        output: Folder of the evaluation; images are in its round_1, round_2, ...
         rounds: samplings, at most; those that have images count.
-        scorings: times that each image is judged.
-        tasks: only these tasks.
-        limit: maximum number of items of each task.
-        language: only items of this instruction_language.
-        max_references: only items with at most this many references.
-        images: folders of images made elsewhere (TASK/KEY.png), one a sampling.
-        pairwise: folders of images (TASK/KEY.png) of several models, as FOLDER or NAME=FOLDER; each pair of images is
+        scorings: Times that each image is judged.
+        tasks: Only these tasks.
+        limit: Maximum number of items of each task.
+        language: Only items of this instruction_language.
+        max_references: Only items with at most this many references.
+        images: Folders of images generated elsewhere (TASK/KEY.png), one per sampling.
+        pairwise: Folders of images (TASK/KEY.png) of several models, as FOLDER or NAME=FOLDER; each pair of images is
             compared in both orders, and pairwise.md and pairwise.json with Elo ratings are written instead of scores.
-        dry_run: only count the questions and what they have cost so far.
-        judge: whom to ask, and how; also the name of a preset (local, local-8b, llamacpp, ollama), or a YAML file.
+        dry_run: Only count the questions and what they have cost so far.
+        judge: Endpoint and model; or the name of a preset (local, local-8b, llamacpp, ollama), or a YAML file.
     """
     _check_counts(rounds=rounds, scorings=scorings, limit=limit, max_references=max_references)
     if pairwise is not None and images is not None:
@@ -245,12 +245,12 @@ def tables(
     Args:
         benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
         scores: JSONL of records, such as an evaluation's scores.jsonl.
-        output: folder for table.md, table.tex, table.json and the plots; by default nothing is written.
-        json: print everything as JSON (groups, combined, intervals, stability, ...).
-        language: only records of this instruction_language.
-        name: what to call the model.
-        compare: scores of other models on the same data, for rows of their own and a paired comparison.
-        seed: of the bootstrap.
+        output: Folder for table.md, table.tex, table.json and the plots; by default nothing is written.
+        json: Print everything as JSON (groups, combined, intervals, stability, ...).
+        language: Only records of this instruction_language.
+        name: What to call the model.
+        compare: Scores of other models on the same data, for rows of their own and a paired comparison.
+        seed: Seed of the bootstrap.
     """
     chosen = find_benchmark(benchmark)
     check_whole("--seed", seed)

@@ -20,14 +20,15 @@ def export(
     weights: Literal["raw", "ema"] = "raw",
     dtype: Literal["start", "float32", "bfloat16"] = "start",
 ) -> None:
-    """Writes what a run has trained so far, whole or not at all, with one tensor in memory at a time.
+    """Write the weights of a run as a checkpoint folder, with one tensor in memory at a time; an interrupted export
+    leaves nothing behind.
 
     Args:
         checkpoint: A run's output_dir (its newest snapshot counts), or a snapshot: checkpoints/step-...
         output: The folder to write: weights, configs, tokenizer, autoencoder, as BAGEL and Scone are published.
-        start: Where the folder that training started from lies, if it has been moved.
+        start: Checkpoint folder that training started from, if it has been moved.
         weights: raw = as trained; ema = their average (model.ema).
-        dtype: Of the weights; start = of each one as in the folder that training started from.
+        dtype: Dtype of the weights; start = each tensor's dtype in the folder that training started from.
     """
     check_output_folder(output)
     snapshot = _snapshot(checkpoint)

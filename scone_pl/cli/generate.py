@@ -61,7 +61,7 @@ def generate(
         lora_scale: Weight of each adapter, in their order; by default 1.
         bridge: Hide irrelevant reference regions: off, trained (as the checkpoint was trained), or JSON settings.
         bridge_image: Image file for the bridge's maps of each reference.
-        dtype: Of weights and activations: bfloat16, float32 or float16.
+        dtype: Dtype of weights and activations: bfloat16, float32 or float16.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
         attention: Backend of the prefill; flex needs CUDA.
         compile: Compile the decoder layers.

@@ -152,9 +152,10 @@ def _shown(module: str, default: ast.expr) -> str:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == default.id:
                 return str(node.value.value) if isinstance(node.value, ast.Constant) else ""
         return ""
-    if isinstance(default, ast.Call) and default.args:
-        return ast.unparse(default.args[0]).strip("'")
-    return ast.unparse(default)
+    if isinstance(default, ast.Call) and (default.args or default.keywords):
+        first = default.args[0] if default.args else None
+        return str(first.value) if isinstance(first, ast.Constant) else ""
+    return "" if isinstance(default, ast.BinOp) else ast.unparse(default)
 
 
 def _fields(module: str, name: str, skipped: set[str]) -> Iterator[Option]:

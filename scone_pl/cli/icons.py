@@ -25,20 +25,20 @@ def shards(
     samples_per_shard: int = 5000,
     progress: bool = True,
 ) -> None:
-    """Writes the training and validation sets of world 2; a set that is there already is left as it is.
+    """Write the training and validation sets of world 2; a set that exists already is left unchanged.
 
     Args:
-        output: folder in which each set gets a folder of its name.
-        questions: samples of the set of captions, questions and answers, for the base.
-        plain: samples of the set of plain generation, for the base.
-        base_single: samples of the base single-candidate set; 0 leaves a set out.
-        refined_single: samples of the refined single-candidate set.
-        multi_candidate: samples of the multi-candidate set.
-        validation: samples of the validation set.
-        seed: of the world.
+        output: Folder in which each set gets a folder of its name.
+        questions: Samples of the set of captions, questions and answers, for the base.
+        plain: Samples of the set of plain generation, for the base.
+        base_single: Samples of the base single-candidate set; 0 leaves a set out.
+        refined_single: Samples of the refined single-candidate set.
+        multi_candidate: Samples of the multi-candidate set.
+        validation: Samples of the validation set.
+        seed: Seed of the world.
         world: sizes, difficulty and atlas.
-        samples_per_shard: samples in one tar file.
-        progress: whether to show progress bars.
+        samples_per_shard: Samples in one tar file.
+        progress: Whether to show progress bars.
     """
     sizes = {
         "questions": questions,
@@ -71,24 +71,24 @@ def contact_sheet(
     scale: int = 4,
     world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
 ) -> None:
-    """Draws a few episodes of every task into one image.
+    """Draw a few episodes of every task into one image.
 
     Args:
         settings: which episodes.
-        output: image file to write; .png, .jpg, .jpeg or .webp decides the format.
-        scale: how many times each pixel is enlarged.
+        output: Image file to write; .png, .jpg, .jpeg or .webp decides the format.
+        scale: How many times each pixel is enlarged.
         world: sizes, difficulty and atlas.
     """
     draw_sheet(settings, output, scale, STREAMS, lambda: IconWorld(settings.seed, world, settings.stream).sample)
 
 
 def base(output: Path = Path("runs/icons/random"), atlas: str = "", seed: int = 0) -> None:
-    """Writes a checkpoint folder with random weights and the trained autoencoder, for the base's training.
+    """Write a checkpoint folder with random weights and the trained autoencoder, for the base's training.
 
     Args:
-        output: the folder.
-        atlas: folder of an atlas whose names the vocabulary has; empty = the shipped one. Others are spelled.
-        seed: of the weights.
+        output: The folder.
+        atlas: Folder of an atlas whose names the vocabulary has; empty = the shipped one. Others are spelled.
+        seed: Seed of the weights.
     """
     from scone_pl.worlds.icons.base import write_base
 
@@ -100,15 +100,15 @@ def base(output: Path = Path("runs/icons/random"), atlas: str = "", seed: int = 
 def autoencoder(
     output: Path, steps: int = 5000, images: int = 12_000, batch_size: int = 16, seed: int = 0, progress: bool = True
 ) -> None:
-    """Trains the autoencoder that ships with world 2 again.
+    """Train the autoencoder that ships with world 2 again.
 
     Args:
         output: .safetensors file to write, every 250 steps.
-        steps: optimizer steps.
-        images: training images.
-        batch_size: images of a step.
-        seed: of weights, images and their order.
-        progress: whether to show a progress bar.
+        steps: Optimizer steps.
+        images: Training images.
+        batch_size: Images of a step.
+        seed: Seed of weights, images and their order.
+        progress: Whether to show a progress bar.
     """
     from scone_pl.worlds.icons.autoencoder import train
 
@@ -121,7 +121,7 @@ def autoencoder(
 
 
 def evaluate(settings: Scoring, world: IconsConfig = IconsConfig()) -> None:  # noqa: B008 - frozen
-    """Samples the fixed test episodes with a checkpoint's weights and scores them with the judge.
+    """Sample the fixed test episodes with a checkpoint's weights and score them with the judge.
 
     Args:
         settings: the evaluation.
@@ -137,14 +137,14 @@ def judge(
     world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
     progress: bool = True,
 ) -> None:
-    """Measures the judge's error rates on rendered answers with known faults.
+    """Measure the judge's error rates on rendered answers with known faults.
 
     Args:
         output: JSON file to write.
-        per_task: episodes of each of the six tasks.
-        stream: which episodes: thresholds were set on validation.
+        per_task: Episodes of each of the six tasks.
+        stream: Which episodes: thresholds were set on validation.
         world: sizes, difficulty and atlas.
-        progress: whether to show a progress bar.
+        progress: Whether to show a progress bar.
     """
     from scone_pl.files import write_json
     from scone_pl.worlds.icons.faults import table, verdicts

@@ -25,7 +25,7 @@ from scone_pl.training.start import check_start
 def latents(recipe: list[str], device: str | None = None) -> None:
     """Encode a recipe's training images once; `--data.latents true` then trains on the result.
 
-    All other options are those of `fit`: --config FILE, and any override. Started again, it goes on.
+    All other options are those of `fit`: --config FILE, and any override. Run the same command again to resume.
 
     Args:
         recipe: Options of `fit`.

@@ -39,14 +39,14 @@ def layers(
     layer is judged by how much its similarities change when the instruction is exchanged.
 
     Args:
-        checkpoint: checkpoint folder: BAGEL's, Scone's, or one that training here wrote.
-        data: shard set (folder or URL), JSONL file or folder of them, or parquet; a target is not needed.
-        samples: number of samples to read, the first that have references and an instruction.
-        output: folder for layers.json (all numbers) and maps.png; by default nothing is written.
+        checkpoint: Checkpoint folder: BAGEL's, Scone's, or one that training here wrote.
+        data: Shard set (folder or URL), JSONL file or folder of them, or parquet; a target is not needed.
+        samples: Number of samples to read, the first that have references and an instruction.
+        output: Folder for layers.json (all numbers) and maps.png; by default nothing is written.
         device: cpu, cuda, cuda:1, ...; auto = a GPU if there is one.
-        dtype: of weights and activations; auto = bfloat16 on a GPU, else float32.
-        tokens: maximum tokens per forward pass; fewer need less memory (a longer sample is a pass by itself).
-        packing: sizes of images, as `data.packing` of the recipe in question; by default those of sampling.
+        dtype: Dtype of weights and activations; auto = bfloat16 on a GPU, else float32.
+        tokens: Maximum tokens per forward pass; fewer need less memory (a longer sample is a pass by itself).
+        packing: Sizes of images, as `data.packing` of the recipe in question; by default those of sampling.
     """
     check_whole("--samples", samples, minimum=1)
     check_whole("--tokens", tokens, minimum=1)

@@ -26,23 +26,23 @@ def shards(
     samples_per_shard: int = 5000,
     progress: bool = True,
 ) -> None:
-    """Writes the training and validation sets of the mini-world; a set that is there already is left as it is.
+    """Write the training and validation sets of the mini-world; a set that exists already is left unchanged.
 
     Args:
-        output: folder in which each set gets a folder of its name.
-        questions: samples of the set of questions and answers, for the base.
-        question_pairs: the same about two references.
-        plain: samples of the set of plain generation, for the base.
-        base_single: samples of the base single-candidate set; 0 leaves a set out.
-        refined_single: samples of the refined single-candidate set.
-        multi_candidate: samples of the multi-candidate set.
-        multi_wide: samples of the set with other namings, more candidates and more references, which only
+        output: Folder in which each set gets a folder of its name.
+        questions: Samples of the set of questions and answers, for the base.
+        question_pairs: Samples of the set of questions about two references.
+        plain: Samples of the set of plain generation, for the base.
+        base_single: Samples of the base single-candidate set; 0 leaves a set out.
+        refined_single: Samples of the refined single-candidate set.
+        multi_candidate: Samples of the multi-candidate set.
+        multi_wide: Samples of the set with other namings, more candidates and more references, which only
             robustness_trained needs (10000).
-        validation: samples of the validation set.
-        seed: of the world.
-        world: sizes and difficulty.
-        samples_per_shard: samples in one tar file.
-        progress: whether to show progress bars.
+        validation: Samples of the validation set.
+        seed: Seed of the world.
+        world: Sizes and difficulty.
+        samples_per_shard: Samples in one tar file.
+        progress: Whether to show progress bars.
     """
     sizes = {
         "questions": questions,
@@ -77,13 +77,13 @@ def contact_sheet(
     scale: int = 6,
     world: WorldConfig = WorldConfig(),  # noqa: B008 - frozen
 ) -> None:
-    """Draws a few episodes of every task into one image.
+    """Draw a few episodes of every task into one image.
 
     Args:
         settings: which episodes.
-        output: image file to write; .png, .jpg, .jpeg or .webp decides the format.
-        scale: how many times each pixel is enlarged.
-        world: sizes and difficulty.
+        output: Image file to write; .png, .jpg, .jpeg or .webp decides the format.
+        scale: How many times each pixel is enlarged.
+        world: Sizes and difficulty.
     """
     draw_sheet(settings, output, scale, STREAMS, lambda: World(settings.seed, world, stream=settings.stream).sample)
 
@@ -94,14 +94,14 @@ def base(
     canvas: int = 16,
     seed: int = 0,
 ) -> None:
-    """Writes a checkpoint folder with random weights for Stage I to start from.
+    """Write a checkpoint folder with random weights for Stage I to start from.
 
     Args:
-        output: the folder.
+        output: The folder.
         preset: mini (the mini-world, its words as tokenizer), mini_dense (the same without separate experts),
             mini_photo (real resolutions, any text), or the one of another base model (docs/second_base.md).
-        canvas: side of the mini-world's images in pixels.
-        seed: of the weights.
+        canvas: Side of the mini-world's images in pixels.
+        seed: Seed of the weights.
     """
     from scone_pl.worlds.shapes.base import write_base
 
@@ -114,21 +114,21 @@ def base(
 
 
 def evaluate(settings: Scoring, world: WorldConfig = WorldConfig()) -> None:  # noqa: B008 - frozen
-    """Samples the fixed test episodes with a checkpoint's weights and scores them with the exact judge.
+    """Sample the fixed test episodes with a checkpoint's weights and score them with the exact judge.
 
     Args:
         settings: the evaluation.
-        world: sizes and difficulty.
+        world: Sizes and difficulty.
     """
     score(settings, lambda: fixed_set(settings.per_task, stream=settings.stream, config=world))
 
 
 def report(scores: list[Path], names: list[str]) -> None:
-    """Prints several evaluations side by side.
+    """Print several evaluations side by side.
 
     Args:
         scores: scores.json files that `mini evaluate` wrote.
-        names: what to call each.
+        names: Name of each file in the tables.
     """
     from scone_pl.worlds.evaluate import TABLES, read_report
 

@@ -41,8 +41,8 @@ def convert(
         source: parquet: root of the Scone-S2I data set (without --subset all its subsets become one set), one
             subset's folder, or one file. jsonl: a file with an object a line or one list of objects, or a folder of
             such files. shards: folder or URL of a set.
-        output: folder to write the shards to.
-        format: of the source; auto tells by what is there.
+        output: Folder to write the shards to.
+        format: Format of the source; auto = detected from its contents.
         subset: parquet: only the subset of this name.
         fields: jsonl, parquet: names of the fields or columns.
         image_root: jsonl, parquet: what image paths are relative to; by default the file's folder.
@@ -50,7 +50,7 @@ def convert(
         require_references: jsonl, parquet: if any row has references, rows without are skipped (unless their list is
             empty); false keeps such rows, and accepts sets whose image fields nothing reads.
         config: which samples to keep, and how to store them.
-        workers: number of processes; by default one per core.
+        workers: Number of processes; by default one per core.
     """
     check_workers(workers)
     if "://" not in source and os.path.realpath(source) == os.path.realpath(output):
@@ -81,8 +81,8 @@ def verify(folder: str, workers: int = _CORES, show: int = 100) -> int:
 
     Args:
         folder: folder or URL of the shard set.
-        workers: number of processes; by default one per core.
-        show: problems to list; all are counted.
+        workers: Number of processes; by default one per core.
+        show: Problems to list; all are counted.
     """
     check_workers(workers)
     check_whole("--show", show)
@@ -107,12 +107,12 @@ def stats(
 
     Args:
         folder: folder or URL of the shard set.
-        packing: as `data.packing` of a recipe.
-        tokenizer: checkpoint folder with tokenizer files; by default bytes are counted, which is more than tokens.
-        latent_stride: side of a latent token in pixels.
-        vit_patch_size: side of a ViT token in pixels.
-        ranks: number of ranks that share an epoch.
-        contact_sheet: image of some samples to write (.png, .jpg, .jpeg or .webp); by default
+        packing: As `data.packing` of a recipe.
+        tokenizer: Checkpoint folder with tokenizer files; by default bytes are counted, which is more than tokens.
+        latent_stride: Side of a latent token in pixels.
+        vit_patch_size: Side of a ViT token in pixels.
+        ranks: Number of ranks that share an epoch.
+        contact_sheet: Image of some samples to write (.png, .jpg, .jpeg or .webp); by default
             runs/contact_sheets/NAME.png.
     """
     for name, value in (("ranks", ranks), ("latent_stride", latent_stride), ("vit_patch_size", vit_patch_size)):

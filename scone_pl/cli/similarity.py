@@ -12,7 +12,7 @@ from scone_pl.outputs import check_output_file, check_output_folder
 from scone_pl.ranges import check_whole
 
 _FILES = ("similarity.md", "similarity.json")
-MAX_PICTURES = 1000
+MAX_IMAGES = 1000
 
 
 def similarity(
@@ -20,7 +20,7 @@ def similarity(
     images: str | None = None,
     prompts: str | None = None,
     output: str | None = None,
-    pictures: int = 6,
+    num_images_per_prompt: int = 6,
     views: Literal["all", "given"] = "all",
     name: str | None = None,
     dino: str = "facebook/dino-vits16",
@@ -34,20 +34,20 @@ def similarity(
 
     Args:
         data: JSON list of prompt and image_paths, with the subjects' folders of views beside it.
-        images: folder of generated images INDEX_NUMBER.png.
-        prompts: instead of --images, a JSONL file to write, from which predict generates these images.
-        output: folder for similarity.md and similarity.json; by default nothing is written.
-        pictures: images for each prompt.
-        views: compare with all images in the folder of a reference, as published, or with the given one.
-        name: what to call the model.
+        images: Folder of generated images INDEX_NUMBER.png.
+        prompts: Instead of --images, a JSONL file to write, from which predict generates these images.
+        output: Folder for similarity.md and similarity.json; by default nothing is written.
+        num_images_per_prompt: Images for each prompt.
+        views: Compare with all images in the folder of a reference, as published, or with the given one.
+        name: What to call the model.
         dino: DINO, as hub id or folder.
         clip: CLIP, as hub id or folder.
         dinov2: DINOv2 of the collapse rate, as hub id or folder.
-        device: such as cuda or cpu; by default a GPU if there is one.
-        seed: of the bootstrap.
-        json: print everything as JSON.
+        device: Such as cuda or cpu; by default a GPU if there is one.
+        seed: Seed of the bootstrap.
+        json: Print everything as JSON.
     """
-    check_whole("--pictures", pictures, minimum=1, maximum=MAX_PICTURES)
+    check_whole("--num_images_per_prompt", num_images_per_prompt, minimum=1, maximum=MAX_IMAGES)
     check_whole("--seed", seed)
     if (images is None) == (prompts is None):
         raise UserError("give either --images (to score) or --prompts (to write what predict generates)")
@@ -57,8 +57,8 @@ def similarity(
             raise UserError(f"{(*unused, '--json')[0]} has no effect with --prompts; leave it out")
         check_output_file(prompts)
         entries = read_list(Path(data))
-        write_prompts(entries, pictures, Path(prompts))
-        print(f"{len(entries) * pictures} prompts: {prompts}")
+        write_prompts(entries, num_images_per_prompt, Path(prompts))
+        print(f"{len(entries) * num_images_per_prompt} prompts: {prompts}")
         return
     if output is not None:
         check_output_folder(Path(output), files=_FILES)
@@ -74,7 +74,7 @@ def similarity(
     from scone_pl.evaluation.steps import print_json, print_line
 
     encoders = load_encoders(dino, clip, dinov2, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    result = score(entries, folder, pictures, encoders, seed=seed)
+    result = score(entries, folder, num_images_per_prompt, encoders, seed=seed)
     text = markdown(result, len(entries[0].references), name or folder.resolve().name, views)
     content = {"encoders": {"dino": dino, "clip": clip, "dinov2": dinov2}, "views": views, **result.as_dict()}
     if output is not None:

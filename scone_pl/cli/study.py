@@ -20,20 +20,20 @@ MAX_RUNS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Runs of a study."""
+    """Run of a study."""
 
     study: str
     """YAML file of the study, or its name in experiments/studies."""
     scale: str = "mini"
     """mini, or one of the file's `scales`, such as 7b."""
     seeds: int | None = None
-    """runs of each arm; by default as the file says."""
+    """Runs of each arm; by default as the file says."""
     quick: bool = False
-    """fewer steps and items, to see whether all works."""
+    """Fewer steps and items, to check that everything works."""
     arms: list[str] | None = None
-    """only these, such as a_direct,b_two_step."""
+    """Only these, such as a_direct,b_two_step."""
     evaluators: dict[str, Any] | None = None
-    """settings of evaluations, by the name of their evaluator: {sconeeval: {data: ../SconeEval}}."""
+    """Settings of evaluations, by the name of their evaluator: {sconeeval: {data: ../SconeEval}}."""
 
     def read(self, fit: list[str] | None) -> tuple[Study, int, list[str]]:
         """The study, its number of seeds and the chosen arms, checked; `fit` are arguments for every fit."""
@@ -52,15 +52,15 @@ def run(
     output: Path | None = None,
     fit: list[str] | None = None,
 ) -> None:
-    """Runs every arm with every seed, then writes the study's JSON, its figure and the page of results.
+    """Run every arm with every seed, then write the study's JSON, its figure and the page of results.
 
     What is finished is not run again; an interrupted run resumes. Quick runs write to runs/evidence/quick instead, and
     so do runs of fewer seeds or arms than a kept result has (runs/evidence/partial).
 
     Args:
         selection: which study, arms and seeds.
-        jobs: runs side by side; by default as the file says.
-        output: folder of results that are kept; by default docs/evidence, at another scale runs/evidence/SCALE/results.
+        jobs: Runs in parallel; by default as the file says.
+        output: Folder of results that are kept; by default docs/evidence, at another scale runs/evidence/SCALE/results.
         fit: arguments for every fit; type them behind a lone --.
     """
     from scone_pl.study.kept import check_outputs, keep
@@ -76,7 +76,7 @@ def run(
 
 
 def plan(selection: Selection, fit: list[str] | None = None) -> None:
-    """Prints what `study run` would run, and runs nothing.
+    """Print what `study run` would run; nothing is run.
 
     Args:
         selection: see `study run`.
@@ -88,7 +88,7 @@ def plan(selection: Selection, fit: list[str] | None = None) -> None:
 
 
 def status(selection: Selection, fit: list[str] | None = None) -> None:
-    """Prints the state of every run.
+    """Print the state of every run.
 
     Args:
         selection: see `study run`.
@@ -100,10 +100,10 @@ def status(selection: Selection, fit: list[str] | None = None) -> None:
 
 
 def page(folder: Path | None = None) -> None:
-    """Writes the page of results again from their JSON files.
+    """Write the page of results again from their JSON files.
 
     Args:
-        folder: of the results; by default docs/evidence, whose page is docs/evidence.md.
+        folder: Folder of the results; by default docs/evidence, whose page is docs/evidence.md.
     """
     from scone_pl.study.page import DOCS, write_page
 
@@ -125,14 +125,14 @@ def arm(
     """One run of one arm, as `study run` starts it: trains, evaluates, writes result-....json.
 
     Args:
-        study: see `study run`.
-        arm: name of the arm.
-        scale: see `study run`.
-        seed: decides data order, noise levels and noise.
-        quick: see `study run`.
-        evaluators: see `study run`.
-        result: the file to be written, as the caller expects it; if it would be another one, nothing is run.
-        runner: process id of the parent that this run ends with.
+        study: See `study run`.
+        arm: Name of the arm.
+        scale: See `study run`.
+        seed: Seed of data order, noise levels and noise.
+        quick: See `study run`.
+        evaluators: See `study run`.
+        result: The file to be written, as the caller expects it; if it would be another one, nothing is run.
+        runner: Process id of the parent that this run ends with.
         fit: see `study run`.
     """
     from scone_pl.study.run import ROOT

@@ -21,21 +21,21 @@ class Scoring:
     """Options of `evaluate` in every world."""
 
     checkpoint: Path
-    """folder of weights."""
+    """Folder of weights."""
     output: Path
-    """folder for scores.json and images.png."""
+    """Folder for scores.json and images.png."""
     per_task: int = 40
-    """episodes of each of the six tasks."""
+    """Episodes of each of the six tasks."""
     stream: Literal["validation", "test"] = "test"
-    """which episodes: validation for choosing, test for reporting."""
+    """Which episodes: validation for choosing, test for reporting."""
     num_inference_steps: int = 12
     """Euler steps."""
     timestep_shift: float = 1.0
-    """spends more steps near noise if over 1."""
+    """Spends more steps near noise if over 1."""
     mask: Literal["trained", "off"] = "trained"
     """trained = the bridge as the weights' own stage had it; off = sample without."""
     progress: bool = True
-    """whether to show progress bars."""
+    """Whether to show progress bars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class Sheet:
     """Options of `contact_sheet` in every world."""
 
     per_task: int = 4
-    """episodes of each task."""
+    """Episodes of each task."""
     seed: int = 0
-    """of the world."""
+    """Seed of the world."""
     stream: str = "base"
     """base, refined, multi, validation, test, questions, plain, or the wide of mini."""
 

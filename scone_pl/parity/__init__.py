@@ -22,11 +22,11 @@ __all__ = ["ParityCase", "parity"]
 
 
 def parity(folder: Path, attention: Literal["split", "flex", "dense"] = "split", device: str = "cpu") -> int:
-    """Recomputes everything in a parity folder and prints the largest error of each quantity.
+    """Recompute everything in a parity folder and print the largest error of each quantity.
 
     Args:
-        folder: checkpoint folder with expected.json and expected.safetensors.
-        attention: attention backend.
+        folder: Checkpoint folder with expected.json and expected.safetensors.
+        attention: Attention backend.
         device: cpu or cuda.
     """
     if attention == "flex" and as_device(device).type == "cpu":

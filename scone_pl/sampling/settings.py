@@ -70,11 +70,11 @@ class SamplingConfig:
     bridge: BridgeConfig | None = None
     """Hide reference tokens from the target by the understanding bridge; null = off, as the release samples."""
     preset: Preset = "published"
-    """What holds where step_cache or unconditional_batch_skip_range is null: published = compute everything, fast =
-    the same scores in less than half of the time (docs/performance.md)."""
+    """Defaults of step_cache and unconditional_batch_skip_range: published = compute every step, fast = the same scores
+    in less than half the time (docs/performance.md)."""
     unconditional_batch_skip_range: int | None = None
-    """The branches that guidance leads away from are computed in every n-th guided step; between, their difference from
-    the conditional one is reused. 1 = in every step; null = as the preset says."""
+    """Compute the unconditional branches of guidance in every n-th guided step, and reuse their difference from the
+    conditional one in between. 1 = in every step; null = as in the preset."""
     step_cache: StepCacheConfig | None = None
     """Compute only some of the steps and extrapolate the others (interval 1 = compute all); null = as the preset
     says."""

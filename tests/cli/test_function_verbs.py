@@ -214,6 +214,7 @@ def test_help_of_every_verb_fits_a_screen_and_imports_nothing_heavy() -> None:
     for name in commands():
         lines = [line.split() for line in pages[name].splitlines() if line.startswith("  --")]
         assert all(len(words) > 2 for words in lines), f"{name}: an option without a description"
+        assert not re.search(r"\[(\w+\(|[^]]* / )", pages[name]), f"{name}: a default as source code"
 
 
 def test_short_help_lists_the_options_of_the_parser(capsys: pytest.CaptureFixture[str]) -> None:

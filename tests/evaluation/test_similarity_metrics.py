@@ -131,7 +131,7 @@ def test_the_crop_is_the_centre(size, short, left):
 
 def test_the_command(data, monkeypatch, capsys):
     save(data / "images/0_0.png", RED)
-    command = ["similarity", "--data", str(data / "multi.json"), "--pictures", "2"]
+    command = ["similarity", "--data", str(data / "multi.json"), "--num_images_per_prompt", "2"]
     monkeypatch.setattr("scone_pl.evaluation.similarity.encoders.load_encoders", lambda *_: ENCODERS)
     assert main([*command, "--images", str(data / "images"), "--output", str(data / "out"), "--name", "o|s"]) == 0
     text = capsys.readouterr().out
@@ -152,7 +152,7 @@ def test_the_command(data, monkeypatch, capsys):
         (["--images", "a", "--prompts", "b"], "give either --images"),
         (["--prompts", "b", "--name", "x"], "--name has no effect with --prompts"),
         (["--images", "nowhere"], "--images nowhere: no such folder"),
-        (["--images", ".", "--pictures", "0"], "--pictures is 0"),
+        (["--images", ".", "--num_images_per_prompt", "0"], "--num_images_per_prompt is 0"),
     ],
 )
 def test_bad_options(data, options, message, capsys):

@@ -77,8 +77,8 @@ def _views(reference: Path) -> tuple[Path, ...]:
     return tuple(sorted(file for file in reference.parent.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES))
 
 
-def write_prompts(entries: Sequence[Entry], pictures: int, file: Path) -> None:
-    """Writes the prompts for `predict`: `pictures` images an entry, each with noise of its own."""
+def write_prompts(entries: Sequence[Entry], num_images_per_prompt: int, file: Path) -> None:
+    """Writes the prompts for `predict`: `num_images_per_prompt` images an entry, each with noise of its own."""
     lines = [
         json.dumps(
             {
@@ -88,6 +88,6 @@ def write_prompts(entries: Sequence[Entry], pictures: int, file: Path) -> None:
             }
         )
         for entry in entries
-        for number in range(pictures)
+        for number in range(num_images_per_prompt)
     ]
     write_text("".join(f"{line}\n" for line in lines), file)

@@ -70,7 +70,7 @@ class _Features:
 def similarity(
     entries: Sequence[Entry],
     images: Path,
-    pictures: int,
+    num_images_per_prompt: int,
     encoders: Encoders,
     *,
     progress: bool = True,
@@ -81,7 +81,7 @@ def similarity(
     Args:
         entries: the list.
         images: folder of generated images.
-        pictures: number of images for each entry.
+        num_images_per_prompt: number of images for each entry.
         encoders: see `Encoders`.
         progress: whether to show it.
         seed: of the bootstrap over groups.
@@ -94,7 +94,7 @@ def similarity(
     missing: list[str] = []
     with Progress("encoding", len(entries), unit="prompts", show=progress) as shown:
         for entry in entries:
-            found, absent = _opened(images, entry, pictures)
+            found, absent = _opened(images, entry, num_images_per_prompt)
             missing += absent
             if found:
                 rows.setdefault(" + ".join(entry.group), []).extend(_rows(entry, found, encoders, features))
@@ -118,9 +118,9 @@ def similarity(
     )
 
 
-def _opened(images: Path, entry: Entry, pictures: int) -> tuple[list[Any], list[str]]:
+def _opened(images: Path, entry: Entry, num_images_per_prompt: int) -> tuple[list[Any], list[str]]:
     found, missing = [], []
-    for number in range(pictures):
+    for number in range(num_images_per_prompt):
         file = images / f"{entry.index}_{number}.png"
         try:
             found.append(open_rgb(file))
