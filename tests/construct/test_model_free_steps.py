@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
-from pool_files import items, pixels, save, state, uno_row, write_config, write_list
+from pool_files import encoded, items, pixels, save, state, uno_row, write_config, write_list
 from running import ROOT
 from tiny_checkpoints import write_folder
 
 from scone_pl.__main__ import main
+from scone_pl.construct.steps.cutouts import cut_out
 from scone_pl.data.decoding import decode_rgb
+from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.shards import ShardSet
 
 
@@ -205,6 +207,28 @@ def test_composing_makes_candidates_with_exact_boxes_and_names(tmp_path: Path) -
             assert inner.std() > 20  # stripes
             for row in (max(top - 4, 0), min(bottom + 3, 199)):
                 assert np.abs(np.diff(image[row, left:right], axis=0)).max() < 8  # a soft background
+
+
+def disc(colour: int, spots: int = 0, dust: int = 0) -> bytes:
+    """A smooth-edged disc on white, with dark spots within, and a dot beside it."""
+    y, x = np.mgrid[:256, :256]
+    alpha = np.clip(80.5 - np.hypot(x - 128, y - 128), 0, 1)
+    grey = colour * alpha + 255 * (1 - alpha)
+    for number in range(spots):
+        grey[np.hypot(x - 80 - 40 * (number % 3), y - 90 - 40 * (number // 3)) < 14] = 20
+    grey[(x > 240 - dust) & (x < 240) & (y > 240 - dust) & (y < 240)] = 20
+    return encoded(Image.fromarray(grey.round().astype(np.uint8)).convert("RGB"))
+
+
+def test_cut_outs_are_whole_and_without_a_halo_or_not_made() -> None:
+    clean, dusty = cut_out(disc(60)), cut_out(disc(60, dust=6))
+    assert clean.size == dusty.size
+    assert 157 <= min(clean.size) <= max(clean.size) <= 161
+    pixels = np.asarray(clean)
+    assert pixels[..., :3][pixels[..., 3] > 20].max() <= 62  # nothing of the white around it
+    for colour, spots in ((255, 9), (240, 9), (225, 6), (228, 0)):
+        with pytest.raises(BrokenSampleError, match=r"colour of the background|covers"):
+            cut_out(disc(colour, spots))
 
 
 def test_constructed_shards_train(tmp_path: Path) -> None:

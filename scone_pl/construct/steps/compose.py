@@ -60,6 +60,7 @@ class Compose(SelectStep):
     seed: int = 0
     """Of all choices; by default the pipeline's."""
 
+    version: ClassVar[int] = 2
     expected: ClassVar[float] = 0.6
 
     def __post_init__(self) -> None:
@@ -185,7 +186,7 @@ def _place(position: int, count: int) -> str:
 class Render(Step):
     """Draws the references that `Compose` has chosen."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def measure(self, item: Item, images: Images) -> Facts:
         """Draws the references and stores them."""
