@@ -73,9 +73,9 @@ class Bridge:
 
     def threshold(self, similarity: Tensor) -> Tensor | float:
         """tau: a number, or where it differs by reference image (L,); `similarity` is (L,)."""
-        config = self.config
-        if config.quantile is not None:
-            return self.similarity.of_images(similarity, lambda s: s.quantile(config.quantile, dim=1), config.threshold)
+        config, quantile = self.config, self.config.quantile
+        if quantile is not None:
+            return self.similarity.of_images(similarity, lambda s: s.quantile(quantile, dim=1), config.threshold)
         if config.adaptive_threshold is not None:
             return self.similarity.of_images(similarity, ADAPTIVE[config.adaptive_threshold], config.threshold)
         return config.threshold
