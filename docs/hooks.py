@@ -1,4 +1,4 @@
-"""What `make docs` adds to mkdocs: the README as the first page, and formulas as MathML, which needs no script."""
+"""What `make docs` adds to mkdocs: the README as first page, the pages of results, and formulas as MathML."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_config(config: Any) -> Any:
+    """Lists the pages of results, which are generated, behind their front page."""
+    pages = sorted(f"evidence/{file.name}" for file in (Path(config.docs_dir) / "evidence").glob("*.md"))
+    config.nav = [{"Results": ["evidence.md", *pages]} if "Results" in entry else entry for entry in config.nav]
+    return config
 
 
 def on_files(files: Files, *, config: Any) -> Files:

@@ -100,15 +100,15 @@ def status(selection: Selection, fit: list[str] | None = None) -> None:
 
 
 def page(folder: Path | None = None) -> None:
-    """Write the page of results again from their JSON files.
+    """Write the pages of results again from their JSON files.
 
     Args:
-        folder: Folder of the results; by default docs/evidence, whose page is docs/evidence.md.
+        folder: Folder of the results; by default docs/evidence, whose front page is docs/evidence.md.
     """
-    from scone_pl.study.page import DOCS, write_page
+    from scone_pl.study.pages import DOCS, write_pages
 
     check_output_file((folder or DOCS).with_suffix(".md"))
-    print(write_page(folder or DOCS))
+    print(write_pages(folder or DOCS))
 
 
 def arm(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scone_pl.files import read_json, write_json
 from scone_pl.outputs import check_output_file, check_output_folder
-from scone_pl.study.page import DOCS, write_page
+from scone_pl.study.pages import DOCS, write_pages
 from scone_pl.study.plot import draw_maps, plot
 from scone_pl.study.result import Result, collect
 from scone_pl.study.run import ROOT, root_of
@@ -52,7 +52,7 @@ def keep(study: Study, jobs: Sequence[Job], output: Path | None = None, *, quick
     plot(result, folder / f"{study.name}.png")
     for name in result.of_kind("layers", "test")[:1]:
         draw_maps(result, name, folder / f"{study.name}_maps.png")
-    return [*lines, f"{folder / kept.name}   {write_page(folder, study.file.parent)}"]
+    return [*lines, f"{folder / kept.name}   {write_pages(folder, study.file.parent)}"]
 
 
 def _larger(kept: Result, new: Result) -> str:

@@ -1,4 +1,4 @@
-"""`docs/evidence.md`, generated from the JSON files under `docs/evidence/`: no number in it is typed."""
+"""The page of one study, generated from its JSON file: no number in it is typed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,18 @@ import jinja2
 from scone_pl.analysis.measures import best_layer
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Column
-from scone_pl.files import read_json, write_text
+from scone_pl.files import read_json
 from scone_pl.markdown import markdown_table
 from scone_pl.study.comparisons import ComparedRow, Comparisons, Pair
 from scone_pl.study.costs import cost_tables
 from scone_pl.study.result import Result, Row, layer_estimates, layer_means
-from scone_pl.study.spec import FOLDER, MINI, Study, read_yaml, study_names
 from scone_pl.study.training import UNKNOWN, training_commits
 
-DOCS = Path("docs/evidence")
-PUBLISHED = "published.yaml"
-"""The paper's tables."""
-SETTINGS = "page.yaml"
-"""Beside the results: `head` (text of the page, a template), `order` (of studies)."""
-WORDS = ("title", "question", "findings", "answer", "baseline", "contrasts")
-"""What a study's file says now, rather than when its result was collected."""
+READING = "reading.md"
+"""How to read the pages, beside them."""
 _TRAINED = 1.0
 """A run whose training took fewer seconds trained nothing: its weights existed."""
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("scone_pl.study"),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
@@ -42,66 +35,8 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def write_page(folder: Path = DOCS, studies: Path = FOLDER) -> Path:
-    """Writes the page beside `folder` from the results in it.
-
-    Args:
-        folder: results, as `study run` writes them.
-        studies: the studies' files; their texts replace those stored with the results.
-
-    Returns:
-        The page's file.
-
-    Raises:
-        UserError: `folder` holds no result.
-    """
-    settings = read_yaml(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    names = {file.stem for file in folder.glob("*.json") if not file.stem.endswith("_cost")}
-    if not names:
-        raise UserError(f"{folder}: holds no result; run `make table5` or another study first")
-    order = [name for name in settings.get("order", ()) if name in names]
-    results = [_read(folder / f"{name}.json", studies) for name in (*order, *sorted(names - set(order)))]
-    current = [result for result in results if result.is_complete]
-    comparisons = [Comparisons(result, _published(result, folder)) for result in current]
-    counts = [sum(numbers) for numbers in zip(*(c.counts for c in comparisons), strict=True)]
-    planned = [name for name in study_names(studies) if settings and name not in names]
-    head = _TEMPLATES.from_string(settings.get("head", "")).render(counts=counts or [0, 0, 0])
-    text = _TEMPLATES.get_template("page.md.j2").render(
-        head=head,
-        folder=folder,
-        answers=[
-            (c.result.text("title"), filled(c.result.text("answer"), c))
-            for c in comparisons
-            if c.result.text("answer") and c.result.has_findings
-        ],
-        sections=[section(c, folder) for c in comparisons],
-        planned=[Study.read(studies / f"{name}.yaml") for name in planned],
-        outdated=[result.study for result in results if not result.is_complete],
-    )
-    page = folder.with_suffix(".md")
-    write_text(text, page)
-    return page
-
-
-def _read(file: Path, studies: Path) -> Result:
-    """A result with the texts of its study's file, where they can still be corrected."""
-    result = Result.read(file)
-    if not (source := studies / f"{result.study}.yaml").is_file() or result.scale != MINI:
-        return result
-    study = Study.read(source)
-    return Result({**result.content, **{name: getattr(study, name) for name in WORDS}})
-
-
-def _published(result: Result, folder: Path) -> Mapping[str, Any]:
-    """The paper's table that a result corresponds to, if any."""
-    if not (name := result.text("paper_table")):
-        return {}
-    file = next((f for f in (folder / PUBLISHED, DOCS / PUBLISHED) if f.is_file()), None)
-    return read_yaml(file)[name] if file else {}
-
-
-def section(comparisons: Comparisons, folder: Path = DOCS) -> str:
-    """One study as Markdown; `folder` holds its figures."""
+def section(comparisons: Comparisons, folder: Path) -> str:
+    """One study as Markdown, to stand in `folder` beside its figures."""
     result = comparisons.result
     scored, layered = result.of_kind("score"), result.of_kind("layers")
     tables = _score_tables(result, result.rows(scored)) if scored else []
@@ -111,11 +46,13 @@ def section(comparisons: Comparisons, folder: Path = DOCS) -> str:
     tables += [_choice_table(result, layered)] if result.of_kind("layers", "validation") else []
     figures = [f for f in (folder / f"{result.study}.png", folder / f"{result.study}_maps.png") if f.is_file()]
     cost = folder / f"{result.study}_cost.json"
-    return _TEMPLATES.get_template("section.md.j2").render(
+    return TEMPLATES.get_template("section.md.j2").render(
         result=result,
+        front=f"{folder.name}.md",
+        explained=(folder / READING).is_file(),
         conditions=_conditions(result),
         tables=tables,
-        figures=[f"![{file.stem}]({folder.name}/{file.name})" for file in figures],
+        figures=[f"![{file.stem}]({file.name})" for file in figures],
         paper=_paper_tables(comparisons),
         costs=cost_tables(read_json(cost, dict)) if cost.is_file() else [],
         counts=comparisons.counts,

@@ -17,7 +17,14 @@ from running import ROOT
 
 DOCUMENTS = sorted(
     file
-    for pattern in ("*.md", "docs/*.md", "docs/api/*.md", "data_shards/**/*.md", "experiments/**/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "docs/api/*.md",
+        "docs/evidence/*.md",
+        "data_shards/**/*.md",
+        "experiments/**/*.md",
+    )
     for file in ROOT.glob(pattern)
 )
 _FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -68,10 +75,10 @@ def commands(block: Block) -> list[list[str]]:
 
 
 def inline_code(*, evidence: bool = False) -> list[tuple[str, str]]:
-    """(file, code) for all code within sentences; without the page that is generated from results."""
+    """(file, code) for all code within sentences; without the pages that are generated from results."""
     found = []
     for file in DOCUMENTS:
-        if file.name == "evidence.md" and not evidence:
+        if "evidence" in (file.stem, file.parent.name) and not evidence:
             continue
         text = _FENCE.sub("", file.read_text())
         found += [(file.relative_to(ROOT).as_posix(), code) for code in _INLINE.findall(text)]

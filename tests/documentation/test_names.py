@@ -98,7 +98,8 @@ def test_every_package_has_an_api_page() -> None:
     assert packages == {page.stem for page in (ROOT / "docs/api").glob("*.md")} - {"index"}
     navigation = (ROOT / "mkdocs.yml").read_text()
     pages = {file.relative_to(ROOT / "docs").as_posix() for file in DOCUMENTS if (ROOT / "docs") in file.parents}
-    assert {page for page in pages if page not in navigation} == set()
+    # docs/hooks.py adds the pages of results, which are generated.
+    assert {page for page in pages if page not in navigation and not page.startswith("evidence/")} == set()
 
 
 @cache

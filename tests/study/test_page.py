@@ -12,7 +12,8 @@ from scipy import stats
 from scone_pl.errors import UserError
 from scone_pl.study.comparisons import Comparisons, Pair
 from scone_pl.study.intervals import Estimate, difference, episode_error, estimate, holm
-from scone_pl.study.page import filled, section, write_page
+from scone_pl.study.page import filled, section
+from scone_pl.study.pages import write_pages
 from scone_pl.study.plot import draw_maps, plot
 from scone_pl.study.result import Result
 from scone_pl.worlds.shapes.evaluator import ShapesEvaluator
@@ -182,7 +183,9 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
     (folder / "published.yaml").write_text((ROOT / "docs/evidence/published.yaml").read_text())
     (folder / "demo.json").write_text(json.dumps(result()))
     plot(Result(result()), folder / "demo.png")
-    text = write_page(folder).read_text()
+    front = write_pages(folder).read_text()
+    assert front == f"# Results of {folder}\n\n## Results\n\n- **[A table](evidence/demo.md)** \n\n"
+    text = (folder / "demo.md").read_text()
     assert "5.10 ± 0.25" in text
     assert "**Result.** One has 6.00 ± 0.00, two has 6.10 ± 0.25." in text
     assert "| arm two - arm one |" in text
@@ -191,7 +194,7 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
     assert "agrees" in text
     assert "62.50 ± 0.00 %" in text
     assert "8.15" in text
-    assert "![demo](evidence/demo.png)" in text
+    assert "![demo](demo.png)" in text
     comparisons = Comparisons(Result(result()))
     paired = comparisons.result.difference("two", "one", "main", "COM")
     assert filled("{two-one.main.COM}, {one.main-main.DIS}", comparisons) == f"{paired}, 0.00 ± 0.00"
@@ -199,7 +202,7 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
         with pytest.raises(UserError, match="findings name"):
             filled(wrong, comparisons)
     with pytest.raises(UserError, match="holds no result"):
-        write_page(tmp_path / "nowhere")
+        write_pages(tmp_path / "nowhere")
 
 
 def test_a_result_of_an_older_version_is_named_and_left_out(tmp_path):
@@ -209,12 +212,13 @@ def test_a_result_of_an_older_version_is_named_and_left_out(tmp_path):
     del old["arms"]["two"]["runs"][1]["evaluations"]["main"]["choice"]
     for name, content in (("old", old), ("demo", {**result(), "paper_table": ""})):
         (folder / f"{name}.json").write_text(json.dumps(content))
-    text = write_page(folder).read_text()
+    text = write_pages(folder).read_text()
     assert "evaluated again: `make old`." in text
-    assert text.count("## A table") == 1
+    assert text.count("[A table](evidence/") == 1
+    assert not (folder / "old.md").exists()
 
 
-def test_the_committed_page_is_the_one_the_files_give(tmp_path, monkeypatch):
+def test_the_committed_pages_are_those_the_files_give(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     kept = ROOT / "docs/evidence"
     if not list(kept.glob("*.json")):
@@ -222,8 +226,12 @@ def test_the_committed_page_is_the_one_the_files_give(tmp_path, monkeypatch):
     copy = tmp_path / "evidence"
     copy.mkdir()
     for file in kept.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    assert write_page(copy).read_text() == (ROOT / "docs/evidence.md").read_text()
+        if file.suffix != ".md":
+            (copy / file.name).write_bytes(file.read_bytes())
+    front = write_pages(copy).read_text()
+    assert front == (ROOT / "docs/evidence.md").read_text()
+    assert len(front.splitlines()) <= 200
+    assert {f.name: f.read_text() for f in copy.glob("*.md")} == {f.name: f.read_text() for f in kept.glob("*.md")}
 
 
 COSTS = (
