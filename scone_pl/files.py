@@ -232,7 +232,7 @@ def writing(file: Path) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
-        sync_folder(file.parent)
+        sync(file.parent)
     except OSError as error:
         if error.filename in (None, *map(str, (temporary, file, *file.parents))):
             raise unwritable(file, error) from error
@@ -292,17 +292,17 @@ def replace_folder(new: Path, path: Path) -> None:
     sync_tree(new)
     if not os.path.lexists(path):
         new.rename(path)
-        sync_folder(path.parent)
+        sync(path.parent)
         return
     if _exchange(new, path):
-        sync_folder(path.parent)
+        sync(path.parent)
         _remove(new)
         return
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     _remove(old)
     path.rename(old)
     new.rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
     _remove(old)
 
 
@@ -332,7 +332,7 @@ def _restore_from(old: Path, path: Path) -> None:
         _remove(old)
     else:
         old.rename(path)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -362,23 +362,19 @@ def make_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        sync_folder(folder.parent)
+        sync(folder.parent)
 
 
 def sync_tree(path: Path) -> None:
     """Syncs a folder and its contents to disk."""
     for folder, _, files in os.walk(path):
         for file in files:
-            _sync(os.path.join(folder, file))
-        _sync(folder)
+            sync(os.path.join(folder, file))
+        sync(folder)
 
 
-def sync_folder(path: Path) -> None:
-    """Syncs renames within a folder to disk."""
-    _sync(path)
-
-
-def _sync(path: str | Path) -> None:
+def sync(path: str | Path) -> None:
+    """Syncs a file, or the renames within a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -123,7 +123,7 @@ def test_files_are_synced_before_they_have_their_name_and_their_folder_after(
 
 def test_a_folder_with_all_that_is_in_it_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
-    monkeypatch.setattr(files, "_sync", lambda path: synced.append(os.path.basename(path)))
+    monkeypatch.setattr(files, "sync", lambda path: synced.append(os.path.basename(path)))
     with appearing(tmp_path / "out") as aside:
         (aside / "inner").mkdir()
         (aside / "inner/a").touch()

@@ -139,13 +139,9 @@ def _parser(command: Command, function: Callable[..., Any], prog: str) -> tuple[
         return parser, None
     flat = get_type_hints(function)[command.flat]
     parser.add_class_arguments(
-        flat, as_group=False, skip={f.name for f in _fields(flat) if f.name in _parameters(function)}
+        flat, as_group=False, skip={f.name for f in dataclasses.fields(flat) if f.name in _parameters(function)}
     )
     return parser, flat
-
-
-def _fields(flat: type) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(flat)
 
 
 def _kinds(parser: StrictParser) -> dict[str, str]:

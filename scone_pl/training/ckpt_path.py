@@ -56,7 +56,7 @@ def find(given: str) -> Path:
             f"--ckpt_path {given}: no such snapshot; give `last`, or the path of a snapshot, such as "
             "RUN/checkpoints/step-000500"
         )
-    if is_weights(path):
+    if is_checkpoint_folder(path):
         return path
     for folder in (path / "checkpoints", path):
         if folder.is_dir() and (written := snapshots(folder)):
@@ -64,11 +64,6 @@ def find(given: str) -> Path:
             break
     steps_of(path)
     return path
-
-
-def is_weights(path: Path) -> bool:
-    """Whether it is a folder of weights in the published layout."""
-    return is_checkpoint_folder(path)
 
 
 def steps_of(snapshot: Path) -> int:
@@ -98,7 +93,7 @@ def for_fit(step: Step) -> Path | None:
             raise UserError(f"--ckpt_path last: {step.folder.path} has no snapshot yet; leave it out to start afresh")
         return None
     path = find(str(given))
-    if is_weights(path):
+    if is_checkpoint_folder(path):
         raise UserError(
             f"--ckpt_path {given}: holds weights, but no optimizer state; start from them with "
             "--model.init_args.init_from"
@@ -185,7 +180,7 @@ def evaluated(steps: Sequence[Step]) -> list[str]:
 
 def _at_path(steps: Sequence[Step], given: str) -> list[str]:
     path = find(given)
-    if is_weights(path):
+    if is_checkpoint_folder(path):
         rank_zero_info(f"weights: {path}")
         return [*steps[-1].command, "--ckpt_path", "null", "--model.init_args.init_from", str(check_folder(path))]
     rank_zero_info(f"weights: {path}, a snapshot")

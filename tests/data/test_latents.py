@@ -1,4 +1,4 @@
-"""Latents computed beforehand: the same losses, resumed writing, and what is stale or damaged is never used."""
+"""Precomputed latents: the same losses, resumed writing, and what is stale or damaged is never used."""
 
 from __future__ import annotations
 

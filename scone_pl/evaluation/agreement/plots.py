@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,6 @@ from scone_pl.evaluation.agreement.sources import Source, paired
 from scone_pl.files import writing
 
 _COLOURS = ("#0ea5e9", "#c2410c", "#15803d", "#7e22ce", "#be123c", "#64748b", "#a16207", "#1e3a8a")
-
-
-def plot_files(columns: Sequence[str]) -> list[str]:
-    """Names of the files that `write_plots` writes."""
-    return [f"{column}.{suffix}" for column in columns for suffix in ("png", "pdf")]
 
 
 def write_plots(result: dict[str, Any], reference: Source, candidate: Source, folder: Path) -> list[Path]:
