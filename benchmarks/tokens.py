@@ -6,7 +6,7 @@ the 7B decoder. The bridge blocks a share of each reference's tokens (`BridgeCon
     mask               blocked tokens get an additive -inf in the paper's quarter of the layers: the baseline, all work
                        done
     left out           the same result, blocked keys left out of the pictures' products (what scone_pl does)
-    left out, later    likewise in all layers behind the source layer
+    left out, later    likewise in all layers after the source layer
     dropped            blocked tokens leave the network behind the source layer (`BridgeConfig.drop_blocked`)
 
 Each case runs in a process of its own. Training: forward and backward of one step, the best of the repeats; memory is
@@ -89,7 +89,7 @@ def network(options: argparse.Namespace) -> SconeConfig:
 
 
 def bridge_of(row: str, share: float, num_layers: int) -> BridgeConfig:
-    """The paper's layers (8; 9 to 15 of 28) at this depth, or all behind the source layer."""
+    """The paper's layers (8; 9 to 15 of 28) at this depth, or all after the source layer."""
     source, first, last = (layer * num_layers // 28 for layer in (8, 9, 15))
     return BridgeConfig(
         source_layer=source,

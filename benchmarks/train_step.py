@@ -2,7 +2,7 @@
 
 The data is packed before. Each bridge mode has two columns: the release's algorithm (`release.py`) and scone_pl, each
 in a process of its own; ratios are to the first column of the same mode. The modes: no bridge, the paper's hard
-bridge in its layers, and a soft bridge in all layers behind the one that it reads.
+bridge in its layers, and a soft bridge in all layers after the one that it reads.
 
 CPU seconds are of all threads (best of the repeats), so that other work on the machine matters little; the
 matrix-product rate is measured in them as well, just before. FLOPs are those of matrix products, attended pairs only

@@ -75,7 +75,7 @@ def rename_command(args: Sequence[str]) -> list[str]:
 
 
 def rename_options(args: Sequence[str], verb: str, *, recipe: bool = False) -> list[str]:
-    """What was typed behind a verb, options under their present names.
+    """What was typed after a verb, options under their present names.
 
     Args:
         args: as typed.

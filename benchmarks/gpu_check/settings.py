@@ -40,7 +40,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds_of(call: Callable[[], object], device: torch.device, repeats: int = 10, warm_up: int = 2) -> list[float]:
-    """Seconds of each of `repeats` calls behind `warm_up` others; by CUDA events, so launches overlap."""
+    """Seconds of each of `repeats` calls after `warm_up` others; by CUDA events, so launches overlap."""
     for _ in range(warm_up):
         call()
     if device.type != "cuda":

@@ -244,7 +244,7 @@ def apply(case: Case, model: Scone, settings: Settings) -> None:
 def measure(
     model: Scone, packs: Sequence[PackedSequence], case: Case, settings: Settings, rate: float
 ) -> dict[str, Any]:
-    """Times a step on each of `packs` behind the first `WARM_UP`; sums over them."""
+    """Times a step on each of `packs` after the first `WARM_UP`; sums over them."""
     device, decoder = settings.device, model.language_model.model
     apply(case, model, settings)
     bridge = bridge_of(case.bridge, len(decoder.layers))

@@ -150,5 +150,5 @@ def quantiles(readings: Sequence[Reading]) -> dict[str, list[list[float]]]:
 
 
 def best_layer(values: Sequence[float]) -> int:
-    """The layer of the highest value among those that have a layer behind them, which the bridge could mask."""
+    """The layer of the highest value among those that have a layer after them, which the bridge could mask."""
     return int(np.argmax(values[: max(len(values) - 1, 1)]))

@@ -1,4 +1,4 @@
-"""Similarity of reference tokens with the instruction behind every decoder layer, in both experts (paper Fig. 11).
+"""Similarity of reference tokens with the instruction after every decoder layer, in both experts (paper Fig. 11).
 
 No mask is applied: one clean forward pass over packs of bounded length. Similarities are computed while the pass runs,
 so that no layer's states are kept: at 7B those of one pack would take 10 GB.
@@ -33,7 +33,7 @@ PACK_TOKENS = 26496
 
 
 class ImageMaps(NamedTuple):
-    """How similar one reference image's tokens are to the instruction, behind every layer."""
+    """How similar one reference image's tokens are to the instruction, after every layer."""
 
     sample: int
     image: int

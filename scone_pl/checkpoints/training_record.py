@@ -25,7 +25,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def steps_of(folder: Path) -> int:
-    """Optimizer steps behind the weights; 0 if nothing is recorded.
+    """Optimizer steps that the weights were trained for; 0 if nothing is recorded.
 
     Raises:
         UserError: the record is damaged.

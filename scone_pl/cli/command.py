@@ -39,7 +39,7 @@ class Command:
     rest: str = ""
     """`list[str]` parameter that receives every option which the function does not have."""
     behind: str = ""
-    """`list[str]` parameter that receives what is typed behind a lone `--`."""
+    """`list[str]` parameter that receives what is typed after a lone `--`."""
     presets: tuple[tuple[str, str], ...] = ()
     """Parameters of a dataclass, each with `module:name` of a function from the name of a preset to its settings."""
 
@@ -54,12 +54,12 @@ class Command:
 
 
 def run_command(command: Command, name: str, args: Sequence[str]) -> int:
-    """Parses what was typed behind a verb and calls its function.
+    """Parses what was typed after a verb and calls its function.
 
     Args:
         command: the verb.
-        name: as typed behind `python -m scone_pl`.
-        args: behind the name.
+        name: as typed after `python -m scone_pl`.
+        args: after the name.
 
     Returns:
         The exit status; 0 if the function returns None.
@@ -81,7 +81,7 @@ def run_command(command: Command, name: str, args: Sequence[str]) -> int:
         print(parser.format_help(), end="")
         return 0
     if behind is not None and not command.behind:
-        raise UserError(f"{name}: nothing is passed on, so there is nothing to write behind --")
+        raise UserError(f"{name}: nothing is passed on, so nothing may follow --")
     typed = deprecated.rename_options(typed, name)
     spelled, rest = _spell(_with_presets(typed, command), _kinds(parser), command)
     settings = vars(instantiate(parser, parse_quietly(parser, spelled)))
@@ -97,7 +97,7 @@ def run_command(command: Command, name: str, args: Sequence[str]) -> int:
 
 
 def help_wanted(args: Sequence[str]) -> str:
-    """`short`, `all` (behind --help) or nothing."""
+    """`short`, `all` (after --help) or nothing."""
     for position, arg in enumerate(args):
         if arg in HELP:
             return "all" if list(args[position + 1 : position + 2]) == ["all"] else "short"
@@ -112,7 +112,7 @@ def separated(words: list[str] | None) -> list[str] | None:
 
 
 def _split(args: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """What stands before and behind a lone --; None = there is none."""
+    """What comes before and after a lone --; None = there is none."""
     if "--" not in args:
         return list(args), None
     at = list(args).index("--")

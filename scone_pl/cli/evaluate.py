@@ -87,7 +87,7 @@ def evaluate(
         images: Folders of images generated elsewhere (TASK/KEY.png), one per sampling; then nothing is generated.
         compare: scores.jsonl of other models on the same data, for rows of their own and a paired comparison.
         judge: Endpoint and model; or the name of a preset (local, local-8b, llamacpp, ollama), or a YAML file.
-        extra: arguments for `predict`; type them behind a lone --.
+        extra: arguments for `predict`; type them after a lone --.
     """
     chosen = find_benchmark(benchmark)
     _check_counts(rounds=rounds, scorings=scorings, limit=limit, max_references=max_references)
@@ -105,7 +105,7 @@ def evaluate(
     if quantization is not None and not generating:
         raise UserError("--quantization: is for generating, which is not done here")
     if extra and not generating:
-        raise UserError(f"{extra[0]}: what stands behind -- is for generating, which is not done here")
+        raise UserError(f"{extra[0]}: what comes after -- is for generating, which is not done here")
     items = read_items(
         chosen,
         data,

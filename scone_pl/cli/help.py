@@ -95,7 +95,7 @@ def recipe_help(verb: str, summary: str) -> str:
     width = max(map(len, (*RECIPE_KEYS, "--print_config", "--model.help STAGE"))) + 2
     sections = [Option(f"--{key}", text) for key, text in RECIPE_KEYS.items()]
     more = [
-        Option("--config FILE", "A recipe; several are laid over each other, and what is typed behind wins."),
+        Option("--config FILE", "A recipe; later files override earlier ones, and typed options override both."),
         Option("--model.help STAGE", "Settings of a stage."),
         Option("--print_config", "Print the whole configuration, and stop."),
         Option("--help all", "Every option with its type and default."),

@@ -61,7 +61,7 @@ def run(
         selection: which study, arms and seeds.
         jobs: Runs in parallel; by default as the file says.
         output: Folder of results that are kept; by default docs/evidence, at another scale runs/evidence/SCALE/results.
-        fit: arguments for every fit; type them behind a lone --.
+        fit: arguments for every fit; type them after a lone --.
     """
     from scone_pl.study.kept import check_outputs, keep
     from scone_pl.study.runner import run_study

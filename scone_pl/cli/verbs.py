@@ -131,7 +131,7 @@ def run(args: Sequence[str]) -> int:
     """Runs a verb.
 
     Args:
-        args: the verb, and what was typed behind it.
+        args: the verb, and what was typed after it.
 
     Returns:
         The exit status.

@@ -71,7 +71,7 @@ class PackedDataModule(pl.LightningDataModule):
                 it is a fraction of 1000 (at 0.01 the eleventh skipped sample stops a new run).
             shuffle_window: number of shards among which samples are shuffled; null = the whole set. For remote sets
                 that do not fit into the cache.
-            storage: how data sets behind a URL are fetched and cached.
+            storage: how data sets at a URL are fetched and cached.
             latents: train on the latents that `python -m scone_pl latents` left beside the data sets, instead of
                 encoding their images in every step.
         """

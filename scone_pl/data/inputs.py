@@ -118,7 +118,7 @@ def open_input(
         require_references: whether a row without references is an error in a source that has some, and whether a
             source without any must not have unread fields that look like images.
         has_field_options: whether the command has options that name fields, for messages.
-        storage: for shards behind a URL.
+        storage: for shards at a URL.
 
     Raises:
         UserError: the source does not exist, or an option does not apply to its format.

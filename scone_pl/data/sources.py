@@ -101,7 +101,7 @@ class Mixture:
             sequence_format: the model's.
             tokenizer: counts the tokens of instructions.
             packing: determines sample lengths and packs.
-            storage: how sources behind a URL are fetched.
+            storage: how sources at a URL are fetched.
             shuffle_window: see `order`.
 
         Raises:

@@ -50,7 +50,7 @@ _LIBRARY_ERRORS = {  # base classes that are not OSErrors; libraries that are no
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """How data sets behind a URL are fetched and cached; local folders are read directly."""
+    """How data sets at a URL are fetched and cached; local folders are read directly."""
 
     cache_dir: str | None = None
     """Cache folder; null = $SCONE_CACHE, else ~/.cache/scone_pl."""
@@ -122,7 +122,7 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A folder behind a URL, copied to the cache on demand."""
+    """A folder at a URL, copied to the cache on demand."""
 
     remote = True
 

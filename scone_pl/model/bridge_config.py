@@ -45,7 +45,7 @@ class BridgeConfig:
     """Beyond the paper: up to and including the source layer target queries see no reference token at all, so that
     nothing of a distractor is copied before the mask exists. Needed by small models (experiments/mini)."""
     drop_blocked: bool = False
-    """Beyond the paper: behind the source layer blocked tokens leave the network. No query of any kind sees them, no
+    """Beyond the paper: after the source layer blocked tokens leave the network. No query of any kind sees them, no
     later layer computes them, no cache holds them; `first_masked_layer` and `last_masked_layer` then have no effect.
     Needs mode hard and `apply_mask`."""
 

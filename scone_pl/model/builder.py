@@ -88,7 +88,7 @@ class SequenceBuilder:
         self._position += len(ids)
 
     def add_closing(self, ids: list[int]) -> None:
-        """Adds a text behind the last target, which sees no target; for comparisons of masks with `dense_mask` only."""
+        """Adds a text after the last target, which sees no target; for comparisons of masks with `dense_mask` only."""
         self._append(SplitKind.TEXT, len(ids), closing=True, words=())
         self._text_ids += ids
         self._position += len(ids)

@@ -156,7 +156,7 @@ def step_flops(config: NetworkConfig, counts: TokenCounts, trained: Collection[s
     before = config.network.input_flops(config, flops, counts, trained)
 
     # Decoder. Each expert maps its own tokens, a dense decoder's weights all of them. Where nothing before the first
-    # layer trains, the input of its q, k and v needs no gradient; behind its attention everything does.
+    # layer trains, the input of its q, k and v needs no gradient; after its attention everything does.
     experts = "understanding", "generation"
     input_grad = {part: trains or part in trained for part, trains in zip(experts, before, strict=True)}
     for layer in range(decoder.num_layers):

@@ -7,7 +7,7 @@ keys, so they are ordered such that whatever a target may see is one slice of th
     blocked references | other references | frames | the target's own | instruction
 
 All of it is the full context, without its right end the context without instruction, without its left end what the
-bridge leaves. Where the bridge drops blocked tokens (`DroppingCache`), they are in no buffer behind the source layer:
+bridge leaves. Where the bridge drops blocked tokens (`DroppingCache`), they are in no buffer after the source layer:
 neither with nor without instruction are they seen there. `CachedPlan` is the attention plan of a denoising step: it
 writes the targets' own keys and values into their columns and attends.
 
@@ -221,7 +221,7 @@ def _without_filler(order: Tensor, counts: Tensor, num_behind: int) -> tuple[Ten
 
 
 class DroppingCache:
-    """Two caches of the same contexts: whole up to the source layer, without dropped tokens behind it."""
+    """Two caches of the same contexts: whole up to the source layer, without dropped tokens after it."""
 
     def __init__(self, whole: ContextCache, left: ContextCache, source_layer: int) -> None:
         self.whole, self.left, self.source_layer = whole, left, source_layer

@@ -110,7 +110,7 @@ def prefill(
         bridge: what to hide from the targets; None = nothing.
         references: False = without.
         text: False = without instructions.
-        hide_blocked: False = as in the context without instruction: the bridge hides nothing behind its source layer.
+        hide_blocked: False = as in the context without instruction: the bridge hides nothing after its source layer.
     """
     pack, positions, prompt_of_sample = pack_contexts(sequence_format, prompts, references=references, text=text)
     pack = pack.to(model.device)
@@ -172,7 +172,7 @@ def pack_contexts(
 def _dropping(
     whole: list[ContextCache], spans: list[tuple[ContextSpan, int]], remaining: Remaining, source_layer: int
 ) -> list[DroppingCache]:
-    """`whole` for the layers up to `source_layer`, caches over `spans` of what remains for those behind it."""
+    """`whole` for the layers up to `source_layer`, caches over `spans` of what remains for those after it."""
     nobody = torch.zeros(len(remaining.pack), dtype=torch.bool, device=remaining.pack.device)
     filler = None if remaining.present is None else ~remaining.present
     return [

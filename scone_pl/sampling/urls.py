@@ -30,7 +30,7 @@ def is_url(source: str) -> bool:
 
 
 def read_url(url: str, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes behind a URL.
+    """The bytes at a URL.
 
     Args:
         url: http://, https:// or data:.

@@ -30,7 +30,7 @@ class Overrides:
     evaluators: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name of an evaluator -> settings for every evaluation that uses it."""
     fit: tuple[str, ...] = ()
-    """Arguments for every `fit`, behind its recipes; they decide weights like any setting."""
+    """Arguments for every `fit`, after its recipes; they decide weights like any setting."""
 
 
 @dataclass(frozen=True, kw_only=True)

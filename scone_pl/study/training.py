@@ -52,7 +52,7 @@ def train(
         settings: its recipes as one.
         folder: of the run.
         weights: its result.
-        arguments: typed behind the recipes.
+        arguments: typed after the recipes.
 
     Raises:
         UserError: the folder holds a run of other recipes or data; or training stopped before its end.

@@ -1,7 +1,7 @@
 """One stage after the other: a configuration with a `chain` is run step by step.
 
 Each step is the configuration plus its own overrides, in a folder of its own, starting from the weights of the step
-before with a fresh optimizer. Arguments typed behind --config win over both. A step that is finished is skipped, an
+before with a fresh optimizer. Arguments typed after --config win over both. A step that is finished is skipped, an
 interrupted one resumes, so the same command always resumes where it stopped.
 """
 

@@ -139,7 +139,7 @@ def check_ends(steps: Sequence[Step]) -> None:
 def _check_end(path: Path, steps: int, max_steps: int) -> None:
     if 0 <= max_steps < steps:
         raise UserError(
-            f"{path}: is of step {steps}, behind trainer.max_steps {max_steps}; raise that, or choose another "
+            f"{path}: is of step {steps}, beyond trainer.max_steps {max_steps}; raise that, or choose another "
             "--output_dir to train afresh"
         )
 

@@ -24,7 +24,7 @@ def replace_signal_handlers(trainer: pl.Trainer, register: Callable[[], None]) -
 
 
 def flush_step_metrics(trainer: pl.Trainer) -> None:
-    """Passes what this training step logged to the loggers, which otherwise happens behind its last hook."""
+    """Passes what this training step logged to the loggers, which otherwise happens after its last hook."""
     _attribute(_attribute(trainer, "_logger_connector"), "update_train_step_metrics")()
 
 

@@ -150,7 +150,7 @@ def shape_of(entry: object) -> tuple[int, ...]:
 
 
 def _then(future: Future[Any], act: Callable[[], None]) -> Future[None]:
-    """A future that ends when `act` has run behind it, in the same thread."""
+    """A future that ends when `act` has run after it, in the same thread."""
     ended: Future[None] = Future()
 
     def run(first: Future[Any]) -> None:

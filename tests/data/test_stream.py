@@ -69,6 +69,7 @@ def test_an_epoch_holds_every_sample_once_within_the_budget(maker):
 def test_epochs_differ_and_processes_do_not(maker):
     plans = [maker.mixture.plan(3, epoch) for epoch in range(2)]
     assert plans[0] != plans[1]
+    assert maker.mixture.plan(4, 0) != plans[0], "nor do seeds agree"
     copy = pickle.loads(pickle.dumps(maker))  # noqa: S301
     assert copy.mixture.plan(3, 1) == plans[1]
     assert seed_of("order", 3, 1) == 3622159598142601698

@@ -135,7 +135,7 @@ def test_fit_does_not_ignore_what_is_given(single: Path, capsys: pytest.CaptureF
     common = ["fit", *ARGS, "--chain", "null", "--output_dir", str(tmp_path / "begun"), "--ckpt_path"]
     given = str(single / "checkpoints/step-000002")
     assert main([*common, given, "--trainer.max_steps", "1"]) == 2
-    assert "is of step 2, behind trainer.max_steps 1" in capsys.readouterr().err
+    assert "is of step 2, beyond trainer.max_steps 1" in capsys.readouterr().err
     for _ in range(2):
         assert main([*common, given, "--trainer.max_steps", "3"]) == 0
     ours, theirs = (load_file(run / "weights/model.safetensors") for run in (tmp_path / "begun", single))

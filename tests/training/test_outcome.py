@@ -100,7 +100,7 @@ def test_another_callback_that_stops_leaves_the_run_unfinished(
     assert fit("fit", *args, "--trainer.min_steps", "3") == 0
     assert fit("fit", *args) == 0
     assert fit("fit", "--trainer.max_steps", "2") == 2
-    assert "is of step 3, behind trainer.max_steps 2" in capsys.readouterr().err
+    assert "is of step 3, beyond trainer.max_steps 2" in capsys.readouterr().err
 
 
 def test_finished_by_early_stopping_until_its_settings_change(tmp_path: Path) -> None:

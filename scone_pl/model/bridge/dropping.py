@@ -1,6 +1,6 @@
 """The tokens that remain of a pack when the bridge's blocked tokens leave the network (beyond the paper).
 
-`BridgeConfig.drop_blocked`: behind the source layer blocked tokens are computed by no layer, seen by no query and held
+`BridgeConfig.drop_blocked`: after the source layer blocked tokens are computed by no layer, seen by no query and held
 by no cache. Experts compute the remaining tokens alone. Attention batches adjacent samples of equal layout, which lose
 different numbers of tokens; so that they stay a batch, each split of such samples is padded to the longest of them
 with *filler*, which no query sees. Only attention handles filler: it costs neither projections nor MLPs.
@@ -22,7 +22,7 @@ from scone_pl.model.sequence import PackedSequence
 
 
 class Remaining:
-    """The remaining tokens, for the layers behind the source layer."""
+    """The remaining tokens, for the layers after the source layer."""
 
     def __init__(self, pack: PackedSequence, blocked: Tensor) -> None:
         """`blocked` (L,) bool: what leaves `pack`; reference tokens only."""
@@ -71,7 +71,7 @@ def kept_lengths(pack: PackedSequence, blocked: Tensor) -> list[int]:
 def shortened(pack: PackedSequence, lengths: list[int]) -> PackedSequence:
     """The structure of `pack` with splits of other lengths.
 
-    Its tensors stay those of the whole pack: behind the embedding they are not read.
+    Its tensors stay those of the whole pack: after the embedding they are not read.
     """
     starts = accumulate(lengths, initial=0)
     return dataclasses.replace(

@@ -51,7 +51,7 @@ class LayerSchedule:
 
 
 class BridgeSchedule(LayerSchedule):
-    """Hides references early, compares behind the source layer, then masks or drops what is blocked."""
+    """Hides references early, compares after the source layer, then masks or drops what is blocked."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class BridgeSchedule(LayerSchedule):
         position_ids: Tensor,
         rotary_of: Callable[[Tensor], Rotary],
     ) -> None:
-        """Keeps what the layers behind the source layer need.
+        """Keeps what the layers after the source layer need.
 
         Args:
             bridge: what decides.

@@ -31,7 +31,7 @@ class BridgeState:
     bias: Tensor | None = None
     """(L,) float32, soft mode: added to target queries' logits in the masked layers; 0 where nothing is hidden."""
     remaining: Remaining | None = None
-    """With `drop_blocked`: the tokens that the layers behind the source layer compute."""
+    """With `drop_blocked`: the tokens that the layers after the source layer compute."""
 
     def apply(self, plan: AttentionPlan) -> AttentionPlan:
         """`plan` for the masked layers."""

@@ -213,14 +213,14 @@ class ParityCase(ParityInputs):
         yield close(f"{prefix}.velocity_moved", moved[None], torch.tensor([expected["velocity_moved"]]), LOOSE)
 
     def _pack(self, tensors: TrackedTensors) -> Iterator[Comparison]:
-        """All samples as one training pack; the text behind a target changes nothing and is not computed here."""
+        """All samples as one training pack; the text after a target changes nothing and is not computed here."""
         numbers = [*range(len(self.samples))]
         whole = self.pack(numbers, closed=True)
         length = len(whole)
         for name, ours in (("ids", self.ids_of(whole)), ("position", whole.position_ids)):
             yield exact(f"pack.{name}", ours, tensors[f"pack.{name}"][:length])
         yield exact("pack.is_target", whole.target_tokens, tensors["pack.is_target"][:length])
-        # Behind the samples there may be filler, a sample of its own.
+        # After the samples there may be filler, a sample of its own.
         allowed = tensors["pack.allowed"]
         yield exact("pack.allowed", dense_mask(whole), allowed[:length, :length])
         across = allowed[:length, length:].sum() + allowed[length:, :length].sum()

@@ -81,7 +81,7 @@ class ParityInputs:
         return [ReferenceImages(None, resize(original, interleaved=True)) for original in originals]
 
     def pack(self, numbers: list[int], *, closed: bool = False) -> PackedSequence:
-        """Samples in one sequence, with the expected noise levels; `closed`: with the text behind their targets."""
+        """Samples in one sequence, with the expected noise levels; `closed`: with the text after their targets."""
         builder = SequenceBuilder(self.format)
         for number in numbers:
             description = self.samples[number]
