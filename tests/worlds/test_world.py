@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scone_pl.__main__ import main
 from scone_pl.errors import UserError
 from scone_pl.worlds.evaluate import tokens_of
 from scone_pl.worlds.png import encode_png
@@ -278,6 +279,13 @@ def test_impossible_worlds_are_refused_in_one_line(change):
     with pytest.raises(UserError) as error:
         replace(WorldConfig(), **change)
     assert "\n" not in str(error.value)
+    assert f"world.{next(iter(change))}" in str(error.value), "the option that was typed"
+
+
+@pytest.mark.parametrize("verb", ["mini", "icons"])
+def test_a_stream_is_refused_by_its_option(verb, capsys):
+    assert main([verb, "contact_sheet", "--stream", "train"]) == 2
+    assert "--stream is 'train'; choose from base, refined" in capsys.readouterr().err
 
 
 def test_unknown_streams_and_tasks_are_refused():

@@ -73,23 +73,33 @@ class WorldConfig:
             check_whole(f"world.{name}", getattr(self, name), minimum=1, maximum=_MAX_SIDE)
         check_number("world.similarity", self.similarity, minimum=0, maximum=1)
         if self.patches < 1 or self.cell < BASE_CELL or self.cell % BASE_CELL or self.cell % self.patches:
-            raise UserError(f"cell {self.cell} must be a multiple of {BASE_CELL} and of patches {self.patches}")
+            raise UserError(
+                f"world.cell is {self.cell}; it must be a multiple of {BASE_CELL} and of world.patches ({self.patches})"
+            )
         if self.naming not in ("place", "colour", "size"):
-            raise UserError(f"naming {self.naming!r} must be place, colour or size")
+            raise UserError(f"world.naming is {self.naming!r:.80}; it must be place, colour or size")
         if self.naming == "size" and self.cell // 2 % self.patches:
-            raise UserError(f"naming size: half of cell {self.cell} must be a multiple of patches {self.patches}")
+            raise UserError(
+                f"world.naming size: half of world.cell {self.cell} must be a multiple of world.patches {self.patches}"
+            )
         if self.naming == "colour" and self.similarity:
-            raise UserError(f"naming colour needs candidates of different hues, so no similarity ({self.similarity})")
+            raise UserError(
+                f"world.naming colour needs candidates of different hues: set world.similarity 0 (is {self.similarity})"
+            )
         if self.canvas < 2 * self.cell or self.canvas % 4:
-            raise UserError(f"canvas {self.canvas} must be a multiple of 4 and hold two subjects of {self.cell} pixels")
+            raise UserError(
+                f"world.canvas {self.canvas} must be a multiple of 4 and hold two subjects of {self.cell} pixels"
+            )
         if unknown := set(self.shapes) - set(SHAPES):
-            raise UserError(f"unknown shapes {sorted(unknown)}: choose from {', '.join(SHAPES)}")
+            raise UserError(f"world.shapes has no {min(unknown)!r:.80}; choose from {', '.join(SHAPES)}")
         if not (2 <= self.candidates <= 4 and 2 <= self.references <= 4):
-            raise UserError(f"candidates {self.candidates} and references {self.references} must be 2, 3 or 4")
+            raise UserError(
+                f"world.candidates {self.candidates} and world.references {self.references} must be 2, 3 or 4"
+            )
         if len(set(self.shapes)) <= self.references:
-            raise UserError(f"{self.references} references need more than {self.references} shapes")
+            raise UserError(f"world.references {self.references} need more than {self.references} world.shapes")
         if self.single_slot != "any" and self.single_slot not in SLOTS:
-            raise UserError(f"single_slot {self.single_slot!r} must be any or one of {', '.join(SLOTS)}")
+            raise UserError(f"world.single_slot is {self.single_slot!r:.80}; choose from any, {', '.join(SLOTS)}")
 
 
 class World:
