@@ -20,7 +20,7 @@ from scone_pl.model.attention.batches import batches_of
 from scone_pl.model.attention.pieces import QUERY_CHUNK
 from scone_pl.model.sequence import SplitKind
 
-HEADS = [(4, 4), (4, 2), (6, 1)]
+HEADS = [(4, 4), (4, 2), (6, 1), (1, 1)]
 
 
 def inputs(pack, heads=4, kv_heads=2, size=8, dtype=torch.float64, seed=0):

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from scone_pl.model.attention.batches import SampleBatch
 from scone_pl.model.attention.pieces import Piece, gather_inputs
+from scone_pl.model.attention.small import added_to_scores, attend_small, attend_small_backward
 
 Pieces = Sequence[Sequence[Piece]]
 """Of each batch."""
@@ -35,23 +36,27 @@ class CPUAttention(Function):
         """`q` (L, H, E), `k` and `v` (L, K, E), `bias` (L,) or None -> (L, H, E)."""
         output = q.new_empty(q.shape)
         keys, values = (_expand(x, q.shape[1]) for x in (k, v))
-        normalizers = []
+        kept, scale = [], q.shape[-1] ** -0.5
         for _, of_batch, (qs, ks, vs, out), bs in _by_batch(batches, pieces, (q, keys, values, output), bias):
             for piece in of_batch:
+                if _is_small(piece, q):
+                    out[:], weights = attend_small(qs, ks, vs, added_to_scores(piece, bs, q.dtype), scale)
+                    kept.append(weights)
+                    continue
                 result, normalizer = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                     *gather_inputs(piece, qs, ks, vs, bs), **_options(piece, q)
                 )
                 out[:, piece.queries] = result[..., : q.shape[-1]].transpose(1, 2)
-                normalizers.append(normalizer)
-        ctx.save_for_backward(q, k, v, bias, output, *normalizers)
+                kept.append(normalizer)
+        ctx.save_for_backward(q, k, v, bias, output, *kept)
         ctx.batches, ctx.pieces = batches, pieces
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, output, *normalizers = ctx.saved_tensors
-        size, normalizer = q.shape[-1], iter(normalizers)
+        q, k, v, bias, output, *of_pieces = ctx.saved_tensors
+        size, kept = q.shape[-1], iter(of_pieces)
         keys, values = (_expand(x, q.shape[1]) for x in (k, v))
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
         grad_bias = None if bias is None else torch.zeros_like(bias)
@@ -60,21 +65,26 @@ class CPUAttention(Function):
             ctx.batches, ctx.pieces, tensors, bias
         ):
             for piece in of_batch:
+                if _is_small(piece, q):
+                    gq[:], gk[:], gv[:], of_scores = attend_small_backward(grad, qs, ks, vs, next(kept), size**-0.5)
+                    if piece.biased is not None and grad_bias is not None:
+                        of_key = (piece.biased.mT.to(q.dtype) @ of_scores).unflatten(0, (len(qs), -1)).sum((1, 2))
+                        _of_context(batch, grad_bias).add_(of_key[:, : batch.context_length])
+                    continue
                 inputs = gather_inputs(piece, qs, ks, vs, bs)
                 of_output, result = (x[:, piece.queries].transpose(1, 2) for x in (grad, out))
                 if inputs[0].shape[-1] > size:
                     padding = 0, inputs[0].shape[-1] - size
                     of_output, result = (torch.nn.functional.pad(x, padding) for x in (of_output, result))
                 of_q, of_k, of_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    of_output, *inputs, result, next(normalizer), **_options(piece, q)
+                    of_output, *inputs, result, next(kept), **_options(piece, q)
                 )
                 gq[:, piece.queries] = of_q[..., :size].transpose(1, 2)
                 _add_to_keys(piece, gk, of_k[..., :size].transpose(1, 2))
                 _add_to_keys(piece, gv, of_v[..., :size].transpose(1, 2))
                 if piece.biased is not None and grad_bias is not None:
-                    rows = grad_bias[batch.start : batch.start + batch.num_tokens].view(batch.num_samples, -1)
-                    context = slice(0, batch.context_length)
-                    rows[:, context] += of_k[:, :, context, size].sum(1).to(rows.dtype) * size**0.5
+                    of_key = of_k[:, :, : batch.context_length, size].sum(1)
+                    _of_context(batch, grad_bias).add_(of_key, alpha=size**0.5)
         return grad_q, _reduce(grad_k, k.shape[1]), _reduce(grad_v, v.shape[1]), grad_bias, None, None
 
 
@@ -85,8 +95,18 @@ def _by_batch(
     for batch, of_batch in zip(batches, pieces, strict=True):
         rows = slice(batch.start, batch.start + batch.num_tokens)
         views = [x[rows].view(batch.num_samples, batch.length, *x.shape[1:]) for x in tensors]
-        of_context = None if bias is None else bias[rows].view(batch.num_samples, -1)[:, : batch.context_length]
-        yield batch, of_batch, views, of_context
+        yield batch, of_batch, views, None if bias is None else _of_context(batch, bias)
+
+
+def _of_context(batch: SampleBatch, values: Tensor) -> Tensor:
+    """(L,) -> (G, C), a view."""
+    rows = values[batch.start : batch.start + batch.num_tokens]
+    return rows.view(batch.num_samples, -1)[:, : batch.context_length]
+
+
+def _is_small(piece: Piece, q: Tensor) -> bool:
+    """Whether `small.py` computes it; in half precision its scores would be rounded."""
+    return piece.small and q.dtype in (torch.float32, torch.float64)
 
 
 def _options(piece: Piece, q: Tensor) -> dict[str, Any]:

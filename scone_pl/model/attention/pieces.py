@@ -42,6 +42,8 @@ class Piece:
     """(G, visible) int64: further keys, before `keys`, as rows of the batch's G * S tokens."""
     biased: Tensor | None = None
     """(queries, 1) bool: the queries that a soft bridge's bias concerns; keys that start with the context."""
+    small: bool = False
+    """Whole samples of up to `SMALL_SAMPLE` tokens with a mask (`masked_piece`)."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def masked_piece(
                 part = torch.ones(stop, stop, dtype=torch.bool, device=device).tril()
             mask[:, :, piece.queries, keys] = part
             start = stop
-    return Piece(slice(0, size), (slice(0, size),), mask, biased=None if biased is None else biased[:, None])
+    of_query = None if biased is None else biased[:, None]
+    return Piece(slice(0, size), (slice(0, size),), mask, biased=of_query, small=True)
 
 
 def _with_own(mask: Tensor | None, split: Split) -> Tensor | None:
