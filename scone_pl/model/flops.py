@@ -20,7 +20,7 @@ from scone_pl.model.attention import attended_pairs
 from scone_pl.model.bridge import kept_lengths, shortened
 from scone_pl.model.config import BridgeConfig, NetworkConfig
 from scone_pl.model.experts import training_together
-from scone_pl.model.sequence import PackedSequence, SplitKind
+from scone_pl.model.sequence import PackedSequence, SplitKind, to_device
 
 TRAINED = ("understanding", "generation", "connector", "latent_projections", "time_embedder")
 """Parts that train by default: everything but ViT and autoencoder; named as in `scone_pl.training.parts`."""
@@ -112,7 +112,7 @@ def spared_pairs(pack: PackedSequence, blocked: Tensor, num_layers: int, bridge:
     late = sum(_spares(bridge, layer) and not bridge.hides_references_in(layer) for layer in range(num_layers))
     hidden = late * blocked.long() + early * pack.reference_tokens.long()
     of_sample = hidden.new_zeros(pack.num_samples).index_add_(0, pack.sample_of_token, hidden)
-    return (of_sample * torch.tensor(targets, device=pack.device)).sum()
+    return (of_sample * to_device(torch.tensor(targets), pack.device)).sum()
 
 
 def _spares(bridge: BridgeConfig, layer: int) -> bool:

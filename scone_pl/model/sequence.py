@@ -29,8 +29,8 @@ from scone_pl.model.layout import SCONE_LAYOUT, PromptLayout
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """A host tensor `x` on `device`, without synchronisation."""
     if device.type == "cuda":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
+        x = x.pin_memory()
+    return x.to(device, non_blocking=device.type in ("cuda", "meta"))
 
 
 class SplitKind(IntEnum):

@@ -16,7 +16,7 @@ from scone_pl.errors import UserError
 from scone_pl.model.bridge import BridgeState
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.network import Network, NetworkOutput
-from scone_pl.model.sequence import PackedSequence
+from scone_pl.model.sequence import PackedSequence, to_device
 from scone_pl.ranges import check_number
 
 
@@ -69,7 +69,7 @@ def flow_matching(
     timesteps = flow.timesteps_from_logits(pack.timestep_logits, timestep_shift)
     scales = model.noise_scales([len(split.content) for split in pack.latent_splits])
     if scales is not None:
-        noise = noise * pack.expand_latent_splits(scales.to(noise.device))[:, None]
+        noise = noise * pack.expand_latent_splits(to_device(scales, noise.device))[:, None]
     noisy = flow.add_noise(clean, noise, pack.expand_latent_splits(timesteps))
     output = model(pack, noisy, timesteps, bridge, similarity_grad=similarity_grad)
     target = model.velocity_target(pack, clean, noise, timesteps).index_select(0, pack.target_in_latents)
@@ -94,10 +94,10 @@ def alignment(state: BridgeState, pack: PackedSequence, threshold: Tensor | floa
     """
     if pack.vit_labels is None:
         return state.similarity.new_zeros(())
-    known = ~torch.isnan(pack.vit_labels)
-    positions = pack.vit_index[known]
-    of_token = threshold[positions] if isinstance(threshold, Tensor) else threshold
-    logits = (state.similarity[positions] - of_token) / temperature
-    if not len(logits):
-        return state.similarity.sum() * 0
-    return F.binary_cross_entropy_with_logits(logits, pack.vit_labels[known])
+    # A weight of 0 for what is unknown: for an index by a mask the host would wait for the device.
+    known = (~torch.isnan(pack.vit_labels)).to(state.similarity.dtype)
+    of_token = threshold[pack.vit_index] if isinstance(threshold, Tensor) else threshold
+    logits = (state.similarity[pack.vit_index] - of_token) / temperature
+    labels = pack.vit_labels.nan_to_num().to(logits.dtype)
+    total = F.binary_cross_entropy_with_logits(logits, labels, known, reduction="sum")
+    return total / known.sum().clamp(min=1)

@@ -12,6 +12,7 @@ from scone_pl.data.stream import Batch
 from scone_pl.model.bridge import Bridge, BridgeState
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.network import Network
+from scone_pl.model.sequence import to_device
 from scone_pl.training import losses
 from scone_pl.training.losses import AlignmentConfig
 from scone_pl.training.settings import StageSettings
@@ -89,7 +90,7 @@ class Objective:
             posterior = torch.Generator(device).manual_seed(seed_of("posterior", batch.seed))
             clean = model.encode_images(pack, posterior, sample=sample_posterior).float()
         generator = torch.Generator().manual_seed(seed_of("noise", batch.seed))
-        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+        noise = to_device(torch.randn(clean.shape, generator=generator), clean.device)
         result = losses.flow_matching(
             model,
             pack,
