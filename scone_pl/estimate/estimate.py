@@ -87,8 +87,7 @@ def estimate(
         references: images of a sample.
         labels: see `typical_pack`.
     """
-    encode = encode_bytes(recipe.config, recipe.stages[0].packing.vae_resize.max_size)
-    stages = tuple(_stage(recipe, stage, encode, ranks, gpus, mfu, references, labels) for stage in recipe.stages)
+    stages = tuple(_stage(recipe, stage, ranks, gpus, mfu, references, labels) for stage in recipe.stages)
     return Estimate(recipe, Network.of(recipe.config, ()).count(), gpus, mfu, stages)
 
 
@@ -121,13 +120,20 @@ class _Memory:
         if used and checkpointing is None:
             full = full.interpolate(self.activations[False], self.stage.layers_kept / self.config.decoder.num_layers)
         scaled = StepActivations(round(full.kept * fraction), round(full.peak * fraction))
-        return rank_memory(network or self.network, plan, scaled, self.encode, ema=self.stage.ema)
+        stage = self.stage
+        return rank_memory(
+            network or self.network,
+            plan,
+            scaled,
+            self.encode,
+            ema=stage.ema,
+            autoencoder_dtype=stage.autoencoder_dtype,
+        )
 
 
 def _stage(
     recipe: Recipe,
     stage: Stage,
-    encode: int,
     ranks: Sequence[int],
     gpus: dict[str, Gpu],
     mfu: float,
@@ -152,6 +158,8 @@ def _stage(
         for checkpointing in (True, False)
     }
     network = Network.of(recipe.config, stage.trained, stage.lora, stage.quantization)
+    # With latents computed before, validation and previews still encode.
+    encode = encode_bytes(recipe.config, stage.packing.vae_resize.max_size, stage.autoencoder_dtype)
     memory = _Memory(recipe.config, network, stage, encode, activations)
     cases = []
     for plan in (plan for number in ranks for plan in plans_for(stage, number)):

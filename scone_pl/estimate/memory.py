@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from scone_pl.dtypes import DTYPES
 from scone_pl.estimate.activations import StepActivations
 from scone_pl.estimate.state import MASTER_BYTES, SIZES, Network, Plan, RankState
 from scone_pl.estimate.tracking import LiveBytes, fused_kernels
@@ -58,7 +59,13 @@ class RankMemory:
 
 
 def rank_memory(
-    network: Network, plan: Plan, activations: StepActivations, encode: int, *, ema: bool = False
+    network: Network,
+    plan: Plan,
+    activations: StepActivations,
+    encode: int,
+    *,
+    ema: bool = False,
+    autoencoder_dtype: str = "float32",
 ) -> RankMemory:
     """Memory of the rank with the largest shards.
 
@@ -68,8 +75,9 @@ def rank_memory(
         activations: of a step.
         encode: bytes of encoding one image, see `encode_bytes`.
         ema: whether the weights are averaged.
+        autoencoder_dtype: of its weights.
     """
-    state = network.state(plan, ema=ema)
+    state = network.state(plan, ema=ema, autoencoder_dtype=autoencoder_dtype)
     layer, root = network.units()
     compute, reduce = SIZES[plan.compute], SIZES[plan.reduce]
     gathered = outside = 0
@@ -89,10 +97,10 @@ def _num_layers(network: Network) -> int:
     return 1 + max(int(n.split(".layers.")[1].split(".")[0]) for n in network.shapes if "model.layers." in n)
 
 
-def encode_bytes(config: NetworkConfig, side: int) -> int:
-    """Most activations of encoding one square image of `side` pixels in float32, without the library's workspace."""
+def encode_bytes(config: NetworkConfig, side: int, dtype: str = "float32") -> int:
+    """Most activations of encoding one square image of `side` pixels in `dtype`, without the library's workspace."""
     with torch.device("meta"):
-        autoencoder = build_autoencoder(config.autoencoder).eval()
+        autoencoder = build_autoencoder(config.autoencoder).eval().to(DTYPES[dtype])
         image = torch.empty(1, 3, side, side)
     with torch.no_grad(), fused_kernels(), LiveBytes() as live:
         live.ignore(*autoencoder.parameters(), image)

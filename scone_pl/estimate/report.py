@@ -59,13 +59,14 @@ def _trains(estimate: StageEstimate, part: Part, count: int) -> str:
 
 
 def _flops_line(estimate: StageEstimate) -> str:
-    flops = estimate.flops
+    flops, stage = estimate.flops, estimate.stage
     again = flops.model.recomputed / flops.model.total
+    encode = f"{flops.encode / 1e12:.1f} TFLOP in {stage.autoencoder_dtype}"
     return (
-        f"{estimate.stage.name}: {estimate.tokens:,} tokens a rank and pack, {estimate.stage.accumulate} a step, "
-        f"{estimate.stage.steps} steps; {flops.model.total / 1e12:,.1f} TFLOP a pack "
-        f"(attention over {flops.dense_share:.0%} of L^2, nothing blocked), recomputed with checkpointing: {again:.0%} "
-        f"more; autoencoder apart: {flops.encode / 1e12:.1f} TFLOP in float32"
+        f"{stage.name}: {estimate.tokens:,} tokens a rank and pack, {stage.accumulate} a step, {stage.steps} steps; "
+        f"{flops.model.total / 1e12:,.1f} TFLOP a pack (attention over {flops.dense_share:.0%} of L^2, nothing "
+        f"blocked), recomputed with checkpointing: {again:.0%} more; autoencoder apart: "
+        f"{'none, latents are read' if stage.latents else encode}"
     )
 
 

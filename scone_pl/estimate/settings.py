@@ -40,6 +40,9 @@ class Stage:
     layers_kept: int
     """Layers that are not recomputed with checkpointing."""
     packing: PackingConfig
+    autoencoder_dtype: str
+    latents: bool
+    """Whether training reads latents that were computed before."""
     plan: Plan
     """The recipe's."""
     num_nodes: int
@@ -106,6 +109,8 @@ def _stage(name: str, settings: Any) -> Stage:
         recompute_attention=model.recompute_attention,
         layers_kept=model.layers_kept,
         packing=PackingConfig.parsed(settings.data.packing),
+        autoencoder_dtype=model.autoencoder_dtype,
+        latents=settings.data.latents,
         plan=_plan(trainer, model.sharding, _devices(trainer.devices) * num_nodes),
         num_nodes=num_nodes,
     )

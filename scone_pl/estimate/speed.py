@@ -23,7 +23,7 @@ class PackFlops:
     model: StepFlops
     """Matrix products of the network with nothing blocked; what the bridge hides makes it less."""
     encode: int
-    """The autoencoder's convolutions, float32: no part of the MFU."""
+    """The autoencoder's convolutions, no part of the MFU; 0 if latents were computed before."""
     dense_share: float
     """Attended pairs over L^2."""
 
@@ -35,7 +35,7 @@ def pack_flops(config: NetworkConfig, stage: Stage, pack: PackedSequence) -> Pac
         autoencoder = build_autoencoder(config.autoencoder)
         images = [torch.empty(image.shape) for image in pack.images]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for image in images[:1]:  # all are of one size
+        for image in images[: 0 if stage.latents else 1]:  # all are of one size
             autoencoder.encode(image[None])
     encode = counter.get_total_flops() * len(images)
     # Adapters cost next to nothing, but the weights beside them need no gradient.

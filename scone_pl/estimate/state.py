@@ -62,7 +62,7 @@ class RankState:
     """Shards: float32 where they train, else in the precision they compute in; quantised ones in full; without the
     autoencoder."""
     autoencoder: int
-    """Whole on every rank, float32."""
+    """Whole on every rank."""
     gradients: int
     optimizer: int
     """AdamW's two moments."""
@@ -115,14 +115,14 @@ class Network:
                 counts[part_of(name)] = counts.get(part_of(name), 0) + math.prod(shape)
         return counts
 
-    def state(self, plan: Plan, *, ema: bool = False) -> RankState:
+    def state(self, plan: Plan, *, ema: bool = False, autoencoder_dtype: str = "float32") -> RankState:
         """What a rank holds, with an average of the weights that train if `ema`."""
         # FSDP2 casts what computes, so frozen weights are kept that small (`training.sharding.freeze_dtype`).
         frozen = SIZES[plan.compute] if plan.kind == "sharded" else MASTER_BYTES
         weights = autoencoder = own = 0
         for name, shape in self.shapes.items():
             if name.startswith("autoencoder."):
-                autoencoder += math.prod(shape) * MASTER_BYTES
+                autoencoder += math.prod(shape) * SIZES[autoencoder_dtype]
                 continue
             if name in self.quantized:
                 weights += self.quantized[name]

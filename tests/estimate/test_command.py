@@ -68,6 +68,22 @@ def test_stage_two_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_latents_and_the_autoencoder_s_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    """Latents computed before cost nothing in a step; half the precision takes half the memory and the same FLOPs."""
+    args = ["--config", STAGE1, "--chain", "null", "--devices", "8", "--data.packing.token_budget", "12000"]
+    half = ["--model.init_args.autoencoder_dtype", "bfloat16"]
+    (full,), (halved,), (latents,) = (
+        estimate(capsys, *args, *more)["stages"] for more in ([], half, ["--data.latents", "true"])
+    )
+    assert full["flops"]["encode"] == halved["flops"]["encode"] > 0
+    assert latents["flops"]["encode"] == 0
+    assert latents["flops"]["total"] == full["flops"]["total"]
+    sizes, small = (stage["cases"][0]["bytes"] for stage in (full, halved))
+    assert sizes["autoencoder"] == 2 * small["autoencoder"] > 0
+    assert 0.4 < small["encode"] / sizes["encode"] < 0.7
+
+
+@pytest.mark.slow
 def test_overrides_and_a_folder_s_own_sizes(bagel_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = ["--model.init_args.init_from", str(bagel_folder)]
     args = ["--config", STAGE1, *start, "--chain", "null", "--data.packing.token_budget", "12000"]
