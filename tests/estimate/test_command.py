@@ -11,7 +11,11 @@ from running import ROOT
 
 from scone_pl.__main__ import main
 from scone_pl.cli.stages import stages
+from scone_pl.estimate.memory import encode_bytes
 from scone_pl.estimate.settings import recipe_of
+from scone_pl.estimate.speed import pack_flops
+from scone_pl.estimate.state import Network
+from scone_pl.estimate.workload import typical_pack
 from scone_pl.gpus import GPUS, peak_of, read_gpus
 
 STAGE1, STAGE2 = (str(ROOT / f"experiments/{name}.yaml") for name in ("stage1", "stage2"))
@@ -67,20 +71,26 @@ def test_stage_two_without_weights(capsys: pytest.CaptureFixture[str]) -> None:
     assert formation["flops"]["backward"]["generation"] < guidance["flops"]["backward"]["generation"]
 
 
-@pytest.mark.slow
-def test_latents_and_the_autoencoder_s_precision(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["full", "half", "latents"])
+def test_latents_and_the_autoencoder_s_precision(name: str) -> None:
     """Latents computed before cost nothing in a step; half the precision takes half the memory and the same FLOPs."""
-    args = ["--config", STAGE1, "--chain", "null", "--devices", "8", "--data.packing.token_budget", "12000"]
-    half = ["--model.init_args.autoencoder_dtype", "bfloat16"]
-    (full,), (halved,), (latents,) = (
-        estimate(capsys, *args, *more)["stages"] for more in ([], half, ["--data.latents", "true"])
+    changes = {
+        "full": [],
+        "half": ["--model.init_args.autoencoder_dtype", "bfloat16"],
+        "latents": ["--data.latents", "true"],
+    }
+    recipe = recipe_of(
+        stages(["fit", "--config", str(ROOT / "experiments/icons/stage1.yaml"), *changes[name]]), "icons"
     )
-    assert full["flops"]["encode"] == halved["flops"]["encode"] > 0
-    assert latents["flops"]["encode"] == 0
-    assert latents["flops"]["total"] == full["flops"]["total"]
-    sizes, small = (stage["cases"][0]["bytes"] for stage in (full, halved))
-    assert sizes["autoencoder"] == 2 * small["autoencoder"] > 0
-    assert 0.4 < small["encode"] / sizes["encode"] < 0.7
+    stage = recipe.stages[0]
+    counted = pack_flops(recipe.config, stage, typical_pack(recipe.config, stage.packing)).encode
+    assert (counted == 0) == (name == "latents")
+    memory = Network.of(recipe.config, stage.trained)
+    weights = memory.state(stage.plan, autoencoder_dtype=stage.autoencoder_dtype).autoencoder
+    full = memory.state(stage.plan).autoencoder
+    assert weights == (full // 2 if name == "half" else full) > 0
+    encode = encode_bytes(recipe.config, 32, stage.autoencoder_dtype) / encode_bytes(recipe.config, 32)
+    assert 0.4 < encode < 0.7 if name == "half" else encode == 1
 
 
 @pytest.mark.slow
