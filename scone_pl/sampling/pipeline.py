@@ -244,7 +244,7 @@ class SconePipeline(Placement, Publishing, LoRAAdapters):
         """Samples images for each prompt. The defaults are Scone's published settings.
 
         Args:
-            prompt: the instruction, or a list of them, which are sampled side by side; that changes no image.
+            prompt: the instruction, or a list of them, sampled in one batch; batching does not affect any image.
             image: references in the order in which the prompt counts them, one or a list; none = text to image. For a
                 list of prompts one image for all, or a list with an image or a list of references for each. See
                 `ImageInput`; they are rotated as their EXIF orientation says, see `from_pretrained`.

@@ -2,8 +2,7 @@
 
 Three contexts guide an image: references + instruction, references only, instruction only. The second is the first
 without its end, so two passes fill all three and two caches hold them. A negative prompt makes the second a context of
-its own: references + negative prompt. Each step runs every branch of every image as
-one packed sequence.
+its own: references + negative prompt. Each step runs every branch of every image as one packed sequence.
 
 Shapes: B prompts, T target tokens of an image, P values of a token.
 """
@@ -58,7 +57,7 @@ def sample(
     noise: Sequence[Tensor],
     on_step: StepCallback | None = None,
 ) -> list[SampledLatents]:
-    """Samples all prompts side by side; how they are grouped changes no image.
+    """Samples all prompts in one batch; the grouping does not affect any image.
 
     Args:
         model: in eval mode.
@@ -68,7 +67,7 @@ def sample(
         noise: per prompt the initial (T, P), standard normal.
         on_step: see `StepCallback`.
     """
-    # Attention batches adjacent targets of equal layout, so those with equal contexts go side by side.
+    # Attention batches adjacent targets of equal layout, so those with equal contexts are placed next to each other.
     order = sorted(range(len(prompts)), key=lambda i: prompts[i].layout)
     prompts, noise = [prompts[i] for i in order], [noise[i] for i in order]
     branches = _GuidanceBranches(model, sequence_format, prompts, config)

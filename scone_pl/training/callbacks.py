@@ -49,7 +49,7 @@ class Previews(pl.Callback):
             every_n_validations: Sample at each n-th validation.
 
         Raises:
-            UserError: a number that makes no sense.
+            UserError: a number out of range.
         """
         check_whole("previews.num_samples", num_samples)
         check_whole("previews.every_n_validations", every_n_validations, minimum=1)

@@ -3,7 +3,7 @@
 | reason           | what                                                     | the same command again     |
 |------------------|----------------------------------------------------------|----------------------------|
 | `finished`       | `trainer.max_steps` reached                              | nothing to do, status 0    |
-| `early_stopping` | EarlyStopping ended it: as finished as it is going to be | nothing to do, status 0    |
+| `early_stopping` | EarlyStopping ended it as configured                     | nothing to do, status 0    |
 | `max_time`       | `trainer.max_time` passed                                | resumes                    |
 | `stopped`        | another callback set `trainer.should_stop`               | resumes                    |
 | `signal`         | SIGTERM, SIGUSR1 or Ctrl-C                               | resumes                    |

@@ -26,7 +26,7 @@ from scone_pl.training.trainer_attributes import is_trial
 _SHELL_STATUS = 128
 """Plus the signal's number: what a shell reports for it."""
 _MAX_FAILURES = 2
-"""Snapshots in a row that cannot be written before the run stops: what it trained on would be lost anyway."""
+"""Consecutive snapshots that cannot be written before the run stops, as further training could not be saved."""
 _SNAPSHOT_BYTES = 12
 """Per trained weight: itself and AdamW's two moments, in float32."""
 _AVERAGE_BYTES = 4
@@ -56,7 +56,7 @@ class Saving(Checkpoint):
             background: Continue training while a snapshot is written; it is copied to host memory first.
 
         Raises:
-            UserError: a number that makes no sense.
+            UserError: a number out of range, or `keep_every_n_steps` is no multiple of `every_n_steps`.
         """
         check_whole("checkpoint.every_n_steps", every_n_steps)
         check_whole("checkpoint.keep_last", keep_last, minimum=1)
