@@ -7,6 +7,8 @@ import re
 
 from running import ROOT
 
+from scone_pl.construct.models import ModelConfig
+from scone_pl.construct.steps.registry import STEPS
 from scone_pl.model.config import BridgeConfig
 from scone_pl.processes import PREEMPTION_SIGNALS
 from scone_pl.sampling.settings import SamplingConfig
@@ -24,6 +26,18 @@ def test_bridge_settings() -> None:
     text = (ROOT / "docs/bridge.md").read_text()
     missing = [f.name for f in dataclasses.fields(BridgeConfig) if not re.search(rf"`{f.name}\b", text)]
     assert missing == []
+
+
+def test_steps_and_models_of_construct() -> None:
+    rows = [line.split(" | ") for line in (ROOT / "docs/construct.md").read_text().splitlines() if line[:2] == "| "]
+    tables = {row[0].strip("| `"): row[1] for row in rows if len(row) == 2}  # the settings of steps come last
+    for name, kind in {**STEPS, "model": ModelConfig}.items():
+        text = tables[name] if name in STEPS else " ".join(tables[part] for part in ("where", "how", "for `plan"))
+        documented = dict(re.findall(r"`(\w+)(?:: ([^`]+))?`", text))
+        fields = [f for f in dataclasses.fields(kind) if f.name not in ("name", "input", "budget")]
+        assert {f.name for f in fields} <= documented.keys(), name
+        for f in fields:
+            assert documented[f.name] in ("", "[]", str(f.default), str(f.default).lower()), f.name
 
 
 def test_exit_statuses() -> None:
