@@ -32,10 +32,10 @@ class VisibleReference:
     """What targets see of one reference image in the masked layers."""
 
     weights: np.ndarray
-    """(rows, columns) float in [0, 1] over its VAE tokens: 0 or 1 under a hard mask, sigmoid((s - tau) / T) under a
-    soft one."""
+    """(rows, columns) float in [0, 1] over the tokens that targets look up, of the VAE if there is one: 0 or 1 under a
+    hard mask, sigmoid((s - tau) / T) under a soft one."""
     visible: int
-    """Number of its tokens, VAE and ViT, that are not blocked."""
+    """Number of its tokens, of every kind, that are not blocked."""
     tokens: int
     """Number of its tokens."""
 
@@ -80,9 +80,10 @@ class Reading:
         """Per reference what the bridge leaves of it."""
         state = self.decide(bridge)
         weights, found = _weights(state), []
-        for vae, vit in zip(self.pack.mapped_splits, self.pack.splits_of(SplitKind.VIT), strict=True):
-            blocked = torch.cat([state.blocked[_inside(vae)], state.blocked[_inside(vit)]])
-            grid = weights[_inside(vae)].view(vae.grid).numpy()  # type: ignore[arg-type]
+        for mapped, vit in zip(self.pack.mapped_splits, self.pack.splits_of(SplitKind.VIT), strict=True):
+            own = [mapped] if mapped is vit else [mapped, vit]
+            blocked = torch.cat([state.blocked[_inside(split)] for split in own])
+            grid = weights[_inside(mapped)].view(mapped.grid).numpy()  # type: ignore[arg-type]
             found.append(VisibleReference(grid, int((~blocked).sum()), len(blocked)))
         return found
 

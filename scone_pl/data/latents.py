@@ -65,8 +65,12 @@ class LatentCache:
             autoencoder: identity of its weights.
 
         Raises:
-            UserError: the set is remote.
+            UserError: the set is remote, or the base model has no autoencoder.
         """
+        if sequence_format.layout.single_stream:
+            raise UserError(
+                "data.latents: this base model has no autoencoder, so there are no latents to compute; leave it out"
+            )
         if shards.storage.remote:
             raise UserError(f"{shards.storage.name}: latents are kept beside a local data set; copy it to this machine")
         made = {

@@ -42,6 +42,7 @@ def section(comparisons: Comparisons, folder: Path) -> str:
     tables = _score_tables(result, result.rows(scored)) if scored else []
     tables += _compared(f"minus {_label(result, result.text('baseline'))}", comparisons, comparisons.with_baseline)
     tables += _compared("within an arm", comparisons, comparisons.within_arms)
+    tables += _beside(result, folder)
     tables += [_layer_table(result, name) for name in result.of_kind("layers", "test")]
     tables += [_choice_table(result, layered)] if result.of_kind("layers", "validation") else []
     figures = [f for f in (folder / f"{result.study}.png", folder / f"{result.study}_maps.png") if f.is_file()]
@@ -111,6 +112,29 @@ def _compared(head: str, comparisons: Comparisons, rows: list[ComparedRow]) -> l
         return []
     columns = comparisons.result.evaluator(rows[0].pairs[0].evaluation).compared
     return [markdown_table([head, *(column.head for column in columns)], lines)]
+
+
+def _beside(result: Result, folder: Path) -> list[str]:
+    """The table of arms of several studies; those without a kept result are left out.
+
+    Raises:
+        UserError: a kept result lacks an arm.
+    """
+    rows, columns = [], result.evaluator(result.of_kind("score")[0]).compared if result.of_kind("score") else ()
+    for label, (study, *arms) in (result.content.get("beside") or {}).items():
+        if study != result.study and not (folder / f"{study}.json").is_file():
+            continue
+        other = result if study == result.study else Result.read(folder / f"{study}.json")
+        if missing := [arm for arm in arms if arm not in other.arms]:
+            raise UserError(f"{result.study}: beside.{label} names {missing[0]}, which {study}.json lacks")
+        evaluation = other.of_kind("score")[0]
+        for arm in arms:
+            own = [str(other.estimate(arm, evaluation, column.metric)) for column in columns]
+            pairs = [other.difference(arm, arms[0], evaluation, c.metric) for c in columns if arm != arms[0]]
+            minus = [str(pair or "") for pair in pairs] or [""] * len(columns)
+            rows.append([f"{label}: {_label(other, arm)}", *own, *minus])
+    heads = [column.head for column in columns]
+    return [markdown_table(["side by side", *heads, *(f"{h}, minus its baseline" for h in heads)], rows)] if rows else []
 
 
 def _layer_table(result: Result, evaluation: str) -> str:

@@ -87,6 +87,8 @@ class Study:
     """Arm that the others are compared with, paired by seed."""
     contrasts: tuple[tuple[str, str], ...] = ()
     """(evaluation, another): what is compared within every arm, paired by seed."""
+    beside: dict[str, list[str]] = field(default_factory=dict)
+    """Label -> [study, its baseline, its other arms ...]: kept results, of this study too, in one table of the page."""
     paper_table: str = ""
     """Key in `docs/evidence/published.yaml`."""
     first_seed: int = 0
@@ -113,6 +115,9 @@ class Study:
             raise UserError(f"{self.file}: contrasts name {', '.join(sorted(unknown))}, none of its evaluations")
         if self.init_of and (len(self.init_of) != 2 or self.init_of[0] == self.name):
             raise UserError(f"{self.file}: init_of is {list(self.init_of)}; it must be [another study, its arm]")
+        for label, row in self.beside.items():
+            if not isinstance(row, list) or len(row) < 2 or not all(isinstance(name, str) for name in row):
+                raise UserError(f"{self.file}: beside.{label} is {row!r:.80}; it must be [study, its baseline, its arms]")
         for name, arm in self.arms.items():
             if arm.weights_of is not None and len(arm.weights_of) not in (2, 3):
                 given = list(arm.weights_of)

@@ -170,6 +170,22 @@ def test_a_result_of_some_arms_has_neither_findings_nor_a_missing_baseline(tmp_p
     assert "**Result.**" not in text
 
 
+def test_results_of_several_studies_side_by_side(tmp_path):
+    content = {**result("ours", seeds=2), "paper_table": "", "beside": {"Theirs": ["other", "one", "two"]}}
+    content["beside"] |= {"Not run": ["later", "one", "two"], "Ours": ["ours", "two"]}
+    (tmp_path / "other.json").write_text(json.dumps(result("other", seeds=3)))
+    rows = [row.split(" | ") for row in section(Comparisons(Result(content)), tmp_path).splitlines()]
+    theirs = {row[0].strip(" |"): [cell.strip(" |") for cell in row[1:]] for row in rows}
+    assert theirs["Theirs: arm one"][:2] == ["5.10 ± 0.25", "6.00 ± 0.00"]
+    assert theirs["Theirs: arm one"][4] == ""
+    assert theirs["Theirs: arm two"][4:6] == ["1.00 ± 0.00", "1.00 ± 0.00"]
+    assert theirs["Ours: arm two"][0] == "6.05 ± 0.64"
+    assert "Not run: arm one" not in theirs
+    content["beside"] = {"Theirs": ["other", "three", "two"]}
+    with pytest.raises(UserError, match=r"ours: beside.Theirs names three, which other.json lacks"):
+        section(Comparisons(Result(content)), tmp_path)
+
+
 def test_commits_of_training_and_evaluation(tmp_path):
     content = result(seeds=2)
     content["arms"]["one"]["runs"][0]["trained"] = [{"commit": "123"}, {"commit": "456"}]

@@ -96,6 +96,7 @@ def test_what_decides_scores_names_their_file(written, tmp_path, monkeypatch):
         ({"init_of": ["wrong", "plain"]}, r"it must be \[another study, its arm\]"),
         ({"init_of": ["table4"]}, r"it must be \[another study, its arm\]"),
         ({"arms": {"plain": {"label": "plain", "weights_of": ["table5"]}}}, r"plain\.weights_of is \['table5'\]"),
+        ({"beside": {"others": ["table5"]}}, r"beside.others is \['table5'\]; it must be \[study, its baseline"),
         ({"question": None}, "question"),
     ],
 )
