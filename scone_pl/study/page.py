@@ -115,7 +115,7 @@ def _compared(head: str, comparisons: Comparisons, rows: list[ComparedRow]) -> l
 
 
 def _beside(result: Result, folder: Path) -> list[str]:
-    """The table of arms of several studies; those without a kept result are left out.
+    """The table of arms of several studies; what has not been run is left out.
 
     Raises:
         UserError: a kept result lacks an arm.
@@ -125,8 +125,9 @@ def _beside(result: Result, folder: Path) -> list[str]:
         if study != result.study and not (folder / f"{study}.json").is_file():
             continue
         other = result if study == result.study else Result.read(folder / f"{study}.json")
-        if missing := [arm for arm in arms if arm not in other.arms]:
+        if (missing := [arm for arm in arms if arm not in other.arms]) and not other.content.get("partial"):
             raise UserError(f"{result.study}: beside.{label} names {missing[0]}, which {study}.json lacks")
+        arms = [arm for arm in arms if arm not in missing]
         evaluation = other.of_kind("score")[0]
         for arm in arms:
             own = [str(other.estimate(arm, evaluation, column.metric)) for column in columns]
@@ -134,7 +135,9 @@ def _beside(result: Result, folder: Path) -> list[str]:
             minus = [str(pair or "") for pair in pairs] or [""] * len(columns)
             rows.append([f"{label}: {_label(other, arm)}", *own, *minus])
     heads = [column.head for column in columns]
-    return [markdown_table(["side by side", *heads, *(f"{h}, minus its baseline" for h in heads)], rows)] if rows else []
+    return (
+        [markdown_table(["side by side", *heads, *(f"{h}, minus its baseline" for h in heads)], rows)] if rows else []
+    )
 
 
 def _layer_table(result: Result, evaluation: str) -> str:

@@ -117,7 +117,9 @@ class Study:
             raise UserError(f"{self.file}: init_of is {list(self.init_of)}; it must be [another study, its arm]")
         for label, row in self.beside.items():
             if not isinstance(row, list) or len(row) < 2 or not all(isinstance(name, str) for name in row):
-                raise UserError(f"{self.file}: beside.{label} is {row!r:.80}; it must be [study, its baseline, its arms]")
+                raise UserError(
+                    f"{self.file}: beside.{label} is {row!r:.80}; it must be [study, its baseline, its arms]"
+                )
         for name, arm in self.arms.items():
             if arm.weights_of is not None and len(arm.weights_of) not in (2, 3):
                 given = list(arm.weights_of)

@@ -29,7 +29,7 @@ from scone_pl.training.metrics import BridgeQuality, Means, blocked_fraction
 from scone_pl.training.network import StageNetwork
 from scone_pl.training.objective import Objective
 from scone_pl.training.outcome import forget_stops
-from scone_pl.training.parts import count_trainable
+from scone_pl.training.parts import check_parts, count_trainable
 from scone_pl.training.predictor import Predictor
 from scone_pl.training.provenance import DESCRIPTION, provenance_in
 from scone_pl.training.results import TrainedWeights
@@ -90,6 +90,7 @@ class SconeModule(pl.LightningModule):
             warn_without_effect("model.bridge", self.settings.bridge.without_effect)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.settings.check_trains()
+            check_parts(self.settings.trainable, self.network.config)
         check_sharding(self.settings.sharding, self.trainer)
         self.model, read = self.network.build(self.trainer.strategy.root_device, self.device_mesh)
         total = sum(shape.numel() for shape in weight_shapes(self.model).values())

@@ -23,7 +23,7 @@ from scone_pl.model.lora import LoRAConfig, add_lora, initial_weights
 from scone_pl.model.network import Network
 from scone_pl.model.quantized import Quantization, check_quantization, quantize_layers
 from scone_pl.training.heap import trim_heap_before
-from scone_pl.training.parts import Part, check_parts, set_trainable
+from scone_pl.training.parts import Part, set_trainable
 from scone_pl.training.settings import StageSettings
 from scone_pl.training.sharding import ShardingConfig, freeze_dtype, needs_wrapping, shard
 
@@ -86,7 +86,6 @@ class StageNetwork:
         """
         check_quantization(settings.quantization)
         config = read_config(folder)
-        check_parts(settings.trainable, config)
         layers, bridge = config.decoder.num_layers, settings.bridge
         if bridge is not None and bridge.last_masked_layer > layers - 1:
             raise UserError(

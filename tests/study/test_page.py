@@ -181,6 +181,9 @@ def test_results_of_several_studies_side_by_side(tmp_path):
     assert theirs["Theirs: arm two"][4:6] == ["1.00 ± 0.00", "1.00 ± 0.00"]
     assert theirs["Ours: arm two"][0] == "6.05 ± 0.64"
     assert "Not run: arm one" not in theirs
+    (tmp_path / "later.json").write_text(json.dumps({**result("later"), "partial": True}))
+    content["beside"] = {"Half run": ["later", "three", "two"]}
+    assert "| Half run: arm two | 6.10 ± 0.25" in section(Comparisons(Result(content)), tmp_path)
     content["beside"] = {"Theirs": ["other", "three", "two"]}
     with pytest.raises(UserError, match=r"ours: beside.Theirs names three, which other.json lacks"):
         section(Comparisons(Result(content)), tmp_path)
