@@ -40,9 +40,9 @@ def run(
 
     Args:
         settings: the pipeline.
-        tasks: number of parts, such as the size of a Slurm array; each finds out its part's facts, and `merge` goes on.
-        task: which part this is, from 0.
-        engine: ray runs the work of the steps on a Ray cluster; pip install 'scone_pl[ray]'.
+        tasks: Number of parts, such as the size of a Slurm array; each computes its part, and `merge` continues.
+        task: Which part this is, from 0.
+        engine: ray = run the steps on a Ray cluster; pip install 'scone_pl[ray]'.
         address: HOST:PORT of a running Ray cluster, or auto; by default one is started on this machine.
     """
     if (tasks is None) != (task is None):
@@ -102,7 +102,7 @@ def sheet(settings: Construction, show: int = 24) -> None:
 
     Args:
         settings: the pipeline.
-        show: samples of each step, and for each reason of rejection.
+        show: Samples of each step, and for each reason of rejection.
     """
     check_whole("--show", show, minimum=1, maximum=MAX_SHEET)
     settings.folder  # noqa: B018 (checks it)
@@ -123,10 +123,10 @@ def demo(
     """Construct data of icons with planted faults, with a fake model server, and compare with the truth.
 
     Args:
-        output: folder for pools, shards, pages and report.
-        pairs: pairs with one reference.
-        sets: samples with several references.
-        errors: fractions of the fake models' answers that are wrong; by default 0, 0.05 and 0.2.
+        output: Folder for pools, shards, pages and report.
+        pairs: Pairs with one reference.
+        sets: Samples with several references.
+        errors: Fractions of the fake models' answers that are wrong; by default 0, 0.05 and 0.2.
         workers: processes; by default one per core.
     """
     rates = [0.0, 0.05, 0.2] if errors is None else errors

@@ -28,32 +28,32 @@ class Construction:
     """What is constructed, of what, and how."""
 
     output: str = ""
-    """folder for everything: results of steps, models' answers, shards, pages."""
+    """Folder for everything: results of steps, models' answers, shards, pages."""
     pools: list[dict[str, Any]] = field(default_factory=list)
-    """where samples come from; keys: name, path, layout, image_root, fields, subset, where, license, origin."""
+    """Where samples come from; keys: name, path, layout, image_root, fields, subset, where, license, origin."""
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """by name, OpenAI-compatible servers: model, base_url, api_key_env, concurrency, ..."""
+    """By name, OpenAI-compatible servers: model, base_url, api_key_env, concurrency, ..."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """in order; `step` says which, other keys are its settings."""
+    """Steps in order; `step` names one, other keys are its settings."""
     outputs: dict[str, Any] = field(default_factory=dict)
-    """folders of shards below OUTPUT/shards: name -> step, or list of steps, whose samples they hold; by default one
+    """Folders of shards below OUTPUT/shards: name -> step, or list of steps, whose samples they hold; by default one
     folder, samples, of the last step."""
     shards: ConvertConfig = field(default_factory=ConvertConfig)
-    """how samples are stored."""
+    """How samples are stored."""
     prompts: str | None = None
-    """folder of prompt templates that come before the package's."""
+    """Folder of prompt templates that come before the package's."""
     where: list[str] = field(default_factory=list)
-    """conditions on numbers for all pools, such as 'vlm_filter_cot.score_final >= 3.5'."""
+    """Conditions on numbers for all pools, such as 'vlm_filter_cot.score_final >= 3.5'."""
     fields: FieldNames = field(default_factory=FieldNames)
-    """names of fields for all pools that have none of their own."""
+    """Names of fields for all pools that have none of their own."""
     limit: int | None = None
-    """only the first entries of the pools."""
+    """Maximum number of entries, the first of the pools."""
     sample: int | None = None
-    """only so many entries, drawn at random."""
+    """Number of entries to draw at random."""
     seed: int = 0
-    """of all random draws."""
+    """Seed of all random draws."""
     workers: int | None = None
-    """processes; by default one per core."""
+    """Processes; by default one per core."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "sample"):

@@ -214,6 +214,11 @@ def test_help_of_every_verb_fits_a_screen_and_imports_nothing_heavy() -> None:
     for name in commands():
         lines = [line.split() for line in pages[name].splitlines() if line.startswith("  --")]
         assert all(len(words) > 2 for words in lines), f"{name}: an option without a description"
+        prose = [
+            re.split(r"\s{2,}", line.strip(), maxsplit=1)[1] for line in pages[name].splitlines() if "  --" in line
+        ]
+        small = [text for text in prose if re.match(r"[a-z'-]+ (?!=|or\b|->|\()", text)]
+        assert not small, f"{name}: descriptions begin with a capital"
         assert not re.search(r"\[(\w+\(|[^]]* / )", pages[name]), f"{name}: a default as source code"
 
 
