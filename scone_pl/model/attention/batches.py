@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
+from torch import Tensor
+
 from scone_pl.model.sequence import PackedSequence, Split, SplitKind
 
 
@@ -46,6 +48,11 @@ class SampleBatch:
     def num_tokens(self) -> int:
         """G * S."""
         return self.num_samples * self.length
+
+    def of_context(self, values: Tensor) -> Tensor:
+        """(L,) -> (G, C), a view."""
+        rows = values[self.start : self.start + self.num_tokens]
+        return rows.view(self.num_samples, -1)[:, : self.context_length]
 
 
 def batches_of(pack: PackedSequence) -> tuple[SampleBatch, ...]:

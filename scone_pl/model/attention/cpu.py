@@ -69,7 +69,7 @@ class CPUAttention(Function):
                     gq[:], gk[:], gv[:], of_scores = attend_small_backward(grad, qs, ks, vs, next(kept), size**-0.5)
                     if piece.biased is not None and grad_bias is not None:
                         of_key = (piece.biased.mT.to(q.dtype) @ of_scores).unflatten(0, (len(qs), -1)).sum((1, 2))
-                        _of_context(batch, grad_bias).add_(of_key[:, : batch.context_length])
+                        batch.of_context(grad_bias).add_(of_key[:, : batch.context_length])
                     continue
                 inputs = gather_inputs(piece, qs, ks, vs, bs)
                 of_output, result = (x[:, piece.queries].transpose(1, 2) for x in (grad, out))
@@ -84,7 +84,7 @@ class CPUAttention(Function):
                 _add_to_keys(piece, gv, of_v[..., :size].transpose(1, 2))
                 if piece.biased is not None and grad_bias is not None:
                     of_key = of_k[:, :, : batch.context_length, size].sum(1)
-                    _of_context(batch, grad_bias).add_(of_key, alpha=size**0.5)
+                    batch.of_context(grad_bias).add_(of_key, alpha=size**0.5)
         return grad_q, _reduce(grad_k, k.shape[1]), _reduce(grad_v, v.shape[1]), grad_bias, None, None
 
 
@@ -95,13 +95,7 @@ def _by_batch(
     for batch, of_batch in zip(batches, pieces, strict=True):
         rows = slice(batch.start, batch.start + batch.num_tokens)
         views = [x[rows].view(batch.num_samples, batch.length, *x.shape[1:]) for x in tensors]
-        yield batch, of_batch, views, None if bias is None else _of_context(batch, bias)
-
-
-def _of_context(batch: SampleBatch, values: Tensor) -> Tensor:
-    """(L,) -> (G, C), a view."""
-    rows = values[batch.start : batch.start + batch.num_tokens]
-    return rows.view(batch.num_samples, -1)[:, : batch.context_length]
+        yield batch, of_batch, views, None if bias is None else batch.of_context(bias)
 
 
 def _is_small(piece: Piece, q: Tensor) -> bool:

@@ -40,7 +40,7 @@ class SplitPlan(AttentionPlan):
         self._pack = pack
         # Samples on their own are never padded with filler.
         self._present = [
-            None if present is None or b.num_samples == 1 else _of_context(b, present)[:, None, None]
+            None if present is None or b.num_samples == 1 else b.of_context(present)[:, None, None]
             for b in self.batches
         ]
         causal = causal_strip(self.batches, pack.device)
@@ -51,7 +51,7 @@ class SplitPlan(AttentionPlan):
         )
 
     def hiding(self, blocked: Tensor) -> SplitPlan:
-        visible = [~_of_context(batch, blocked) for batch in self.batches]
+        visible = [~batch.of_context(blocked) for batch in self.batches]
         counts = torch.cat([v.sum(1) for v in visible]).tolist()  # the one device-to-host copy
         targets = []
         for batch, rows in zip(self.batches, visible, strict=True):
@@ -102,7 +102,7 @@ class SplitPlan(AttentionPlan):
     def _attend_batch(self, batch: SampleBatch, of_batch: Sequence[Piece], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(G * S, ...) -> (G * S, H, E)."""
         q, k, v = (x.view(batch.num_samples, batch.length, *x.shape[1:]) for x in (q, k, v))
-        bias = None if self._bias is None else _of_context(batch, self._bias)
+        bias = None if self._bias is None else batch.of_context(self._bias)
         parts: dict[int, Tensor] = {}
         for piece in of_batch:
             arguments = (*gather_inputs(piece, q, k, v, bias), piece.mask)
@@ -115,9 +115,3 @@ class SplitPlan(AttentionPlan):
             first, last, step = piece.queries.indices(batch.length)
             parts |= zip(range(first, last, step), output.split(1, 1), strict=True) if step > 1 else {first: output}
         return torch.cat([parts[first] for first in sorted(parts)], dim=1).flatten(0, 1)
-
-
-def _of_context(batch: SampleBatch, values: Tensor) -> Tensor:
-    """(L,) -> (G, C)."""
-    rows = values[batch.start : batch.start + batch.num_tokens]
-    return rows.view(batch.num_samples, -1)[:, : batch.context_length]
