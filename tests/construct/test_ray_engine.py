@@ -77,7 +77,7 @@ def workers(cluster: Any) -> list[int]:
     return found
 
 
-def wait(until: Callable[[], Any], seconds: float = 120) -> None:
+def wait(until: Callable[[], Any], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline
