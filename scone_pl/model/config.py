@@ -326,6 +326,7 @@ def icons(vocab_size: int = 1024) -> SconeConfig:
             base_channels=16,
             channel_multipliers=(1, 2, 2),
             num_res_blocks=1,
+            latent_channels=4,
             norm_groups=4,
             scale_factor=1.0,
             shift_factor=0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,10 @@ from scone_pl.progress import track
 from scone_pl.worlds.icons.world import IconsConfig, IconWorld
 
 SHIPPED = Path(__file__).parent / "autoencoder.safetensors"
+_NOISE = 0.3
+"""Standard deviation of the noise on latents in training."""
+_POSTERIOR = 0.05
+"""Standard deviation of the posterior of the finished autoencoder."""
 _STATISTICS = "statistics"
 """Tensor in the file: mean and standard deviation of the latents."""
 
@@ -66,9 +71,10 @@ def train(
     for step in track(range(steps), "autoencoder", steps, unit="steps", show=progress):
         picked = data[torch.randint(len(data), (batch,), generator=generator)]
         mean = model.encoder(picked).chunk(2, dim=1)[0]
-        # Noise instead of a posterior's: latents near each other decode alike. Their size is held near 1.
-        decoded = model.decoder(mean + 0.05 * torch.randn(mean.shape, generator=generator))
-        loss = F.l1_loss(decoded, picked) + F.mse_loss(decoded, picked) + 1e-3 * mean.square().mean()
+        # Noise instead of a posterior's: latents near each other decode alike, so that what is sampled a little wrong
+        # still looks like something. The penalty keeps their size near 1, or the noise would not matter.
+        decoded = model.decoder(mean + _NOISE * torch.randn(mean.shape, generator=generator))
+        loss = F.l1_loss(decoded, picked) + F.mse_loss(decoded, picked) + 3e-3 * mean.square().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -80,10 +86,23 @@ def train(
     return quality
 
 
+def _fix_posterior(model: FluxAutoencoder) -> None:
+    """Gives the posterior, from which training draws latents, a standard deviation of `_POSTERIOR` everywhere.
+
+    The loss above trains the mean alone: the log-variance would stay random, and its noise drown the latents.
+    """
+    head, channels = model.encoder.conv_out, model.config.latent_channels
+    with torch.no_grad():
+        head.weight[channels:] = 0
+        assert head.bias is not None
+        head.bias[channels:] = 2 * math.log(_POSTERIOR)
+
+
 @torch.no_grad()
 def _write(model: FluxAutoencoder, images: Tensor, file: Path) -> float:
     latents = model.encode(images)
     error = (model.decode(latents).clamp(-1, 1) - images).square().mean()
+    _fix_posterior(model)
     weights = {name: value.half() for name, value in model.state_dict().items()}
     write_bytes(save({**weights, _STATISTICS: torch.stack([latents.mean(), latents.std()])}), file)
     return float(10 * torch.log10(4 / error))

@@ -73,15 +73,15 @@ class Scene:
                 image = image + 35 * np.exp(-far)
         elif self.name == "cloth":
             across, along, phase = rng.uniform((4, -5, 0), (7, 5, 1))
-            image = image + 10 * np.sin(2 * np.pi * (across * rows + along * columns + phase)) + 4 * noise
+            image = image + 8 * np.sin(2 * np.pi * (across * rows + along * columns + phase)) + 1.5 * noise
         else:
             wave = 6 * rng.random()
             below = {
-                "grass": 9 * noise,
-                "table": 9 * np.sin(2 * np.pi * 9 * (rows + 0.03 * np.sin(9 * columns + wave))) + 3 * noise,
-                "water": 14 * np.sin(2 * np.pi * (7 * rows + 0.4 * np.sin(7 * columns + wave))) + 3 * noise,
+                "grass": 4 * noise,
+                "table": 6 * np.sin(2 * np.pi * 9 * (rows + 0.03 * np.sin(9 * columns + wave))) + 1.5 * noise,
+                "water": 8 * np.sin(2 * np.pi * (7 * rows + 0.4 * np.sin(7 * columns + wave))) + 1.5 * noise,
             }[self.name]
-            image = image + np.where(rows * side >= self.horizon, below, 2 * noise)
+            image = image + np.where(rows * side >= self.horizon, below, noise)
         drawn: np.ndarray = image.clip(0, 255).astype(np.float32)
         return drawn
 

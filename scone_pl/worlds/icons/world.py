@@ -20,6 +20,9 @@ STREAMS: tuple[str, ...] = ("base", "refined", "multi", "validation", "test", "q
 """Disjoint sources of episodes. A stream's number in this list decides its episodes."""
 SCALES: dict[int, tuple[float, float]] = {1: (0.8, 1.2), 2: (0.7, 1.0), 3: (0.6, 0.8), 4: (0.6, 0.8)}
 """Number of subjects in an image -> their smallest and largest scale; in scenes with a ground from far to near."""
+_SPREAD = 0.4
+"""How far places and scales in a target vary, relative to those in references: where a subject stands in it is not said,
+so nobody can predict it, and what nobody can predict a small model learns to blur."""
 _ANGLES = (-12, 0, 12)
 _ATTRIBUTES = ("place", "order", "hue", "size", "combination")
 
@@ -198,7 +201,7 @@ class IconWorld:
 
     def _answer(self, rng: np.random.Generator, chosen: list[Subject], scene: Scene) -> tuple[Subject, ...]:
         """Side by side, in the order of the references, upright and in their other view."""
-        places = self._places(rng, len(chosen), scene)
+        places = self._places(rng, len(chosen), scene, _SPREAD)
         return tuple(
             replace(s, view=s.other_view, centre=centre, base=base, scale=scale, angle=0, where="").placed(
                 self.atlas, self.config.canvas
@@ -206,8 +209,10 @@ class IconWorld:
             for s, (centre, base, scale) in zip(chosen, places, strict=True)
         )
 
-    def _places(self, rng: np.random.Generator, count: int, scene: Scene) -> list[tuple[float, float, float]]:
-        """(centre, base, scale) of each of `count` subjects, in the order of `PLACES`."""
+    def _places(
+        self, rng: np.random.Generator, count: int, scene: Scene, spread: float = 1.0
+    ) -> list[tuple[float, float, float]]:
+        """(centre, base, scale) of each of `count` subjects, in the order of `PLACES`; `spread`: see `_SPREAD`."""
         side = self.config.canvas
         columns, rows = (2, 2) if count == 4 else (count, 1)
         low, high = SCALES[count]
@@ -215,7 +220,7 @@ class IconWorld:
         places = []
         for i in range(count):
             row, column = divmod(i, columns)
-            across, depth, size = rng.random(3)
+            across, depth, size = 0.5 + spread * (rng.random(3) - 0.5)
             if rows == 2:
                 depth = (row + 0.35 * depth + (0.3 if row else 0.1)) / 2
             scale = low + (high - low) * (depth if scene.name in STANDING else size)
