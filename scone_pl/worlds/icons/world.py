@@ -21,8 +21,8 @@ STREAMS: tuple[str, ...] = ("base", "refined", "multi", "validation", "test", "q
 SCALES: dict[int, tuple[float, float]] = {1: (0.8, 1.2), 2: (0.7, 1.0), 3: (0.6, 0.8), 4: (0.6, 0.8)}
 """Number of subjects in an image -> their smallest and largest scale; in scenes with a ground from far to near."""
 _SPREAD = 0.4
-"""How far places and scales in a target vary, relative to those in references: no instruction says where a subject is to
-stand, and what nobody can predict a small model learns to blur."""
+"""How far places and scales in a target vary, relative to those in references: no instruction says where a subject is
+to stand, and what nobody can predict a small model learns to blur."""
 _ANGLES = (-12, 0, 12)
 _ATTRIBUTES = ("place", "order", "hue", "size", "combination")
 
