@@ -26,6 +26,8 @@ BRIDGES = {
     "early": BridgeConfig(**LAYERS, hide_references_early=True),
     "quantile": BridgeConfig(**(LAYERS | {"threshold": 0.88}), quantile=0.5),
     "soft": BridgeConfig(**LAYERS, mode="soft", temperature=0.3),
+    "otsu, attention": BridgeConfig(**(LAYERS | {"threshold": 0.88}), adaptive_threshold="otsu", pooling="attention"),
+    "gap, max": BridgeConfig(**(LAYERS | {"threshold": 0.88}), adaptive_threshold="gap", pooling="max"),
 }
 
 

@@ -19,7 +19,7 @@ from scone_pl.model.embeddings import TimestepEmbedder
 from scone_pl.model.experts import ByExpert
 from scone_pl.model.neo.config import NeoConfig
 from scone_pl.model.network import LanguageModel, Network
-from scone_pl.model.sequence import PackedSequence
+from scone_pl.model.sequence import PackedSequence, to_device
 from scone_pl.model.vae import as_float, build_autoencoder, latents_to_tokens, tokens_to_latents
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Neo(Network):
 
     def embed_noise_scale(self, scales: Tensor) -> Tensor:
         """(images, D)."""
-        scales = scales.to(self.device) / self.config.noise_scale_max
+        scales = to_device(scales, self.device) / self.config.noise_scale_max
         return cast(Tensor, self.fm_modules["noise_scale_embedder"](scales))
 
     def _by_image(self, tokens: Tensor, grids: Sequence[Grid], of_images: Callable[[Tensor], Tensor]) -> Tensor:
