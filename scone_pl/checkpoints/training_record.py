@@ -76,5 +76,6 @@ def _is_valid(value: object, hint: Any) -> bool:
 def _description(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(get_args(hint))
-    descriptions = {bool: "true or false", int: "whole number", float: "finite number", type(None): "null"}
-    return " or ".join(descriptions[option] for option in get_args(hint) or (hint,))
+    if options := get_args(hint):
+        return " or ".join(map(_description, options))
+    return {bool: "true or false", int: "whole number", float: "finite number", type(None): "null"}[hint]

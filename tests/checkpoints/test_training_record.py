@@ -22,6 +22,11 @@ def test_a_recorded_bridge_comes_back(bridge: BridgeConfig) -> None:
     assert bridge_from(json.loads(json.dumps(dataclasses.asdict(bridge))), "x") == bridge
 
 
+def test_what_a_choice_may_be_is_said() -> None:
+    with pytest.raises(UserError, match="otsu or gap or null"):
+        bridge_from({"adaptive_threshold": "mean"}, "source")
+
+
 def test_odd_settings_are_refused_or_of_the_right_type() -> None:
     for name, default in dataclasses.asdict(BridgeConfig()).items():
         for value in ODD:

@@ -83,7 +83,7 @@ def test_a_new_evaluator_is_run_and_its_page_written(study: Study, tmp_path: Pat
         assert [read_json(job.result, dict)["trained"] for job in jobs] == [[], []], "weights of unknown training"
         keep(study, jobs, tmp_path / "results", quick=quick)
         folder = tmp_path / ("runs/evidence/quick" if quick else "results")
-        page = folder.with_suffix(".md").read_text()
+        page = (folder / "sizes.md").read_text()
         assert f"| {expected} |" in page
         assert "trained at commit unknown (2 of 2 runs)" in page
         assert (folder / "sizes.png").is_file()

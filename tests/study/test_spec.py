@@ -114,7 +114,7 @@ def test_mistakes_in_a_study_are_named_before_it_runs(changes, says, written):
         ({"stream": "base"}, "stream is 'base'"),
         ({"tasks": ["composition"]}, "tasks has no composition: choose from composition_single"),
         ({"world": {"likeness": 1}}, "world has no likeness: see WorldConfig$"),
-        ({"world": {"candidates": 9}}, "candidates 9 and references 2 must be"),
+        ({"world": {"candidates": 9}}, "world.candidates 9 and world.references 2 must be"),
         ({"bridge": {"treshold": 1}}, "bridge has no treshold: see BridgeConfig$"),
         ({"bridge": {"threshold": 1}, "mask": "off"}, "bridge changes nothing"),
         ({"sampling": {"steps": 4}}, "sampling has no steps: choose from guidance_interval, "),
