@@ -57,10 +57,10 @@ def check_number(
     fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and _is_finite(value)
     if (
         not fits
-        or (minimum is not None and not value >= minimum)  # type: ignore[operator]
-        or (above is not None and not value > above)  # type: ignore[operator]
-        or (maximum is not None and not value <= maximum)  # type: ignore[operator]
-        or (below is not None and not value < below)  # type: ignore[operator]
+        or (minimum is not None and not value >= minimum)  # type: ignore[operator]  # any number
+        or (above is not None and not value > above)  # type: ignore[operator]  # any number
+        or (maximum is not None and not value <= maximum)  # type: ignore[operator]  # any number
+        or (below is not None and not value < below)  # type: ignore[operator]  # any number
     ):
         limits = {"at least": minimum, "more than": above, "at most": maximum, "less than": below}
         words = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)

@@ -83,7 +83,7 @@ class Reading:
         for mapped, vit in zip(self.pack.mapped_splits, self.pack.splits_of(SplitKind.VIT), strict=True):
             own = [mapped] if mapped is vit else [mapped, vit]
             blocked = torch.cat([state.blocked[_inside(split)] for split in own])
-            grid = weights[_inside(mapped)].view(mapped.grid).numpy()  # type: ignore[arg-type]
+            grid = weights[_inside(mapped)].view(mapped.grid).numpy()  # type: ignore[arg-type]  # images have grids
             found.append(VisibleReference(grid, int((~blocked).sum()), len(blocked)))
         return found
 

@@ -98,12 +98,12 @@ def _scores(files: Sequence[str]) -> list[str]:
     return [file for file in files if not Path(file).is_dir() and not is_table(Path(file))]
 
 
-def _write(folder: Path, result: dict, first: object, second: object) -> None:  # type: ignore[type-arg]
+def _write(folder: Path, result: dict, first: object, second: object) -> None:  # type: ignore[type-arg]  # as in JSON
     from scone_pl.evaluation.agreement.plots import write_plots
     from scone_pl.evaluation.agreement.report import write_report
     from scone_pl.evaluation.agreement.tables import markdown
 
     write_text(markdown(result), folder / "agreement.md")
     write_json(result, folder / "agreement.json")
-    plots = write_plots(result, first, second, folder)  # type: ignore[arg-type]
-    write_report(folder / "report.html", result, [first, second], plots)  # type: ignore[list-item]
+    plots = write_plots(result, first, second, folder)  # type: ignore[arg-type]  # typed without importing numpy
+    write_report(folder / "report.html", result, [first, second], plots)  # type: ignore[list-item]  # typed without importing numpy

@@ -50,7 +50,7 @@ class Command:
 
     def load(self) -> Callable[..., int | None]:
         module, _, name = self.function.partition(":")
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]  # by name
 
 
 def run_command(command: Command, name: str, args: Sequence[str]) -> int:

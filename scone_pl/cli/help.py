@@ -163,7 +163,7 @@ def _fields(module: str, name: str, skipped: set[str]) -> Iterator[Option]:
     definition = _definition(_origin(module, name), name)
     for node, following in zip(definition.body, [*definition.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id not in skipped:
-            text = following.value.value if _is_string(following) else ""  # type: ignore[union-attr]
+            text = following.value.value if _is_string(following) else ""  # type: ignore[union-attr]  # a string literal's node
             yield Option(f"--{node.target.id}", str(text), _shown(module, node.value) if node.value else None)
 
 

@@ -23,7 +23,7 @@ class Verb:
 
 
 def _of(module: str, *names: str, **options: object) -> dict[str, Command]:
-    return {name: Command(f"scone_pl.cli.{module}:{name}", **options) for name in names}  # type: ignore[arg-type]
+    return {name: Command(f"scone_pl.cli.{module}:{name}", **options) for name in names}  # type: ignore[arg-type]  # options of Command
 
 
 _JUDGES = (("judge", "scone_pl.evaluation.presets:judge_settings"),)

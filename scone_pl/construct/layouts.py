@@ -69,7 +69,7 @@ def _check(row: Mapping[str, Any], conditions: Sequence[Condition]) -> None:
 
 def _or_error(make: Any, *args: Any) -> Entry | BrokenSampleError:
     try:
-        return make(*args)  # type: ignore[no-any-return]
+        return make(*args)  # type: ignore[no-any-return]  # make is a registered class
     except BrokenSampleError as error:
         return error
 

@@ -182,7 +182,7 @@ def _measure(shared: tuple[Step, Images], items: list[Item], tick: Tick) -> list
     step, images = shared
     facts = []
     for item in items:
-        facts.append(_or_broken(lambda item=item: step.measure(item, images)))  # type: ignore[misc]
+        facts.append(_or_broken(lambda item=item: step.measure(item, images)))  # type: ignore[misc]  # item is bound now
         tick()
     return facts
 

@@ -101,7 +101,7 @@ class RemoteStore:
 
     def facts(self, step: bytes, items: Sequence[bytes]) -> list[dict[str, Any] | None]:
         """See `Answers.facts`."""
-        return _get(self.keeper.call.remote("facts", step, list(items)))  # type: ignore[no-any-return]
+        return _get(self.keeper.call.remote("facts", step, list(items)))  # type: ignore[no-any-return]  # Ray is untyped
 
     def add_facts(self, step: bytes, facts: Iterable[tuple[bytes, Mapping[str, Any]]]) -> None:
         """See `Answers.add_facts`."""
@@ -109,7 +109,7 @@ class RemoteStore:
 
     def answers(self, ask: str) -> list[Answer]:
         """See `Answers.answers`."""
-        return _get(self.keeper.call.remote("answers", ask))  # type: ignore[no-any-return]
+        return _get(self.keeper.call.remote("answers", ask))  # type: ignore[no-any-return]  # Ray is untyped
 
     def add_answer(self, answer: Answer) -> None:
         """See `Answers.add_answer`."""

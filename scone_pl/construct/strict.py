@@ -27,7 +27,7 @@ def build(kind: type[T], content: Any, where: str) -> T:
     if not isinstance(content, Mapping):
         raise UserError(f"{where}: must be a mapping of settings, not {content!r:.60}")
     hints = get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]  # kind is a dataclass
     for name in content:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)

@@ -139,8 +139,8 @@ def dry_step(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
-    plan = _FlexSizes(len(pack)) if attention == "flex" else ATTENTION_BACKENDS[attention](pack)  # type: ignore[call-arg]
-    model.forward = partial(model.forward, plan=plan)  # type: ignore[method-assign]
+    plan = _FlexSizes(len(pack)) if attention == "flex" else ATTENTION_BACKENDS[attention](pack)  # type: ignore[call-arg]  # classes of one signature
+    model.forward = partial(model.forward, plan=plan)  # type: ignore[method-assign]  # patched on this instance
     with LiveBytes() as live, fused_kernels():
         live.ignore(*model.parameters(), *model.buffers(), clean, noise)
         result = flow_matching(model, pack, clean, noise)

@@ -101,7 +101,7 @@ def fused_kernels() -> Iterator[None]:
             return original(q, k, v)  # no kernel takes these: torch multiplies step by step, all scores in memory
         return fused_attention(q, k, v)
 
-    F.scaled_dot_product_attention = stand_in  # type: ignore[assignment]
+    F.scaled_dot_product_attention = stand_in  # type: ignore[assignment]  # patched while it is counted
     try:
         with mock.patch.multiple(varlen, attend_forward=_varlen_forward, attend_backward=_varlen_backward):
             yield

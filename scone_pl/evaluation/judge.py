@@ -166,4 +166,4 @@ class Judge:
 
     def _answer(self, call: Call, **content: object) -> Answer:
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return Answer(ask=call.ask, date=date, model=self.config.model, about=call.about, **content)  # type: ignore[arg-type]
+        return Answer(ask=call.ask, date=date, model=self.config.model, about=call.about, **content)  # type: ignore[arg-type]  # content is checked on reading

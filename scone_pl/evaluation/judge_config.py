@@ -40,9 +40,9 @@ class JudgeConfig(EndpointConfig):
 class JudgeOptions(JudgeConfig):
     """`JudgeConfig` as typed: what is left out is the benchmark's own."""
 
-    model: str | None = None  # type: ignore[assignment]
+    model: str | None = None  # type: ignore[assignment]  # narrower than the base's
     """The vision-language model; by default the one of the benchmark's published numbers."""
-    parameters: dict[str, Any] | None = None  # type: ignore[assignment]
+    parameters: dict[str, Any] | None = None  # type: ignore[assignment]  # narrower than the base's
     """Further fields of the request, such as temperature; by default those of the benchmark's published judge."""
 
     def resolved(self, published: Mapping[str, Any]) -> JudgeConfig:

@@ -112,7 +112,7 @@ def plan_pairs(
             planner.call(question, template, item, dict(zip((FIRST, SECOND), order, strict=True)), 1, scoring)
             for order in (files, files[::-1])
         )
-        pairs.append(Pair(item, scoring, one.name, other.name, calls))  # type: ignore[arg-type]
+        pairs.append(Pair(item, scoring, one.name, other.name, calls))  # type: ignore[arg-type]  # two calls
     return pairs, missing
 
 

@@ -35,7 +35,7 @@ class ByExpert(NamedTuple):
         """Each expert's own module called `name` in `owner`; in a dense decoder one serves both."""
         return self.map(getattr(owner, name), generation_module(owner, name))
 
-    def __add__(self, other: ByExpert) -> ByExpert:  # type: ignore[override]
+    def __add__(self, other: ByExpert) -> ByExpert:  # type: ignore[override]  # adds states, where a tuple appends
         return ByExpert(self.understanding + other.understanding, self.generation + other.generation)
 
 
@@ -89,7 +89,7 @@ class HoldsExperts(nn.Module):
 
 def generation_module(owner: nn.Module, name: str) -> nn.Module:
     """The module of latent tokens: the generation expert's `name` in `owner`, or the only one in a dense decoder."""
-    module: nn.Module = getattr(owner, name + owner.generation_mark)  # type: ignore[operator]
+    module: nn.Module = getattr(owner, name + owner.generation_mark)  # type: ignore[operator]  # a Module's attribute
     return module
 
 

@@ -173,7 +173,7 @@ class Network(nn.Module):
             sampling: the pass is a step of sampling, in which some bases have other limits than in training.
         """
         routing = Routing(pack)
-        plan = plan or ATTENTION_BACKENDS[self.attention](pack)  # type: ignore[call-arg]
+        plan = plan or ATTENTION_BACKENDS[self.attention](pack)  # type: ignore[call-arg]  # classes of one signature
         x = self.embed(pack, latents, timesteps, sampling=sampling)
         guide = None if bridge is None else Bridge(bridge, pack, differentiable=similarity_grad)
         positions = pack.position_ids if self.config.decoder.rope_theta_grid is None else pack.axis_positions
@@ -191,7 +191,7 @@ class Network(nn.Module):
         tokens = [latents_to_tokens(z, self.config.latent_patch_size) for z in encoded]
         if not pack.latent_splits:
             return torch.zeros(0, self.config.latent_token_size, device=pack.device)
-        return torch.cat([tokens[s.pixels] for s in pack.latent_splits])  # type: ignore[index]
+        return torch.cat([tokens[s.pixels] for s in pack.latent_splits])  # type: ignore[index]  # latent splits have pixels
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """(T, P) latent tokens of one image of `grid` (rows, columns) -> (3, H, W) in [-1, 1], clamped, float32."""

@@ -367,10 +367,10 @@ class PackedSequence:
     def _map(self, fn: object) -> PackedSequence:
         def apply(value: object) -> object:
             if isinstance(value, Tensor):
-                return fn(value)  # type: ignore[operator]
+                return fn(value)  # type: ignore[operator]  # fields of mixed types
             if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
-                return tuple(fn(v) for v in value)  # type: ignore[operator]
+                return tuple(fn(v) for v in value)  # type: ignore[operator]  # fields of mixed types
             return value
 
         fields = {f.name: apply(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return PackedSequence(**fields)  # type: ignore[arg-type]
+        return PackedSequence(**fields)  # type: ignore[arg-type]  # fields of mixed types

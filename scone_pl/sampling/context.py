@@ -87,7 +87,7 @@ class Contexts:
             for collected, values in zip(
                 maps[self.prompt_of_sample[split.sample]], (self.bridge.similarity, self.bridge.blocked), strict=True
             ):
-                collected.append(values[inside].view(split.grid))  # type: ignore[arg-type]
+                collected.append(values[inside].view(split.grid))  # type: ignore[arg-type]  # images have grids
         return [(tuple(similarity), tuple(blocked)) for similarity, blocked in maps]
 
 
@@ -114,7 +114,7 @@ def prefill(
     """
     pack, positions, prompt_of_sample = pack_contexts(sequence_format, prompts, references=references, text=text)
     pack = pack.to(model.device)
-    record = RecordingPlan(ATTENTION_BACKENDS[model.attention](pack))  # type: ignore[call-arg]
+    record = RecordingPlan(ATTENTION_BACKENDS[model.attention](pack))  # type: ignore[call-arg]  # classes of one signature
     state = None
     if len(pack):
         times = torch.zeros(len(pack.latent_splits), device=pack.device)

@@ -49,7 +49,7 @@ def make_prompt(
         raise UserError(f"{error.reason}: {error}") from None
     references = tuple((r.vit if r.vae is None else r.vae, r.vit) for r in prepared)
     negative_ids = None if negative is None else tuple(tokenizer.encode(negative))
-    return Prompt(references, tuple(tokenizer.encode(instruction)), size, negative_ids)  # type: ignore[arg-type]
+    return Prompt(references, tuple(tokenizer.encode(instruction)), size, negative_ids)  # type: ignore[arg-type]  # references are tensors here
 
 
 def image_size(sequence_format: SequenceFormat, height: int | None = None, width: int | None = None) -> tuple[int, int]:
@@ -86,7 +86,7 @@ def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> lis
     prompts = []
     for splits in pack.by_sample:
         vit = {s.image: vit_images[s.start] for s in splits if s.kind == SplitKind.VIT}
-        vae = {s.image: as_float(pack.images[s.pixels]) for s in splits if s.kind == SplitKind.VAE}  # type: ignore[index]
+        vae = {s.image: as_float(pack.images[s.pixels]) for s in splits if s.kind == SplitKind.VAE}  # type: ignore[index]  # images have pixels and grids
         if pack.layout.single_stream:
             vae = vit
         references = tuple((vae[image], shown) for image, shown in vit.items() if image in vae)
@@ -113,6 +113,6 @@ def _vit_images(pack: PackedSequence) -> dict[int, Tensor]:
     patches = as_float(pack.vit_patches).split([len(s.content) for s in splits])
     side = round((pack.vit_patches.shape[1] // 3) ** 0.5)
     return {
-        s.start: rearrange(p, "(r c) (p q ch) -> ch (r p) (c q)", r=s.grid[0], p=side, q=side)  # type: ignore[index]
+        s.start: rearrange(p, "(r c) (p q ch) -> ch (r p) (c q)", r=s.grid[0], p=side, q=side)  # type: ignore[index]  # images have pixels and grids
         for s, p in zip(splits, patches, strict=True)
     }

@@ -99,7 +99,7 @@ def sample(
     maps = branches.full.bridge_maps()
     for index, tokens, prompt, bridge_maps in zip(order, latents.split(sizes), prompts, maps, strict=True):
         results[index] = SampledLatents(tokens, prompt.grid(sequence_format), *bridge_maps)
-    return results  # type: ignore[return-value]
+    return results  # type: ignore[return-value]  # every result is set
 
 
 class _GuidanceBranches:

@@ -94,7 +94,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _read_body(response: IO[bytes], name: str, max_bytes: int) -> bytes:
-    length = response.headers.get("Content-Length", "")  # type: ignore[attr-defined]
+    length = response.headers.get("Content-Length", "")  # type: ignore[attr-defined]  # urllib's own type
     expected = int(length) if length.isdecimal() else None
     if expected is not None and expected > max_bytes:
         raise UserError(f"{name}: {expected} bytes are too many for an image from a URL (at most {max_bytes})")

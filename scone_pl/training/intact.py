@@ -122,7 +122,7 @@ class Part(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         size = min(len(view), max(0, self._length - self._at))
         self._file.seek(self._offset + self._at)
-        read: int = self._file.readinto(view[:size])  # type: ignore[attr-defined]
+        read: int = self._file.readinto(view[:size])  # type: ignore[attr-defined]  # a raw file has readinto
         self._at += read
         return read
 

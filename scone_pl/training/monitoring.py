@@ -116,7 +116,7 @@ class Monitoring(pl.Callback):
         self._hook: RemovableHandle | None = None
 
     # ------------------------------------------------------------------ set-up
-    def on_train_start(self, trainer: pl.Trainer, pl_module: SconeModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, pl_module: SconeModule) -> None:  # type: ignore[override]  # this package's module alone
         device = pl_module.device
         self._interval, self._last, self._step = Interval(), None, trainer.global_step
         self._peak = None if self.peak_tflops is None else self.peak_tflops * 1e12

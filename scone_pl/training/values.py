@@ -67,7 +67,7 @@ def _built(hint: Any, value: Any) -> Any:
         return value
     hints = get_type_hints(kind)
     items = vars(value).items() if isinstance(value, Namespace) else value.items()
-    return kind(**{name: _built(hints.get(name), item) for name, item in items})  # type: ignore[operator]
+    return kind(**{name: _built(hints.get(name), item) for name, item in items})  # type: ignore[operator]  # kind is a dataclass
 
 
 def _is_list(hint: Any) -> bool:

@@ -66,7 +66,7 @@ def parse_steps(contents: Sequence[Any], seed: int) -> list[Step]:
         if not is_key(step.name):
             raise UserError(f"{where}: the name {step.name!r:.60} must be letters, digits, _ or -")
         if hasattr(step, "seed") and "seed" not in settings:
-            step = replace(step, seed=seed)  # type: ignore[call-arg]
+            step = replace(step, seed=seed)  # type: ignore[call-arg]  # such steps have a seed
         if type(step) in _FOLLOWED_BY:
             steps.append(replace(step, name=f"{step.name}-choice"))
             steps.append(_FOLLOWED_BY[type(step)](step))

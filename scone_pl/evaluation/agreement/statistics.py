@@ -154,7 +154,7 @@ def bootstrap(
             drawn[one].append(found[one])
     edge = 100 * (1 - LEVEL) / 2
     return {
-        one: tuple(float(end) for end in np.nanpercentile(values, [edge, 100 - edge]))  # type: ignore[misc]
+        one: tuple(float(end) for end in np.nanpercentile(values, [edge, 100 - edge]))  # type: ignore[misc]  # two ends
         for one, values in drawn.items()
         if not np.isnan(values).all()
     }

@@ -25,7 +25,7 @@ def find_benchmark(name: str) -> Benchmark:
         UserError: there is none.
     """
     if name in names():
-        return importlib.import_module(f"{__name__}.{name}").BENCHMARK  # type: ignore[no-any-return]
+        return importlib.import_module(f"{__name__}.{name}").BENCHMARK  # type: ignore[no-any-return]  # by convention a Benchmark
     parts = name.split(".")
     if all(part.isidentifier() for part in parts) and importlib.util.find_spec(parts[0]) is not None:
         try:

@@ -63,7 +63,7 @@ class Similarity:
             for split in splits:
                 if split.kind == SplitKind.VIT and split.image in vae and self._guided[split.sample]:
                     other = vae[split.image]
-                    pairs.setdefault((split.grid, other.grid), []).append((split.content, other.content))  # type: ignore[arg-type]
+                    pairs.setdefault((split.grid, other.grid), []).append((split.content, other.content))  # type: ignore[arg-type]  # images have grids
         device = self.pack.device
 
         def indices(ranges: list[range]) -> Tensor:

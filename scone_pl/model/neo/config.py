@@ -104,7 +104,7 @@ def _decoder(**sizes: int) -> DecoderConfig:
         qkv_bias=False,
         generation_mark="_mot_gen",
         max_position_embeddings=262144,
-        **sizes,  # type: ignore[arg-type]
+        **sizes,  # type: ignore[arg-type]  # sizes read from JSON
     )
 
 

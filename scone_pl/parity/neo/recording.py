@@ -57,8 +57,8 @@ class Passes:
             self.velocities.append(velocities)
             return velocities
 
-        sampler.Targets.velocity = velocity  # type: ignore[method-assign, assignment]
+        sampler.Targets.velocity = velocity  # type: ignore[method-assign, assignment]  # patched to record
         return self
 
     def __exit__(self, *_: object) -> None:
-        sampler.Targets.velocity = self._original  # type: ignore[method-assign]
+        sampler.Targets.velocity = self._original  # type: ignore[method-assign]  # patched to record
