@@ -47,8 +47,9 @@ class ImageMaps(NamedTuple):
 def similarity_of_layers(model: Network, pack: PackedSequence, clean: Tensor) -> ByExpert:
     """(layers, L) float32 on the CPU for each expert.
 
-    Understanding: of ViT tokens, the bridge's own. Generation: mean cosine of the generation expert's states of VAE
-    tokens with the understanding expert's states of the instruction. Other tokens' values mean nothing.
+    Understanding: of ViT tokens, the bridge's own with `pooling: mean`, the paper's. Generation: mean cosine of the
+    generation expert's states of VAE tokens with the understanding expert's states of the instruction. Other tokens'
+    values mean nothing.
 
     Args:
         model: any.

@@ -257,7 +257,7 @@ def _sampling_controls(sampling: SamplingConfig) -> list[Any]:
 def _bridge_of(
     base: BridgeConfig, threshold: float, mode: Any, temperature: float, source: float, first: float, last: float
 ) -> BridgeConfig:
-    """The bridge of the sliders; layers that would come before the one that is read move behind it."""
+    """The bridge of the sliders; layers that would come before the one that is read move after it."""
     first = max(int(first), int(source) + 1)
     return dataclasses.replace(
         base,
@@ -268,6 +268,7 @@ def _bridge_of(
         first_masked_layer=first,
         last_masked_layer=max(int(last), first),
         quantile=None,
+        adaptive_threshold=None,
         threshold_dtype="float32",
         drop_blocked=base.drop_blocked and mode == "hard",
         apply_mask=True,

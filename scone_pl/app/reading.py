@@ -70,8 +70,10 @@ class Reading:
         """What the bridge blocks; no forward pass.
 
         Raises:
-            UserError: the model does not have the bridge's layers.
+            UserError: the model does not have the bridge's layers, or the bridge pools otherwise than the paper.
         """
+        if bridge.pooling != "mean":
+            raise UserError(f"the page shows similarities of bridge.pooling mean; this bridge has {bridge.pooling}")
         if bridge.last_masked_layer >= self.num_layers:
             raise UserError(f"the last masked layer is {bridge.last_masked_layer}; the last is {self.num_layers - 1}")
         return Bridge(bridge, self.pack).decide(self.similarity[bridge.source_layer])

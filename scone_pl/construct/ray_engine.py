@@ -138,7 +138,8 @@ class Worker:
     def __init__(
         self, keeper: Any, cwd: str, images: Images, configs: Mapping[str, ModelConfig], prompts: Sequence[Path]
     ) -> None:
-        os.chdir(cwd)
+        with suppress(OSError):  # `lacking` says so
+            os.chdir(cwd)
         self.store, self.meter = RemoteStore(keeper), _RemoteMeter(keeper)
         templates = TemplateFolders(*prompts)
         self.models = {name: Model(name, config, images, self.store, templates) for name, config in configs.items()}
@@ -149,11 +150,10 @@ class Worker:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def lacking(self, folder: str, keys: Sequence[str]) -> list[str]:
-        """Which of a folder and variables of the driver are not there on this node."""
-        return [one for one in (folder,) if not Path(one).is_dir()] + [
-            f"${one}" for one in keys if one not in os.environ
-        ]
+    def lacking(self, folders: Sequence[str], keys: Sequence[str]) -> list[str]:
+        """Which of the driver's folders and variables are not there on this node."""
+        missing = [one for one in folders if not Path(one).is_dir()]
+        return missing + [f"${one}" for one in keys if one not in os.environ]
 
     def run(self, task: Callable[[Any, Any, Tick], Any], shared: list[Any], job: Any) -> tuple[Any, int]:
         """The result of a job, and how often it ticked; `shared` holds a reference, fetched once."""
@@ -264,7 +264,8 @@ class RayEngine:
 
     def _check_nodes(self) -> None:
         keys = {config.api_key_env for config in self.configs.values() if config.key()}
-        asked = [actor.lacking.remote(str(self.store_file.parent), sorted(keys)) for actor in self.actors]
+        folders = [os.getcwd(), str(self.store_file.parent)]
+        asked = [actor.lacking.remote(folders, sorted(keys)) for actor in self.actors]
         for missing in map(_get, asked):
             if missing:
                 raise UserError(

@@ -28,6 +28,7 @@ BRIDGES = {
     "no early references": BridgeConfig(**LAYERS, threshold=MIDDLE, hide_references_early=True),
     "dropped": BridgeConfig(**LAYERS, threshold=MIDDLE, drop_blocked=True),
     "quantile": BridgeConfig(**LAYERS, quantile=0.3),
+    "otsu": BridgeConfig(**LAYERS, adaptive_threshold="otsu"),
     "rounded": BridgeConfig(**LAYERS, threshold=MIDDLE, threshold_dtype="bfloat16"),
     "measured only": BridgeConfig(**LAYERS, threshold=MIDDLE, apply_mask=False),
 }
@@ -62,6 +63,18 @@ def test_a_bridge_blocks_what_sampling_blocks_without_a_forward_pass(
     assert (state.bias is None) == (expected.bias is None)
     if state.bias is not None and expected.bias is not None:
         assert torch.allclose(state.bias, expected.bias, atol=1e-4)
+
+
+def test_another_pooling_is_refused(reading: Reading) -> None:
+    with pytest.raises(UserError, match=r"bridge\.pooling mean; this bridge has max"):
+        reading.decide(BridgeConfig(**LAYERS, pooling="max"))
+
+
+def test_sliders_replace_what_else_would_set_the_threshold() -> None:
+    page = pytest.importorskip("scone_pl.app.page")
+    for trained in (BridgeConfig(adaptive_threshold="otsu"), BridgeConfig(quantile=0.5)):
+        bridge = page._bridge_of(trained, 0.3, "hard", 0.1, 1, 2, 4)
+        assert (bridge.threshold, bridge.quantile, bridge.adaptive_threshold) == (0.3, None, None)
 
 
 def test_tokens_of_references(reading: Reading) -> None:
