@@ -63,7 +63,7 @@ def test_a_kill_at_any_line_leaves_the_old_folder_or_the_new(
         work = tmp_path / str(line)
         work.mkdir()
         path, new = folder(work / "weights", "old"), folder(work / ".weights.1.partial", "new")
-        killed = killed_at(line, lambda new=new, path=path: replace_folder(new, path))  # type: ignore[misc]
+        killed = killed_at(line, lambda new=new, path=path: replace_folder(new, path))  # type: ignore[misc]  # the defaults bind the loop's values
         clear_leftovers(work)  # what the next start does
         assert [p.name for p in work.iterdir()] == ["weights"]
         (found,) = content(path)

@@ -47,7 +47,7 @@ def until(browser: Any, condition: Callable[[Any], T]) -> T:
 
     ignored = (NoSuchElementException, StaleElementReferenceException)
     waiting = WebDriverWait(browser, _PATIENCE, poll_frequency=0.1, ignored_exceptions=ignored)
-    return waiting.until(condition)  # type: ignore[no-any-return]
+    return waiting.until(condition)  # type: ignore[no-any-return]  # selenium's own type is Any
 
 
 def requested(browser: Any) -> set[str]:

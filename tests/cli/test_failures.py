@@ -77,7 +77,7 @@ KNOWN = {
     "lightning": (lambda: (_ for _ in ()).throw(MisconfigurationException("no such\nstrategy")), "no such strategy"),
     "mistake": (lambda: {}["a"], None),
     "mistaken value": (lambda: int("a"), None),
-    "mistaken type": (lambda: 1 + "a", None),  # type: ignore[operator]
+    "mistaken type": (lambda: 1 + "a", None),  # type: ignore[operator]  # on purpose
     "tensor": (lambda: torch.zeros(2) @ torch.zeros(3), None),
 }
 
@@ -123,7 +123,7 @@ def test_chains_of_any_shape_end_and_a_user_error_in_them_is_told() -> None:
     for _ in range(600):
         links = [rng.choice(kinds[: rng.choice([2, 4, 6])])(i) for i in range(rng.randrange(1, 8))]
         if rng.random() < 0.3:
-            links.append(CheckpointException("save", {0: (rng.choice(links), None)}))  # type: ignore[dict-item]
+            links.append(CheckpointException("save", {0: (rng.choice(links), None)}))  # type: ignore[dict-item]  # any exception will do
         for link in links:
             link.__cause__ = rng.choice([None, None, *links])
             link.__context__ = rng.choice([None, *links])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import ROOT
@@ -11,8 +12,8 @@ from running import ROOT
 NOTEBOOK = ROOT / "docs/notebooks/first_run.ipynb"
 
 
-def images(notebook: object) -> int:
-    cells = notebook.cells  # type: ignore[attr-defined]
+def images(notebook: Any) -> int:
+    cells = notebook.cells
     return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", ()))
 
 

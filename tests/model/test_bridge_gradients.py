@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from scone_pl.model.config import BridgeConfig
 
 BASE = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=1, threshold=0.1, temperature=0.2)
 BASE_UNMASKED = dataclasses.replace(BASE, apply_mask=False)
-BRIDGES = {
+BRIDGES: dict[str, dict[str, Any]] = {
     "hard": {},
     "soft": {"mode": "soft"},
     "quantile": {"quantile": 0.4},
@@ -71,7 +72,7 @@ def step(attention: str, head_dim: int, bridge: BridgeConfig) -> dict[str, Tenso
     ],
 )
 def test_backends_agree_with_dense_masks(name: str, head_dim: int) -> None:
-    bridge = dataclasses.replace(BASE, **BRIDGES[name])  # type: ignore[arg-type]
+    bridge = dataclasses.replace(BASE, **BRIDGES[name])
     expected = step("dense", head_dim, bridge)
     tolerance = 1e-9 * max(value.abs().max().item() for value in expected.values())
     for attention in ("split", "flex"):

@@ -24,7 +24,7 @@ from scone_pl.model.lora import LoRAConfig, add_lora
 from scone_pl.model.scone import Scone
 from scone_pl.training.ema import EMA
 from scone_pl.training.gradients import gradient_norms
-from scone_pl.training.parts import count_parameters, count_trainable, part_of, set_trainable
+from scone_pl.training.parts import Part, count_parameters, count_trainable, part_of, set_trainable
 from scone_pl.training.stages import BridgeFormation, BridgeGuidance, Composition
 
 SOFT = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=3, threshold=0.0, mode="soft")
@@ -104,8 +104,9 @@ def test_random_weights_start_latents_as_the_generation_expert_starts() -> None:
 def test_either_name_trains_the_one_decoder() -> None:
     model = tiny_model(separate_experts=False)
     results = []
-    for parts in (["understanding"], ["generation"], ["understanding", "generation"]):
-        set_trainable(model, parts)  # type: ignore[arg-type]
+    cases: list[list[Part]] = [["understanding"], ["generation"], ["understanding", "generation"]]
+    for parts in cases:
+        set_trainable(model, parts)
         results.append(count_trainable(model))
         parameters = [p for p in model.parameters() if p.requires_grad]
         assert len(torch.optim.AdamW(parameters).param_groups[0]["params"]) == len({id(p) for p in parameters})
@@ -115,10 +116,10 @@ def test_either_name_trains_the_one_decoder() -> None:
 
 
 @pytest.mark.parametrize("experts", [("understanding",), ("generation",), ("understanding", "generation", "connector")])
-def test_either_name_gets_one_adapter(experts: Collection[str]) -> None:
+def test_either_name_gets_one_adapter(experts: Collection[Part]) -> None:
     model = tiny_model(separate_experts=False)
     add_lora(model.language_model.model.layers, LoRAConfig(rank=2), experts)
-    set_trainable(model, experts, lora=True)  # type: ignore[arg-type]
+    set_trainable(model, experts, lora=True)
     trained = [n for n, p in model.named_parameters() if p.requires_grad and part_of(n) == "understanding"]
     assert len(trained) == 4 * 7 * 2
     pack = make_pack(*EVERYTHING)

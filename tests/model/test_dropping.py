@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ PACKS = {
     "answers": answered(),
     "no references": make_pack(TEXT_TO_IMAGE),
 }
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "threshold": {},
     "early": {"hide_references_early": True},
     "nothing": {"threshold": -2.0},
@@ -92,7 +93,7 @@ def gradients(model: Scone, output: NetworkOutput) -> dict[str, torch.Tensor]:
     ],
 )
 def test_equals_masks_in_every_later_layer(pack: str, attention: str, settings: str) -> None:
-    compare(PACKS[pack], attention, dataclasses.replace(DROP, **SETTINGS[settings]))  # type: ignore[arg-type]
+    compare(PACKS[pack], attention, dataclasses.replace(DROP, **SETTINGS[settings]))
 
 
 def compare(pack: PackedSequence, attention: str, bridge: BridgeConfig) -> None:
@@ -171,6 +172,6 @@ def test_recomputation_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"mode": "soft"}, {"apply_mask": False}])
-def test_only_a_hard_mask_can_drop(settings: dict[str, object]) -> None:
+def test_only_a_hard_mask_can_drop(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"bridge\.drop_blocked needs bridge\.mode hard and bridge\.apply_mask true"):
-        dataclasses.replace(DROP, **settings)  # type: ignore[arg-type]
+        dataclasses.replace(DROP, **settings)

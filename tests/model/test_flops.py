@@ -25,7 +25,7 @@ from scone_pl.model.flops import TRAINED, count_tokens, spared_pairs, step_flops
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import PackedSequence
 from scone_pl.training.losses import flow_matching, text_cross_entropy
-from scone_pl.training.parts import set_trainable
+from scone_pl.training.parts import Part, set_trainable
 
 
 def labelled_pack() -> PackedSequence:
@@ -68,9 +68,9 @@ def counted_by_torch(model: Scone, pack: PackedSequence) -> tuple[int, int]:
     ],
 )
 @pytest.mark.parametrize("separate_experts", [True, False], ids=["experts", "dense"])
-def test_linear_maps(trained: Collection[str], separate_experts: bool) -> None:
+def test_linear_maps(trained: Collection[Part], separate_experts: bool) -> None:
     model, pack = tiny_model(separate_experts=separate_experts).train(), labelled_pack()
-    set_trainable(model, trained)  # type: ignore[arg-type]
+    set_trainable(model, trained)
     counts = count_tokens(pack, 4)
     without_attention = dataclasses.replace(counts, pairs=(0,) * 4, vit_pairs=0)
     flops = step_flops(model.config, without_attention, trained)
@@ -114,7 +114,7 @@ def test_dropped_tokens_cost_nothing_behind_the_source_layer() -> None:
     bridge = BridgeConfig(source_layer=0, first_masked_layer=3, last_masked_layer=3, threshold=0.1, drop_blocked=True)
     bridge = dataclasses.replace(bridge, hide_references_early=True)
     model = tiny_model().train()
-    set_trainable(model, TRAINED)  # type: ignore[arg-type]
+    set_trainable(model, TRAINED)
     clean = model.encode_images(pack)
     with FlopCounterMode(display=False) as counter:
         output = flow_matching(model, pack, clean, torch.ones_like(clean), bridge=bridge).output

@@ -12,6 +12,7 @@ from scone_pl.model.adapted import AdaptedLinear
 from scone_pl.model.lora import LoRAConfig, LoRALinear, add_lora
 from scone_pl.model.quantized import (
     QuantizableLinear,
+    Quantization,
     check_quantization,
     quantize_layers,
     quantized_weights,
@@ -24,10 +25,10 @@ KINDS = {"int8": (0.01, 8.0), "nf4": (0.1, 4.5)}
 """Kind -> largest relative error of a product with normal weights, and bits a weight."""
 
 
-def quantized(linear: nn.Linear, kind: str) -> QuantizableLinear:
+def quantized(linear: nn.Linear, kind: Quantization) -> QuantizableLinear:
     module = QuantizableLinear(linear)
     weight = linear.weight.detach().clone()
-    module.quantize(kind)  # type: ignore[arg-type]
+    module.quantize(kind)
     module.set_weight(weight)
     return module
 
@@ -38,7 +39,7 @@ def distance(x: torch.Tensor, y: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_product_and_gradient_are_near(kind: str, dtype: torch.dtype) -> None:
+def test_product_and_gradient_are_near(kind: Quantization, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(96, 130).to(dtype), torch.randn(7, 96, dtype=dtype)
     module = quantized(linear, kind)
@@ -59,7 +60,7 @@ def test_product_and_gradient_are_near(kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_change_of_dtype_leaves_codes_and_scales_as_they_are(kind: str) -> None:
+def test_a_change_of_dtype_leaves_codes_and_scales_as_they_are(kind: Quantization) -> None:
     module = quantized(nn.Linear(64, 8), kind)
     before = module.restored(torch.float32)
     module.to(torch.bfloat16).to(torch.float32)
@@ -75,10 +76,10 @@ def test_rows_of_zeros_and_ones_outside_the_range_of_others() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_projections_of_both_experts_and_nothing_else(kind: str) -> None:
+def test_all_projections_of_both_experts_and_nothing_else(kind: Quantization) -> None:
     model = tiny_model()
     shapes = weight_shapes(model)
-    quantize_layers(model.language_model.model.layers, kind)  # type: ignore[arg-type]
+    quantize_layers(model.language_model.model.layers, kind)
     assert weight_shapes(model) == shapes
     names = {name for name, _ in quantized_weights(model)}
     assert names == {n for n in shapes if ".layers." in n and "_proj" in n and n.endswith("weight") and "vit" not in n}
@@ -86,7 +87,7 @@ def test_all_projections_of_both_experts_and_nothing_else(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapters_on_a_quantised_map_act_as_on_the_map_it_restores(kind: str) -> None:
+def test_adapters_on_a_quantised_map_act_as_on_the_map_it_restores(kind: Quantization) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(64, 48)
     plain = nn.Linear(64, 48)
@@ -108,7 +109,7 @@ def test_adapters_on_a_quantised_map_act_as_on_the_map_it_restores(kind: str) ->
     with torch.no_grad():
         trained.lora_B.weight.normal_()
     before, weight = trained(x), plain.weight.detach().clone()
-    quantize_layers(layer, kind)  # type: ignore[arg-type]
+    quantize_layers(layer, kind)
     trained.set_weight(weight)
     assert distance(trained(x), before) < KINDS[kind][0]
     trained(x).sum().backward()
@@ -125,12 +126,12 @@ def test_an_unknown_kind_and_a_missing_library_are_one_line(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_velocity_of_the_whole_network(kind: str) -> None:
+def test_velocity_of_the_whole_network(kind: Quantization) -> None:
     model, pack = tiny_model(), make_pack(TWO_REFERENCES)
     latents, times = model.encode_images(pack), torch.full((len(pack.latent_splits),), 0.5)
     expected = velocity(model, pack, latents, times)
     stored = {name: p.detach().clone() for name, p in model.named_parameters()}
-    quantize_layers(model.language_model.model.layers, kind)  # type: ignore[arg-type]
+    quantize_layers(model.language_model.model.layers, kind)
     for name, module in quantized_weights(model):
         module.set_weight(stored[name])
     assert distance(velocity(model, pack, latents, times), expected) < 6 * KINDS[kind][0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def by_definition(pack: PackedSequence, q: Tensor, k: Tensor, v: Tensor, bias: T
 
 
 def compare(
-    kind: type[AttentionPlan],
+    kind: Callable[[PackedSequence], AttentionPlan],
     pack: PackedSequence,
     heads: tuple[int, int],
     size: int,
@@ -85,7 +86,7 @@ def compare(
     exact = [x.detach().double().requires_grad_() for x in (*qkv, bias)]
     weights = torch.randn(len(pack), heads[0], size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     expected = by_definition(pack, *exact)
-    output = kind(pack).biased(bias)(*qkv, layer=0)  # type: ignore[call-arg]
+    output = kind(pack).biased(bias)(*qkv, layer=0)
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
     assert output.dtype == dtype
     torch.testing.assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)
@@ -102,7 +103,7 @@ def compare(
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("size", HEAD_DIMS)
 @pytest.mark.parametrize("kind", [SplitPlan, FlexPlan])
-def test_every_head_dimension(kind: type[AttentionPlan], size: int) -> None:
+def test_every_head_dimension(kind: Callable[[PackedSequence], AttentionPlan], size: int) -> None:
     compare(kind, PACKS["everything"], (4, 2), size, 0.5, torch.float64)
 
 
@@ -114,13 +115,13 @@ def test_every_head_dimension(kind: type[AttentionPlan], size: int) -> None:
         for case in itertools.product((SplitPlan, ComposedPlan, FlexPlan, DensePlan), PACKS, (0.0, 0.5, 1.0))
     ],
 )
-def test_every_structure(kind: type[AttentionPlan], name: str, fraction: float) -> None:
+def test_every_structure(kind: Callable[[PackedSequence], AttentionPlan], name: str, fraction: float) -> None:
     compare(kind, PACKS[name], (4, 2), 16, fraction, torch.float64)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kind", [SplitPlan, FlexPlan])
-def test_seven_query_heads_a_key(kind: type[AttentionPlan]) -> None:
+def test_seven_query_heads_a_key(kind: Callable[[PackedSequence], AttentionPlan]) -> None:
     """The heads of the 7B decoder: 28 to 4."""
     for dtype in (torch.float64, torch.float32):
         compare(kind, PACKS["several targets"], (28, 4), 128, 0.5, dtype)
@@ -137,7 +138,7 @@ def test_the_channel_fills_up_to_whole_vectors(size: int) -> None:
     assert not output[..., size + 1 :].any()
 
 
-def largest_of_step(kind: type[AttentionPlan], tokens: int, mode: str) -> int:
+def largest_of_step(kind: Callable[[PackedSequence], AttentionPlan], tokens: int, mode: str) -> int:
     """Forward and backward with two query heads a key; of FlexAttention, whose kernels are for CUDA, the plan."""
     grid = 16, tokens // 64
     sequence_format = dataclasses.replace(
@@ -146,7 +147,7 @@ def largest_of_step(kind: type[AttentionPlan], tokens: int, mode: str) -> int:
     pack = make_pack({"references": [(grid, grid)], "text": 9, "targets": [grid]}, sequence_format=sequence_format)
     bias = bias_of(pack, 0.5, torch.float32)
     with Largest() as largest:
-        plan = kind(pack)  # type: ignore[call-arg]
+        plan = kind(pack)
         plan = plan.biased(bias) if mode == "soft" else plan.hiding(bias < -0.5)
         if isinstance(plan, FlexPlan):
             assert plan.bias_block_mask is not None
@@ -157,7 +158,7 @@ def largest_of_step(kind: type[AttentionPlan], tokens: int, mode: str) -> int:
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 @pytest.mark.parametrize("kind", [SplitPlan, FlexPlan])
-def test_no_tensor_grows_with_the_square(kind: type[AttentionPlan], mode: str) -> None:
+def test_no_tensor_grows_with_the_square(kind: Callable[[PackedSequence], AttentionPlan], mode: str) -> None:
     once, twice = (largest_of_step(kind, tokens, mode) for tokens in (2048, 4096))
     assert twice < 2.2 * once
     assert twice < 4096**2 / 8

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from scone_pl.errors import UserError
 from scone_pl.sampling.guidance import RULES
 from scone_pl.sampling.sampler import SampledLatents, check_finite
-from scone_pl.sampling.settings import SamplingConfig
+from scone_pl.sampling.settings import Rescale, SamplingConfig
 
 guide, guided_at = RULES["two_conditions"].guide, RULES["two_conditions"].guided_at
 
@@ -46,11 +48,11 @@ def by_the_formulas(
 @pytest.mark.parametrize("rescale", ["global", "channel", "text_channel"])
 @pytest.mark.parametrize("rescale_min", [0.0, 0.4])
 @pytest.mark.parametrize("with_image", [False, True])
-def test_guide_follows_the_formulas(rescale: str, rescale_min: float, with_image: bool) -> None:
+def test_guide_follows_the_formulas(rescale: Rescale, rescale_min: float, with_image: bool) -> None:
     config = SamplingConfig(
         guidance_scale=3.0,
         image_guidance_scale=1.5,
-        guidance_rescale=rescale,  # type: ignore[arg-type]
+        guidance_rescale=rescale,
         guidance_rescale_min=rescale_min,
     )
     generator = torch.Generator().manual_seed(1)
@@ -69,19 +71,17 @@ def test_guide_follows_the_formulas(rescale: str, rescale_min: float, with_image
 
 def test_modes_of_rescaling_differ() -> None:
     full, no_text, no_image = torch.randn(3, 1, TOKENS, VALUES, generator=torch.Generator().manual_seed(0)).unbind()
-    results = [
-        guide(SamplingConfig(guidance_rescale=mode), full, no_text, no_image)
-        for mode in ("global", "channel", "text_channel")
-    ]  # type: ignore[arg-type]
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert (results[a] - results[b]).abs().max() > 0.01
+    results = [guide(SamplingConfig(guidance_rescale=mode), full, no_text, no_image) for mode in get_args(Rescale)]
+    for a, b in combinations(results, 2):
+        assert (a - b).abs().max() > 0.01
 
 
 def test_rescaling_never_lengthens_and_keeps_the_direction() -> None:
     full, no_text = torch.randn(2, 3, TOKENS, VALUES, generator=torch.Generator().manual_seed(0)).unbind()
     free = no_text + 4 * (full - no_text)
-    for mode, dims in (("global", (1, 2)), ("channel", (2,))):
-        guided = guide(SamplingConfig(guidance_rescale=mode), full, no_text, None)  # type: ignore[arg-type]
+    cases: dict[Rescale, tuple[int, ...]] = {"global": (1, 2), "channel": (2,)}
+    for mode, dims in cases.items():
+        guided = guide(SamplingConfig(guidance_rescale=mode), full, no_text, None)
         limit = torch.linalg.vector_norm(full, dim=dims)
         assert bool((torch.linalg.vector_norm(guided, dim=dims) <= limit + 1e-5).all())
         cosine = torch.cosine_similarity(guided.flatten(1), free.flatten(1)) if mode == "global" else None

@@ -41,19 +41,19 @@ def test_an_interval_is_two_ordered_numbers(value: Any) -> None:
 
 def test_other_settings() -> None:
     with pytest.raises(UserError, match="must be one of global"):
-        SamplingConfig(guidance_rescale="local")  # type: ignore[arg-type]
+        SamplingConfig(guidance_rescale="local")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(UserError, match="more than 0"):
         SamplingConfig(timestep_shift=0.0)
     with pytest.raises(UserError, match="set guidance_scale above 1"):
         SamplingConfig(guidance_scale=1.0)
     with pytest.raises(UserError, match="must be one of published, fast"):
-        SamplingConfig(preset="faster")  # type: ignore[arg-type]
+        SamplingConfig(preset="faster")  # type: ignore[arg-type]  # on purpose
     with pytest.raises(UserError, match="unconditional_batch_skip_range 2 acts only with guidance"):
         SamplingConfig(guidance_scale=1.0, image_guidance_scale=1.0, unconditional_batch_skip_range=2)
     for given in ({"interval": 0}, {"order": -1}, {"interval": 1.5}, {"order": True}):
         with pytest.raises(UserError, match="must be a whole number, at least"):
-            StepCacheConfig(**given)  # type: ignore[arg-type]
-    assert SamplingConfig(guidance_interval=[0, 1]).guidance_interval == (0, 1)  # type: ignore[arg-type]
+            StepCacheConfig(**given)  # type: ignore[arg-type]  # on purpose
+    assert SamplingConfig(guidance_interval=[0, 1]).guidance_interval == (0, 1)  # type: ignore[arg-type]  # as in YAML
 
 
 def test_every_new_name_is_a_field() -> None:
@@ -90,7 +90,7 @@ def test_old_keys_of_recipes_keep_working(caplog: pytest.LogCaptureFixture, monk
         assert deprecated.rename_keys(recipe) == renamed
     assert renamed["model"]["init_args"] == NEW
     assert renamed["chain"][0]["model"]["init_args"] == {"sampling": {"height": 8}}
-    assert "guidance" in recipe["model"]["init_args"]["sampling"], "the given mapping stays as it is"  # type: ignore[index]
+    assert "guidance" in recipe["model"]["init_args"]["sampling"], "the given mapping stays as it is"  # type: ignore[index]  # nested mappings are object
     lines = [record.getMessage() for record in caplog.records]
     warning = "model.init_args.sampling_seed is deprecated; write model.init_args.sampling.seed"
     assert lines.count(warning) == 1

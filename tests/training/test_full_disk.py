@@ -74,7 +74,7 @@ def test_a_folder_that_takes_no_curves_from_the_start(
 def test_mistakes_are_no_full_disk(tmp_path: Path, warnings: list[str]) -> None:
     logger = Curves(tmp_path, name="", version="tensorboard")
     with pytest.raises(ValueError, match="you tried to log"):
-        logger.log_metrics({"train/loss": object()}, step=1)  # type: ignore[dict-item]
+        logger.log_metrics({"train/loss": object()}, step=1)  # type: ignore[dict-item]  # no number, on purpose
     assert not warnings
 
 

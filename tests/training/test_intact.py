@@ -303,4 +303,4 @@ def test_a_part_of_a_file_is_read_as_a_file(tmp_path: Path) -> None:
         assert part.seek(40) == 40
         assert part.read(1) == b""
         with pytest.raises(DamagedError):
-            check_archive(part, "a")  # type: ignore[arg-type]
+            check_archive(part, "a")  # type: ignore[arg-type]  # has of a file what zipfile asks for

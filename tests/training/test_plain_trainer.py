@@ -49,12 +49,12 @@ def test_the_documented_example(
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
     short = block.replace("max_steps=20", "max_steps=2").replace("val_check_interval=10", "val_check_interval=2")
     with caplog.at_level("WARNING", "scone_pl"):
-        names: dict[str, object] = {}
+        names: dict[str, Any] = {}
         exec(compile(short.replace("warmup_steps=5", "warmup_steps=2000"), "python.md", "exec"), names)
     assert "in 2 steps the learning rate reaches 0.1 % of lr" in caplog.text
     assert list((tmp_path / "previews").glob("*.png"))
     saved = from_pretrained("weights/mine").state_dict()
-    trained = names["model"].model.state_dict()  # type: ignore[attr-defined]
+    trained = names["model"].model.state_dict()
     before = from_pretrained("experiments/mini/base_weights").state_dict()
     assert all(tensor.equal(trained[name]) for name, tensor in saved.items())
     assert any(not tensor.equal(before[name]) for name, tensor in saved.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -71,10 +72,10 @@ def checkpointing(model: Scone, *, recompute_attention: bool = True, layers_kept
 def with_bfloat16_autoencoder(model: Scone) -> None:
     """A space-to-depth has no weights: its input is rounded instead."""
     moments = model.autoencoder.moments
-    model.autoencoder.moments = lambda images: moments(images.bfloat16())  # type: ignore[method-assign]
+    model.autoencoder.moments = lambda images: moments(images.bfloat16())  # type: ignore[method-assign]  # one model's
 
 
-SWITCHES: dict[str, tuple[dict[str, object], float]] = {
+SWITCHES: dict[str, tuple[dict[str, Any], float]] = {
     "pixels as uint8": ({"transform": in_bytes}, 0.0),
     "data.latents": ({"transform": in_latents}, 0.0),
     "activation_checkpointing": ({"switch": checkpointing}, 1e-5),
@@ -93,5 +94,5 @@ def test_curves_with_each_switch_are_those_without(monkeypatch: pytest.MonkeyPat
     plain = curve()
     assert [plain[0], plain[-1]] == pytest.approx([7.8399, 1.6918], rel=1e-2)
     for name, (changes, tolerance) in SWITCHES.items():
-        changed = curve(**changes)  # type: ignore[arg-type]
+        changed = curve(**changes)
         assert changed == pytest.approx(plain, rel=tolerance, abs=0), name
