@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scone_pl.analysis.similarity import EXPERTS, ImageMaps
-from scone_pl.data.boxes import tokens_in
 from scone_pl.data.sample import Candidate, Sample
+from scone_pl.model.boxes import tokens_in
 
 BACKGROUND = "background"
 """Name of boxes that show no subject."""
@@ -99,7 +99,7 @@ def measure(pairs: Iterable[tuple[ImageMaps, ImageMaps | None]], samples: Sequen
 
 def _separation(maps: np.ndarray, subjects: Sequence[Candidate]) -> Separation | None:
     """`maps` (layers, rows, columns). Tokens in boxes of both kinds count as neither."""
-    inside = [tokens_in([s for s in subjects if s.is_target == m], *maps.shape[1:]).numpy() for m in (True, False)]
+    inside = [tokens_in([s.box for s in subjects if s.is_target == m], *maps.shape[1:]).numpy() for m in (True, False)]
     target, others = (maps[:, own & ~other] for own, other in (inside, inside[::-1]))  # (layers, tokens)
     if not target.size or not others.size:
         return None

@@ -70,8 +70,10 @@ class Reading:
         """What the bridge blocks; no forward pass.
 
         Raises:
-            UserError: the model does not have the bridge's layers, or the bridge pools otherwise than the paper.
+            UserError: the model does not have the bridge's layers, or the bridge compares otherwise than the paper.
         """
+        if bridge.oracle or bridge.rotation_seed is not None:
+            raise UserError("the page shows similarities; leave bridge.oracle and bridge.rotation_seed out")
         if bridge.pooling != "mean":
             raise UserError(f"the page shows similarities of bridge.pooling mean; this bridge has {bridge.pooling}")
         if bridge.last_masked_layer >= self.num_layers:

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from scone_pl.data.boxes import candidate_labels
 from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.index import IndexEntry
 from scone_pl.data.sample import BrokenSampleError, Candidate, Sample
@@ -321,11 +320,10 @@ def prepare_reference(
     drop_vae, drop_vit = drop[0] or sequence_format.layout.single_stream, drop[1]
     resized = vae.resize(original) if config.vit_source == "vae_resized" else None
     vae_image: Tensor | EncodedImage | None = None
-    vit_tensor = labels = None
+    vit_tensor = None
     if not drop_vae:
         vae_image = encoded or (vae(original) if resized is None else to_tensor(resized))
     if not drop_vit:
         vit_tensor = vit(original if resized is None else resized, interleaved=True)
-        rows, columns = (side // vit.stride for side in vit_tensor.shape[-2:])
-        labels = None if candidates is None else candidate_labels(candidates, rows, columns)
-    return ReferenceImages(vae_image, vit_tensor, labels)
+    targets = None if candidates is None else tuple(c.box for c in candidates if c.is_target)
+    return ReferenceImages(vae_image, vit_tensor, targets)

@@ -31,6 +31,13 @@ class BridgeConfig:
     pooling: Literal["mean", "max", "attention"] = "mean"
     """How the cosines of a token with the instruction's tokens become its s. mean (paper, Eq. 1). Beyond it, max: the
     largest, so that one name is enough; attention: their mean weighted by softmax(cosine / 0.1)."""
+    rotation_seed: int | None = None
+    """A control, beyond the paper: before they are compared, the instruction's states go through a fixed random
+    orthogonal map of this seed, so that s starts without the alignment that the weights have; null = no map."""
+    oracle: bool = False
+    """A control, beyond the paper: instead of a similarity, s is 1 for reference tokens whose centre lies in the box of
+    a target subject and 0 for others, each token on its own grid. Samples need `candidates`. Nothing is read from a
+    layer, so the mask may begin before the source layer."""
     threshold_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which s and tau are compared. bfloat16: both are rounded to it first, as the release does, so that 0.88 acts
     as 0.87695; needs mode hard and no `quantile`."""
@@ -56,7 +63,10 @@ class BridgeConfig:
         check_number("bridge.temperature", self.temperature, above=0, maximum=1e6)
         if self.quantile is not None:
             check_number("bridge.quantile", self.quantile, above=0, below=1)
-        if not 0 <= self.source_layer < self.first_masked_layer <= self.last_masked_layer:
+        if self.rotation_seed is not None:
+            check_whole("bridge.rotation_seed", self.rotation_seed, maximum=2**63 - 1)
+        behind = 0 if self._masks_from_the_start else self.source_layer + 1
+        if not behind <= self.first_masked_layer <= self.last_masked_layer:
             raise UserError(
                 "the bridge needs 0 <= source_layer < first_masked_layer <= last_masked_layer, got "
                 f"{self.source_layer}, {self.first_masked_layer}, {self.last_masked_layer}"
@@ -72,6 +82,8 @@ class BridgeConfig:
                 "bridge.threshold_dtype bfloat16 needs bridge.mode hard, no bridge.quantile and no "
                 "bridge.adaptive_threshold"
             )
+        if self.oracle:
+            self._check_oracle()
         if self.drop_blocked and not (self.mode == "hard" and self.apply_mask):
             raise UserError(
                 "bridge.drop_blocked needs bridge.mode hard and bridge.apply_mask true, got "
@@ -79,11 +91,28 @@ class BridgeConfig:
             )
 
     @property
+    def _masks_from_the_start(self) -> bool:
+        return self.oracle and not (self.hide_references_early or self.drop_blocked)
+
+    def _check_oracle(self) -> None:
+        of_similarity = {
+            "quantile": None, "adaptive_threshold": None, "pooling": "mean", "rotation_seed": None,
+            "threshold_dtype": "float32", "apply_mask": True,
+        }  # fmt: skip
+        if others := [name for name, value in of_similarity.items() if getattr(self, name) != value]:
+            raise UserError(f"bridge.oracle is a mask of boxes and takes no bridge.{others[0]}; leave it out")
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"bridge.threshold is {self.threshold}; bridge.oracle needs one over 0 and up to 1")
+
+    @property
     def without_effect(self) -> tuple[str, ...]:
         """Fields that differ from their defaults, but that the other fields leave without effect."""
         unused = {
             "temperature": self.mode == "hard",
-            "threshold": self.quantile is not None or self.adaptive_threshold is not None,
+            "threshold": self.quantile is not None
+            or self.adaptive_threshold is not None
+            or (self.oracle and self.mode == "hard"),
+            "source_layer": self._masks_from_the_start,
             "first_masked_layer": self.drop_blocked or not self.apply_mask,
             "last_masked_layer": self.drop_blocked or not self.apply_mask,
             "hide_references_early": not self.apply_mask,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scone_pl.model.boxes import Box
 from scone_pl.model.sequence import EncodedImage, PackedSequence, SequenceFormat, Split, SplitKind
 
 
@@ -28,7 +29,6 @@ class SequenceBuilder:
         self._text_ids: list[int] = []
         self._patches: list[Tensor] = []
         self._vit_positions: list[Tensor] = []
-        self._vit_labels: list[Tensor] = []
         self._latent_positions: list[Tensor] = []
         self._timestep_logits: list[float] = []
         self._images: list[Tensor | EncodedImage] = []
@@ -93,13 +93,13 @@ class SequenceBuilder:
         self._text_ids += ids
         self._position += len(ids)
 
-    def add_vit(self, image: Tensor, *, reference: int, labels: Tensor | None = None) -> None:
+    def add_vit(self, image: Tensor, *, reference: int, targets: tuple[Box, ...] | None = None) -> None:
         """Adds the ViT split of reference image number `reference`.
 
         Args:
             image: (3, H, W) in [-1, 1], sides multiples of the patch size.
             reference: its number in the sample; ties it to the VAE split of the same number.
-            labels: (rows, columns) float, see `PackedSequence.vit_labels`.
+            targets: see `Split.targets`.
 
         Raises:
             ValueError: sides that are no multiples of the patch size, or a grid over the position table.
@@ -112,41 +112,37 @@ class SequenceBuilder:
                 f"a ViT image of {grid[0]} x {grid[1]} tokens has positions beyond the {rows} rows of the ViT's table: "
                 f"use images of at most {largest} pixels a side"
             )
-        self._add_image(SplitKind.VIT, grid, image=reference)
+        self._add_image(SplitKind.VIT, grid, image=reference, targets=targets)
         self._patches.append(patchify_image(image, self.sequence_format.vit_patch_size))
         self._vit_positions.append(grid_positions(grid, self.sequence_format.vit_positions_per_side))
-        self._vit_labels.append(
-            torch.full((grid[0] * grid[1],), math.nan) if labels is None else labels.flatten().float()
-        )
         self._position += 1
 
-    def add_vae(self, image: Tensor | EncodedImage, *, reference: int) -> None:
+    def add_vae(self, image: Tensor | EncodedImage, *, reference: int, targets: tuple[Box, ...] | None = None) -> None:
         """Adds the clean-latent split of reference image number `reference`.
 
         Args:
             image: (3, H, W) in [-1, 1] or uint8, or encoded already; a sequence has images of one kind.
             reference: its number in the sample.
+            targets: see `Split.targets`.
         """
         self._images.append(image)
-        self._add_latents(SplitKind.VAE, image, -math.inf, len(self._images) - 1, reference)
+        self._add_latents(SplitKind.VAE, image, -math.inf, image=reference, targets=targets)
         self._position += 1
 
     def add_targets(self, image: Tensor | EncodedImage, timestep_logits: list[float]) -> None:
         """Adds one noisy target split of `image`, see `add_vae`, per entry of `timestep_logits` (t before sigmoid)."""
         self._images.append(image)
         for logit in timestep_logits:
-            self._add_latents(SplitKind.TARGET, image, logit, len(self._images) - 1, None)
+            self._add_latents(SplitKind.TARGET, image, logit)
         self._position += 1
 
     def skip_image(self) -> None:
         """A dropped reference image: no tokens, but it still takes its position (docs/specification.md 3)."""
         self._position += 1
 
-    def _add_latents(
-        self, kind: SplitKind, image: Tensor | EncodedImage, logit: float, pixels: int, reference: int | None
-    ) -> None:
-        grid = _grid(image, self.sequence_format.latent_stride, self.sequence_format.latent_positions_per_side, "VAE")
-        self._add_image(kind, grid, image=reference, pixels=pixels)
+    def _add_latents(self, kind: SplitKind, pixels: Tensor | EncodedImage, logit: float, **fields: Any) -> None:
+        grid = _grid(pixels, self.sequence_format.latent_stride, self.sequence_format.latent_positions_per_side, "VAE")
+        self._add_image(kind, grid, pixels=len(self._images) - 1, **fields)
         self._latent_positions.append(grid_positions(grid, self.sequence_format.latent_positions_per_side))
         self._timestep_logits.append(logit)
 
@@ -187,7 +183,7 @@ class SequenceBuilder:
             encoded=True in encoded,
             label_index=torch.tensor(self._label_index, dtype=torch.int64),
             label_ids=torch.tensor(self._label_ids, dtype=torch.int64),
-            vit_labels=cat(self._vit_labels, torch.zeros(0)),
+            vit_labels=cat([s.labels for s in self._splits if s.kind == SplitKind.VIT], torch.zeros(0)),
             keys=tuple(self._keys),
             instructions=tuple(self._instructions),
             layout=self.sequence_format.layout,

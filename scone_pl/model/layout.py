@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from scone_pl.model.boxes import Box
+
 if TYPE_CHECKING:
     from scone_pl.model.builder import SequenceBuilder
     from scone_pl.model.sequence import EncodedImage
@@ -25,8 +27,8 @@ class ReferenceImages(NamedTuple):
     """(3, H, W) in [-1, 1] or uint8, or encoded already: enters as clean latents, where the layout has those."""
     vit: Tensor | None
     """(3, H, W) in [-1, 1] or uint8: enters the understanding expert."""
-    labels: Tensor | None = None
-    """(rows, columns), see `PackedSequence.vit_labels`."""
+    targets: tuple[Box, ...] | None = None
+    """See `Split.targets`."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,11 @@ class PromptLayout:
             elif reference.vae is None:
                 builder.skip_image()
             else:
-                builder.add_vae(reference.vae, reference=number)
+                builder.add_vae(reference.vae, reference=number, targets=reference.targets)
             if reference.vit is None:
                 builder.skip_image()
             else:
-                builder.add_vit(reference.vit, reference=number, labels=reference.labels)
+                builder.add_vit(reference.vit, reference=number, targets=reference.targets)
 
     def split_lengths(
         self,

@@ -23,6 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from scone_pl.model.boxes import Box, tokens_in
 from scone_pl.model.layout import SCONE_LAYOUT, PromptLayout
 
 
@@ -120,6 +121,8 @@ class Split:
     words: tuple[tuple[int, int], ...] | None = None
     """Of a text that holds more than the instruction: the instruction's tokens as (first, stop), counted from `start`.
     None = the whole text, unless it is labelled."""
+    targets: tuple[Box, ...] | None = None
+    """Of a reference image: boxes of the subjects that the instruction refers to; None = unlabelled."""
 
     @property
     def stop(self) -> int:
@@ -134,6 +137,13 @@ class Split:
     def edges(self) -> list[range]:
         """Indices of the frame tokens of an image."""
         return [range(self.start, self.start + self.frame), range(self.stop - self.frame, self.stop)] * bool(self.frame)
+
+    @property
+    def labels(self) -> Tensor:
+        """(tokens of the image,) float: 1 = in a box of `targets`, 0 = not, nan = unlabelled."""
+        if self.targets is None or self.grid is None:
+            return torch.full((len(self.content),), torch.nan)
+        return tokens_in(self.targets, *self.grid).flatten().float()
 
     @property
     def instruction(self) -> list[range]:
@@ -299,6 +309,14 @@ class PackedSequence:
         is_reference = torch.zeros(len(self), dtype=torch.bool, device=self.device)
         is_reference[self._ranges([s.content for s in self.splits_of(SplitKind.VIT, SplitKind.VAE)])] = True
         return is_reference
+
+    @cached_property
+    def reference_labels(self) -> Tensor:
+        """(L,) float: 1 = reference token in a box of `Split.targets`, 0 = in none, nan = unlabelled, no reference."""
+        labels = torch.full((len(self),), torch.nan)
+        for split in self.splits_of(SplitKind.VIT, SplitKind.VAE):
+            labels[split.content.start : split.content.stop] = split.labels
+        return to_device(labels, self.device)
 
     @cached_property
     def target_index(self) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scone_pl.model.attention import ATTENTION_BACKENDS
+from scone_pl.model.boxes import Box
 from scone_pl.model.bridge import BridgeState, Remaining
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
@@ -35,6 +36,8 @@ class Prompt:
     """Height and width of the target in pixels."""
     negative_ids: tuple[int, ...] | None = None
     """Token ids of the negative prompt, without begin and end; None = guidance starts from no instruction."""
+    targets: tuple[tuple[Box, ...] | None, ...] = ()
+    """Per reference image `Split.targets`; empty = all unlabelled."""
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -157,7 +160,10 @@ def pack_contexts(
     positions: list[int] = []
     prompt_of_sample: list[int] = []
     for number, prompt in enumerate(prompts):
-        shown = [ReferenceImages(*images) for images in prompt.references] if references else []
+        shown: list[ReferenceImages] = []
+        if references:
+            targets = prompt.targets or (None,) * len(prompt.references)
+            shown = [ReferenceImages(*images, of) for images, of in zip(prompt.references, targets, strict=True)]
         ids = list(prompt.text_ids) if text and prompt.text_ids is not None else None
         if not shown and not layout.context_words(0, ids)[0]:
             positions.append(0)

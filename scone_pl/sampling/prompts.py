@@ -90,12 +90,13 @@ def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> lis
         if pack.layout.single_stream:
             vae = vit
         references = tuple((vae[image], shown) for image, shown in vit.items() if image in vae)
+        targets = tuple(s.targets for s in splits if s.kind == SplitKind.VIT and s.image in vae)
         text_ids = pack.instructions[splits[0].sample]
         if size is None or splits[-1].kind == SplitKind.TARGET:
             height, width = target_image(pack, splits[-1].sample).shape[-2:]
         else:
             height, width = size
-        prompts.append(Prompt(references, text_ids, (height, width)))
+        prompts.append(Prompt(references, text_ids, (height, width), targets=targets))
     return prompts
 
 

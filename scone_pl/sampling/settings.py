@@ -122,8 +122,18 @@ class SamplingConfig:
         """Whether the branch without reference images is computed where guidance acts."""
         return self.image_guidance_scale > 1
 
-    def check_bridge(self, num_layers: int) -> None:
-        """Raises `UserError` if the bridge masks a layer that a decoder of `num_layers` layers lacks."""
+    def check_bridge(self, num_layers: int, *, boxes: bool = False) -> None:
+        """Checks the bridge before anything is loaded.
+
+        Args:
+            num_layers: of the decoder.
+            boxes: whether target subjects may be known, as in samples with `candidates`.
+
+        Raises:
+            UserError: it masks a layer that the decoder lacks, or needs boxes.
+        """
+        if self.bridge is not None and self.bridge.oracle and not boxes:
+            raise UserError("bridge.oracle needs samples with `candidates`, which prompts do not have; leave it out")
         if self.bridge is not None and self.bridge.last_masked_layer >= num_layers:
             raise UserError(
                 f"bridge.last_masked_layer is {self.bridge.last_masked_layer}, but this checkpoint's last decoder "

@@ -92,6 +92,8 @@ class StageSettings:
             raise UserError(
                 "model.alignment.weight needs model.bridge (with apply_mask: false where nothing is hidden)"
             )
+        if self.alignment.weight and self.bridge is not None and self.bridge.oracle:
+            raise UserError("model.alignment trains a similarity, which bridge.oracle replaces; leave one of them out")
         if self.mask_sampling and self.bridge is None:
             raise UserError(
                 "model.mask_sampling applies model.bridge, which is null; set the bridge, or mask_sampling false"

@@ -68,6 +68,9 @@ def test_a_bridge_blocks_what_sampling_blocks_without_a_forward_pass(
 def test_another_pooling_is_refused(reading: Reading) -> None:
     with pytest.raises(UserError, match=r"bridge\.pooling mean; this bridge has max"):
         reading.decide(BridgeConfig(**LAYERS, pooling="max"))
+    for control in ({"oracle": True, "threshold": 0.5}, {"rotation_seed": 0}):
+        with pytest.raises(UserError, match=r"leave bridge\.oracle and bridge\.rotation_seed out"):
+            reading.decide(BridgeConfig(**{**LAYERS, **control}))
 
 
 def test_sliders_replace_what_else_would_set_the_threshold() -> None:

@@ -62,6 +62,7 @@ def test_settings_without_effect_are_refused(name: str, build: Callable[[], Any]
         ({"temperature": 0.3}, ("temperature",)),
         ({"temperature": 0.3, "mode": "soft"}, ()),
         ({"quantile": 0.5, "threshold": 0.3}, ("threshold",)),
+        ({"oracle": True, "threshold": 0.3, "source_layer": 2}, ("threshold", "source_layer")),
         ({"drop_blocked": True, "first_masked_layer": 12}, ("first_masked_layer",)),
         (
             {"apply_mask": False, "last_masked_layer": 12, "hide_references_early": True},

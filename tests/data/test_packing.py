@@ -7,7 +7,6 @@ import torch
 from data_helpers import GOLDEN, encode, make_sample
 from safetensors.torch import load_file
 
-from scone_pl.data.boxes import candidate_labels
 from scone_pl.data.packing import (
     PackingConfig,
     add_sample,
@@ -20,6 +19,7 @@ from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.errors import UserError
+from scone_pl.model.boxes import tokens_in
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens, SplitKind
 from scone_pl.model.vae import as_float
@@ -168,13 +168,11 @@ def test_vit_image_from_the_resized_vae_image(sequence_format, tokenizer, packin
     )
 
 
-def test_candidate_labels():
-    left = Candidate(box=(0.0, 0.0, 0.5, 1.0), is_target=True)
-    other = Candidate(box=(0.5, 0.0, 1.0, 1.0), is_target=False)
-    assert candidate_labels((left, other), 2, 4).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
-    assert candidate_labels((other,), 2, 2).sum() == 0
-    small = Candidate(box=(0.3, 0.3, 0.4, 0.4), is_target=True)  # holds the centre (0.375, 0.375) of token (1, 1)
-    assert candidate_labels((small,), 4, 4).nonzero().tolist() == [[1, 1]]
+def test_tokens_in_boxes():
+    assert tokens_in([(0.0, 0.0, 0.5, 1.0)], 2, 4).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+    assert tokens_in([], 2, 2).sum() == 0
+    small = (0.3, 0.3, 0.4, 0.4)  # holds the centre (0.375, 0.375) of token (1, 1)
+    assert tokens_in([small], 4, 4).nonzero().tolist() == [[1, 1]]
 
 
 def test_candidates_are_stored_as_is_target_and_read_under_the_former_key_too():
@@ -187,15 +185,21 @@ def test_candidates_are_stored_as_is_target_and_read_under_the_former_key_too():
         parse_candidates([[{**stored, "meant": True}]])
 
 
-def test_candidate_labels_reach_the_sequence(sequence_format, tokenizer, packing):
+def test_boxes_of_targets_label_the_tokens_of_both_splits(sequence_format, tokenizer, packing):
     builder = SequenceBuilder(sequence_format)
     for number in (1, 4):  # with and without candidates
         add_sample(builder, make_sample(number, references=1), tokenizer, packing, generator(0))
     sequence = builder.build()
-    first, second = sequence.splits_of(SplitKind.VIT)
-    known, unknown = sequence.vit_labels.split([len(first.content), len(second.content)])
-    assert set(known.tolist()) == {0.0, 1.0}
-    assert unknown.isnan().all()
+    sample = make_sample(1, references=1)
+    targets = [c.box for c in sample.candidates[0] if c.is_target]
+    for kind in (SplitKind.VIT, SplitKind.VAE):
+        first, second = sequence.splits_of(kind)
+        known, unknown = (sequence.reference_labels[s.content.start : s.content.stop] for s in (first, second))
+        assert set(known.tolist()) == {0.0, 1.0}
+        assert known.bool().equal(tokens_in(targets, *first.grid).flatten())
+        assert unknown.isnan().all()
+    assert sequence.reference_labels[sequence.vit_index].nan_to_num(-1).equal(sequence.vit_labels.nan_to_num(-1))
+    assert sequence.reference_labels[~sequence.reference_tokens].isnan().all()
 
 
 def test_broken_sample_leaves_the_builder_alone(sequence_format, tokenizer, packing):

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from model_helpers import ONE_REFERENCE, TWO_REFERENCES, make_pack, tiny_model
+from model_helpers import NO_TEXT, ONE_REFERENCE, TWO_REFERENCES, make_pack, tiny_model
 
+from scone_pl.errors import UserError
 from scone_pl.model.bridge import Bridge, Similarity, thresholds
+from scone_pl.model.bridge.similarity import rotated
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import PackedSequence, SplitKind
 from scone_pl.training.losses import flow_matching
@@ -123,6 +125,82 @@ def test_backends_hide_alike(attention: str, early: bool) -> None:
     config = dataclasses.replace(CONFIG, threshold=0.0, hide_references_early=early)
     with torch.no_grad():
         torch.testing.assert_close(velocity(config, attention), velocity(config, "dense"), rtol=1e-4, atol=1e-5)
+
+
+def labelled(pack: PackedSequence) -> PackedSequence:
+    """The target subjects fill the left half of every reference."""
+    splits = (
+        dataclasses.replace(s, targets=((0.0, 0.0, 0.5, 1.0),) if s.image is not None else None) for s in pack.splits
+    )
+    return dataclasses.replace(pack, splits=tuple(splits))
+
+
+ORACLE = BridgeConfig(oracle=True, first_masked_layer=0, last_masked_layer=1)
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_an_oracle_hides_what_no_target_box_holds_from_any_layer_on(mode: Any) -> None:
+    pack, model = labelled(make_pack(TWO_REFERENCES, NO_TEXT, TWO_REFERENCES)), tiny_model()
+    clean = model.encode_images(pack)
+    found = {}
+    for attention in ("split", "dense"):
+        model.attention = attention
+        output = flow_matching(model, pack, clean, clean, bridge=dataclasses.replace(ORACLE, mode=mode)).output
+        assert output.bridge is not None
+        output.velocity.sum().backward()  # a soft bias without a graph of its own passes gradients to all else
+        found[attention] = output.velocity.detach()
+    torch.testing.assert_close(found["split"], found["dense"], rtol=1e-4, atol=1e-5)
+    for split in pack.splits_of(SplitKind.VIT, SplitKind.VAE):
+        columns = split.grid[1] if split.grid else 0
+        right = (torch.arange(len(split.content)) % columns + 0.5) / columns >= 0.5
+        assert output.bridge.blocked[split.content.start : split.content.stop].equal(right & (split.sample != 1))
+    assert not output.bridge.blocked[~pack.reference_tokens].any()
+    assert output.bridge.similarity.unique().tolist() == [0.0, 1.0]
+
+
+def test_an_oracle_drops_and_needs_boxes() -> None:
+    pack, model = labelled(make_pack(ONE_REFERENCE, NO_TEXT)), tiny_model()
+    clean = model.encode_images(pack)
+    dropping = dataclasses.replace(CONFIG, oracle=True, drop_blocked=True)
+    remaining = flow_matching(model, pack, clean, clean, bridge=dropping).output.bridge
+    assert remaining is not None
+    assert remaining.remaining is not None
+    assert len(remaining.remaining.pack) == len(pack) - remaining.blocked.sum()
+    plain = make_pack(NO_TEXT, ONE_REFERENCE)
+    with pytest.raises(UserError, match=r"s1: bridge\.oracle needs to know the target subjects"):
+        flow_matching(model, plain, model.encode_images(plain), model.encode_images(plain), bridge=ORACLE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"quantile": 0.5}, {"adaptive_threshold": "gap"}, {"pooling": "max"}, {"rotation_seed": 1}, {"threshold": 0.0},
+        {"threshold_dtype": "bfloat16"}, {"apply_mask": False}, {"hide_references_early": True},
+        {"drop_blocked": True},
+    ],
+)  # fmt: skip
+def test_an_oracle_refuses_what_is_of_a_similarity_or_comes_too_early(other: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"bridge\.oracle|source_layer < first_masked_layer"):
+        dataclasses.replace(ORACLE, **other)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_rotation_is_of_the_words_alone_and_as_fixed_as_its_seed(pooling: Any) -> None:
+    pack = make_pack(TWO_REFERENCES, ONE_REFERENCE)
+    states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(4))
+
+    def similarity(seed: int | None) -> torch.Tensor:
+        config = dataclasses.replace(CONFIG, pooling=pooling, rotation_seed=seed)
+        return Bridge(config, pack).similarity(states[pack.understanding_index])
+
+    turned = states.clone()
+    turned[pack.instruction_index] = rotated(states[pack.instruction_index], 7)
+    torch.testing.assert_close(similarity(7), similarity_by_loop(pack, turned, pooling), rtol=1e-5, atol=1e-6)
+    assert similarity(7).equal(similarity(7))
+    assert not similarity(7).allclose(similarity(8))
+    one, other = states[:3], states[3:6]
+    torch.testing.assert_close(rotated(one, 7) @ rotated(other, 7).T, one @ other.T)
+    assert (F.cosine_similarity(one, rotated(one, 7)) < 0.9).all()
 
 
 SOFT = dataclasses.replace(CONFIG, mode="soft", temperature=0.2, threshold=0.1)

@@ -31,7 +31,9 @@ def image(rows, columns, seed):
 def prompt(seed, references, text, size):
     pairs = tuple((image(*vae, seed + i), image(*vit, seed + 50 + i)) for i, (vae, vit) in enumerate(references))
     ids = None if text is None else tuple(5 + (seed + 7 * i) % 200 for i in range(text))
-    return Prompt(pairs, ids, size)
+    return Prompt(
+        pairs, ids, size, targets=(((0.0, 0.1 * (seed % 3), 0.6, 1.0),), ((0.5, 0.0, 1.0, 0.5),))[: len(pairs)]
+    )
 
 
 PROMPTS = [
@@ -51,8 +53,8 @@ def dense_velocity(one, bridge, latents, t, *, references=True, text=True):
     builder = SequenceBuilder(SEQUENCE_FORMAT)
     builder.begin_sample()
     for i, (vae, vit) in enumerate(one.references if references else ()):
-        builder.add_vae(vae, reference=i)
-        builder.add_vit(vit, reference=i)
+        builder.add_vae(vae, reference=i, targets=one.targets[i])
+        builder.add_vit(vit, reference=i, targets=one.targets[i])
     if text and one.text_ids is not None:
         builder.add_text(list(one.text_ids))
     builder.add_targets(torch.zeros(3, *one.size), [0.0])
@@ -65,12 +67,16 @@ def dense_velocity(one, bridge, latents, t, *, references=True, text=True):
 
 
 VARIANTS = [{"mode": "soft", "temperature": 0.1}, {"quantile": 0.5}, {"mode": "soft", "quantile": 0.3}]
+ORACLES = [
+    {"oracle": True, "threshold": 0.5, "first_masked_layer": 0, "last_masked_layer": 1, "source_layer": 9},
+    {"oracle": True, "threshold": 0.5, "mode": "soft"},
+]
 
 
 @pytest.mark.parametrize(
     ("threshold", "early"),
     [
-        *((threshold, False) for threshold in (-2.0, 0.0, 0.2, *VARIANTS)),
+        *((threshold, False) for threshold in (-2.0, 0.0, 0.2, *VARIANTS, *ORACLES)),
         *(pytest.param(threshold, False, marks=pytest.mark.slow) for threshold in (None, 2.0)),
         *((threshold, True) for threshold in (0.2, *VARIANTS)),
         *(pytest.param(threshold, True, marks=pytest.mark.slow) for threshold in (-2.0, 0.0, 2.0)),

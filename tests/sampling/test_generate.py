@@ -107,6 +107,7 @@ BAD = {
     "last decoder layer is 3": ["--bridge", '{"last_masked_layer": 15}'],
     "give off, trained, or JSON": ["--bridge", "on"],
     "there is no setting 'treshold'": ["--bridge", '{"treshold": 1}'],
+    "bridge.oracle needs samples with `candidates`": ["--bridge", '{"oracle": true}'],
     "turn it on": ["--bridge_image", "x.png"],
     "must end in .png": ["--output", "."],
     "interval is 0; it must be": ["--step_cache", '{"interval": 0}'],

@@ -49,10 +49,13 @@ def make_batch(seed: int = 1) -> Batch:
         add_sample(builder, **{"seed": number, "key": f"s{number}"} | sample)
     builder.begin_sample("answered")
     builder.add_vae(random_image(2, 2, 7), reference=0)
-    builder.add_vit(random_image(2, 3, 8), reference=0, labels=torch.tensor([1.0, 0.0, 1.0, torch.nan, 0.0, 1.0]))
+    builder.add_vit(random_image(2, 3, 8), reference=0)
     builder.add_text([6, 9, 12])
     builder.add_text([20, 21], loss=True)
-    return Batch(builder.build(), StreamPosition(0, 0, 0), seed=seed)
+    pack = builder.build()
+    assert pack.vit_labels is not None
+    pack.vit_labels[-6:] = torch.tensor([1.0, 0.0, 1.0, torch.nan, 0.0, 1.0])
+    return Batch(pack, StreamPosition(0, 0, 0), seed=seed)
 
 
 def make_model() -> Scone:

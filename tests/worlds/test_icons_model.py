@@ -82,6 +82,10 @@ def test_evaluations_of_both_kinds_read_a_folder(base, tmp_path):
     report = scores.evaluate(base, tmp_path)
     assert report["pictures"] == 2
     assert 0 <= scores.metrics["choice"](report) <= 100
+    exact = {"oracle": True, "first_masked_layer": 0, "last_masked_layer": 5}
+    given = {"mask": "given", "bridge": exact, "sampling": {"num_inference_steps": 1}}
+    oracle = evaluator_of({"evaluator": "icons", "per_task": 2, "tasks": tasks, **given})
+    assert oracle.evaluate(base, tmp_path)["kept"] == {tasks[0]: {"precision": 1.0, "recall": 1.0}}
     layers = evaluator_of({"evaluator": "icons", "kind": "layers", "per_task": 4, "tasks": tasks})
     auroc = layers.evaluate(base, tmp_path)["layers"]["understanding"][tasks[0]]["auroc"]
     assert len(auroc) == icons().decoder.num_layers

@@ -84,6 +84,9 @@ class BridgeSchedule(LayerSchedule):
         self._early_plan = self._masked_plan = tokens.plan
         if self.config.hides_references_in(0):
             self._early_plan = tokens.plan.hiding(bridge.pack.reference_tokens)
+        if self.config.oracle and not self.config.drop_blocked:  # no layer has to come first
+            self.state = bridge.decide(bridge.similarity.of_boxes)
+            self._masked_plan = self.state.apply(tokens.plan)
 
     def before(self, layer: int) -> LayerTokens:
         if self.config.hides_references_in(layer):
@@ -93,7 +96,7 @@ class BridgeSchedule(LayerSchedule):
         return self.tokens
 
     def after(self, layer: int, x: ByExpert) -> ByExpert:
-        if layer != self.config.source_layer:
+        if layer != self.config.source_layer or self.state is not None:
             return x
         self.state = self.bridge(x.understanding)
         if self.state.remaining is not None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scone_pl.errors import UserError
 from scone_pl.model.sequence import PackedSequence, SplitKind, to_device
 
 _SHARPNESS = 0.1
@@ -25,9 +26,14 @@ _SHARPNESS = 0.1
 class Similarity:
     """Compares references with instructions; the index tensors are built once a pack."""
 
-    def __init__(self, pack: PackedSequence, pooling: Literal["mean", "max", "attention"] = "mean") -> None:
-        """`pooling`: see `BridgeConfig`."""
-        self.pack, self.pooling = pack, pooling
+    def __init__(
+        self,
+        pack: PackedSequence,
+        pooling: Literal["mean", "max", "attention"] = "mean",
+        rotation_seed: int | None = None,
+    ) -> None:
+        """`pooling`, `rotation_seed`: see `BridgeConfig`."""
+        self.pack, self.pooling, self.rotation_seed = pack, pooling, rotation_seed
 
     @cached_property
     def _kinds(self) -> list[set[SplitKind]]:
@@ -83,20 +89,37 @@ class Similarity:
         if not len(vit_index) or not len(text_index) or not any(self._compared):
             return similarity
         states = F.normalize(understanding.float(), dim=-1, eps=1e-8)
+        words = states if self.rotation_seed is None else rotated(states, self.rotation_seed)
         if self.pooling == "mean":
-            sample, text_mean = pack.sample_of_token, self.instruction_mean(states)
+            sample, text_mean = pack.sample_of_token, self.instruction_mean(words)
             of_vit = (states[row[vit_index]] * text_mean[sample[vit_index]]).sum(-1)  # (V,)
             compared = self._of_samples(self._compared)[vit_index]
             similarity = similarity.index_put((vit_index,), torch.where(compared, of_vit, 1.0))
         else:
             index = torch.cat([vit for vit, _ in self._by_sample])
-            pooled = [self._pooled(states[row[vit]] @ states[row[text]].T) for vit, text in self._by_sample]
+            pooled = [self._pooled(states[row[vit]] @ words[row[text]].T) for vit, text in self._by_sample]
             similarity = similarity.index_put((index,), torch.cat(pooled))
         for vit, vae, vit_grid, vae_grid in self._image_pairs if not pack.layout.single_stream else ():
             grid = similarity[vit].view(-1, 1, *vit_grid)
             resized = F.interpolate(grid, size=vae_grid, mode="bilinear", align_corners=False)
             similarity = similarity.index_put((vae,), resized.flatten(1))
         return similarity
+
+    @cached_property
+    def of_boxes(self) -> Tensor:
+        """(L,) float32: 1 and 0 by the boxes of the target subjects, see `BridgeConfig.oracle`; 1 where no mask may be.
+
+        Raises:
+            UserError: a reference image that could be masked has no boxes.
+        """
+        labels = self.pack.reference_labels
+        if (unknown := (labels.isnan() & self.maskable).nonzero()).numel():
+            key = (*self.pack.keys, "")[int(self.pack.sample_of_token[unknown[0, 0]])]
+            raise UserError(
+                f"{key or 'a prompt'}: bridge.oracle needs to know the target subjects in every reference image; give "
+                "samples with `candidates`, or another bridge"
+            )
+        return torch.where(self.maskable, labels, 1.0)
 
     @cached_property
     def _by_sample(self) -> list[tuple[Tensor, Tensor]]:
@@ -140,3 +163,11 @@ class Similarity:
     def _of_samples(self, values: list[bool]) -> Tensor:
         """(L,) bool: for every token the value of its sample."""
         return self.pack.per_split([values[split.sample] for split in self.pack.splits]).bool()
+
+
+def rotated(states: Tensor, seed: int) -> Tensor:
+    """(n, D) -> (n, D): components in a random order with random signs, an orthogonal map that costs no product."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(states.shape[1], generator=generator)
+    signs = torch.randint(2, order.shape, generator=generator) * 2.0 - 1
+    return states[:, to_device(order, states.device)] * to_device(signs, states.device)

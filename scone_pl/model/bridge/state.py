@@ -49,10 +49,12 @@ class Bridge:
 
     @cached_property
     def similarity(self) -> Similarity:
-        return Similarity(self.pack, self.config.pooling)
+        return Similarity(self.pack, self.config.pooling, self.config.rotation_seed)
 
     def __call__(self, understanding: Tensor) -> BridgeState:
         """`understanding` (U, D): the expert's states after the source layer."""
+        if self.config.oracle:
+            return self.decide(self.similarity.of_boxes)
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             return self.decide(self.similarity(understanding))
 

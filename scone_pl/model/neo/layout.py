@@ -115,7 +115,7 @@ class ChatLayout(PromptLayout):
             if part.image is not None:
                 image = references[part.image]
                 assert image.vit is not None
-                builder.add_vit(image.vit, reference=part.image, labels=image.labels)
+                builder.add_vit(image.vit, reference=part.image, targets=image.targets)
         if text is not None:
             builder.note_instruction(text)
 
