@@ -127,9 +127,10 @@ neo_table5: ## Table 5 on a second base model, SenseNova-U1
 neo_layers: ## which layer the bridge should read there
 sampling: ## how few passes through the network have the published settings' score
 untrained_mask: ## masks in sampling over weights that were trained without
-icons-data: install ## shards and random weights of world 2
-	$(SCONE) icons shards --output data_shards/icons
+icons-data: install ## shards of world 2, and weights for its base to start from
+	$(SCONE) icons shards --output data_shards/icons --world '{names: 80}'
 	$(SCONE) icons base --output runs/icons/random
+	$(SCONE) icons base --output runs/icons/contrastive --contrastive_steps 4000 --world '{names: 80}'
 
 $(WORLD2): icons-data
 	$(STUDY) experiments/studies/$@.yaml

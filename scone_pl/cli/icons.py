@@ -82,19 +82,28 @@ def contact_sheet(
     draw_sheet(settings, output, scale, STREAMS, lambda: IconWorld(settings.seed, world, settings.stream).sample)
 
 
-def base(output: Path = Path("runs/icons/random"), atlas: str = "", seed: int = 0) -> None:
-    """Write a checkpoint folder with random weights and the trained autoencoder, for the base's training.
+def base(
+    output: Path = Path("runs/icons/random"),
+    contrastive_steps: int = 0,
+    seed: int = 0,
+    world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> None:
+    """Write a checkpoint folder for the base's training: the trained autoencoder, everything else random.
 
     Args:
         output: The folder.
-        atlas: Folder of an atlas whose names the vocabulary has; empty = the shipped one. Others are spelled.
-        seed: Seed of the weights.
+        contrastive_steps: Steps of 64 images in which ViT and words are pretrained with captions; 0 = none.
+        seed: Seed of the weights, and of the images of contrastive pretraining.
+        world: the atlas, whose names the vocabulary has (others are spelled), and what contrastive pretraining draws.
+        progress: Whether to show progress bars.
     """
     from scone_pl.worlds.icons.base import write_base
 
     check_whole("--seed", seed)
-    written = write_base(output, atlas=atlas, seed=seed)
-    print(f"{output}: random weights of preset icons, {'written' if written else 'already there'}")
+    check_whole("--contrastive_steps", contrastive_steps, maximum=MAX_SAMPLES)
+    written = write_base(output, config=world, contrastive_steps=contrastive_steps, seed=seed, progress=progress)
+    print(f"{output}: weights of preset icons, {'written' if written else 'already there'}")
 
 
 def autoencoder(

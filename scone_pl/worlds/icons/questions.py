@@ -56,8 +56,13 @@ def _asked(
         if form == "there":
             return f"is there a {name}", "yes" if count else "no"
         return f"how many {name} are there", NUMBERS[count]
+    return "describe", caption(episode, group, scene)
+
+
+def caption(episode: Episode, group: tuple[Subject, ...], scene: str) -> str:
+    """All subjects of one image from left to right, and its scene."""
     names = [f"the {_with_hue(episode.name_of(s), s)}" for s in sorted(group, key=lambda s: s.centre)]
-    return "describe", f"{' and '.join(names)} {PHRASES[scene]}"
+    return f"{' and '.join(names)} {PHRASES[scene]}"
 
 
 def _with_hue(name: str, subject: Subject) -> str:
