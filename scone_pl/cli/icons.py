@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from scone_pl.cli.worlds import MAX_SAMPLES, Scoring, Sheet, draw_sheet, score, write_sets
-from scone_pl.outputs import check_output_file
+from scone_pl.errors import UserError
+from scone_pl.outputs import check_output_file, check_output_folder
 from scone_pl.ranges import check_whole
 from scone_pl.worlds.icons.shards import write_icons
 from scone_pl.worlds.icons.world import STREAMS, IconsConfig, IconWorld, fixed_set
@@ -163,3 +164,56 @@ def judge(
     rows = verdicts(fixed_set(per_task, stream=stream, config=world), progress=progress)
     write_json({"per_task": per_task, "stream": stream, "faults": rows}, output)
     print(table(rows))
+
+
+def label_images(
+    checkpoint: Path,
+    output: Path,
+    per_task: int = 20,
+    world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> None:
+    """Draw images for a person to label, so that the judge can be compared with people (`icons agreement`).
+
+    Args:
+        checkpoint: Folder of weights that draw.
+        output: Folder for images.png, and for labels.json, whose `verdict` and `chosen` are to be filled in.
+        per_task: Validation episodes of each of the six tasks.
+        world: sizes, difficulty and atlas.
+        progress: Whether to show a progress bar.
+    """
+    from scone_pl.checkpoints.model import from_pretrained
+    from scone_pl.data.tokenizer import Tokenizer
+    from scone_pl.sampling.settings import SamplingConfig
+    from scone_pl.worlds.evaluate import bridge_of, draw
+    from scone_pl.worlds.icons.labels import IMAGES, LABELS, write_images
+
+    check_whole("--per_task", per_task, minimum=1, maximum=MAX_SAMPLES)
+    check_output_folder(output, files=(LABELS, IMAGES))
+    if (output / LABELS).exists():
+        raise UserError(f"{output / LABELS} exists; choose another --output")
+    sampling = SamplingConfig(
+        num_inference_steps=12,
+        timestep_shift=1.0,
+        guidance_scale=1.0,
+        image_guidance_scale=1.0,
+        bridge=bridge_of(checkpoint),
+    )
+    episodes = fixed_set(per_task, stream="validation", config=world)
+    drawn = draw(from_pretrained(checkpoint), Tokenizer.from_folder(checkpoint), episodes, sampling, progress=progress)
+    write_images(drawn, world, output)
+    print(f"{output}: {len(drawn)} images; fill in `verdict` and `chosen` of {LABELS}")
+
+
+def agreement(labels: Path = Path("docs/icons/labels")) -> None:
+    """Compare the judge with labels that a person gave.
+
+    Args:
+        labels: Folder as `icons label_images` writes it, with its labels filled in.
+    """
+    from scone_pl.worlds.icons.labels import LABELS, agreement, read_labels, table
+
+    result = agreement(read_labels(labels))
+    if not result["verdicts"]:
+        raise UserError(f"{labels / LABELS}: no image has a verdict yet; fill in `verdict` and `chosen`")
+    print(table(result))

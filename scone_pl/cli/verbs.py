@@ -120,7 +120,7 @@ VERBS = {
     "icons": Verb(
         "world 2, natural subjects off the grid: shards, base weights, autoencoder, evaluation, images",
         commands={
-            **_of("icons", "shards", "base", "autoencoder", "judge"),
+            **_of("icons", "shards", "base", "autoencoder", "judge", "label_images", "agreement"),
             **_of("icons", "evaluate", "contact_sheet", flat="settings"),
         },
     ),

@@ -108,6 +108,9 @@ OUTPUTS = {
     "icons contact_sheet": Output(("icons", "contact_sheet"), "--output", is_folder=False, name="a.png"),
     "icons base": Output(("icons", "base"), "--output"),
     "icons autoencoder": Output(("icons", "autoencoder"), "--output", is_folder=False, name="a.safetensors"),
+    "icons label_images": Output(
+        ("icons", "label_images", "--checkpoint", ABSENT), "--output", files=("labels.json", "images.png")
+    ),
     "icons judge": Output(("icons", "judge"), "--output", is_folder=False, name="a.json"),
     "icons evaluate": Output(
         ("icons", "evaluate", "--checkpoint", ABSENT), "--output", files=("scores.json", "images.png")

@@ -1,0 +1,73 @@
+"""Images that a person labels, and the judge compared with the labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scone_pl.__main__ import main
+from scone_pl.errors import UserError
+from scone_pl.files import read_json, write_json
+from scone_pl.sampling.sampler import SampledLatents
+from scone_pl.worlds.evaluate import Drawn
+from scone_pl.worlds.icons.faults import FAULTS
+from scone_pl.worlds.icons.labels import LABELS, agreement, read_labels, write_images
+from scone_pl.worlds.icons.world import IconsConfig, fixed_set
+
+DRAWN = ("the target", "distractors", "the empty scene")
+CONFIG = IconsConfig(names=40)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """One image of each of `DRAWN`, of distinction episodes."""
+    monkeypatch.setattr("scone_pl.worlds.icons.labels._COLUMNS", 2)
+    episodes = fixed_set(1, tasks=["distinction_single_cross", "distinction_single_intra"], config=CONFIG)
+    latents: Any = SampledLatents.__new__(SampledLatents)
+    images = [FAULTS[name].answer(episode) for name in DRAWN for episode in episodes]
+    drawn = [
+        Drawn(episode, image.round().clip(0, 255).astype(np.uint8), latents)
+        for image, episode in zip(images, 3 * episodes, strict=True)
+    ]
+    write_images(drawn, CONFIG, tmp_path)
+    for one, read in zip(drawn, read_labels(tmp_path), strict=True):
+        assert np.array_equal(one.image, read.image)
+        assert (one.episode.key, read.verdict, read.chosen) == (read.episode.key, "", ())
+    return tmp_path
+
+
+def label(folder: Path, labels: list[tuple[str, str]]) -> None:
+    content = read_json(folder / LABELS, dict)
+    for entry, (verdict, chosen) in zip(content["images"], labels, strict=True):
+        entry["verdict"], entry["chosen"] = verdict, [chosen]
+    write_json(content, folder / LABELS)
+
+
+def test_the_judge_is_compared_with_labels(folder, capsys):
+    assert main(["icons", "agreement", "--labels", str(folder)])
+    assert "no image has a verdict yet" in capsys.readouterr().err
+    label(folder, [("none", "target")] * 2 + [("wrong_subject", "distractor")] * 2 + [("omission", "neither")] * 2)
+    result = agreement(read_labels(folder))
+    assert result["verdicts"]["none"] == {"none": 2}
+    assert result["verdicts"]["wrong_subject"] == {"wrong_subject": 2}
+    assert sum(result["verdicts"]["omission"].values()) == 2
+    assert result["choices"]["target"] == [2, 2]
+    assert result["choices"]["distractor"] == [0, 2]
+    assert not main(["icons", "agreement", "--labels", str(folder)])
+    assert "| target              |          2 |              100% |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verdict", "chosen", "message"),
+    [("fine", "target", "the verdict is 'fine'; choose from none"), ("none", "left", "chosen has 'left'; not target")],
+)
+def test_unknown_labels_are_refused(folder, verdict, chosen, message):
+    label(folder, [(verdict, chosen)] * 6)
+    with pytest.raises(UserError, match=message):
+        read_labels(folder)
+    write_json({"images": 3}, folder / LABELS)
+    with pytest.raises(UserError, match="not as `icons label_images` writes it"):
+        read_labels(folder)
