@@ -62,7 +62,7 @@ def test_the_judge_is_compared_with_labels(folder, capsys):
 
 @pytest.mark.parametrize(
     ("verdict", "chosen", "message"),
-    [("fine", "target", "the verdict is 'fine'; choose from none"), ("none", "left", "chosen has 'left'; not target")],
+    [("fine", "target", "no verdict 'fine'; choose from none"), ("none", "left", "chosen has 'left'; not target")],
 )
 def test_unknown_labels_are_refused(folder, verdict, chosen, message):
     label(folder, [(verdict, chosen)] * 6)
