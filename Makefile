@@ -134,7 +134,7 @@ icons-data: install ## shards of world 2, and weights for its base to start from
 
 $(WORLD2): icons-data
 	$(STUDY) experiments/studies/$@.yaml
-icons_base: ## world 2: does s separate after training on words alone?
+icons_base: ## world 2: does s separate without boxes?
 icons_stage1: ## world 2: Stage I
 icons_table5: ## world 2: Stage II
 icons_masks: ## world 2: masks over weights that were trained without, by layers

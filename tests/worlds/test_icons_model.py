@@ -13,16 +13,19 @@ from running import ROOT, run_scone
 
 from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.model import from_pretrained
+from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
-from scone_pl.model.config import icons
+from scone_pl.model.builder import SequenceBuilder, grid_positions, patchify_image
+from scone_pl.model.config import BridgeConfig, icons
 from scone_pl.model.network import Network
 from scone_pl.model.scone import Scone
 from scone_pl.study.evaluators import evaluator_of
+from scone_pl.training.losses import AlignmentConfig
 from scone_pl.worlds.evaluate import bridge_of
 from scone_pl.worlds.icons.autoencoder import SHIPPED, shipped, train
 from scone_pl.worlds.icons.base import write_base
-from scone_pl.worlds.icons.contrastive import pretrain
+from scone_pl.worlds.icons.contrastive import CaptionObjective, pretrain
 from scone_pl.worlds.icons.shards import ICON_SETS, write_icons
 from scone_pl.worlds.icons.world import IconsConfig, fixed_set
 
@@ -85,6 +88,40 @@ def test_contrastive_pretraining_tells_which_images_show_what_a_word_names(base)
     assert changed == {"vit_model", "connector", "language_model"}
     for name, value in networks[0].state_dict().items():
         assert value.equal(networks[1].state_dict()[name]), name
+
+
+def test_the_loss_of_captions_is_that_of_words_and_the_nearest_tokens_of_their_samples(base):
+    network, tokenizer = from_pretrained(base), Tokenizer.from_folder(base)
+    builder = SequenceBuilder(network.config.sequence_format(tokenizer.special))
+    generator = torch.Generator().manual_seed(0)
+    texts = ["describe", "is there a", "the sky"]
+    images = [torch.rand(3, 30, 30, generator=generator) * 2 - 1 for _ in range(3)]
+    for text, shown in zip(texts, (images[:1], images[1:], []), strict=True):
+        builder.begin_sample()
+        for reference, image in enumerate(shown):
+            builder.add_vit(image, reference=reference)
+        builder.add_text(tokenizer.encode(text))
+        builder.add_text(tokenizer.encode("yes"), loss=True)
+    batch = Batch(builder.build(), 0, None, 0)
+    bridge = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=5, apply_mask=False)
+    objective = CaptionObjective(bridge=bridge, alignment=AlignmentConfig(weight=1.0))
+    loss = objective.pack_losses(network, batch, torch.device("cpu"), sample_posterior=False).alignment
+    assert isinstance(network, Scone)
+    said = [set(tokenizer.encode(text)) | set(tokenizer.encode("yes")) for text in texts[:2]]
+    embed, total = network.language_model.model.embed_tokens, 0.0
+    for shown, own in zip((images[:1], images[1:]), said, strict=True):
+        patches = torch.cat([patchify_image(image, 5) for image in shown])
+        positions = grid_positions((6, 6), 6).repeat(len(shown))
+        tokens = network.connector(network.vit_model(patches, positions, [36] * len(shown)))
+        tokens = tokens + network.vit_pos_embed(positions)
+        for word in said[0] | said[1]:
+            best = max(torch.cosine_similarity(token, embed(torch.tensor(word)), dim=0) for token in tokens)
+            total -= torch.nn.functional.logsigmoid((1 if word in own else -1) * (15 * best - 4.5))
+    assert loss is not None
+    assert loss.item() == pytest.approx(total.item() / 2, rel=1e-5)
+    loss.backward()
+    assert embed.weight.grad is not None
+    assert embed.weight.grad[tokenizer.encode("sky")].abs().max() == 0  # no image, not compared
 
 
 def test_the_autoencoder_trains_again_and_its_file_is_whole(tmp_path):

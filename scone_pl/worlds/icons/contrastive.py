@@ -7,7 +7,8 @@ is left open. Shapes: B images, V ViT tokens of an image, P values of a patch, W
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -17,21 +18,26 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from scone_pl.data.seeding import generator
+from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ImageResize
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS
 from scone_pl.model.builder import grid_positions, patchify_image
+from scone_pl.model.network import Network
 from scone_pl.model.scone import Scone
+from scone_pl.model.sequence import SplitKind
 from scone_pl.model.vae import as_float
 from scone_pl.progress import track
+from scone_pl.training.objective import Objective, PackLosses
+from scone_pl.training.stages import Composition
 from scone_pl.worlds.icons.atlas import read_atlas
 from scone_pl.worlds.icons.questions import caption
 from scone_pl.worlds.icons.world import IconsConfig, IconWorld
 
 TASKS = (SCONEEVAL_TASKS[0], *SCONEEVAL_TASKS[2:4], SCONEEVAL_TASKS[2])
 """What images are drawn from, in turn, as the set `questions`."""
-_SCALE, _BIAS = 10.0, -4.0
-"""Of the logits at first; both are trained, as in SigLIP (arXiv 2303.15343, section 3.2)."""
+_SCALE, _BIAS = 15.0, -4.5
+"""Of the logits (SigLIP, arXiv 2303.15343, section 3.2); `pretrain` starts from these and trains them."""
 
 
 def captioned_images(config: IconsConfig, seed: int = 0) -> Iterator[tuple[Image.Image, str]]:
@@ -130,7 +136,57 @@ def _cosines(model: Scone, patches: Tensor, words: Tensor) -> Tensor:
     images, tokens = patches.shape[:2]
     side = math.isqrt(tokens)
     positions = grid_positions((side, side), model.config.vit_positions_per_side).repeat(images)
-    features = model.connector(model.vit_model(as_float(patches.flatten(0, 1)), positions, [tokens] * images))
-    features = F.normalize(features + model.vit_pos_embed(positions), dim=-1).unflatten(0, (images, tokens))
-    cosines: Tensor = features @ F.normalize(_words(model)(words), dim=-1).T
-    return cosines.amax(1)
+    features = _features(model, as_float(patches.flatten(0, 1)), positions, [tokens] * images)
+    return (features @ _embeddings(model, words).T).unflatten(0, (images, tokens)).amax(1)
+
+
+def _features(model: Scone, patches: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(all V, D), normalised: ViT tokens as they enter the decoder, from patches in [-1, 1]."""
+    features = model.connector(model.vit_model(patches, positions, lengths)) + model.vit_pos_embed(positions)
+    return F.normalize(features, dim=-1)
+
+
+def _embeddings(model: Scone, words: Tensor) -> Tensor:
+    """(W, D), normalised."""
+    return F.normalize(_words(model)(words), dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionObjective(Objective):
+    """`alignment` without boxes: the loss of `pretrain` between the samples of a pack, at the decoder's inputs.
+
+    A word belongs to the images of a sample if it is in one of the sample's texts. That is wrong for the scene of a
+    target and for questions about what is not there, as captions from the web are.
+    """
+
+    def pack_losses(self, model: Network, batch: Batch, device: torch.device, *, sample_posterior: bool) -> PackLosses:
+        result = super().pack_losses(model, batch, device, sample_posterior=sample_posterior)
+        pack = batch.sequence
+        splits = [split for split in pack.splits if split.kind == SplitKind.VIT]
+        if not self.aligned or not splits:
+            return result
+        assert isinstance(model, Scone)
+        lengths = [rows * columns for rows, columns in pack.vit_grids]
+        features = _features(model, as_float(pack.vit_patches), pack.vit_positions, lengths)
+        seen = sorted({split.sample for split in splits})
+        row = {sample: number for number, sample in enumerate(seen)}
+        texts = [(s.sample, s.content) for s in pack.splits if s.kind == SplitKind.TEXT and s.sample in row]
+        ids = torch.zeros(len(pack), dtype=torch.int64).index_copy(0, pack.text_index, pack.text_ids)
+        words, column = torch.cat([ids[c.start : c.stop] for _, c in texts]).unique(return_inverse=True)
+        rows = torch.repeat_interleave(
+            torch.tensor([row[sample] for sample, _ in texts]), torch.tensor([len(c) for _, c in texts])
+        )
+        present = torch.zeros(len(seen), len(words)).index_put((rows, column), torch.ones(()))
+        owner = torch.repeat_interleave(torch.tensor([row[s.sample] for s in splits]), torch.tensor(lengths))
+        cosines = features @ _embeddings(model, words).T
+        best = torch.full(present.shape, -1.0).scatter_reduce(0, owner[:, None].expand_as(cosines), cosines, "amax")
+        loss = F.binary_cross_entropy_with_logits(_SCALE * best + _BIAS, present, reduction="sum") / len(seen)
+        return replace(result, alignment=loss)
+
+
+class GroundedComposition(Composition):
+    """Stage I, or the base before it, with the loss of captions weighed by `alignment.weight`; on the CPU."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        self.objective = CaptionObjective.of(self.settings)
