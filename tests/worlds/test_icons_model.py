@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 import torch
+import yaml
 from running import ROOT, run_scone
 
 from scone_pl.checkpoints.folder import read_config
@@ -160,3 +161,14 @@ def test_evaluations_of_both_kinds_read_a_folder(base, tmp_path):
         evaluator_of({"evaluator": "icons", "per_task": 1, "tasks": tasks, "world": {"canvas": 64}}).evaluate(
             base, tmp_path
         )
+
+
+def test_studies_ask_for_the_names_that_the_training_sets_have():
+    names = re.search(r"icons shards .*--world '\{names: (\d+)\}'", (ROOT / "Makefile").read_text())
+    assert names is not None
+    studies = sorted((ROOT / "experiments/studies").glob("icons_*.yaml"))
+    assert len(studies) >= 8
+    for file in studies:
+        for label, evaluation in yaml.safe_load(file.read_text())["evaluations"].items():
+            world = evaluation.get("world", {})
+            assert world.get("unseen") or world.get("names") == int(names[1]), f"{file.name}: {label}"
