@@ -137,7 +137,8 @@ def _cosines(model: Scone, patches: Tensor, words: Tensor) -> Tensor:
     side = math.isqrt(tokens)
     positions = grid_positions((side, side), model.config.vit_positions_per_side).repeat(images)
     features = _features(model, as_float(patches.flatten(0, 1)), positions, [tokens] * images)
-    return (features @ _embeddings(model, words).T).unflatten(0, (images, tokens)).amax(1)
+    best: Tensor = (features @ _embeddings(model, words).T).unflatten(0, (images, tokens)).amax(1)
+    return best
 
 
 def _features(model: Scone, patches: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
