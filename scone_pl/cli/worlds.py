@@ -123,7 +123,7 @@ def score(settings: Scoring, episodes: Callable[[], Sequence[Episode]]) -> None:
     checkpoint, output = settings.checkpoint, settings.output
     check_output_folder(output, files=("scores.json", "images.png"))
     config = replace(sampling, bridge=bridge_of(checkpoint) if settings.mask == "trained" else None)
-    config.check_bridge(read_config(checkpoint).decoder.num_layers, boxes=True)
+    config.check_bridge(read_config(checkpoint).decoder.num_layers, samples=True)
     report, drawn = evaluate(checkpoint, episodes(), config, progress=settings.progress)
     write_json(report, output / "scores.json")
     save_image(gallery(drawn, per_task=2), output / "images.png")

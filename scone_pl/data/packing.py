@@ -19,7 +19,7 @@ from scone_pl.data.transforms import ImageResize, PixelResize, ResizeLimits, to_
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.layout import ReferenceImages
-from scone_pl.model.sequence import EncodedImage, SequenceFormat
+from scone_pl.model.sequence import EncodedImage, Names, SequenceFormat
 from scone_pl.ranges import check_number, check_whole
 
 
@@ -193,6 +193,8 @@ class PreparedSample:
     """One per target split."""
     answer: list[int] | None = None
     """Ids of the target text after the instruction; None = none."""
+    names: Names = ()
+    """See `PackedSequence.names`."""
 
     @property
     def layout(self) -> tuple[int, ...]:
@@ -207,7 +209,7 @@ class PreparedSample:
 
     def append_to(self, builder: SequenceBuilder) -> None:
         """Appends its splits in the order of the model's layout, the answer between instruction and target."""
-        builder.begin_sample(self.key)
+        builder.begin_sample(self.key, names=self.names if self.ids is not None else ())
         layout = builder.sequence_format.layout
         if self.answer is None:
             layout.add_context(builder, self.references, self.ids)
@@ -268,7 +270,15 @@ def prepare_sample(
         target=_target(sample, sequence_format, config, encoded),
         timestep_logits=logits,
         answer=tokenizer.encode(sample.answer) if sample.answer else None,
+        names=_names(sample, tokenizer),
     )
+
+
+def _names(sample: Sample, tokenizer: Tokenizer) -> Names:
+    """Of the metadata's `names`; data that knows no such field may use the key for anything."""
+    names = sample.metadata.get("names")
+    usable = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    return tokenizer.spans(sample.instruction, names) if usable else ()
 
 
 def _target(

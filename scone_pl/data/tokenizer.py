@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from scone_pl.errors import UserError
 from scone_pl.files import parse_json, read_json, read_text
 from scone_pl.model.bases import base_of
-from scone_pl.model.sequence import SpecialTokens
+from scone_pl.model.sequence import Names, SpecialTokens
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 _UNKNOWN = "<unk>"
@@ -81,6 +81,18 @@ class Tokenizer:
                 f"{self.vocab_size} words; reword the instruction"
             )
         return encoding.ids
+
+    def spans(self, text: str, phrases: Sequence[str]) -> Names:
+        """The tokens of `encode(text)` that make each of `phrases`; empty unless all occur in `text`, in this order."""
+        offsets, spans, position = self._backend.encode(text, add_special_tokens=False).offsets, [], 0
+        for phrase in phrases:
+            start = text.find(phrase, position)
+            position = start + len(phrase)
+            inside = [i for i, (first, stop) in enumerate(offsets) if first < position and stop > start]
+            if start < 0 or not inside:
+                return ()
+            spans.append((inside[0], inside[-1] + 1))
+        return tuple(spans)
 
     def check_embedding(self, rows: int) -> None:
         """Raises `UserError` if the embedding has too few `rows`."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from scone_pl.errors import UserError
 from scone_pl.ranges import check_number, check_whole
+
+Pooling = Literal["mean", "max", "attention", "names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,10 @@ class BridgeConfig:
     """Beyond the paper: tau is set for each reference image by the similarities of its own ViT tokens, in place of
     `threshold`. otsu: the split of the tokens in two with the largest variance between the parts; gap: the middle of
     the largest gap between sorted neighbours, the outer tenths left out."""
-    pooling: Literal["mean", "max", "attention"] = "mean"
+    pooling: Pooling = "mean"
     """How the cosines of a token with the instruction's tokens become its s. mean (paper, Eq. 1). Beyond it, max: the
-    largest, so that one name is enough; attention: their mean weighted by softmax(cosine / 0.1)."""
+    largest, so that one word is enough; attention: their mean weighted by softmax(cosine / 0.1); names: the largest of
+    their means over the words of each name, of samples whose metadata has `names` (docs/bridge.md)."""
     rotation_seed: int | None = None
     """A control, beyond the paper: before they are compared, the instruction's states go through a fixed random
     orthogonal map of this seed, so that s starts without the alignment that the weights have; null = no map."""
@@ -71,7 +74,7 @@ class BridgeConfig:
                 "the bridge needs 0 <= source_layer < first_masked_layer <= last_masked_layer, got "
                 f"{self.source_layer}, {self.first_masked_layer}, {self.last_masked_layer}"
             )
-        for name, known in (("adaptive_threshold", ("otsu", "gap", None)), ("pooling", ("mean", "max", "attention"))):
+        for name, known in (("adaptive_threshold", ("otsu", "gap", None)), ("pooling", get_args(Pooling))):
             if (given := getattr(self, name)) not in known:
                 raise UserError(f"bridge.{name} is {given!r}; choose from {', '.join(map(str, known))}")
         if self.quantile is not None and self.adaptive_threshold is not None:

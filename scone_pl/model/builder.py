@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scone_pl.model.boxes import Box
-from scone_pl.model.sequence import EncodedImage, PackedSequence, SequenceFormat, Split, SplitKind
+from scone_pl.model.sequence import EncodedImage, Names, PackedSequence, SequenceFormat, Split, SplitKind
 
 
 class SequenceBuilder:
@@ -36,16 +36,24 @@ class SequenceBuilder:
         self._label_ids: list[int] = []
         self._keys: list[str] = []
         self._instructions: list[tuple[int, ...] | None] = []
+        self._names: list[Names] = []
         self._position = 0
         self._sample = -1
         self._length = 0
 
-    def begin_sample(self, key: str = "", position: int = 0) -> None:
-        """Starts a new sample; positions count from `position`, which is not 0 where a cache holds earlier splits."""
+    def begin_sample(self, key: str = "", position: int = 0, names: Names = ()) -> None:
+        """Starts a new sample.
+
+        Args:
+            key: see `PackedSequence.keys`.
+            position: from which positions count; not 0 where a cache holds earlier splits.
+            names: see `PackedSequence.names`.
+        """
         self._sample += 1
         self._position = position
         self._keys.append(key)
         self._instructions.append(None)
+        self._names.append(names)
 
     def _append(self, kind: SplitKind, length: int, *, closing: bool = False, **fields: Any) -> Split:
         if self._sample < 0:
@@ -186,6 +194,7 @@ class SequenceBuilder:
             vit_labels=cat([s.labels for s in self._splits if s.kind == SplitKind.VIT], torch.zeros(0)),
             keys=tuple(self._keys),
             instructions=tuple(self._instructions),
+            names=tuple(self._names),
             layout=self.sequence_format.layout,
         )
 

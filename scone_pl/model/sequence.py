@@ -26,6 +26,9 @@ from torch import Tensor
 from scone_pl.model.boxes import Box, tokens_in
 from scone_pl.model.layout import SCONE_LAYOUT, PromptLayout
 
+Names = tuple[tuple[int, int], ...]
+"""The tokens of each name as (first, stop), counted in the instruction as it is encoded."""
+
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """A host tensor `x` on `device`, without synchronisation."""
@@ -184,6 +187,8 @@ class PackedSequence:
     """Keys of the samples, for messages."""
     instructions: tuple[tuple[int, ...] | None, ...] = ()
     """Per sample the instruction as it was encoded; None = none."""
+    names: tuple[Names, ...] = ()
+    """Per sample the names of subjects in its instruction; empty = not known."""
     layout: PromptLayout = SCONE_LAYOUT
     """How it was built."""
 

@@ -19,7 +19,7 @@ from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.layout import ReferenceImages
 from scone_pl.model.network import Network
-from scone_pl.model.sequence import PackedSequence, SequenceFormat
+from scone_pl.model.sequence import Names, PackedSequence, SequenceFormat
 from scone_pl.sampling.cache import ContextCache, ContextSpan, DroppingCache, RecordingPlan
 
 
@@ -38,6 +38,8 @@ class Prompt:
     """Token ids of the negative prompt, without begin and end; None = guidance starts from no instruction."""
     targets: tuple[tuple[Box, ...] | None, ...] = ()
     """Per reference image `Split.targets`; empty = all unlabelled."""
+    names: Names = ()
+    """See `PackedSequence.names`."""
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -168,7 +170,7 @@ def pack_contexts(
         if not shown and not layout.context_words(0, ids)[0]:
             positions.append(0)
             continue
-        builder.begin_sample()
+        builder.begin_sample(names=prompt.names if ids is not None else ())
         prompt_of_sample.append(number)
         layout.add_context(builder, shown, ids)
         positions.append(builder.position)

@@ -96,7 +96,9 @@ def prompts_of(pack: PackedSequence, size: tuple[int, int] | None = None) -> lis
             height, width = target_image(pack, splits[-1].sample).shape[-2:]
         else:
             height, width = size
-        prompts.append(Prompt(references, text_ids, (height, width), targets=targets))
+        prompts.append(
+            Prompt(references, text_ids, (height, width), targets=targets, names=pack.names[splits[0].sample])
+        )
     return prompts
 
 

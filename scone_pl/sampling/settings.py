@@ -122,18 +122,20 @@ class SamplingConfig:
         """Whether the branch without reference images is computed where guidance acts."""
         return self.image_guidance_scale > 1
 
-    def check_bridge(self, num_layers: int, *, boxes: bool = False) -> None:
+    def check_bridge(self, num_layers: int, *, samples: bool = False) -> None:
         """Checks the bridge before anything is loaded.
 
         Args:
             num_layers: of the decoder.
-            boxes: whether target subjects may be known, as in samples with `candidates`.
+            samples: whether prompts come of samples, which may have boxes and names.
 
         Raises:
-            UserError: it masks a layer that the decoder lacks, or needs boxes.
+            UserError: it masks a layer that the decoder lacks, or needs what only samples have.
         """
-        if self.bridge is not None and self.bridge.oracle and not boxes:
+        if self.bridge is not None and self.bridge.oracle and not samples:
             raise UserError("bridge.oracle needs samples with `candidates`, which prompts do not have; leave it out")
+        if self.bridge is not None and self.bridge.pooling == "names" and not samples:
+            raise UserError("bridge.pooling names needs samples whose metadata has `names`; prompts have none: use max")
         if self.bridge is not None and self.bridge.last_masked_layer >= num_layers:
             raise UserError(
                 f"bridge.last_masked_layer is {self.bridge.last_masked_layer}, but this checkpoint's last decoder "

@@ -42,7 +42,7 @@ class Predictor:
         """
         sampling = settings.effective_sampling
         size = image_size(sequence_format, sampling.height, sampling.width)
-        sampling.check_bridge(config.decoder.num_layers, boxes=True)
+        sampling.check_bridge(config.decoder.num_layers, samples=True)
         return cls(
             sequence_format=sequence_format,
             sampling=sampling,

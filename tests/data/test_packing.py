@@ -23,6 +23,8 @@ from scone_pl.model.boxes import tokens_in
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SequenceFormat, SpecialTokens, SplitKind
 from scone_pl.model.vae import as_float
+from scone_pl.sampling.context import pack_contexts
+from scone_pl.sampling.prompts import prompts_of
 
 
 class FixedIds:
@@ -200,6 +202,31 @@ def test_boxes_of_targets_label_the_tokens_of_both_splits(sequence_format, token
         assert unknown.isnan().all()
     assert sequence.reference_labels[sequence.vit_index].nan_to_num(-1).equal(sequence.vit_labels.nan_to_num(-1))
     assert sequence.reference_labels[~sequence.reference_tokens].isnan().all()
+
+
+@pytest.mark.parametrize("names", [None, ["nobody"], [""], [], "fox", [1], {"fox": 1}, ["fox", "fox"]])
+def test_names_that_are_not_of_the_instruction_are_none(names, sequence_format, tokenizer, packing):
+    sample = dataclasses.replace(make_sample(1), instruction="draw the fox", metadata={"names": names})
+    assert prepare_sample(sample, sequence_format, tokenizer, packing, generator(0)).names == ()
+
+
+def test_names_reach_sequence_and_prompt_with_the_instruction(sequence_format, tokenizer, packing):
+    sample = dataclasses.replace(
+        make_sample(1, references=1), instruction="draw the fox and a cat", metadata={"names": ["the fox", "a cat"]}
+    )
+    builder = SequenceBuilder(sequence_format)
+    for dropout in (0.0, 1.0):
+        settings = dataclasses.replace(packing, instruction_dropout=dropout)
+        add_sample(builder, sample, tokenizer, settings, generator(0))
+    pack = builder.build()
+    assert len(pack.names[0]) == 2
+    assert pack.names[1] == ()
+    prompts = prompts_of(pack)
+    assert [prompt.names for prompt in prompts] == list(pack.names)
+    ids = prompts[0].text_ids
+    assert [tokenizer.decode(ids[first:stop]).strip() for first, stop in prompts[0].names] == ["the fox", "a cat"]
+    assert pack_contexts(sequence_format, prompts)[0].names == pack.names
+    assert pack_contexts(sequence_format, prompts, text=False)[0].names == ((), ())
 
 
 def test_broken_sample_leaves_the_builder_alone(sequence_format, tokenizer, packing):

@@ -50,6 +50,21 @@ def test_words(tmp_path):
         assert repr(word) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "tokenizer",
+    [byte_tokenizer(), word_tokenizer(["put", "the", "red", "fox", "and", "cat", "on", "left"])],
+    ids=["bytes", "words"],
+)
+def test_phrases_have_the_tokens_that_spell_them(tokenizer):
+    text = "put the red fox and the cat and the red cat on the left"
+    phrases = ["the red fox", "the cat", "the red cat"]
+    ids, spans = tokenizer.encode(text), tokenizer.spans(text, phrases)
+    assert [tokenizer.decode(ids[first:stop]).strip() for first, stop in spans] == phrases
+    assert list(spans) == sorted(spans)
+    assert tokenizer.spans(text, []) == tokenizer.spans(text, ["the cat", "the red fox"]) == ()
+    assert tokenizer.spans(text, ["the red fox", "the blue fox"]) == ()
+
+
 def write_qwen_files(folder, with_special):
     vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     (folder / "vocab.json").write_text(json.dumps({**vocabulary, "ab": 256}))

@@ -87,6 +87,22 @@ def test_similarity_equals_the_loop(samples: tuple[dict[str, object], ...], pool
     torch.testing.assert_close(similarity, similarity_by_loop(pack, states, pooling), rtol=1e-5, atol=1e-6)
 
 
+def test_the_similarity_by_names_is_the_largest_of_their_means() -> None:
+    names = (((0, 2), (2, 3)), ((1, 4),), ())
+    pack = dataclasses.replace(make_pack(TWO_REFERENCES, ONE_REFERENCE, NO_TEXT), names=names)
+    states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(5))
+    config = dataclasses.replace(CONFIG, pooling="names")
+    similarity = Bridge(config, pack).similarity(states[pack.understanding_index])
+    for split in pack.splits_of(SplitKind.VIT):
+        words = [i for s in pack.by_sample[split.sample] for tokens in s.instruction for i in tokens][1:-1]
+        for i in split.content:
+            means = [F.cosine_similarity(states[i], states[words[a:b]]).mean().item() for a, b in names[split.sample]]
+            assert similarity[i] == pytest.approx(max(means, default=1.0), abs=1e-5)
+    unnamed = dataclasses.replace(pack, names=(names[0], (), ()))
+    with pytest.raises(UserError, match=r"s1: bridge\.pooling names needs `names` in the sample's metadata"):
+        Bridge(config, unnamed).similarity(states[pack.understanding_index])
+
+
 def test_the_threshold_is_strict_and_only_references_are_blocked() -> None:
     pack = make_pack(TWO_REFERENCES)
     states = torch.randn(len(pack), 16, generator=torch.Generator().manual_seed(2))[pack.understanding_index]
@@ -142,20 +158,21 @@ ORACLE = BridgeConfig(oracle=True, first_masked_layer=0, last_masked_layer=1)
 def test_an_oracle_hides_what_no_target_box_holds_from_any_layer_on(mode: Any) -> None:
     pack, model = labelled(make_pack(TWO_REFERENCES, NO_TEXT, TWO_REFERENCES)), tiny_model()
     clean = model.encode_images(pack)
-    found = {}
+    found, state = {}, None
     for attention in ("split", "dense"):
         model.attention = attention
         output = flow_matching(model, pack, clean, clean, bridge=dataclasses.replace(ORACLE, mode=mode)).output
-        assert output.bridge is not None
+        state = output.bridge
         output.velocity.sum().backward()  # a soft bias without a graph of its own passes gradients to all else
         found[attention] = output.velocity.detach()
     torch.testing.assert_close(found["split"], found["dense"], rtol=1e-4, atol=1e-5)
+    assert state is not None
     for split in pack.splits_of(SplitKind.VIT, SplitKind.VAE):
         columns = split.grid[1] if split.grid else 0
         right = (torch.arange(len(split.content)) % columns + 0.5) / columns >= 0.5
-        assert output.bridge.blocked[split.content.start : split.content.stop].equal(right & (split.sample != 1))
-    assert not output.bridge.blocked[~pack.reference_tokens].any()
-    assert output.bridge.similarity.unique().tolist() == [0.0, 1.0]
+        assert state.blocked[split.content.start : split.content.stop].equal(right & (split.sample != 1))
+    assert not state.blocked[~pack.reference_tokens].any()
+    assert state.similarity.unique().tolist() == [0.0, 1.0]
 
 
 def test_an_oracle_drops_and_needs_boxes() -> None:

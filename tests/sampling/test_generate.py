@@ -108,6 +108,7 @@ BAD = {
     "give off, trained, or JSON": ["--bridge", "on"],
     "there is no setting 'treshold'": ["--bridge", '{"treshold": 1}'],
     "bridge.oracle needs samples with `candidates`": ["--bridge", '{"oracle": true}'],
+    "bridge.pooling names needs samples": ["--bridge", '{"pooling": "names"}'],
     "turn it on": ["--bridge_image", "x.png"],
     "must end in .png": ["--output", "."],
     "interval is 0; it must be": ["--step_cache", '{"interval": 0}'],

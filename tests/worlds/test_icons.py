@@ -149,6 +149,9 @@ def test_a_name_says_which_candidate_is_the_target():
             (group,) = episode.candidates
             target = next(s for s in group if s.is_target)
             words = episode.instruction.split()
+            (name,) = episode.to_sample(boxes=False).metadata["names"]
+            assert name in episode.instruction
+            assert episode.name_of(target) in name
             if naming in ("hue", "combination"):
                 assert [s for s in group if s.look.hue in words] == [target]
             if naming == "place":

@@ -154,6 +154,9 @@ def test_evaluations_of_both_kinds_read_a_folder(base, tmp_path):
     given = {"mask": "given", "bridge": exact, "sampling": {"num_inference_steps": 1}}
     oracle = evaluator_of({"evaluator": "icons", "per_task": 2, "tasks": tasks, **given})
     assert oracle.evaluate(base, tmp_path)["kept"] == {tasks[0]: {"precision": 1.0, "recall": 1.0}}
+    named = {"pooling": "names", "source_layer": 0, "first_masked_layer": 1, "last_masked_layer": 5, "quantile": 0.6}
+    by_name = evaluator_of({"evaluator": "icons", "per_task": 2, "tasks": tasks, **given, "bridge": named})
+    assert 50 < by_name.metrics["blocked"](by_name.evaluate(base, tmp_path)) < 70
     layers = evaluator_of({"evaluator": "icons", "kind": "layers", "per_task": 4, "tasks": tasks})
     auroc = layers.evaluate(base, tmp_path)["layers"]["understanding"][tasks[0]]["auroc"]
     assert len(auroc) == icons().decoder.num_layers

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from scone_pl.errors import UserError
-from scone_pl.model.sequence import PackedSequence, SplitKind, to_device
+from scone_pl.model.bridge_config import Pooling
+from scone_pl.model.sequence import Names, PackedSequence, SplitKind, to_device
 
 _SHARPNESS = 0.1
 """Temperature of the weights of attention pooling."""
@@ -29,7 +29,7 @@ class Similarity:
     def __init__(
         self,
         pack: PackedSequence,
-        pooling: Literal["mean", "max", "attention"] = "mean",
+        pooling: Pooling = "mean",
         rotation_seed: int | None = None,
     ) -> None:
         """`pooling`, `rotation_seed`: see `BridgeConfig`."""
@@ -42,7 +42,12 @@ class Similarity:
 
     @cached_property
     def _compared(self) -> list[bool]:
-        """Per sample whether it has an instruction and ViT tokens; without them it has no similarity."""
+        """Per sample whether it has an instruction and ViT tokens; without them it has no similarity.
+
+        Questions name nobody, so by names only samples that are masked have one.
+        """
+        if self.pooling == "names":
+            return self._guided
         return [kinds >= {SplitKind.TEXT, SplitKind.VIT} for kinds in self._kinds]
 
     @cached_property
@@ -97,7 +102,11 @@ class Similarity:
             similarity = similarity.index_put((vit_index,), torch.where(compared, of_vit, 1.0))
         else:
             index = torch.cat([vit for vit, _ in self._by_sample])
-            pooled = [self._pooled(states[row[vit]] @ words[row[text]].T) for vit, text in self._by_sample]
+            names = self._names if self.pooling == "names" else [()] * len(self._by_sample)
+            pooled = [
+                self._pooled(states[row[vit]] @ words[row[text]].T, of_sample)
+                for (vit, text), of_sample in zip(self._by_sample, names, strict=True)
+            ]
             similarity = similarity.index_put((index,), torch.cat(pooled))
         for vit, vae, vit_grid, vae_grid in self._image_pairs if not pack.layout.single_stream else ():
             grid = similarity[vit].view(-1, 1, *vit_grid)
@@ -133,8 +142,31 @@ class Similarity:
                 pairs.append((first, second))
         return pairs
 
-    def _pooled(self, cosines: Tensor) -> Tensor:
+    @cached_property
+    def _names(self) -> list[Names]:
+        """For each compared sample its names' words, counted in its instruction's tokens.
+
+        Raises:
+            UserError: a sample has none, or the base model's instruction is not one run of tokens.
+        """
+        pack = self.pack
+        if pack.layout.single_stream:
+            raise UserError("bridge.pooling names is of models that see each reference twice; use max or attention")
+        found = []
+        for sample, compared in enumerate(self._compared):
+            if compared and not pack.names[sample]:
+                raise UserError(
+                    f"{pack.keys[sample] or 'a prompt'}: bridge.pooling names needs `names` in the sample's metadata, "
+                    "the phrases of its instruction that name subjects, in order; write the data set again, or use max"
+                )
+            if compared:
+                found.append(tuple((1 + first, 1 + stop) for first, stop in pack.names[sample]))  # the begin token
+        return found
+
+    def _pooled(self, cosines: Tensor, names: Names) -> Tensor:
         """(tokens, words) -> (tokens,)."""
+        if self.pooling == "names":
+            return torch.stack([cosines[:, first:stop].mean(dim=1) for first, stop in names]).amax(dim=0)
         if self.pooling == "max":
             return cosines.amax(dim=1)
         return (cosines * (cosines / _SHARPNESS).softmax(dim=1)).sum(dim=1)

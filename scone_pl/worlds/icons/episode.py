@@ -95,6 +95,8 @@ class Episode:
     task: str
     """One of SconeEval's."""
     instruction: str
+    names: tuple[str, ...]
+    """How it names the target subjects, in its own words and order."""
     canvas: int
     atlas: Atlas
     reference_scenes: tuple[Scene, ...]
@@ -153,7 +155,7 @@ class Episode:
             )
             if boxes
             else None,
-            metadata={"task": self.task, "scene": self.scene.name, "source": "icons"},
+            metadata={"task": self.task, "scene": self.scene.name, "source": "icons", "names": list(self.names)},
         )
 
 

@@ -131,6 +131,7 @@ class IconWorld:
             key=f"{self.stream}-{self.seed}-{task}-{index:08d}",
             task=task,
             instruction=instruction(names, scene.name, rng),
+            names=tuple(names),
             canvas=self.config.canvas,
             atlas=self.atlas,
             reference_scenes=tuple(scenes),
