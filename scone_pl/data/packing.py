@@ -277,8 +277,9 @@ def prepare_sample(
 def _names(sample: Sample, tokenizer: Tokenizer) -> Names:
     """Of the metadata's `names`; data that knows no such field may use the key for anything."""
     names = sample.metadata.get("names")
-    usable = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
-    return tokenizer.spans(sample.instruction, names) if usable else ()
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        return ()
+    return tokenizer.spans(sample.instruction, names)
 
 
 def _target(
