@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import time
@@ -24,9 +23,8 @@ _POLL_INTERVAL = 2.0
 class Lines:
     """Lines of progress, at most one every `INTERVAL` seconds, but for those that must appear."""
 
-    def __init__(self, *, begin_now: bool = False) -> None:
-        """`begin_now`: the first line may appear at once."""
-        self._last = -math.inf if begin_now else time.monotonic()
+    def __init__(self) -> None:
+        self._last = time.monotonic()
 
     def show(self, text: Callable[[], str], *, must: bool = False) -> None:
         """Prints `text()` if it is time for a line, or if it `must` appear."""

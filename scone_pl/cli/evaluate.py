@@ -14,7 +14,7 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark
 from scone_pl.evaluation.benchmarks import find_benchmark
 from scone_pl.evaluation.folder import EvaluationFolder, check_tables_output, name_of_scores
-from scone_pl.evaluation.items import read_items
+from scone_pl.evaluation.items import Item, read_items
 from scone_pl.evaluation.judge_config import JudgeOptions
 from scone_pl.evaluation.records import Record, read_records
 from scone_pl.evaluation.rows import (
@@ -38,28 +38,65 @@ from scone_pl.evaluation.steps import judge as run_judge
 from scone_pl.outputs import check_output_folder
 from scone_pl.ranges import check_whole
 
-_MAX_COUNT = 1_000_000
 Step = Literal["generate", "judge", "tables"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Options of `evaluate` and `judge`: which items, and how often they are generated and judged."""
+
+    benchmark: str
+    """sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK."""
+    data: str
+    """Folder of the benchmark in its published layout."""
+    output: str
+    """Folder of the evaluation: images (round_1, round_2, ...), answers, scores, tables."""
+    rounds: int = 3
+    """Images for each item; of those that are there already, at most so many are judged."""
+    scorings: int = 3
+    """Times that each image is judged."""
+    tasks: list[str] | None = None
+    """Only these tasks; then there is no average."""
+    limit: int | None = None
+    """Maximum number of items of each task."""
+    language: str | None = None
+    """Only items of this instruction_language, such as en."""
+    max_references: int | None = None
+    """Only items with at most this many references; other columns of the table stay empty."""
+    images: list[str] | None = None
+    """Folders of images generated elsewhere (TASK/KEY.png), one per sampling; then nothing is generated."""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "scorings", "limit", "max_references"):
+            if (number := getattr(self, name)) is not None:
+                check_whole(f"--{name}", number, minimum=1, maximum=1_000_000)
+
+    def items(self, benchmark: Benchmark) -> list[Item]:
+        """Those that are chosen.
+
+        Raises:
+            UserError: see `read_items`.
+        """
+        return read_items(
+            benchmark,
+            self.data,
+            tasks=separated(self.tasks),
+            limit=self.limit,
+            language=self.language,
+            max_references=self.max_references,
+            say=print_line,
+        )
+
+
 def evaluate(
-    benchmark: str,
-    data: str,
-    output: str,
+    selection: Selection,
     checkpoint: str | None = None,
     lora: list[str] | None = None,
     lora_scale: list[float] | None = None,
     quantization: Literal["int8", "nf4"] | None = None,
-    rounds: int = 3,
-    scorings: int = 3,
-    tasks: list[str] | None = None,
-    limit: int | None = None,
-    language: str | None = None,
-    max_references: int | None = None,
     only: Step | None = None,
     seed: int = 1234,
     name: str | None = None,
-    images: list[str] | None = None,
     compare: list[str] | None = None,
     judge: JudgeOptions = JudgeOptions(),  # noqa: B008 (immutable)
     extra: list[str] | None = None,
@@ -67,33 +104,23 @@ def evaluate(
     """Generate a benchmark's images, have them judged, and write the tables; run the same command again to resume.
 
     Args:
-        benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
-        data: Folder of the benchmark in its published layout.
-        output: Folder for everything that is written.
+        selection: which items, and how often.
         checkpoint: Folder of weights to generate with, or an id on the Hugging Face hub.
         lora: LoRA adapter to merge into the weights, a folder in peft's layout or an id on the hub; repeat it for
             several.
         lora_scale: Weight of each adapter, in their order; by default 1.
         quantization: int8 or nf4 weights in the decoder layers, see docs/sampling.md.
-        rounds: Images generated for each item.
-        scorings: Times that each image is judged.
-        tasks: Only these tasks; then there is no average.
-        limit: Maximum number of items of each task.
-        language: Only items of this instruction_language, such as en.
-        max_references: Only items with at most this many references; other columns of the table stay empty.
         only: Run only this step.
         seed: Seed of the initial noise.
         name: What to call the model in tables; by default the checkpoint's folder.
-        images: Folders of images generated elsewhere (TASK/KEY.png), one per sampling; then nothing is generated.
         compare: scores.jsonl of other models on the same data, for rows of their own and a paired comparison.
         judge: Endpoint and model; or the name of a preset (local, local-8b, llamacpp, ollama), or a YAML file.
         extra: arguments for `predict`; type them after a lone --.
     """
-    chosen = find_benchmark(benchmark)
-    _check_counts(rounds=rounds, scorings=scorings, limit=limit, max_references=max_references)
+    chosen = find_benchmark(selection.benchmark)
     check_whole("--seed", seed)
-    generating = only in (None, "generate") and not images
-    folder = EvaluationFolder.open(output, images, reuse=not generating)
+    generating = only in (None, "generate") and not selection.images
+    folder = EvaluationFolder.open(selection.output, selection.images, reuse=not generating)
     folder.check_writable()
     if generating and checkpoint is None:
         raise UserError("--checkpoint: give the folder of weights to generate with (or --only judge, --images DIR)")
@@ -106,19 +133,11 @@ def evaluate(
         raise UserError("--quantization: is for generating, which is not done here")
     if extra and not generating:
         raise UserError(f"{extra[0]}: what comes after -- is for generating, which is not done here")
-    items = read_items(
-        chosen,
-        data,
-        tasks=separated(tasks),
-        limit=limit,
-        language=language,
-        max_references=max_references,
-        say=print_line,
-    )
+    items = selection.items(chosen)
     ids = {item.id for item in items}
     others = [
         ScoredModel(one.name, of_items(one.records, ids, one.name))
-        for one in read_models(compare or [], chosen, language)
+        for one in read_models(compare or [], chosen, selection.language)
     ]
     config = None
     if only in (None, "judge"):
@@ -137,7 +156,7 @@ def evaluate(
             folder,
             items,
             checkpoint,
-            rounds,
+            selection.rounds,
             seed=seed,
             exif_orientation=judge.exif_orientation,
             arguments=[
@@ -151,14 +170,14 @@ def evaluate(
             return 0
     # Not before: a checkpoint that is refused, because the images are another's, must not give them its name.
     name = name or (name_of_checkpoint(checkpoint) if checkpoint else None)
-    about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(chosen.data_file(data)))
+    about = folder.begin(chosen, name=name, checkpoint=checkpoint, data=str(chosen.data_file(selection.data)))
     status = 0
     if config is not None:
-        judgements = plan_judgements(folder, chosen, items, config, rounds, scorings)
+        judgements = plan_judgements(folder, chosen, items, config, selection.rounds, selection.scorings)
         status = _status(chosen, run_judge(folder, chosen, judgements, config))
     if only in (None, "tables"):
-        records = of_items(read_records(folder.scores, chosen, language), ids, str(folder.scores))
-        evaluated = ScoredModel(about.get("name") or Path(output).name, records)
+        records = of_items(read_records(folder.scores, chosen, selection.language), ids, str(folder.scores))
+        evaluated = ScoredModel(about.get("name") or Path(selection.output).name, records)
         summaries, comparisons = summarise(evaluated, others, chosen, 0)
         plots = write_tables(folder.tables, summaries, comparisons)
         from scone_pl.evaluation.report import write_report
@@ -170,16 +189,7 @@ def evaluate(
 
 
 def judge(
-    benchmark: str,
-    data: str,
-    output: str,
-    rounds: int = 3,
-    scorings: int = 3,
-    tasks: list[str] | None = None,
-    limit: int | None = None,
-    language: str | None = None,
-    max_references: int | None = None,
-    images: list[str] | None = None,
+    selection: Selection,
     pairwise: list[str] | None = None,
     dry_run: bool = False,
     judge: JudgeOptions = JudgeOptions(),  # noqa: B008 (immutable)
@@ -187,46 +197,28 @@ def judge(
     """Have images judged: everything that has no stored answer yet is asked, then scores.jsonl is written anew.
 
     Args:
-        benchmark: sconeeval, omnicontext, micon, multibanana, or a module that holds a BENCHMARK.
-        data: Folder of the benchmark in its published layout.
-        output: Folder of the evaluation; images are in its round_1, round_2, ...
-        rounds: samplings, at most; those that have images count.
-        scorings: Times that each image is judged.
-        tasks: Only these tasks.
-        limit: Maximum number of items of each task.
-        language: Only items of this instruction_language.
-        max_references: Only items with at most this many references.
-        images: Folders of images generated elsewhere (TASK/KEY.png), one per sampling.
+        selection: which items, and how often.
         pairwise: Folders of images (TASK/KEY.png) of several models, as FOLDER or NAME=FOLDER; each pair of images is
             compared in both orders, and pairwise.md and pairwise.json with Elo ratings are written instead of scores.
         dry_run: Only count the questions and what they have cost so far.
         judge: Endpoint and model; or the name of a preset (local, local-8b, llamacpp, ollama), or a YAML file.
     """
-    _check_counts(rounds=rounds, scorings=scorings, limit=limit, max_references=max_references)
-    if pairwise is not None and images is not None:
+    if pairwise is not None and selection.images is not None:
         raise UserError("--images is for scores; with --pairwise name the folders there")
-    chosen, folder = find_benchmark(benchmark), EvaluationFolder.open(output, images)
+    chosen, folder = find_benchmark(selection.benchmark), EvaluationFolder.open(selection.output, selection.images)
     if not dry_run:
         folder.check_writable()
         check_output_folder(folder.path, files=PAIRWISE if pairwise is not None else ())
-    items = read_items(
-        chosen,
-        data,
-        tasks=separated(tasks),
-        limit=limit,
-        language=language,
-        max_references=max_references,
-        say=print_line,
-    )
+    items = selection.items(chosen)
     config = judge.resolved(chosen.judge)
     check_judge(config, chosen, items)
     if pairwise is not None:
-        return compare_pairs(folder, chosen, items, pairwise, config, scorings, dry_run=dry_run)
-    judgements = plan_judgements(folder, chosen, items, config, rounds, scorings)
+        return compare_pairs(folder, chosen, items, pairwise, config, selection.scorings, dry_run=dry_run)
+    judgements = plan_judgements(folder, chosen, items, config, selection.rounds, selection.scorings)
     if dry_run:
         print_line(describe_plan(folder, judgements, config))
         return 0
-    folder.begin(chosen, data=str(chosen.data_file(data)))
+    folder.begin(chosen, data=str(chosen.data_file(selection.data)))
     return _status(chosen, run_judge(folder, chosen, judgements, config))
 
 
@@ -278,9 +270,3 @@ def _predict(command: list[str]) -> int:
 def _status(benchmark: Benchmark, records: Sequence[Record]) -> int:
     """Exit status: 1 if no image could be judged, so that scripts do not continue with empty tables."""
     return 0 if any(benchmark.is_complete(record) for record in records) else 1
-
-
-def _check_counts(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None:
-            check_whole(f"--{name}", number, minimum=1, maximum=_MAX_COUNT)

@@ -61,9 +61,12 @@ VERBS = {
     ),
     "evaluate": Verb(
         "a benchmark: generate, judge, tables",
-        Command("scone_pl.cli.evaluate:evaluate", behind="extra", presets=_JUDGES),
+        Command("scone_pl.cli.evaluate:evaluate", flat="selection", behind="extra", presets=_JUDGES),
     ),
-    "judge": Verb("have a benchmark's images judged", Command("scone_pl.cli.evaluate:judge", presets=_JUDGES)),
+    "judge": Verb(
+        "have a benchmark's images judged",
+        Command("scone_pl.cli.evaluate:judge", flat="selection", presets=_JUDGES),
+    ),
     "tables": Verb("tables of judged images beside the paper's", Command("scone_pl.cli.evaluate:tables")),
     "agreement": Verb(
         "how far two judges, or a judge and people, agree on the same images",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +29,19 @@ Result = TypeVar("Result")
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True)
+class Asking:
+    """What a step asks the models about its samples."""
+
+    step: ModelStep
+    facts_id: bytes
+    items: Iterable[Item]
+    meter: Meter
+    bar: Progress
+    add: Callable[[Item, Facts], None]
+    """Called with each sample and its facts, in order."""
+
+
 class Engine(Protocol):
     """Does the work; results arrive in order, whoever did it."""
 
@@ -40,16 +54,8 @@ class Engine(Protocol):
         """`task(shared, job, tick)` of every job, in order; see `data.jobs.run_jobs`. `total`: number of samples."""
         ...
 
-    def ask(
-        self,
-        step: ModelStep,
-        facts_id: bytes,
-        items: Iterable[Item],
-        meter: Meter,
-        bar: Progress,
-        add: Callable[[Item, Facts], None],
-    ) -> None:
-        """Asks about every sample without facts and hands each with its facts to `add`, in order.
+    def ask(self, asking: Asking) -> None:
+        """Asks about every sample without facts.
 
         Raises:
             UserError: a model refuses all questions.
@@ -82,26 +88,45 @@ class LocalEngine:
         """See `Engine.map`; few samples need no processes."""
         return run_jobs(task, shared, jobs, workers=max(1, min(self.processes, total // _FEW)), bar=bar)
 
-    def ask(
-        self,
-        step: ModelStep,
-        facts_id: bytes,
-        items: Iterable[Item],
-        meter: Meter,
-        bar: Progress,
-        add: Callable[[Item, Facts], None],
-    ) -> None:
-        """See `Engine.ask`."""
-        for name in step.models:
-            self.models[getattr(step, name)].meter = meter
+    def ask(self, asking: Asking) -> None:
+        used = [self.models[getattr(asking.step, name)] for name in asking.step.models]
+        for model in used:
+            model.meter = asking.meter
         try:
-            asyncio.run(_ask_all(step, facts_id, items, self.models, self.store, bar, add))
+            asyncio.run(self._ask_all(asking, used))
         except StopJudgingError as error:
             raise UserError(str(error)) from None
 
+    async def _ask_all(self, asking: Asking, used: Sequence[Model]) -> None:
+        """Asks about many samples at a time."""
+        window = 4 * max(model.config.concurrency for model in used)
+        waiting: deque[tuple[Item, asyncio.Task[Facts] | Facts]] = deque()
+
+        async def hand_on() -> None:
+            item, facts = waiting[0]
+            asking.add(item, await facts if isinstance(facts, asyncio.Task) else facts)
+            waiting.popleft()
+            asking.bar.advance()
+
+        try:
+            for chunk in chunks(asking.items):
+                known = self.store.facts(asking.facts_id, [item.content for item in chunk])
+                for item, facts in zip(chunk, known, strict=True):
+                    waiting.append((item, self._asked(asking, item) if facts is None else facts))
+                    while len(waiting) >= window:
+                        await hand_on()
+            while waiting:
+                await hand_on()
+        finally:
+            await cancel([facts for _, facts in waiting if isinstance(facts, asyncio.Task)])
+            for model in used:
+                await model.close()
+
+    def _asked(self, asking: Asking, item: Item) -> asyncio.Task[Facts]:
+        return asyncio.create_task(ask_about(asking.step, asking.facts_id, item, self.models, self.store))
+
     @property
     def retries(self) -> int:
-        """See `Engine.retries`."""
         return sum(model.retries for model in self.models.values())
 
 
@@ -121,42 +146,6 @@ async def ask_about(step: ModelStep, facts_id: bytes, item: Item, models: Mappin
         facts = {"broken": [error.reason, str(error)[:500]]}
     store.add_facts(facts_id, [(item.content, facts)])
     return facts
-
-
-async def _ask_all(
-    step: ModelStep,
-    facts_id: bytes,
-    items: Iterable[Item],
-    models: Mapping[str, Model],
-    store: Answers,
-    bar: Progress,
-    add: Callable[[Item, Facts], None],
-) -> None:
-    """Asks about many samples at a time."""
-    used = [models[getattr(step, name)] for name in step.models]
-    window = 4 * max(model.config.concurrency for model in used)
-    waiting: deque[tuple[Item, asyncio.Task[Facts] | Facts]] = deque()
-
-    async def hand_on() -> None:
-        item, facts = waiting[0]
-        add(item, await facts if isinstance(facts, asyncio.Task) else facts)
-        waiting.popleft()
-        bar.advance()
-
-    try:
-        for chunk in chunks(items):
-            known = store.facts(facts_id, [item.content for item in chunk])
-            for item, facts in zip(chunk, known, strict=True):
-                new = asyncio.create_task(ask_about(step, facts_id, item, models, store)) if facts is None else facts
-                waiting.append((item, new))
-                while len(waiting) >= window:
-                    await hand_on()
-        while waiting:
-            await hand_on()
-    finally:
-        await cancel([facts for _, facts in waiting if isinstance(facts, asyncio.Task)])
-        for model in used:
-            await model.close()
 
 
 async def cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -13,7 +13,7 @@ from itertools import tee
 from pathlib import Path
 from typing import IO, Any
 
-from scone_pl.construct.engine import CHUNK, Engine, chunks
+from scone_pl.construct.engine import CHUNK, Asking, Engine, chunks
 from scone_pl.construct.items import Item, Rejected
 from scone_pl.construct.models import Meter
 from scone_pl.construct.pools import Images, Pool
@@ -106,12 +106,6 @@ def read_items(files: Sequence[Path]) -> Iterator[Item]:
         with file.open("rb") as stream:
             for line in stream:
                 yield Item.from_json(json.loads(line))
-
-
-def count_lines(file: Path) -> int:
-    """Number of samples in the file of a step."""
-    state = State.of(file.parent)
-    return state.kept if state else 0
 
 
 # ---------------------------------------------------------------------- pools
@@ -267,7 +261,7 @@ def run_step(
                 writer.add(item.key, item, outcome_of(step, item, facts))
 
             try:
-                engine.ask(step, facts_id, source(), meter, bar, add)
+                engine.ask(Asking(step, facts_id, source(), meter, bar, add))
             finally:
                 writer.state.calls, writer.state.dollars = meter.calls, round(meter.dollars, 4)
         else:

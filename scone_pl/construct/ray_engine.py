@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scone_pl.construct.engine import Job, Result, ask_about, cancel, chunks
+from scone_pl.construct.engine import Asking, Job, Result, ask_about, cancel, chunks
 from scone_pl.construct.items import Item
 from scone_pl.construct.models import Budget, BudgetError, Meter, Model, ModelConfig
 from scone_pl.construct.pools import Images
@@ -85,7 +85,6 @@ class Keeper:
         return True
 
     def pay(self, dollars: float) -> None:
-        """See `Meter.pay`."""
         self.meter.pay(dollars)
 
     def spent(self) -> tuple[int, float]:
@@ -100,19 +99,15 @@ class RemoteStore:
         self.keeper = keeper
 
     def facts(self, step: bytes, items: Sequence[bytes]) -> list[dict[str, Any] | None]:
-        """See `Answers.facts`."""
         return _get(self.keeper.call.remote("facts", step, list(items)))  # type: ignore[no-any-return]  # Ray is untyped
 
     def add_facts(self, step: bytes, facts: Iterable[tuple[bytes, Mapping[str, Any]]]) -> None:
-        """See `Answers.add_facts`."""
         _get(self.keeper.call.remote("add_facts", step, list(facts)))
 
     def answers(self, ask: str) -> list[Answer]:
-        """See `Answers.answers`."""
         return _get(self.keeper.call.remote("answers", ask))  # type: ignore[no-any-return]  # Ray is untyped
 
     def add_answer(self, answer: Answer) -> None:
-        """See `Answers.add_answer`."""
         _get(self.keeper.call.remote("add_answer", answer))
 
 
@@ -281,56 +276,48 @@ class RayEngine:
     def map(
         self, task: Callable[[Any, Job, Tick], Result], shared: Any, jobs: Iterable[Job], total: int, bar: Progress
     ) -> Iterator[Result]:
-        """See `Engine.map`."""
         import ray
 
         if not total:  # everything is known
             yield from run_jobs(task, shared, jobs, workers=1, bar=bar)
             return
         ref = [ray.put(shared)]
-        for found, ticks in self._ordered(self.actors, ((actor_run, (task, ref, job)) for job in jobs)):
+        for found, ticks in self._ordered(self.actors, "run", ((task, ref, job) for job in jobs)):
             bar.advance(ticks)
             yield found
 
-    def ask(
-        self,
-        step: ModelStep,
-        facts_id: bytes,
-        items: Iterable[Item],
-        meter: Meter,
-        bar: Progress,
-        add: Callable[[Item, Facts], None],
-    ) -> None:
+    def ask(self, asking: Asking) -> None:
         """See `Engine.ask`; a model's `concurrency` is that of all actors together."""
+        step, meter = asking.step, asking.meter
         _get(self.keeper.begin.remote(meter.budget))
         limits = {getattr(step, name): self.configs[getattr(step, name)].concurrency for name in step.models}
         askers = self.actors[: max(1, min(limits.values()))]
         each = {name: limit // len(askers) for name, limit in limits.items()}
         waiting: deque[tuple[list[Item], list[Facts | None]]] = deque()
 
-        def parts() -> Iterator[tuple[Any, tuple[Any, ...]]]:
-            for chunk in chunks(items, _ASKED_AT_ONCE):
-                known = self.store.facts(facts_id, [item.content for item in chunk])
+        def parts() -> Iterator[tuple[Any, ...]]:
+            for chunk in chunks(asking.items, _ASKED_AT_ONCE):
+                known = self.store.facts(asking.facts_id, [item.content for item in chunk])
                 waiting.append((chunk, known))
                 new = [item for item, facts in zip(chunk, known, strict=True) if facts is None]
-                yield actor_ask, (step, facts_id, new, each)
+                yield step, asking.facts_id, new, each
 
         try:
-            for found in self._ordered(askers, parts()):
+            for found in self._ordered(askers, "ask", parts()):
                 chunk, known = waiting.popleft()
                 new = iter(found)
                 for item, facts in zip(chunk, known, strict=True):
-                    add(item, next(new) if facts is None else facts)
+                    asking.add(item, next(new) if facts is None else facts)
                 meter.calls, meter.dollars = _get(self.keeper.spent.remote())
-                bar.advance(len(chunk))
+                asking.bar.advance(len(chunk))
         except StopJudgingError as error:
             raise UserError(str(error)) from None
         finally:
             with suppress(UserError):
                 meter.calls, meter.dollars = _get(self.keeper.spent.remote())
 
-    def _ordered(self, actors: Sequence[Any], calls: Iterable[tuple[Any, tuple[Any, ...]]]) -> Iterator[Any]:
-        """Results of calls in order; each goes to the actor with the fewest unfinished ones."""
+    def _ordered(self, actors: Sequence[Any], method: str, calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Results of calls of a `Worker` method, in order; each goes to the actor with the fewest unfinished ones."""
         waiting: deque[tuple[Any, int]] = deque()
         load = Counter(dict.fromkeys(range(len(actors)), 0))
 
@@ -339,24 +326,14 @@ class RayEngine:
             load[number] -= 1
             return _get(ref)
 
-        for method, arguments in calls:
+        for arguments in calls:
             number = min(load, key=lambda one: load[one])
             load[number] += 1
-            waiting.append((method(actors[number], *arguments), number))
+            waiting.append((getattr(actors[number], method).remote(*arguments), number))
             if len(waiting) > _PENDING * len(actors):
                 yield first()
         while waiting:
             yield first()
-
-
-def actor_run(actor: Any, task: Any, shared: Any, job: Any) -> Any:
-    """Starts `Worker.run`."""
-    return actor.run.remote(task, shared, job)
-
-
-def actor_ask(actor: Any, *arguments: Any) -> Any:
-    """Starts `Worker.ask`."""
-    return actor.ask.remote(*arguments)
 
 
 def _get(ref: Any) -> Any:

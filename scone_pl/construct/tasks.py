@@ -62,7 +62,7 @@ def run_task(pipeline: Pipeline, tasks: int, task: int) -> str:
             else:
                 folders = [folder / f"{one}.items" for one in names]
                 total = sum(state.kept for one in folders if (state := State.of(one)))
-                source = partial(_own, [one / "items.jsonl" for one in folders])
+                source = partial(read_items, [one / "items.jsonl" for one in folders])
             state = State(step.name, "")
             with Writer(folder / f"{step.name}.items", state) as writer:
                 run_step(
@@ -83,10 +83,6 @@ def run_task(pipeline: Pipeline, tasks: int, task: int) -> str:
 
 def _range(pipeline: Pipeline, step: Step, chosen: range) -> Iterator[Item]:
     return islice(pipeline.source(step), chosen.start, chosen.stop)
-
-
-def _own(files: list[Path]) -> Iterator[Item]:
-    return read_items(files)
 
 
 def merge_tasks(pipeline: Pipeline) -> str:

@@ -249,7 +249,7 @@ def prepare_sample(
     drop_images = rng.random((len(sample.references), 2)) < (config.vae_dropout, config.vit_dropout)
     mean, deviation = sequence_format.layout.noise_logits
     logits = (mean + deviation * rng.standard_normal(config.targets_per_sample)).tolist()
-    drop_images[:, 0] |= bool(sample.answer and not sample.target)  # see `PreparedSample.append_to`
+    drop_images[:, 0] |= bool(sample.answer and not sample.target)  # see `PromptLayout.add_answer`
     references = tuple(
         prepare_reference(
             config.decode(data, sequence_format),

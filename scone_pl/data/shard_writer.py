@@ -30,7 +30,6 @@ def write_shards(
     samples_per_shard: int = 1000,
     total: int | None = None,
     progress: bool = True,
-    exif_orientation: ExifOrientation = "apply",
 ) -> Manifest:
     """Writes `samples` as a data set; the same samples give the same bytes.
 
@@ -42,7 +41,6 @@ def write_shards(
         samples_per_shard: samples per tar; the last may have fewer.
         total: their number if known, for the progress bar.
         progress: whether to show a progress bar.
-        exif_orientation: whether the EXIF orientation is applied to sizes in the index.
 
     Raises:
         UserError: the folder already holds a data set, a key is invalid or not unique, or there is no sample.
@@ -66,7 +64,6 @@ def write_shards(
                 (_checked_unique(sample, keys) for sample in _take(first, stream, samples_per_shard)),
                 folder / f"{number:05d}.tar",
                 number,
-                exif_orientation,
             )
             for entry in entries:
                 index.write(entry.to_json().encode() + b"\n")
@@ -74,7 +71,7 @@ def write_shards(
             shards.append(shard_info(folder / f"{number:05d}.tar", len(entries)))
         if not shards:
             raise UserError(f"{folder}: there are no samples to write; check the source")
-    return write_manifest(folder, kinds, shards, exif_orientation=exif_orientation)
+    return write_manifest(folder, kinds, shards)
 
 
 def write_tar(

@@ -20,7 +20,6 @@ from scone_pl.data.sample import BrokenSampleError, Candidate
 from scone_pl.data.seeding import generator
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.sources import sample_lengths
-from scone_pl.data.storage import StorageConfig
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
 from scone_pl.model.sequence import SequenceFormat
@@ -84,14 +83,13 @@ def shard_statistics(
     sequence_format: SequenceFormat,
     tokenizer: Tokenizer,
     packing: PackingConfig,
-    storage: StorageConfig | None = None,
 ) -> Statistics:
     """Statistics of a data set, computed from its index.
 
     Raises:
         UserError: it is not a complete shard set, or is empty.
     """
-    shards = ShardSet(path, storage)
+    shards = ShardSet(path)
     if not len(shards):
         raise UserError(f"{path}: has no samples; convert it again")
     kinds: Counter[str] = Counter()
@@ -125,7 +123,6 @@ def contact_sheet(
     path: str | Path,
     rows: int = 12,
     side: int = 160,
-    storage: StorageConfig | None = None,
     exif_orientation: ExifOrientation = "apply",
 ) -> Image.Image:
     """An image with one row per sample, evenly spaced over the set: references, target (framed), key and instruction.
@@ -133,7 +130,7 @@ def contact_sheet(
     Annotated candidates of a reference are framed: targets green, distractors red. The row of a broken sample shows the
     error instead.
     """
-    shards = ShardSet(path, storage, check_files=False)
+    shards = ShardSet(path, check_files=False)
     chosen = np.unique(np.linspace(0, len(shards) - 1, min(rows, len(shards))).astype(int)).tolist()
     columns = min(max(len(shards.index[i].references) for i in chosen), _MAX_REFERENCES) + 1
     sheet = Image.new("RGB", (columns * side + 3 * side, len(chosen) * side), "white")

@@ -6,6 +6,8 @@ Data flow:
        worker w of W prepares the steps k = w, w + W, ..., the order in which a DataLoader polls its workers. So the
        sequence of packs depends neither on the number of ranks nor of workers, and a stream position is one number.
     3. `PackMaker` reads, decodes and packs the samples of one pack; broken samples are skipped and counted.
+    4. In the training process `windows.WindowedLoader` adds to each batch the token counts of its optimizer step, and
+       `PackedDataModule.on_before_batch_transfer` sums them over ranks. `training.objective` makes losses of it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from scone_pl.data.manifest import MANIFEST
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.selection import check_images
 from scone_pl.data.shards import ShardSet
-from scone_pl.data.storage import StorageConfig, sha256_of
+from scone_pl.data.storage import sha256_of
 from scone_pl.progress import Progress
 
 _SAMPLES_PER_JOB = 256
@@ -36,26 +36,19 @@ class VerifyResult:
             self.by_shard[shard] = self.by_shard.get(shard, 0) + faults.total
 
 
-def verify_shards(
-    path: str | Path,
-    *,
-    workers: int = 1,
-    progress: bool = True,
-    storage: StorageConfig | None = None,
-) -> VerifyResult:
+def verify_shards(path: str | Path, *, workers: int = 1, progress: bool = True) -> VerifyResult:
     """Checks every checksum, decodes every image and compares every sample with its index entry.
 
     Args:
         path: folder or URL of the data set.
         workers: number of processes.
         progress: whether to show a progress bar.
-        storage: how a URL is fetched.
 
     Raises:
         UserError: no manifest, or an unreadable index.
     """
     check_workers(workers)
-    shards = ShardSet(path, storage, check_files=False)
+    shards = ShardSet(path, check_files=False)
     result, keys = VerifyResult(len(shards)), Faults()
     workers = min(workers, -(-len(shards) // _SAMPLES_PER_JOB))  # starting a process takes seconds
     if sha256_of(shards.index.file) != shards.manifest.index_sha256:

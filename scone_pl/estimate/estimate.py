@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from scone_pl.dtypes import DTYPES
 from scone_pl.estimate.activations import StepActivations, step_activations
 from scone_pl.estimate.memory import RankMemory, encode_bytes, host_bytes, rank_memory
 from scone_pl.estimate.settings import Recipe, Stage
@@ -142,7 +141,6 @@ def _stage(
 ) -> StageEstimate:
     pack = typical_pack(recipe.config, stage.packing, references, labels)
     flops = pack_flops(recipe.config, stage, pack)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[stage.plan.compute]
     activations = {
         checkpointing: step_activations(
             recipe.config,
@@ -151,7 +149,7 @@ def _stage(
             attention=stage.attention,
             checkpointing=checkpointing,
             recompute_attention=stage.recompute_attention,
-            dtype=dtype,
+            dtype=DTYPES[stage.plan.compute],
             lora=stage.lora,
             quantization=stage.quantization,
         )

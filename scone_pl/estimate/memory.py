@@ -109,16 +109,15 @@ def encode_bytes(config: NetworkConfig, side: int, dtype: str = "float32") -> in
     return peak
 
 
-def host_bytes(network: Network, state: RankState, *, ranks_a_node: int, file_bytes: int = 2) -> dict[str, int]:
+def host_bytes(network: Network, state: RankState, *, ranks_a_node: int) -> dict[str, int]:
     """Host memory of a node: while weights are read, and of a snapshot that is written in the background.
 
     Args:
         network: its parameters.
         state: of a rank.
         ranks_a_node: processes that share the node.
-        file_bytes: of a stored weight.
     """
-    stored = sum(network.count().values()) * file_bytes
+    stored = sum(network.count().values()) * 2  # bfloat16
     return {
         "loading, a rank": state.weights + state.autoencoder + LOADING_BYTES,
         "loading, a node": ranks_a_node * (state.weights + state.autoencoder + LOADING_BYTES),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,6 @@ class Call:
     """Fields of the request."""
 
     @property
-    def kind(self) -> str:
-        """Short name of the question."""
-        return self.question.kind
-
-    @property
-    def candidate(self) -> tuple[int, int] | None:
-        """Indices (reference, candidate) of a question about presence."""
-        return self.question.candidate
-
-    @property
-    def read(self) -> Callable[[str | None], Any]:
-        """Parser of its answers."""
-        return self.question.read
-
-    @property
     def text(self) -> str:
         """All text of it."""
         return "\n".join(part for part in self.parts if isinstance(part, str))
@@ -78,14 +63,14 @@ class Call:
     def about(self) -> dict[str, Any]:
         """Description for readers of the answer store."""
         metadata = {
-            "kind": self.kind,
+            "kind": self.question.kind,
             "task_type": self.item.task_type,
             "key": self.item.key,
             "sampling": self.sampling,
             "scoring": self.scoring,
             "prompt": self.template,
         }
-        return metadata | ({"candidate": list(self.candidate)} if self.candidate else {})
+        return metadata | ({"candidate": list(self.question.candidate)} if self.question.candidate else {})
 
 
 @dataclass(frozen=True)

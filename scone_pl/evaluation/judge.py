@@ -39,7 +39,7 @@ def verdict_on(call: Call, store: AnswerStore) -> Verdict:
             failure = answer.failure or "failed"
             continue
         try:
-            return Verdict(call.read(answer.text), None, answer)
+            return Verdict(call.question.read(answer.text), None, answer)
         except UnusableAnswerError as error:
             failure = f"answer not usable: {error}"
     return Verdict(None, failure or "not asked yet")
@@ -140,7 +140,7 @@ class Judge:
                     )
                 )
                 try:
-                    call.read(reply.text)
+                    call.question.read(reply.text)
                 except UnusableAnswerError as error:
                     reason = str(error) + (" (cut off)" if reply.finish_reason == "length" else "")
                 else:

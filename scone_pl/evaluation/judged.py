@@ -53,8 +53,8 @@ def _average(name: str, benchmark: Benchmark) -> Callable[[Report], float]:
     return read
 
 
-def _score(column: str, scale: float = 1.0) -> Callable[[Report], float]:
-    return lambda report: report["scores"].get(column, float("nan")) * scale
+def _score(column: str) -> Callable[[Report], float]:
+    return lambda report: report["scores"].get(column, float("nan"))
 
 
 def _complete(report: Report) -> float:
@@ -110,7 +110,6 @@ class JudgedEvaluator(Evaluator):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
     def check_inputs(self, source: str) -> None:
-        """See `Evaluator.check_inputs`."""
         if not self.data or not Path(self.data).is_dir():
             name = self.name
             raise UserError(

@@ -40,7 +40,6 @@ class LayersEvaluator(Evaluator):
             raise UserError(f"samples is {self.samples}; it must be at least 1")
 
     def check_inputs(self, source: str) -> None:
-        """See `Evaluator.check_inputs`."""
         if "://" not in self.data and not (self.data and Path(self.data).exists()):
             raise UserError(
                 f"{source}: data is {self.data!r}, no file or folder; give --evaluators '{{layers: {{data: PATH}}}}'"

@@ -146,7 +146,7 @@ def outcomes(pairs: Sequence[Pair], store: AnswerStore) -> list[dict[str, Any]]:
     return found
 
 
-def ratings(results: Sequence[dict[str, Any]], names: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
+def ratings(results: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
     """Elo of a Bradley-Terry model (mean 1500), with bootstrap intervals over items, and how the judge answered."""
     items = sorted({(one["task_type"], one["key"]) for one in results})
     index = {item: i for i, item in enumerate(items)}
@@ -155,7 +155,7 @@ def ratings(results: Sequence[dict[str, Any]], names: Sequence[str], *, seed: in
         a, b = (names.index(name) for name in one["systems"])
         wins[index[one["task_type"], one["key"]], a, b] += _won(one, one["systems"][0])
         wins[index[one["task_type"], one["key"]], b, a] += _won(one, one["systems"][1])
-    drawn = np.random.default_rng(seed).integers(0, len(items), (RESAMPLES, len(items)))
+    drawn = np.random.default_rng(0).integers(0, len(items), (RESAMPLES, len(items)))
     resampled = np.array([elo(wins[rows].sum(axis=0)) for rows in drawn])
     low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
     total = wins.sum(axis=0)

@@ -15,7 +15,7 @@ from typing import Any
 from scone_pl.data.json_rows import JsonRows
 from scone_pl.errors import UserError
 from scone_pl.evaluation.benchmark import Benchmark, check_rating
-from scone_pl.evaluation.calls import Judgement
+from scone_pl.evaluation.calls import Call, Judgement
 from scone_pl.evaluation.judge import Verdict, verdict_on
 from scone_pl.files import write_text
 from scone_pl.vlm.store import AnswerStore
@@ -50,20 +50,22 @@ def record_of(benchmark: Benchmark, judgement: Judgement, store: AnswerStore, ge
     for question, value in asked:
         if question.kind == PHY:
             record |= {PHY: value.value if value else None, f"{PHY}_reason": value.reason if value else None}
-    failed = [f"{call.kind}: {v.failure}" for call, v in verdicts if v.value is None and not call.question.optional]
+    failed = [
+        f"{call.question.kind}: {v.failure}" for call, v in verdicts if v.value is None and not call.question.optional
+    ]
     record["failure"] = judgement.failure or ("; ".join(dict.fromkeys(failed)) or None)
     record["judge"] = _provenance(verdicts)
     record["generation"] = dict(generation)
     return record
 
 
-def _provenance(verdicts: Sequence[tuple[Any, Verdict]]) -> dict[str, Any]:
+def _provenance(verdicts: Sequence[tuple[Call, Verdict]]) -> dict[str, Any]:
     """Judge, date and prompts."""
     answers = [verdict.answer for _, verdict in verdicts if verdict.answer]
     return {
         "model": answers[0].model if answers else None,
         "answered_by": sorted({answer.answered_by for answer in answers}),
-        "prompts": {call.kind: call.template for call, _ in verdicts},
+        "prompts": {call.question.kind: call.template for call, _ in verdicts},
         "date": max((answer.date for answer in answers), default=None),
     }
 

@@ -110,8 +110,8 @@ def describe_plan(folder: EvaluationFolder, judgements: Sequence[Judgement], con
     missing = [call for call, _ in missing_calls(judgements, store, retry_failed=config.retry_failed)]
     usage = usage_of(judgements, store, config)
     unasked = sum(judgement.failure is not None for judgement in judgements)
-    known = dict.fromkeys(call.kind for judgement in judgements for call in judgement.calls)
-    kinds = ", ".join(f"{sum(c.kind == kind for c in missing)} {kind}" for kind in known)
+    known = dict.fromkeys(call.question.kind for judgement in judgements for call in judgement.calls)
+    kinds = ", ".join(f"{sum(c.question.kind == kind for c in missing)} {kind}" for kind in known)
     estimate = (
         f"; at their average, {usage.dollars / usage.answers * len(missing):.2f} dollars more" if usage.dollars else ""
     )

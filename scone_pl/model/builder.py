@@ -19,7 +19,7 @@ class SequenceBuilder:
     """Builds a `PackedSequence` split by split.
 
     Call `begin_sample`, then the splits in the order in which they are to be seen (specification 3: for each reference
-    `add_vae` and `add_vit`; `add_text`; `add_target`), then the next sample; `build` at the end.
+    `add_vae` and `add_vit`; `add_text`; `add_targets`), then the next sample; `build` at the end.
     """
 
     def __init__(self, sequence_format: SequenceFormat) -> None:

@@ -79,6 +79,7 @@ class JointAttention(HoldsExperts):
         return ByExpert(*(pair_axes(*both) for both in parts))
 
     def forward(self, x: ByExpert, routing: Routing, rotary: Rotary, plan: AttentionPlan, layer: int) -> ByExpert:
+        """(U, D), (N, D) -> the same; queries, keys and values are (L, H or K, E) in between, in sequence order."""
         q = self._normed(self._heads(x.through(self, "q_proj")), "q_norm")
         k = self._normed(self._heads(x.through(self, "k_proj")), "k_norm")
         v = self._heads(x.through(self, "v_proj"))

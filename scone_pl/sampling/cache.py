@@ -231,7 +231,6 @@ class DroppingCache:
         return self.whole if layer <= self.source_layer else self.left
 
     def fill(self, record: RecordingPlan, layer: int) -> None:
-        """See `ContextCache.fill`."""
         self._of(layer).fill(record, layer)
 
     @property
@@ -240,7 +239,6 @@ class DroppingCache:
         return self.whole.nbytes + self.left.nbytes
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, *, with_text: bool) -> Tensor:
-        """See `ContextCache.attend`."""
         return self._of(layer).attend(q, k, v, layer, with_text=with_text)
 
 

@@ -27,12 +27,12 @@ def scale_to(pixels: Pixels, height: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize((width, height), method))
 
 
-def dim_blocked(pixels: Pixels, blocked: np.ndarray, strength: float = 0.8) -> Pixels:
+def dim_blocked(pixels: Pixels, blocked: np.ndarray) -> Pixels:
     """Pales the blocked regions; `blocked`: grid (rows, columns) over the image, of bool or of degrees in [0, 1]."""
     mask = Image.fromarray((blocked * 255.0).astype(np.uint8)).resize(
         (pixels.shape[1], pixels.shape[0]), Image.Resampling.NEAREST
     )
-    weight = strength * (np.asarray(mask)[..., None] / 255)
+    weight = 0.8 * (np.asarray(mask)[..., None] / 255)
     return (pixels * (1 - weight) + 255 * weight).astype(np.uint8)
 
 
@@ -43,22 +43,19 @@ def heat_map(values: np.ndarray, height: int) -> Pixels:
     return scale_to((low * (1 - unit) + high * unit).astype(np.uint8), height)
 
 
-def image_grid(
-    rows: Sequence[tuple[Sequence[Pixels], str]], *, cell: int = 112, titles: Sequence[str] = (), gap: int = 8
-) -> Pixels:
+def image_grid(rows: Sequence[tuple[Sequence[Pixels], str]], *, cell: int = 112, titles: Sequence[str] = ()) -> Pixels:
     """Images in columns, a caption under each row.
 
     Args:
         rows: per row its images and its caption.
         cell: height of an image in pixels.
         titles: column titles.
-        gap: pixels between images.
     """
     scaled = [[scale_to(image, cell) for image in images] for images, _ in rows]
     columns = max(len(images) for images in scaled)
     widths = [max((r[c].shape[1] for r in scaled if c < len(r)), default=cell) for c in range(columns)]
     widths = [max(w, 8 * len(titles[c]) if c < len(titles) else 0) for c, w in enumerate(widths)]
-    text = 18
+    text, gap = 18, 8
     head = text if titles else 0
     size = (sum(widths) + gap * (columns + 1), head + len(rows) * (cell + text + gap) + gap)
     canvas = Image.new("RGB", size, BACKGROUND)

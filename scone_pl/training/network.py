@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from scone_pl.checkpoints.adapters import AdapterConfig
 from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.model import load_weights
 from scone_pl.checkpoints.tensor_files import copy_part
@@ -25,7 +23,7 @@ from scone_pl.model.quantized import Quantization, check_quantization, quantize_
 from scone_pl.training.heap import trim_heap_before
 from scone_pl.training.parts import Part, set_trainable
 from scone_pl.training.settings import StageSettings
-from scone_pl.training.sharding import ShardingConfig, freeze_dtype, needs_wrapping, shard
+from scone_pl.training.sharding import freeze_dtype, needs_wrapping, shard
 
 
 def network_on_meta(
@@ -57,7 +55,7 @@ def network_on_meta(
     return model
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class StageNetwork:
     """The network that a stage trains, not built yet."""
 
@@ -65,17 +63,7 @@ class StageNetwork:
     """Checkpoint folder with its starting weights."""
     config: NetworkConfig
     """Read from `folder`."""
-    trainable: tuple[Part, ...]
-    lora: LoRAConfig | None
-    attention: Literal["split", "varlen", "flex"]
-    compile: bool | None
-    autoencoder_dtype: Literal["float32", "bfloat16"]
-    activation_checkpointing: bool
-    recompute_attention: bool
-    layers_kept: int
-    sharding: ShardingConfig
-    adapters: tuple[AdapterConfig, ...] = ()
-    quantization: Quantization | None = None
+    settings: StageSettings
 
     @classmethod
     def open(cls, folder: Path, settings: StageSettings) -> StageNetwork:
@@ -94,32 +82,19 @@ class StageNetwork:
             )
         if not 0 <= settings.layers_kept <= layers:
             raise UserError(f"model.layers_kept is {settings.layers_kept}, but {folder} has {layers} decoder layers")
-        return cls(
-            folder=folder,
-            config=config,
-            trainable=tuple(settings.trainable),
-            lora=settings.lora,
-            attention=settings.attention,
-            compile=settings.compile,
-            autoencoder_dtype=settings.autoencoder_dtype,
-            activation_checkpointing=settings.activation_checkpointing,
-            recompute_attention=settings.recompute_attention,
-            layers_kept=settings.layers_kept,
-            sharding=settings.sharding,
-            adapters=tuple(settings.adapters),
-            quantization=settings.quantization,
-        )
+        return cls(folder, config, settings)
 
     def on_meta(self) -> Network:
         """The network without memory for its weights, with all but the trainable parts frozen."""
-        model = network_on_meta(self.config, self.trainable, self.lora, quantization=self.quantization)
-        model.attention = self.attention
-        if self.autoencoder_dtype != "float32":  # else trainer.precision decides
-            model.autoencoder.to(DTYPES[self.autoencoder_dtype])
+        settings = self.settings
+        model = network_on_meta(self.config, settings.trainable, settings.lora, quantization=settings.quantization)
+        model.attention = settings.attention
+        if settings.autoencoder_dtype != "float32":  # else trainer.precision decides
+            model.autoencoder.to(DTYPES[settings.autoencoder_dtype])
         decoder = model.language_model.model
-        decoder.activation_checkpointing = self.activation_checkpointing
-        decoder.recompute_attention = self.recompute_attention
-        decoder.layers_kept = self.layers_kept
+        decoder.activation_checkpointing = settings.activation_checkpointing
+        decoder.recompute_attention = settings.recompute_attention
+        decoder.layers_kept = settings.layers_kept
         return model
 
     def build(self, device: torch.device, mesh: DeviceMesh | None) -> tuple[Network, str]:
@@ -131,19 +106,20 @@ class StageNetwork:
         Raises:
             UserError: a setting that `device` does not support, or unusable weights.
         """
-        if self.attention == "flex" and device.type == "cpu":
+        attention, sharding = self.settings.attention, self.settings.sharding
+        if attention == "flex" and device.type == "cpu":
             raise UserError("model.attention: flex has no backward on the CPU; use split")
-        if self.attention == "varlen" and (device.type != "cuda" or self.sharding.compute_dtype != "bfloat16"):
+        if attention == "varlen" and (device.type != "cuda" or sharding.compute_dtype != "bfloat16"):
             raise UserError("model.attention: varlen needs CUDA and model.sharding.compute_dtype bfloat16; use split")
         model = self.on_meta()
-        set_compiled(model, device.type == "cuda" if self.compile is None else self.compile)
-        if mesh is not None and needs_wrapping(mesh, self.sharding):
-            freeze_dtype(model, self.sharding)
-            shard(model, mesh, self.sharding)
+        set_compiled(model, device.type == "cuda" if self.settings.compile is None else self.settings.compile)
+        if mesh is not None and needs_wrapping(mesh, sharding):
+            freeze_dtype(model, sharding)
+            shard(model, mesh, sharding)
         model.to_empty(device=device)
         if device.type == "cpu":
             trim_heap_before(model.language_model.model.layers)
-        read = load_weights(model, self.folder, self.adapters)
+        read = load_weights(model, self.folder, self.settings.adapters)
         for _, parameter, value in initial_weights(model, seed_of("lora")):
             copy_part(value, parameter)
         return model, read

@@ -13,6 +13,8 @@ from typing import Any
 from scone_pl.vlm.parsing import UnusableAnswerError, answer_text, load_object
 
 _MARKS = r"[*_`#>\-\s]*"
+_CHECKS = ("checkpoint_results", "checkpoints")
+"""Keys under which checkpoints may be listed."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,7 @@ def parse_labelled(raw: str | None, labels: Mapping[str, str], low: int, high: i
     return NamedScores(values, reason.strip())
 
 
-def parse_checks(
-    raw: str | None, names: Collection[str], keys: Collection[str] = ("checkpoint_results", "checkpoints")
-) -> NamedScores:
+def parse_checks(raw: str | None, names: Collection[str]) -> NamedScores:
     """0 or 1 for each checkpoint, from JSON: `{"checkpoint_results": {"A1": {"pass": 1}, "A2": 0}, ...}`.
 
     Accepted: text or a code fence around the object, the checkpoints at its top level, `"1"` or true for 1.
@@ -72,13 +72,12 @@ def parse_checks(
     Args:
         raw: the answer.
         names: all checkpoints; no other may be there.
-        keys: names under which the checkpoints may stand.
 
     Raises:
         UnusableAnswerError: no such object; a checkpoint is missing, unknown, or neither 0 nor 1.
     """
     content = load_object(answer_text(raw))
-    checks = next((content[key] for key in keys if isinstance(content.get(key), dict)), None)
+    checks = next((content[key] for key in _CHECKS if isinstance(content.get(key), dict)), None)
     if checks is None:
         checks = {name: value for name, value in content.items() if name in names}
     if unknown := [name for name in checks if name not in names]:

@@ -53,13 +53,13 @@ def _caption(one: Drawn) -> tuple[str, str]:
     return one.episode.instruction, f"{one.episode.task.replace('_', ' ')}: {verdict_text}"
 
 
-def _sheet(titles: Sequence[str], rows: Sequence[tuple[list[Pixels | None], str, str]], columns: int = 2) -> Pixels:
-    """Blocks of two lines of text and the images below them, `columns` side by side under the column heads."""
+def _sheet(titles: Sequence[str], rows: Sequence[tuple[list[Pixels | None], str, str]]) -> Pixels:
+    """Blocks of two lines of text and the images below them, two side by side under the column heads."""
     bold, plain = ImageFont.load_default(15), ImageFont.load_default(13)
     texts = max(max(bold.getlength(asked), plain.getlength(judged)) for _, asked, judged in rows)
     width = max(int(texts), len(titles) * (_CELL + _GAP)) + 2 * _GAP
     height = 2 * _LINE + _CELL + 2 * _GAP
-    columns = min(columns, len(rows))
+    columns = min(2, len(rows))
     head = _LINE + _GAP
     canvas = Image.new("RGB", (columns * width, head + -(-len(rows) // columns) * height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)

@@ -15,8 +15,10 @@ from scone_pl.data.seeding import seed_of
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.sources import Mixture, Source
-from scone_pl.data.stream import Cursor, FixedPacks, PackMaker, PackStream, SingleSamples
+from scone_pl.data.stream import Batch, Cursor, FixedPacks, PackMaker, PackStream, SingleSamples, StreamPosition
+from scone_pl.data.windows import WindowedLoader
 from scone_pl.errors import UserError
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SplitKind
 
 
@@ -72,7 +74,23 @@ def test_epochs_differ_and_processes_do_not(maker):
     assert maker.mixture.plan(4, 0) != plans[0], "nor do seeds agree"
     copy = pickle.loads(pickle.dumps(maker))  # noqa: S301
     assert copy.mixture.plan(3, 1) == plans[1]
-    assert seed_of("order", 3, 1) == 3622159598142601698
+    first = [draw.index for draw in maker.mixture.order(3, 1)[:8]]
+    assert first == [40, 54, 3, 38, 41, 37, 48, 44], "as recorded: a run resumes in the order in which it began"
+
+
+def test_each_batch_knows_the_counts_of_its_optimizer_step(maker):
+    builder = SequenceBuilder(maker.sequence_format)
+    builder.begin_sample()
+    builder.add_text([1, 2, 3], loss=True)
+    answer = Batch(builder.build(), StreamPosition(0, 0, 0), seed=0)
+    batches = [*take(PackStream(maker, Cursor()), 3), answer, answer]
+    targets = [len(batch.sequence.target_index) for batch in batches]
+    assert min(targets[:3]) > 0
+    counted = list(WindowedLoader(batches, 2))
+    assert [batch.sequence.keys for batch in counted] == [batch.sequence.keys for batch in batches]
+    sums = [sum(targets[:2]), targets[2], 0]
+    assert [batch.step_targets for batch in counted] == [sums[0], sums[0], sums[1], sums[1], sums[2]]
+    assert [batch.step_labels for batch in counted] == [0, 0, 4, 4, 4]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -113,6 +131,7 @@ def test_weights(shard_folder, sequence_format, tokenizer, packing, tmp_path):
         assert len(draws) == len(set(draws)) == 30 + 20
         halves.append({draw.index for draw in draws if draw.source == 0})
         assert sorted((d.index, d.copy) for d in draws if d.source == 1) == [(i, c) for i in range(10) for c in (0, 1)]
+    assert {draw.index for draw in mixture.order(4, 0) if draw.source == 0} != halves[0], "nor do seeds agree"
     assert set().union(*halves) == set(range(60))
     counts = np.bincount([i for half in halves for i in half])
     assert counts.mean() == 20
@@ -135,12 +154,14 @@ def test_sample_counts(shard_folder, sequence_format, tokenizer, packing, tmp_pa
     assert other.fingerprint(3) != mixture.fingerprint(3)
 
 
-def test_copies_have_their_own_noise(sequence_format, tokenizer, packing, tmp_path):
+def test_copies_epochs_seeds_and_purposes_have_their_own_noise(sequence_format, tokenizer, packing, tmp_path):
     write_shards([make_sample(0)], tmp_path / "one", progress=False)
     maker = maker_of([Source(str(tmp_path / "one"), 3.0)], sequence_format, tokenizer, packing)
-    batches = take(PackStream(maker, Cursor()), len(maker.mixture.plan(3, 0)))
-    logits = torch.cat([batch.sequence.timestep_logits for batch in batches])
-    assert len(logits.unique()) == 3
+    logits = []
+    for one in (maker, dataclasses.replace(maker, seed=4), dataclasses.replace(maker, purpose="val")):
+        packs = sum(len(one.mixture.plan(one.seed, epoch)) for epoch in range(2))
+        logits += [batch.sequence.timestep_logits for batch in take(PackStream(one, Cursor()), packs)]
+    assert len(torch.cat(logits).unique()) == 3 * 2 * 3
 
 
 def test_equal_layouts_are_adjacent(maker):

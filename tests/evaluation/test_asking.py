@@ -319,7 +319,13 @@ def test_omnicontext_and_the_rubric_of_our_own(tmp_path, omni_items):
     assert {r["judge"]["prompts"]["SC"].split("/")[0] for r in scenes} == {"omnicontext_sc_scene"}
     assert {r["judge"]["prompts"]["PF"].split("/")[0] for r in records} == {"omnicontext_pf"}
     judgements = plan_judgements(folder, OMNICONTEXT, omni_items, JudgeConfig(scene_pf=True), 1, 1)
-    found = {call.template.split("/")[0] for j in judgements if j.item.scene for call in j.calls if call.kind == "PF"}
+    found = {
+        call.template.split("/")[0]
+        for j in judgements
+        if j.item.scene
+        for call in j.calls
+        if call.question.kind == "PF"
+    }
     assert found == {"omnicontext_pf_scene"}
 
 

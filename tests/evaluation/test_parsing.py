@@ -203,10 +203,10 @@ def test_call_plans(tmp_path, data):
         calls = planner.judgement(shown, files["output"], 1, 1).calls
         assert len(calls) == case["n_calls"]
         for call, expected in zip(calls, case["calls"], strict=True):
-            assert call.kind == expected["kind"]
+            assert call.question.kind == expected["kind"]
             assert [image.file.stem for image in call.images] == expected["images"]
             assert [image.reference for image in call.images] == [True] * (len(call.images) - 1) + [False]
-            if call.kind == "SC":
+            if call.question.kind == "SC":
                 assert ("_sc_scene" in call.template) == expected["scene"]
-            if call.kind == "DIS":
+            if call.question.kind == "DIS":
                 assert call.text.endswith(f"Subject: {expected['subject']}\n")

@@ -77,7 +77,6 @@ class Compose(SelectStep):
         return {"cut": [_has_cut_out(images.read(ref)) for ref in item.references]}
 
     def select(self, rows: Rows) -> Iterator[tuple[Item, Outcome]]:
-        """See `SelectStep.select`."""
         by_name: dict[str, list[_Other]] = defaultdict(list)
         seen: set[str] = set()
         for item, facts in rows():
@@ -207,7 +206,6 @@ class Render(Step):
         return {"references": made}
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         references: list[ImageRef] = []
         groups: list[tuple[Candidate, ...]] = []
         for ref, plan, made in zip(item.references, item.metadata["plan"], facts["references"], strict=True):

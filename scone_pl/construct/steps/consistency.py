@@ -32,7 +32,6 @@ class Consistency(ModelStep):
         check_whole("votes", self.votes, minimum=1, maximum=10)
 
     async def ask(self, item: Item, models: Mapping[str, Model]) -> Facts:
-        """See `ModelStep.ask`."""
         scores: list[int] = []
         deductions: list[str] = []
         while len(scores) < self.votes and all(score >= self.keep for score in scores):
@@ -51,12 +50,10 @@ class Consistency(ModelStep):
         return {"scores": scores, "deductions": deductions}
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         score = min(facts["scores"])
         if score < self.keep:
             return Rejected(f"consistency {score}", "; ".join(facts["deductions"]))
         return [item.noting(self.name, {"score": score})]
 
     def calls(self) -> list[Calls]:
-        """See `ModelStep.calls`."""
         return [Calls(self.vlm, 1 + self.expected * (self.votes - 1), 3, 400, 120)]

@@ -34,7 +34,6 @@ class Draw(SelectStep):
             raise UserError("by: a name is empty")
 
     def passing(self, incoming: float) -> float:
-        """See `Step.passing`."""
         return min(incoming, self.samples)
 
     def group(self, item: Item) -> str:
@@ -47,7 +46,6 @@ class Draw(SelectStep):
         return item.kind if name == "kind" else look_up(item.metadata, name)
 
     def select(self, rows: Rows) -> Iterator[tuple[Item, Outcome]]:
-        """See `SelectStep.select`."""
         groups: dict[str, array[int]] = defaultdict(lambda: array("L"))
         for number, (item, _) in enumerate(rows()):
             groups[self.group(item)].append(number)

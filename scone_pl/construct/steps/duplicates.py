@@ -44,11 +44,9 @@ class Duplicates(SelectStep):
         return "fingerprints"
 
     def measure(self, item: Item, images: Images) -> Facts:
-        """See `Step.measure`."""
         return fingerprints(item, images)
 
     def select(self, rows: Rows) -> Iterator[tuple[Item, Outcome]]:
-        """See `SelectStep.select`."""
         targets = HashIndex(self.max_distance, self.max_colour)
         references = HashIndex(self.max_distance, self.max_colour)
         texts, keys, kept = array("I"), list[str](), 0

@@ -48,7 +48,6 @@ class Editing(ModelStep):
         check_whole("max_edited", self.max_edited, minimum=1)
 
     async def ask(self, item: Item, models: Mapping[str, Model]) -> Facts:
-        """See `ModelStep.ask`."""
         if not item.references or item.target is None:
             return {"rejected": ["not a sample to edit", "it has no reference or no target"]}
         vlm, llm, editor = models[self.vlm], models[self.llm], models[self.editor]
@@ -97,7 +96,6 @@ class Editing(ModelStep):
         return facts if fluent else {**facts, "rejected": ["not fluent", text]}
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         if "rejected" in facts:
             return Rejected(*facts["rejected"])
         references = list(item.references)
@@ -120,7 +118,6 @@ class Editing(ModelStep):
         return [made.noting(self.name, {"edits": [change for _, _, change, _, _ in facts["edits"]], "of": item.key})]
 
     def calls(self) -> list[Calls]:
-        """See `ModelStep.calls`."""
         number = (1 + self.max_edited) / 2
         return [
             Calls(self.llm, 1, 0, 120, 20),

@@ -24,7 +24,6 @@ class Grounding(ModelStep):
     models: ClassVar[tuple[str, ...]] = ("vlm",)
 
     async def ask(self, item: Item, models: Mapping[str, Model]) -> Facts:
-        """See `ModelStep.ask`."""
         if item.candidates is not None:
             return {}
         groups = []
@@ -42,7 +41,6 @@ class Grounding(ModelStep):
         return {"groups": groups}
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         if "groups" not in facts:
             return [item]
         groups = facts["groups"]
@@ -57,5 +55,4 @@ class Grounding(ModelStep):
         return [replace(item, candidates=candidates, kind=kind).noting(self.name, {"boxes": sum(map(len, groups))})]
 
     def calls(self) -> list[Calls]:
-        """See `ModelStep.calls`."""
         return [Calls(self.vlm, 2, 1, 150, 120)]

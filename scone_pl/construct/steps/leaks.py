@@ -63,7 +63,6 @@ class Decontaminate(Step):
         return [*super().settings, repr(stats)]
 
     def check(self) -> None:
-        """See `Step.check`."""
         for folder in self.benchmarks:
             if not os.path.exists(folder):
                 raise UserError(f"decontaminate: benchmarks: {folder}: no such folder")
@@ -71,11 +70,9 @@ class Decontaminate(Step):
             raise UserError(f"decontaminate: there are no files in {', '.join(self.benchmarks)}")
 
     def measure(self, item: Item, images: Images) -> Facts:
-        """See `Step.measure`."""
         return fingerprints(item, images)
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         names, index, texts = _read(self.benchmarks, self.max_distance, self.max_colour, self.min_text)
         for number, image in enumerate(facts["images"], 1):
             for owner in index.near(image):

@@ -41,11 +41,9 @@ class Quality(Step):
         check_number("min_contrast", self.min_contrast, minimum=0)
 
     def measure(self, item: Item, images: Images) -> Facts:
-        """See `Step.measure`."""
         return {"images": [_measured(images.read(ref)) for ref in item.images]}
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         for number, (width, height, sharpness, contrast) in enumerate(facts["images"], 1):
             name = f"reference {number}" if number <= len(item.references) else "the target"
             if min(width, height) < self.min_side:

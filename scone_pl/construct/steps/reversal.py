@@ -32,7 +32,6 @@ class Reversal(ModelStep):
     models: ClassVar[tuple[str, ...]] = ("vlm", "llm")
 
     async def ask(self, item: Item, models: Mapping[str, Model]) -> Facts:
-        """See `ModelStep.ask`."""
         if len(item.references) < 2 or item.target is None:
             return {"rejected": ["not several subjects", f"{len(item.references)} reference images"]}
         vlm, llm = models[self.vlm], models[self.llm]
@@ -57,7 +56,6 @@ class Reversal(ModelStep):
         return facts
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         if "rejected" in facts or item.target is None:
             return Rejected(*facts["rejected"])
         group = tuple(
@@ -76,6 +74,5 @@ class Reversal(ModelStep):
         return [made.noting(self.name, {"phrase": facts["phrase"], "of": item.key})]
 
     def calls(self) -> list[Calls]:
-        """See `ModelStep.calls`."""
         asked = [Calls(self.vlm, 1, 1, 120, 60), Calls(self.vlm, 1, 2, 300, 150), Calls(self.llm, 0.8, 0, 150, 40)]
         return [*asked, Calls(self.llm, 0.8, 0, 100, 10)] if self.fluency else asked

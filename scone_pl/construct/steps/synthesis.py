@@ -75,7 +75,6 @@ class Synthesis(ModelStep):
 
     @property
     def own(self) -> int:
-        """See `Step.own`."""
         return self.samples
 
     def wanted(self, item: Item) -> list[str]:
@@ -88,7 +87,6 @@ class Synthesis(ModelStep):
         ]
 
     async def ask(self, item: Item, models: Mapping[str, Model]) -> Facts:
-        """See `ModelStep.ask`."""
         llm, painter, editor = models[self.llm], models[self.painter], models[self.editor]
         wanted = self.wanted(item)
         count = str(len(wanted))
@@ -116,7 +114,6 @@ class Synthesis(ModelStep):
         return {**facts, "references": [ref.sha256 for ref in references], "target": target.sha256}
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         if "rejected" in facts:
             return Rejected(*facts["rejected"])
         made = Item(
@@ -135,7 +132,6 @@ class Synthesis(ModelStep):
         return [made.noting(self.name, {"prompts": facts["prompts"]})]
 
     def calls(self) -> list[Calls]:
-        """See `ModelStep.calls`."""
         images = sum(map(len, self.cases)) / len(self.cases)
         return [
             Calls(self.llm, 1, 0, 150, 150),

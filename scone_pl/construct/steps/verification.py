@@ -26,7 +26,6 @@ class Verification(ModelStep):
     models: ClassVar[tuple[str, ...]] = ("vlm",)
 
     async def ask(self, item: Item, models: Mapping[str, Model]) -> Facts:
-        """See `ModelStep.ask`."""
         if item.candidates is None:
             return {"rejected": ["no candidates", "the sample has no boxes; put the step boxes before this one"]}
         facts: Facts = {}
@@ -54,13 +53,11 @@ class Verification(ModelStep):
         return facts
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         if "rejected" in facts:
             return Rejected(*facts["rejected"])
         return [item.noting(self.name, {"verified": len(facts)})]
 
     def calls(self) -> list[Calls]:
-        """See `ModelStep.calls`."""
         asked = [Calls(self.vlm, 1, 1, 200, 10)]
         return [*asked, Calls(self.vlm, self.expected, 2, 200, 10)] if self.shown else asked
 

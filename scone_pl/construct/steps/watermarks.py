@@ -23,7 +23,6 @@ class Watermarks(ModelStep):
     models: ClassVar[tuple[str, ...]] = ("vlm",)
 
     async def ask(self, item: Item, models: Mapping[str, Model]) -> Facts:
-        """See `ModelStep.ask`."""
         count = len(item.images)
         found = await models[self.vlm].ask(
             "watermarks", read_numbers("marked", count), item.images, about=item.key, count=str(count)
@@ -31,7 +30,6 @@ class Watermarks(ModelStep):
         return {"marked": list(found)}
 
     def decide(self, item: Item, facts: Mapping[str, Any]) -> Outcome:
-        """See `Step.decide`."""
         if not facts["marked"]:
             return [item]
         number = facts["marked"][0]
@@ -39,5 +37,4 @@ class Watermarks(ModelStep):
         return Rejected("watermark", f"{name} has a watermark, caption or frame")
 
     def calls(self) -> list[Calls]:
-        """See `ModelStep.calls`."""
         return [Calls(self.vlm, 1, 3, 100, 10)]

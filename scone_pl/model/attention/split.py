@@ -100,7 +100,7 @@ class SplitPlan(AttentionPlan):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_batch(self, batch: SampleBatch, of_batch: Sequence[Piece], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(G * S, ...) -> (G * S, H, E)."""
+        """(G * S, H, E) and twice (G * S, K, E) -> (G * S, H, E)."""
         q, k, v = (x.view(batch.num_samples, batch.length, *x.shape[1:]) for x in (q, k, v))
         bias = None if self._bias is None else batch.of_context(self._bias)
         parts: dict[int, Tensor] = {}

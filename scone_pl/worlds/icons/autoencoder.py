@@ -51,7 +51,6 @@ def train(
     steps: int,
     images: int = 6000,
     batch: int = 16,
-    lr: float = 2e-3,
     seed: int = 0,
     held_out: int = 256,
     progress: bool = True,
@@ -65,7 +64,7 @@ def train(
     model = FluxAutoencoder(icons().autoencoder)
     data = world_images(images + held_out, IconsConfig(canvas=32), seed)
     others, data = data[:held_out], data[held_out:]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     for step in track(range(steps), "autoencoder", steps, unit="steps", show=progress):
