@@ -289,8 +289,8 @@ def test_an_adaptive_threshold_separates_two_clusters_of_each_image(monkeypatch:
     for rule in ("otsu", "gap"):
         blocked = Bridge(dataclasses.replace(CONFIG, adaptive_threshold=rule), pack)(torch.empty(0)).blocked
         assert blocked[vit].equal(~high[vit])
-    values = torch.tensor([[0.0, 0.1, 0.2, 1.0]])
-    assert thresholds.otsu(values).item() == pytest.approx(0.6)  # 3 * 1 * (1 - 0.1)^2 is the largest
+    values = torch.tensor([[0.0, *[0.6] * 10, *[0.9] * 10]])  # 1 * 20 * 0.75^2 = 11.3 is less than 11 * 10 * 0.35^2
+    assert thresholds.otsu(values).item() == pytest.approx(0.75)
     assert thresholds.gap(torch.tensor([[0.0, 0.3, 0.35, 0.9]])).item() == pytest.approx(0.625)
     assert thresholds.otsu(torch.tensor([[0.5]])).item() == 0.5
     with pytest.raises(ValueError, match="leave one out"):
