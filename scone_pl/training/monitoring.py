@@ -134,9 +134,9 @@ class Monitoring(pl.Callback):
 
     def _flop_counter(self, module: SconeModule) -> Callable[..., None]:
         """A forward hook of the network that adds up the FLOPs of its training passes."""
-        network, bridge = module.network, module.settings.bridge
-        trained = set(network.trainable) - set(EXPERTS if network.lora else ())  # adapters cost next to nothing
-        config, layers = network.config, network.config.decoder.num_layers
+        settings, config = module.settings, module.network.config
+        bridge, layers = settings.bridge, config.decoder.num_layers
+        trained = set(settings.trainable) - set(EXPERTS if settings.lora else ())  # adapters cost next to nothing
 
         def count(model: torch.nn.Module, args: tuple[Any, ...], output: NetworkOutput) -> None:
             if not (model.training and torch.is_grad_enabled()):
