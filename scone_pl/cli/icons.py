@@ -96,7 +96,7 @@ def base(
         output: The folder.
         contrastive_steps: Steps of 64 images in which ViT and words are pretrained with captions; 0 = none.
         seed: Seed of the weights, and of the images of contrastive pretraining.
-        world: the atlas, whose names the vocabulary has (others are spelled), and what contrastive pretraining draws.
+        world: The atlas, whose names the vocabulary has (others are spelled), and what contrastive pretraining draws.
         progress: Whether to show progress bars.
     """
     from scone_pl.worlds.icons.base import write_base
