@@ -48,6 +48,15 @@ def test_the_documented_rates_are_those_that_were_measured():
     assert table(rows) in (ROOT / "docs/icons.md").read_text()
 
 
+def test_what_is_too_faint_is_absent():
+    """At 0.4 of its contrast its correlation, 0.81, would do, but its gain is below 0.45."""
+    episode = EPISODES[2]
+    empty = drawn(episode, []).astype(np.float32)
+    for strength, expected in ((0.4, False), (0.6, True)):
+        image = (empty + strength * (episode.target - empty)).round().astype(np.uint8)
+        assert (episode.judge(image).presence == episode.labels) is expected
+
+
 def test_a_subject_in_the_air_or_too_small_is_implausible():
     episode = IconWorld(0, IconsConfig(scenes=STANDING)).sample("composition_single", 1)
     (asked,) = episode.asked
