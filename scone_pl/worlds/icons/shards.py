@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scone_pl.data.sample import Sample
     from scone_pl.worlds.icons.episode import Episode
 
-GENERATION = 2
+GENERATION = 3
 """Raised when the same settings come to give other episodes, so that old sets are not taken for new ones."""
 _TO_IMAGE = 0.25
 """Fraction of the plain set without a reference."""
