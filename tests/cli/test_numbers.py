@@ -207,7 +207,7 @@ COMMANDS = {
     for words, command in [((), verb.command), *(((one,), command) for one, command in verb.commands.items())]
     if command is not None and name not in ("estimate", "export", "latents", "parity")
 }
-GIVEN = {"benchmark": "sconeeval", "scores": "nowhere", "names": "x", "study": "figure11", "selection": "figure11"}
+GIVEN = {"benchmark": "sconeeval", "scores": "nowhere", "names": "x", "study": "figure11"}
 OPTIONS = [
     (command, name.removeprefix("settings.").removeprefix("selection."), kind)  # options of the command itself
     for command, function in COMMANDS.items()
@@ -221,8 +221,8 @@ def required(command: tuple[str, ...]) -> list[str]:
     """Arguments without a default, as paths to nothing."""
     typed = []
     parameters = dict(inspect.signature(COMMANDS[command]).parameters)
-    if settings := parameters.pop("settings", None):
-        fields = inspect.signature(typing.get_type_hints(COMMANDS[command])[settings.name]).parameters
+    for name in {"settings", "selection"} & parameters.keys():
+        fields = inspect.signature(typing.get_type_hints(COMMANDS[command])[parameters.pop(name).name]).parameters
         parameters = {**fields, **parameters}
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty:

@@ -123,6 +123,7 @@ PRINTS_ONLY = {
     "parity",
     "shards verify",
     "mini report",
+    "icons agreement",
     "study plan",
     "study status",
     "construct plan",
