@@ -2,7 +2,8 @@
 
 State is exact. Activations are counted (`activations.py`). What FSDP2 gathers and reduces is estimated from how it
 works on CUDA, so rather high: the next layer's weights are fetched while one computes, out of a flat buffer; one
-layer's gradients are reduced while the next one's are made; what is in no layer stays gathered for the whole step.
+layer's gradients are reduced while the next one's are made; token embedding and language head are gathered by
+themselves, each beside one layer; what is in none of these stays gathered for the whole step.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ class RankMemory:
 
     state: RankState
     gathered: int
-    """Weights and gradients of whole layers, in forward and backward."""
+    """Weights and gradients of whole units, in forward and backward."""
     activations: StepActivations
     encode: int
     """Activations of encoding one image."""
     outside: int
-    """End of the backward: weights and gradients of what is in no layer."""
+    """End of the backward: weights and gradients of what is in no unit of its own."""
     update: int
     """What AdamW needs while it steps."""
 
@@ -78,13 +79,16 @@ def rank_memory(
         autoencoder_dtype: of its weights.
     """
     state = network.state(plan, ema=ema, autoencoder_dtype=autoencoder_dtype)
-    layer, root = network.units()
+    layer, vocabulary, root = network.units()
     compute, reduce = SIZES[plan.compute], SIZES[plan.reduce]
     gathered = outside = 0
     if plan.kind == "sharded":
-        layers = GATHERED_LAYERS if plan.reshard else GATHERED_LAYERS + _num_layers(network)
-        gathered = root.weights * compute + layers * layer.weights * compute
-        gathered += layer.trained * (compute + REDUCED_LAYERS * reduce)
+        layers = GATHERED_LAYERS * layer.weights * compute + layer.trained * (compute + REDUCED_LAYERS * reduce)
+        # The head's backward: its weights and gradients, while the last layer's weights come in.
+        words = (2 * vocabulary.weights + layer.weights) * compute + vocabulary.trained * (compute + reduce)
+        gathered = root.weights * compute + max(layers, words)
+        if not plan.reshard:
+            gathered += (_num_layers(network) * layer.weights + 2 * vocabulary.weights) * compute
         outside = root.trained * (compute + reduce)
     elif plan.kind == "replicated":
         gathered = state.gradients  # DDP's buckets

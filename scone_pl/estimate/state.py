@@ -141,15 +141,18 @@ class Network:
             trained=own,
         )
 
-    def units(self) -> tuple[Unit, Unit]:
-        """What `training.sharding.shard` gathers together: a decoder layer, and all that is in no layer."""
-        layer, root = [0, 0], [0, 0]
+    def units(self) -> tuple[Unit, Unit, Unit]:
+        """What `training.sharding.shard` gathers together: a decoder layer, a matrix of the vocabulary (token embedding
+        and language head are of one size), and all else.
+        """
+        layer, vocabulary, root = [0, 0], [0, 0], [0, 0]
         for name, shape in self.shapes.items():
             in_layer = ".layers." in name
             counted_elsewhere = name in self.quantized or name.startswith("autoencoder.") or "encoder.layers" in name
-            if counted_elsewhere or (in_layer and ".layers.0." not in name):
+            embeds = name.endswith("model.embed_tokens.weight")
+            if counted_elsewhere or embeds or (in_layer and ".layers.0." not in name):
                 continue
-            unit = layer if in_layer else root
+            unit = layer if in_layer else vocabulary if name.startswith("language_model.lm_head.") else root
             unit[0] += math.prod(shape)
             unit[1] += math.prod(shape) * (name in self.trains)
-        return Unit(*layer), Unit(*root)
+        return Unit(*layer), Unit(*vocabulary), Unit(*root)

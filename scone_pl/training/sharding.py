@@ -196,8 +196,10 @@ def freeze_dtype(model: Network, config: ShardingConfig) -> None:
 
 
 def shard(model: Network, mesh: DeviceMesh, config: ShardingConfig) -> None:
-    """Shards every decoder (and ViT) layer, then the rest, over the mesh's data-parallel axis, in place.
+    """Shards every decoder (and ViT) layer, the token embedding, the language head, then the rest, in place.
 
+    Each is gathered by itself and over the mesh's data-parallel axis. The rest stays gathered for a whole step, so the
+    two matrices of the vocabulary (0.54 B weights each at 7B) are no part of it.
     The autoencoder stays whole: it is small, frozen, and runs outside of the model's forward.
 
     Raises:
@@ -208,8 +210,9 @@ def shard(model: Network, mesh: DeviceMesh, config: ShardingConfig) -> None:
         param_dtype=DTYPES[config.compute_dtype], reduce_dtype=DTYPES[config.reduce_dtype], cast_forward_inputs=False
     )
     axes = _data_mesh(mesh, config.replicas)
-    for layer in model.layers_to_shard:
-        fully_shard(layer, mesh=axes, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+    language = model.language_model
+    for unit in (*model.layers_to_shard, language.model.embed_tokens, language.lm_head):
+        fully_shard(unit, mesh=axes, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
     model.runs_towers_always = True
     fully_shard(model, mesh=axes, mp_policy=policy, ignored_params=set(model.autoencoder.parameters()))
 

@@ -157,7 +157,9 @@ def test_the_published_model() -> None:
     trained = counts["understanding"] + counts["generation"]
     assert state.optimizer == pytest.approx(8 * trained / 8, rel=1e-4)
     assert state.gradients == pytest.approx(4 * trained / 8, rel=1e-4)
-    layer, root = network.units()
-    assert layer.weights * layers + root.weights + counts["autoencoder"] == pytest.approx(
+    layer, vocabulary, root = network.units()
+    assert vocabulary.weights == vocabulary.trained == words * hidden
+    assert root.weights < 0.1e9, "no matrix of the vocabulary stays gathered"
+    assert layer.weights * layers + 2 * vocabulary.weights + root.weights + counts["autoencoder"] == pytest.approx(
         total - 26 * 15.2e6, rel=2e-3
     ), "all but the ViT's layers"

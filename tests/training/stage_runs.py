@@ -26,12 +26,15 @@ TOLERANCE = 1e-3
 
 STEPS, SAVED = 10, 5  # an odd number of packs a rank: 2 a step must begin anew there
 STAGES = ("composition", "formation", "guidance", "adapters")
+SECOND_BASE, SECOND_START = "second_base", "runs/second/random"
+"""A stage on SenseNova-U1, never in one chain with those of BAGEL, and the weights that it starts from."""
 ARGS = [
     *("fit", "--config", "experiments/mini/stage2.yaml", "--config", "stages.json"),
     *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
     *("--trainer.limit_val_batches", "0", "--data.packing.token_budget", "600", "--data.num_workers", "0"),
     *("--checkpoint.every_n_steps", str(SAVED), "--checkpoint.keep_last", "5"),
 ]
+PARTS = {"trainable": ["understanding", "generation", "patch_embedder", "pixel_projections"]}
 ONE_RANK = ["--trainer.accumulate_grad_batches", "2"]
 
 
@@ -60,6 +63,7 @@ def write_stages(folder: Path, names: tuple[str, ...] = STAGES, steps: int = STE
         ("formation", "BridgeFormation", {"alignment": {"weight": 0.5}, "text_loss_weight": 0.3}),
         ("guidance", "BridgeGuidance", {"bridge": {**bridge, "mode": "soft", "temperature": 0.1}}),
         ("adapters", "BridgeGuidance", {"lora": {"rank": 4}, "ema": {"decay": 0.5}}),
+        (SECOND_BASE, "BridgeGuidance", {"bridge": {**bridge, "mode": "soft"}, "text_loss_weight": 0.3, **PARTS}),
     )
     shards = [{"path": f"data_shards/mini/{name}"} for name in ("refined_single", "multi_candidate", "questions")]
     chain = [
@@ -72,7 +76,8 @@ def write_stages(folder: Path, names: tuple[str, ...] = STAGES, steps: int = STE
         for name, stage, settings in stages
         if name in names
     ]
-    model = {"init_args": {"init_from": "runs/mini/base", "alignment": {"weight": 0.0}}}
+    start = SECOND_START if SECOND_BASE in names else "runs/mini/base"
+    model = {"init_args": {"init_from": start, "alignment": {"weight": 0.0}}}
     (folder / "stages.json").write_text(json.dumps({"chain": chain, "model": model}))
 
 

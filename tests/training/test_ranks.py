@@ -12,8 +12,23 @@ import pytest
 import torch
 from running import run_ranks, run_scone
 from safetensors.torch import load_file
-from stage_runs import ARGS, GOLDEN, ONE_RANK, SAVED, STAGES, STEPS, TOLERANCE, recorded, scalars, write_stages
+from stage_runs import (
+    ARGS,
+    GOLDEN,
+    ONE_RANK,
+    SAVED,
+    SECOND_BASE,
+    SECOND_START,
+    STAGES,
+    STEPS,
+    TOLERANCE,
+    recorded,
+    scalars,
+    write_stages,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scone_pl.worlds.shapes.base import write_base
 
 QUICK, QUICK_STEPS = ("formation",), 8
 """Stages that `make test` compares: all losses, text and a supervised bridge."""
@@ -42,7 +57,9 @@ def runs_of(mini_world: Path) -> Iterator[Callable[[tuple[str, ...], int], Runs]
     def run(stages: tuple[str, ...], steps: int) -> Runs:
         if stages not in known:
             write_stages(mini_world, stages, steps)
-            one, two = (mini_world / f"out/{len(stages)}/{name}" for name in ("one", "two"))
+            if SECOND_BASE in stages:
+                write_base(mini_world / SECOND_START, preset="mini_neo")
+            one, two = (mini_world / f"out/{'-'.join(stages)}/{name}" for name in ("one", "two"))
             done = [run_scone(*ARGS, *ONE_RANK, "--output_dir", str(one), cwd=mini_world)]
             args = [*ARGS, "--trainer.devices", "2", "--output_dir", str(two)]
             done += run_ranks("-m", "scone_pl", *args, ranks=2, cwd=mini_world)
@@ -65,7 +82,16 @@ def whole(runs_of: Callable[[tuple[str, ...], int], Runs]) -> Runs:
     return runs_of(STAGES, STEPS)
 
 
-COMPARED = [*(("quick", stage) for stage in QUICK), *(pytest.param("whole", stage, marks=SLOW) for stage in STAGES)]
+@pytest.fixture
+def second(runs_of: Callable[[tuple[str, ...], int], Runs]) -> Runs:
+    return runs_of((SECOND_BASE,), QUICK_STEPS)
+
+
+COMPARED = [
+    ("second", SECOND_BASE),
+    *(("quick", stage) for stage in QUICK),
+    *(pytest.param("whole", stage, marks=SLOW) for stage in STAGES),
+]
 
 
 @pytest.mark.slow  # the quick runs start from other weights
@@ -95,18 +121,21 @@ def test_two_ranks_are_one(runs: str, stage: str, request: pytest.FixtureRequest
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("ranks", "runs", "stage"), [(1, "quick", QUICK[0]), (3, "quick", QUICK[0]), (1, "second", SECOND_BASE)]
+)
 @pytest.mark.slow
-def test_resumes_on_another_number_of_ranks(ranks: int, quick: Runs) -> None:
-    stage, steps = QUICK[0], quick.steps
-    out = quick.folder / f"out/resumed-{ranks}"
-    shutil.copytree(quick.two / stage, out / stage)
+def test_resumes_on_another_number_of_ranks(ranks: int, runs: str, stage: str, request: pytest.FixtureRequest) -> None:
+    found: Runs = request.getfixturevalue(runs)
+    steps = found.steps
+    out = found.folder / f"out/resumed-{stage}-{ranks}"
+    shutil.copytree(found.two / stage, out / stage)
     shutil.rmtree(out / f"{stage}/checkpoints/step-{steps:06d}")
     shutil.rmtree(out / f"{stage}/weights")
     shutil.rmtree(out / f"{stage}/tensorboard")
-    write_stages(quick.folder, (stage,), steps)
+    write_stages(found.folder, (stage,), steps)
     args = [*ARGS, "--trainer.devices", str(ranks), "--trainer.accumulate_grad_batches", "2" if ranks == 1 else "1"]
-    result = run_scone(*args, "--output_dir", str(out), cwd=quick.folder)
+    result = run_scone(*args, "--output_dir", str(out), cwd=found.folder)
     assert result.returncode == 0, result.stderr
     assert f"data.train: resuming at pack {2 * SAVED} " in result.stderr
     events = EventAccumulator(str(out / f"{stage}/tensorboard"))
@@ -114,5 +143,5 @@ def test_resumes_on_another_number_of_ranks(ranks: int, quick: Runs) -> None:
     losses = {event.step: event.value for event in events.Scalars("train/loss")}
     assert sorted(losses) == list(range(SAVED, steps))
     if ranks == 1:  # the same two packs a step as before, so the same losses
-        straight = scalars(quick.one / stage, "train/loss")
+        straight = scalars(found.one / stage, "train/loss")
         assert [losses[step] for step in range(SAVED, steps)] == pytest.approx(straight[SAVED:], rel=1e-5)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from running import ROOT, run_ranks
+from running import ROOT
 from safetensors.torch import load_file
 
 from scone_pl.__main__ import main
@@ -82,31 +81,6 @@ def test_an_interrupted_run_with_adapters_ends_like_a_whole_one(
     resumed = fit(tmp_path / "parts", *args, "2")
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert changed(load_file(START + "/model.safetensors"), whole) == {"language_model", "generation"}
-
-
-@pytest.mark.slow
-def test_two_ranks_are_one_and_resume_as_one(folder: Path, tmp_path: Path) -> None:
-    optimizer = ["--model.init_args.optimizer.lr", "1e-3", "--model.init_args.optimizer.eps", "1e-6"]
-    args = ["-m", "scone_pl", "fit", *COMMON, *optimizer, "--trainer.max_steps", "4", "--checkpoint.every_n_steps", "2"]
-    one_rank = ["--trainer.devices", "1", "--trainer.accumulate_grad_batches", "2"]
-    done = run_ranks(*args, *one_rank, "--output_dir", str(tmp_path / "one"), ranks=1, cwd=folder)
-    two = ["--trainer.devices", "2", "--checkpoint.keep_last", "2", "--output_dir", str(tmp_path / "two")]
-    done += run_ranks(*args, *two, ranks=2, cwd=folder)
-    # The last stage again from its first snapshot, which two ranks wrote, on one.
-    shutil.copytree(tmp_path / "two", tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed/guidance/checkpoints/step-000004")
-    shutil.rmtree(tmp_path / "resumed/guidance/weights")
-    done += run_ranks(*args, *one_rank, "--output_dir", str(tmp_path / "resumed"), ranks=1, cwd=folder)
-    for process in done:
-        assert process.returncode == 0, process.stderr
-    assert "resuming at pack 4 " in done[-1].stderr
-    before = load_file(folder / START / "model.safetensors")
-    for run, stages in {"two": ("composition", "formation", "guidance"), "resumed": ("guidance",)}.items():
-        for stage in stages:
-            expected, weights = (load_file(tmp_path / r / stage / "weights/model.safetensors") for r in ("one", run))
-            assert changed(before, weights) == {"language_model", "generation", "vision_model", "fm_modules"}
-            for name, tensor in expected.items():
-                torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=2e-5, msg=f"{run} {stage} {name}")
 
 
 def test_other_parts_are_refused(
