@@ -103,6 +103,8 @@ def base(
 
     check_whole("--seed", seed)
     check_whole("--contrastive_steps", contrastive_steps, maximum=MAX_SAMPLES)
+    if not contrastive_steps and world != IconsConfig(atlas=world.atlas):
+        raise UserError("--world: without --contrastive_steps nothing is drawn, so only its atlas has an effect")
     written = write_base(output, config=world, contrastive_steps=contrastive_steps, seed=seed, progress=progress)
     print(f"{output}: weights of preset icons, {'written' if written else 'already there'}")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
@@ -14,7 +15,7 @@ from scone_pl.files import read_json, write_json
 from scone_pl.sampling.sampler import SampledLatents
 from scone_pl.worlds.evaluate import Drawn
 from scone_pl.worlds.icons.faults import FAULTS
-from scone_pl.worlds.icons.labels import LABELS, agreement, read_labels, write_images
+from scone_pl.worlds.icons.labels import IMAGES, LABELS, agreement, read_labels, write_images
 from scone_pl.worlds.icons.world import IconsConfig, fixed_set
 
 DRAWN = ("the target", "distractors", "the empty scene")
@@ -71,3 +72,35 @@ def test_unknown_labels_are_refused(folder, verdict, chosen, message):
     write_json({"images": 3}, folder / LABELS)
     with pytest.raises(UserError, match="not as `icons label_images` writes it"):
         read_labels(folder)
+
+
+def damaged(content: dict[str, Any], name: str) -> None:
+    first = content["images"][0]
+    edits: dict[str, Any] = {
+        "key": lambda: first.update(key=3),
+        "no such episode": lambda: first.update(key="test-0-nothing-1"),
+        "verdict": lambda: first.update(verdict=["none"]),
+        "chosen": lambda: first.update(chosen=[["target"]]),
+        "too many": lambda: first.update(verdict="none", chosen=["target", "target"]),
+        "no list": lambda: content.update(images=7),
+        "world": lambda: content.update(world={"names": -1}),
+    }
+    edits[name]()
+
+
+@pytest.mark.parametrize(
+    "name", ["key", "no such episode", "verdict", "chosen", "too many", "no list", "world", "image", "small image"]
+)
+def test_damaged_labels_are_one_line(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = read_json(folder / LABELS, dict)
+    if name == "image":
+        (folder / IMAGES).write_bytes(b"no image")
+    elif name == "small image":
+        Image.new("RGB", (64, 8)).save(folder / IMAGES)
+    else:
+        damaged(content, name)
+        write_json(content, folder / LABELS)
+    assert main(["icons", "agreement", "--labels", str(folder)])
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f"error: {folder}"), said
+    assert len(said.splitlines()) == 1

@@ -12,6 +12,7 @@ import torch
 import yaml
 from running import ROOT, run_scone
 
+from scone_pl.__main__ import main
 from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.data.stream import Batch
@@ -175,3 +176,29 @@ def test_studies_ask_for_the_names_that_the_training_sets_have():
         for label, evaluation in yaml.safe_load(file.read_text())["evaluations"].items():
             world = evaluation.get("world", {})
             assert world.get("unseen") or world.get("names") == int(names[1]), f"{file.name}: {label}"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--world", "{names: 80}"], "only its atlas has an effect"),
+        (["--world", "{canvas: 64}", "--contrastive_steps", "1"], "at most 32 pixels a side"),
+    ],
+)
+def test_worlds_that_a_base_cannot_have_are_refused(args, message, tmp_path, capsys):
+    assert main(["icons", "base", "--output", str(tmp_path / "base"), *args])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("alignment", "message"),
+    [("{weight: 0.0}", "alignment.weight is 0"), ("{weight: 1.0, temperature: 0.2}", "temperature has no effect")],
+)
+def test_settings_of_the_loss_of_captions_without_effect_are_refused(base, alignment, message, tmp_path, capsys):
+    write_icons(tmp_path / "questions", "questions", 8, config=IconsConfig(names=8), progress=False)
+    args = ["fit", "--config", str(ROOT / "experiments/icons/base.yaml"), "--chain", "null"]
+    args += ["--model.init_args.init_from", str(base), "--output_dir", str(tmp_path / "run")]
+    args += ["--data.train", f"[{{path: {tmp_path}/questions}}]", "--model.init_args.alignment", alignment]
+    assert main(args)
+    assert message in capsys.readouterr().err

@@ -21,31 +21,34 @@ from scone_pl.data.seeding import generator
 from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ImageResize
-from scone_pl.evaluation.scores import SCONEEVAL_TASKS
+from scone_pl.errors import UserError
 from scone_pl.model.builder import grid_positions, patchify_image
+from scone_pl.model.config import SconeConfig
 from scone_pl.model.network import Network
 from scone_pl.model.scone import Scone
 from scone_pl.model.sequence import SplitKind
 from scone_pl.model.vae import as_float
 from scone_pl.progress import track
+from scone_pl.training.losses import AlignmentConfig
 from scone_pl.training.objective import Objective, PackLosses
 from scone_pl.training.stages import Composition
+from scone_pl.worlds.evaluate import packing_of
 from scone_pl.worlds.icons.atlas import read_atlas
 from scone_pl.worlds.icons.questions import caption
+from scone_pl.worlds.icons.shards import ICON_SETS
 from scone_pl.worlds.icons.world import IconsConfig, IconWorld
 
-TASKS = (SCONEEVAL_TASKS[0], *SCONEEVAL_TASKS[2:4], SCONEEVAL_TASKS[2])
-"""What images are drawn from, in turn, as the set `questions`."""
 _SCALE, _BIAS = 15.0, -4.5
 """Of the logits (SigLIP, arXiv 2303.15343, section 3.2); `pretrain` starts from these and trains them."""
 
 
 def captioned_images(config: IconsConfig, seed: int = 0) -> Iterator[tuple[Image.Image, str]]:
     """References of the stream `questions` with their captions, without end."""
-    world = IconWorld(seed, config, "questions")
+    questions = ICON_SETS["questions"]
+    world = IconWorld(seed, config, questions.stream)
     number = 0
     while True:
-        episode = world.sample(TASKS[number % len(TASKS)], number)
+        episode = world.sample(questions.tasks[number % len(questions.tasks)], number)
         for group, scene, image in zip(episode.candidates, episode.reference_scenes, episode.references, strict=True):
             yield Image.fromarray(image), caption(episode, group, scene.name)
         number += 1
@@ -76,9 +79,13 @@ def pretrain(
         seed: of images and their order.
         progress: whether to show a progress bar.
 
+    Raises:
+        UserError: the model has no positions for images of the world's canvas.
+
     Returns:
         AUROC of the names' logits: in held-out images that show what is named against those that do not.
     """
+    packing_of(config.canvas, model.config.sequence_format(tokenizer.special))
     patches, tags = _read(model, tokenizer, config, images, seed, progress)
     present = torch.zeros(len(tags), model.config.decoder.vocab_size)
     for image, ids in enumerate(tags):
@@ -157,7 +164,7 @@ class CaptionObjective(Objective):
     """`alignment` without boxes: the loss of `pretrain` between the samples of a pack, at the decoder's inputs.
 
     A word belongs to the images of a sample if it is in one of the sample's texts. That is wrong for the scene of a
-    target and for questions about what is not there, as captions from the web are.
+    target and for questions about what is not there, as captions from the web are. The ViT runs a second time for it.
     """
 
     def pack_losses(self, model: Network, batch: Batch, device: torch.device, *, sample_posterior: bool) -> PackLosses:
@@ -166,28 +173,48 @@ class CaptionObjective(Objective):
         splits = [split for split in pack.splits if split.kind == SplitKind.VIT]
         if not self.aligned or not splits:
             return result
-        assert isinstance(model, Scone)
+        assert isinstance(model, Scone), "checked by GroundedComposition"
+        at = pack.device
         lengths = [rows * columns for rows, columns in pack.vit_grids]
         features = _features(model, as_float(pack.vit_patches), pack.vit_positions, lengths)
         seen = sorted({split.sample for split in splits})
         row = {sample: number for number, sample in enumerate(seen)}
         texts = [(s.sample, s.content) for s in pack.splits if s.kind == SplitKind.TEXT and s.sample in row]
-        ids = torch.zeros(len(pack), dtype=torch.int64).index_copy(0, pack.text_index, pack.text_ids)
+        ids = torch.zeros(len(pack), dtype=torch.int64, device=at).index_copy(0, pack.text_index, pack.text_ids)
         words, column = torch.cat([ids[c.start : c.stop] for _, c in texts]).unique(return_inverse=True)
         rows = torch.repeat_interleave(
-            torch.tensor([row[sample] for sample, _ in texts]), torch.tensor([len(c) for _, c in texts])
+            torch.tensor([row[sample] for sample, _ in texts], device=at),
+            torch.tensor([len(c) for _, c in texts], device=at),
         )
-        present = torch.zeros(len(seen), len(words)).index_put((rows, column), torch.ones(()))
-        owner = torch.repeat_interleave(torch.tensor([row[s.sample] for s in splits]), torch.tensor(lengths))
+        present = torch.zeros(len(seen), len(words), device=at).index_put((rows, column), torch.ones((), device=at))
+        owner = torch.repeat_interleave(
+            torch.tensor([row[s.sample] for s in splits], device=at), torch.tensor(lengths, device=at)
+        )
         cosines = features @ _embeddings(model, words).T
-        best = torch.full(present.shape, -1.0).scatter_reduce(0, owner[:, None].expand_as(cosines), cosines, "amax")
+        best = torch.full(present.shape, -1.0, device=at).scatter_reduce(
+            0, owner[:, None].expand_as(cosines), cosines, "amax"
+        )
         loss = F.binary_cross_entropy_with_logits(_SCALE * best + _BIAS, present, reduction="sum") / len(seen)
         return replace(result, alignment=loss)
 
 
 class GroundedComposition(Composition):
-    """Stage I, or the base before it, with the loss of captions weighed by `alignment.weight`; on the CPU."""
+    """Stage I, or the base before it, with the loss of captions weighed by `alignment.weight`; in one process."""
 
     def configure_model(self) -> None:
+        """Builds the network.
+
+        Raises:
+            UserError: several processes, a base without a ViT, or settings of `alignment` that have no effect here.
+        """
+        if self.trainer.world_size > 1:  # the ViT runs once more outside of the forward that gathers its weights
+            raise UserError("GroundedComposition trains in one process; set trainer.devices to 1")
+        if not isinstance(self.network.config, SconeConfig):
+            raise UserError("GroundedComposition compares words with a ViT's tokens, and this base has no ViT")
+        alignment = self.settings.alignment
+        if not alignment.weight:
+            raise UserError("model.alignment.weight is 0; GroundedComposition needs one, or use Composition")
+        if alignment.temperature != AlignmentConfig.temperature:
+            raise UserError("model.alignment.temperature has no effect in GroundedComposition; leave it out")
         super().configure_model()
         self.objective = CaptionObjective.of(self.settings)

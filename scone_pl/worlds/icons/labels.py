@@ -15,6 +15,8 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
+from scone_pl.data.decoding import decode_rgb
+from scone_pl.data.sample import BrokenSampleError
 from scone_pl.errors import UserError
 from scone_pl.files import read_bytes, read_json, write_bytes, write_json
 from scone_pl.markdown import markdown_table
@@ -39,7 +41,7 @@ class Labelled:
     verdict: str
     """One of `Failure`; empty = not labelled yet."""
     chosen: tuple[str, ...]
-    """Per reference with several candidates what is drawn: target, distractor, or neither (none of them, or both)."""
+    """Per reference what is drawn of it: target, distractor, or neither (none, or both); empty = not labelled."""
 
 
 def write_images(drawn: Sequence[Drawn], config: IconsConfig, folder: Path) -> None:
@@ -67,27 +69,35 @@ def read_labels(folder: Path) -> list[Labelled]:
     try:
         config, entries = IconsConfig(**content["world"]), content["images"]
         episodes = [IconsEvaluator.episode_of(entry["key"], content["world"]) for entry in entries]
-        pairs = [(entry["verdict"], tuple(entry["chosen"])) for entry in entries]
-    except (KeyError, TypeError, ValueError) as error:
+        pairs = [(str(entry["verdict"]), tuple(map(str, entry["chosen"]))) for entry in entries]
+    except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"{file}: not as `icons label_images` writes it ({error!r:.100})") from None
-    sheet = np.asarray(Image.open(BytesIO(read_bytes(folder / IMAGES)), formats=("PNG",)).convert("RGB"))
+    try:
+        sheet = np.asarray(decode_rgb(read_bytes(folder / IMAGES)))
+    except BrokenSampleError as error:
+        raise UserError(f"{folder / IMAGES}: {error}") from None
     side = config.canvas
     if sheet.shape[1] != _COLUMNS * side or sheet.shape[0] < -(-len(entries) // _COLUMNS) * side:
         raise UserError(f"{folder / IMAGES}: does not hold {len(entries)} images of {side} pixels, {_COLUMNS} a row")
     result = []
     for number, (episode, (verdict, chosen)) in enumerate(zip(episodes, pairs, strict=True)):
         top, left = number // _COLUMNS * side, number % _COLUMNS * side
-        if verdict not in ("", *get_args(Failure)):
-            raise UserError(
-                f"{file}: {episode.key}: no verdict {verdict!r}; choose from {', '.join(get_args(Failure))}"
-            )
-        if unknown := set(chosen) - {"target", "distractor", "neither"}:
-            raise UserError(
-                f"{file}: {episode.key}: chosen has {min(map(str, unknown))!r:.80}; not target, distractor, neither"
-            )
+        _check(f"{file}: {episode.key}", verdict, chosen, len(episode.candidates))
         image = sheet[top : top + side, left : left + side]
         result.append(Labelled(episode=episode, image=image, verdict=verdict, chosen=chosen))
     return result
+
+
+def _check(where: str, verdict: str, chosen: tuple[str, ...], references: int) -> None:
+    """Raises `UserError` for a label that does not exist, or another number of choices than references."""
+    if verdict not in ("", *get_args(Failure)):
+        raise UserError(f"{where}: no verdict {verdict!r:.80}; choose from {', '.join(get_args(Failure))}")
+    if unknown := set(chosen) - {"target", "distractor", "neither"}:
+        raise UserError(f"{where}: chosen has {min(unknown)!r:.80}; not target, distractor, neither")
+    if chosen and len(chosen) != references:
+        raise UserError(
+            f"{where}: chosen has {len(chosen)} entries for {references} references; give one each, or none"
+        )
 
 
 def agreement(labelled: Sequence[Labelled]) -> dict[str, Any]:
