@@ -9,6 +9,7 @@ from scone_pl.cli.worlds import MAX_SAMPLES, Scoring, Sheet, draw_sheet, score, 
 from scone_pl.errors import UserError
 from scone_pl.outputs import check_output_file, check_output_folder
 from scone_pl.ranges import check_whole
+from scone_pl.worlds.icons.contacts import grounded
 from scone_pl.worlds.icons.shards import write_icons
 from scone_pl.worlds.icons.world import STREAMS, IconsConfig, IconWorld, fixed_set
 
@@ -20,6 +21,7 @@ def shards(
     base_single: int = 8_000,
     refined_single: int = 3_000,
     multi_candidate: int = 8_000,
+    contacts: int = 4_000,
     validation: int = 240,
     seed: int = 0,
     world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
@@ -35,18 +37,22 @@ def shards(
         base_single: Samples of the base single-candidate set; 0 leaves a set out.
         refined_single: Samples of the refined single-candidate set.
         multi_candidate: Samples of the multi-candidate set.
+        contacts: Samples of the set whose targets all have a ground, with subjects at every depth of it.
         validation: Samples of the validation set.
         seed: Seed of the world.
         world: sizes, difficulty and atlas.
         samples_per_shard: Samples in one tar file.
         progress: Whether to show progress bars.
     """
+    if contacts:
+        grounded(world)
     sizes = {
         "questions": questions,
         "plain": plain,
         "base_single": base_single,
         "refined_single": refined_single,
         "multi_candidate": multi_candidate,
+        "contacts": contacts,
         "validation": validation,
     }
     write_sets(

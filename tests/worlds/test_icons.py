@@ -211,6 +211,8 @@ def test_the_commands_write_sets_sheets_and_refuse_what_is_wrong(tmp_path, capsy
         "0",
         "--multi_candidate",
         "0",
+        "--contacts",
+        "0",
     ]
     command = [
         "icons",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from scone_pl.data.seeding import generator
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS
+from scone_pl.worlds.icons.contacts import ContactWorld, grounded
 from scone_pl.worlds.icons.questions import to_question
 from scone_pl.worlds.icons.world import IconsConfig, IconWorld
 from scone_pl.worlds.shards import in_turn, write_set
@@ -32,8 +33,9 @@ class IconSet:
     """One of `world.STREAMS`."""
     tasks: tuple[str, ...]
     """Taken in turn; a task named twice comes twice as often."""
-    form: Literal["drawing", "plain", "question"] = "drawing"
-    """drawing: the episode as it is. plain: the same, some without references. question: `questions.to_question`."""
+    form: Literal["drawing", "plain", "question", "contacts"] = "drawing"
+    """drawing: the episode as it is. plain: the same, some without references. question: `questions.to_question`.
+    contacts: with another target, see `contacts.py`."""
 
 
 ICON_SETS: dict[str, IconSet] = {
@@ -42,13 +44,19 @@ ICON_SETS: dict[str, IconSet] = {
     "base_single": IconSet("base", SCONEEVAL_TASKS[:2]),
     "refined_single": IconSet("refined", SCONEEVAL_TASKS[:2]),
     "multi_candidate": IconSet("multi", SCONEEVAL_TASKS[2:]),
+    "contacts": IconSet("multi", SCONEEVAL_TASKS[2:], "contacts"),
     "validation": IconSet("validation", SCONEEVAL_TASKS),
 }
 
 
 def icon_samples(icon_set: IconSet, samples: int, *, seed: int, config: IconsConfig) -> Iterator[Sample]:
-    """The first `samples` samples of a set."""
-    world = IconWorld(seed, config, icon_set.stream)
+    """The first `samples` samples of a set.
+
+    Raises:
+        UserError: contacts, and no scene has a ground.
+    """
+    contacts = icon_set.form == "contacts"
+    world = (ContactWorld if contacts else IconWorld)(seed, grounded(config) if contacts else config, icon_set.stream)
     for number in range(samples):
         turn, index = in_turn(icon_set.tasks, number)
         yield _sample(icon_set.form, world, world.sample(icon_set.tasks[turn], index))
