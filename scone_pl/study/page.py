@@ -16,6 +16,7 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Column
 from scone_pl.files import read_json
 from scone_pl.markdown import markdown_table
+from scone_pl.study import frontier
 from scone_pl.study.comparisons import ComparedRow, Comparisons, Pair
 from scone_pl.study.costs import cost_tables
 from scone_pl.study.result import Result, Row, layer_estimates, layer_means
@@ -42,6 +43,7 @@ def section(comparisons: Comparisons, folder: Path) -> str:
     tables = _score_tables(result, result.rows(scored)) if scored else []
     tables += _compared(f"minus {_label(result, result.text('baseline'))}", comparisons, comparisons.with_baseline)
     tables += _compared("within an arm", comparisons, comparisons.within_arms)
+    tables += frontier.table(result)
     tables += _beside(result, folder)
     tables += [_layer_table(result, name) for name in result.of_kind("layers", "test")]
     tables += [_choice_table(result, layered)] if result.of_kind("layers", "validation") else []

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from scone_pl.analysis.drawing import draw_maps as draw_rows
 from scone_pl.image_files import write_figure
+from scone_pl.study import frontier
 from scone_pl.study.result import Result, Row, layer_estimates
 
 _COLOURS = ("#1e3a8a", "#c2410c", "#64748b")
@@ -18,11 +19,15 @@ _COLOURS = ("#1e3a8a", "#c2410c", "#64748b")
 def plot(result: Result, file: Path) -> None:
     """Writes the PNG of one study."""
     rows, layered = result.rows(result.of_kind("score")), result.of_kind("layers", "test")
-    panels = bool(rows) + bool(layered)
-    figure = Figure(figsize=(9, 0.42 * len(rows) + 1.2 + 3.2 * bool(layered)), layout="constrained")
+    costs = bool(result.content.get("frontier"))
+    panels = bool(rows) + bool(layered) + costs
+    height = 0.42 * len(rows) + 1.2 + 3.2 * (bool(layered) + costs)
+    figure = Figure(figsize=(9, height), layout="constrained")
     axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
     if rows:
         _bars(axes[0], result, rows)
+    if costs:
+        frontier.draw(axes[1], result)
     if layered:
         _lines(axes[-1], result, layered[0])
     write_figure(figure, file, dpi=110)

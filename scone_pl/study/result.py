@@ -14,7 +14,7 @@ from scone_pl.study.intervals import Estimate, difference, episode_error, estima
 from scone_pl.study.spec import MINI, Study
 
 _OF_A_RUN = ("seed", "evaluations", "seconds", "commit", "versions", "trained", "fit")
-_OF_A_STUDY = ("title", "question", "findings", "answer", "baseline", "contrasts", "paper_table")
+_OF_A_STUDY = ("title", "question", "findings", "answer", "baseline", "contrasts", "frontier", "paper_table")
 
 
 class Row(NamedTuple):

@@ -87,6 +87,9 @@ class Study:
     """Arm that the others are compared with, paired by seed."""
     contrasts: tuple[tuple[str, str], ...] = ()
     """(evaluation, another): what is compared within every arm, paired by seed."""
+    frontier: tuple[str, ...] = ()
+    """(cost, score): metrics, such as cpu_seconds and overall, of which the page shows one against the other for all
+    evaluations that are scored, relative to the first."""
     beside: dict[str, list[str]] = field(default_factory=dict)
     """Label -> [study, its baseline, its other arms ...]: kept results, of this study too, in one table of the page."""
     paper_table: str = ""
@@ -115,6 +118,11 @@ class Study:
             raise UserError(f"{self.file}: contrasts name {', '.join(sorted(unknown))}, none of its evaluations")
         if self.init_of and (len(self.init_of) != 2 or self.init_of[0] == self.name):
             raise UserError(f"{self.file}: init_of is {list(self.init_of)}; it must be [another study, its arm]")
+        if self.frontier and len(self.frontier) != 2:
+            raise UserError(f"{self.file}: frontier is {list(self.frontier)}; it must be [a cost, a score]")
+        for name, one in self.evaluations.items():
+            if unknown := set(self.frontier) - one.metrics.keys():
+                raise UserError(f"{self.file}: frontier names {', '.join(sorted(unknown))}, no metric of {name}")
         for label, row in self.beside.items():
             if not isinstance(row, list) or len(row) < 2 or not all(isinstance(name, str) for name in row):
                 raise UserError(
@@ -179,7 +187,10 @@ class Study:
                 key: _evaluation(file, key, one or {}, overrides) for key, one in evaluations.items()
             }
             content["contrasts"] = tuple(map(tuple, content.get("contrasts", ())))
-            content = {**DEFAULTS.get(scale, OTHER_DEFAULTS), **_tupled(content, "recipes", "prepare", "init_of")}
+            content = {
+                **DEFAULTS.get(scale, OTHER_DEFAULTS),
+                **_tupled(content, "recipes", "prepare", "init_of", "frontier"),
+            }
             return cls(file=file, scale=scale, overrides=overrides, **content)
         except (TypeError, KeyError, AttributeError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else error

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -308,6 +309,28 @@ def test_evaluations_are_compared_within_an_arm(tmp_path):
     com = compared.difference("two", "two", "main", "COM", "less")
     assert com.mean == pytest.approx(2.1)
     assert f"| arm two · with minus without | **{com}** | **2.00 ± 0.00** |" in text
+
+
+def test_score_against_cost_is_relative_to_the_first_evaluation(tmp_path):
+    content = result()
+    content["evaluations"] = {"main": {"kind": "score", "label": "full"}, "less": {"kind": "score", "label": "half"}}
+    for arm in content["arms"].values():
+        for seconds, run in enumerate(arm["runs"], 1):
+            run["evaluations"]["less"] = {**report(4, 5), "cpu_seconds": 1.0 * seconds}
+            run["evaluations"]["main"]["cpu_seconds"] = 2.0 * seconds
+    content["frontier"] = ["cpu_seconds", "overall"]
+    measured = Result(content)
+    text = re.sub(" +", " ", section(Comparisons(measured), tmp_path))
+    assert "| score against cost | cpu_seconds / full | overall | overall minus full |" in text
+    less = measured.difference("two", "two", "less", "overall", "main")
+    assert less.mean == pytest.approx(4.5 - measured.estimate("two", "main", "overall").mean)
+    assert f"| arm two · half | 0.50 | {measured.estimate('two', 'less', 'overall')} | {less} |" in text
+    assert "| arm two · full | 1.00 |" in text
+    plot(measured, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").is_file()
+    one = result(seeds=1)
+    one["frontier"] = ["COM", "DIS"]
+    assert "| arm one | 1.00 | 6.00 | 0.00 |" in re.sub(" +", " ", section(Comparisons(Result(one)), tmp_path))
 
 
 def test_a_quick_run_has_no_findings(tmp_path):

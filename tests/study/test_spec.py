@@ -93,6 +93,8 @@ def test_what_decides_scores_names_their_file(written, tmp_path, monkeypatch):
         ({"arms": None}, "has no arms"),
         ({"baseline": "plan"}, r"baseline plan is none of its arms, plain$"),
         ({"contrasts": [["main", "less"]]}, r"contrasts name less, none of its evaluations$"),
+        ({"frontier": ["COM"]}, r"frontier is \['COM'\]; it must be \[a cost, a score\]$"),
+        ({"frontier": ["seconds", "COM"]}, r"frontier names seconds, no metric of main$"),
         ({"init_of": ["wrong", "plain"]}, r"it must be \[another study, its arm\]"),
         ({"init_of": ["table4"]}, r"it must be \[another study, its arm\]"),
         ({"arms": {"plain": {"label": "plain", "weights_of": ["table5"]}}}, r"plain\.weights_of is \['table5'\]"),
