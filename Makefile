@@ -14,7 +14,7 @@ STUDY = OMP_NUM_THREADS=1 $(SCONE) study run $(if $(SEEDS),--seeds $(SEEDS)) --j
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo construct-demo test-slow table2 table3 test lint format docs parity photos bench tensorboard clean
-.PHONY: gpu-check gpu-packages gpu-page mini-data mini-base evidence tokens no-experts $(TABLES) icons-data evidence-look $(WORLD2)
+.PHONY: gpu-check gpu-packages gpu-page mini-data mini-base evidence tokens no-experts $(TABLES) icons-data icons-pretrained icons-base evidence-look $(WORLD2)
 
 # "## text" after a target is its line in `make help`, "##@ title" starts a group.
 help: ## list the targets
@@ -127,11 +127,17 @@ neo_table5: ## Table 5 on a second base model, SenseNova-U1
 neo_layers: ## which layer the bridge should read there
 sampling: ## how few passes through the network have the published settings' score
 untrained_mask: ## masks in sampling over weights that were trained without
-icons-data: install ## shards of world 2, and weights for its base to start from
+icons-data: install ## shards of world 2
 	$(SCONE) icons shards --output data_shards/icons --world '{names: 80}'
+
+icons-pretrained: install ## what world 2's base starts from: random weights, and a ViT pretrained with captions, 7 minutes
 	$(SCONE) icons base --output runs/icons/random
 	$(SCONE) icons base --output runs/icons/contrastive --contrastive_steps 4000 --world '{names: 80}'
 
+icons-base: icons-data icons-pretrained ## train the base weights that ship in experiments/icons/base_weights, 40 minutes
+	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/icons/base.yaml
+
+icons_base: icons-pretrained
 $(WORLD2): icons-data
 	$(STUDY) experiments/studies/$@.yaml
 icons_base: ## world 2: does s separate without boxes?
