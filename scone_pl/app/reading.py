@@ -74,6 +74,8 @@ class Reading:
         """
         if bridge.oracle or bridge.rotation_seed is not None:
             raise UserError("the page shows similarities; leave bridge.oracle and bridge.rotation_seed out")
+        if bridge.source_layer < 0:
+            raise UserError("the page shows similarities behind decoder layers; this bridge reads before the first")
         if bridge.pooling != "mean":
             raise UserError(f"the page shows similarities of bridge.pooling mean; this bridge has {bridge.pooling}")
         if bridge.last_masked_layer >= self.num_layers:

@@ -16,7 +16,8 @@ class BridgeConfig:
     """The understanding bridge (paper Eq. 1-3, specification 5): which reference tokens target queries see."""
 
     source_layer: int = 8
-    """Similarity is read from the output of this decoder layer, counted from 0 (paper: 8 of 28)."""
+    """Similarity is read from the output of this decoder layer, counted from 0 (paper: 8 of 28). Beyond the paper, -1:
+    from what enters the decoder, the words' embeddings and the ViT's projected tokens."""
     first_masked_layer: int = 9
     """First layer in which target queries skip blocked tokens (paper and release: 9)."""
     last_masked_layer: int = 15
@@ -61,7 +62,7 @@ class BridgeConfig:
 
     def __post_init__(self) -> None:
         for name in ("source_layer", "first_masked_layer", "last_masked_layer"):
-            check_whole(f"bridge.{name}", getattr(self, name), maximum=10_000)
+            check_whole(f"bridge.{name}", getattr(self, name), minimum=-(name == "source_layer"), maximum=10_000)
         check_number("bridge.threshold", self.threshold, minimum=-1e6, maximum=1e6)
         check_number("bridge.temperature", self.temperature, above=0, maximum=1e6)
         if self.quantile is not None:
@@ -71,7 +72,7 @@ class BridgeConfig:
         behind = 0 if self._masks_from_the_start else self.source_layer + 1
         if not behind <= self.first_masked_layer <= self.last_masked_layer:
             raise UserError(
-                "the bridge needs 0 <= source_layer < first_masked_layer <= last_masked_layer, got "
+                "the bridge needs -1 <= source_layer < first_masked_layer <= last_masked_layer, got "
                 f"{self.source_layer}, {self.first_masked_layer}, {self.last_masked_layer}"
             )
         for name, known in (("adaptive_threshold", ("otsu", "gap", None)), ("pooling", get_args(Pooling))):
@@ -118,7 +119,7 @@ class BridgeConfig:
             "source_layer": self._masks_from_the_start,
             "first_masked_layer": self.drop_blocked or not self.apply_mask,
             "last_masked_layer": self.drop_blocked or not self.apply_mask,
-            "hide_references_early": not self.apply_mask,
+            "hide_references_early": not self.apply_mask or self.source_layer < 0,
         }
         defaults = {entry.name: entry.default for entry in fields(self)}
         return tuple(name for name, idle in unused.items() if idle and getattr(self, name) != defaults[name])

@@ -151,6 +151,7 @@ class Decoder(HoldsExperts):
         schedule = LayerSchedule(tokens)
         if bridge is not None:
             schedule = BridgeSchedule(bridge, tokens, len(self.layers), position_ids, self._rotary)
+        x = schedule.after(-1, x)
         for i, layer in enumerate(self.layers):
             arguments = (*x, *schedule.before(i))
             if self.activation_checkpointing and self.training and i < len(self.layers) - self.layers_kept:

@@ -70,7 +70,7 @@ def changed(tmp_path: Path, key: str, value: object) -> str:
         (
             "model.init_args.bridge",
             {"source_layer": 5, "first_masked_layer": 2, "last_masked_layer": 5},
-            "0 <= source_layer < first_masked_layer",
+            "-1 <= source_layer < first_masked_layer",
         ),
     ],
 )

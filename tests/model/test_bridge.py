@@ -224,7 +224,15 @@ SOFT = dataclasses.replace(CONFIG, mode="soft", temperature=0.2, threshold=0.1)
 
 
 @pytest.mark.parametrize("early", [False, True])
-@pytest.mark.parametrize("variant", [{"mode": "soft"}, {"quantile": 0.4}, {"mode": "soft", "quantile": 0.4}])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"mode": "soft"},
+        {"quantile": 0.4},
+        {"mode": "soft", "quantile": 0.4},
+        {"source_layer": -1, "first_masked_layer": 0, "threshold": 0.0},
+    ],
+)
 def test_variants_agree_with_a_dense_float64_reference(variant: dict[str, Any], early: bool) -> None:
     config = dataclasses.replace(CONFIG, temperature=0.2, **variant, hide_references_early=early)
     with torch.no_grad():
@@ -304,6 +312,24 @@ def test_similarity_keeps_its_graph_only_on_request() -> None:
         result = flow_matching(model, pack, clean, clean, bridge=CONFIG, similarity_grad=requested)
         assert result.output.bridge is not None
         assert result.output.bridge.similarity.requires_grad == requested
+
+
+def test_source_layer_minus_1_reads_what_enters_the_decoder() -> None:
+    pack, model = make_pack(TWO_REFERENCES, ONE_REFERENCE), tiny_model()
+    entered: list[torch.Tensor] = []
+    model.language_model.model.layers[0].register_forward_pre_hook(lambda _, given: entered.append(given[0].detach()))
+    clean = model.encode_images(pack)
+    result = flow_matching(model, pack, clean, clean, bridge=dataclasses.replace(CONFIG, source_layer=-1))
+    assert result.output.bridge is not None
+    states = torch.zeros(len(pack), entered[0].shape[1])
+    states[pack.understanding_index] = entered[0]
+    expected = similarity_by_loop(pack, states)
+    torch.testing.assert_close(result.output.bridge.similarity, expected, rtol=1e-5, atol=1e-6)
+    assert BridgeConfig(source_layer=-1, first_masked_layer=0, hide_references_early=True).without_effect == (
+        "hide_references_early",
+    )
+    with pytest.raises(UserError, match=r"bridge.source_layer"):
+        BridgeConfig(source_layer=-2)
 
 
 def test_the_first_and_the_last_masked_layer_are_masked() -> None:

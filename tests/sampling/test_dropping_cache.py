@@ -65,7 +65,7 @@ def exact_velocity(
         {"threshold": -2.0},
         pytest.param({"threshold": 2.0}, marks=pytest.mark.slow),
         {"hide_references_early": True},
-        {"quantile": 0.5},
+        {"quantile": 0.5, "source_layer": -1},
         pytest.param({"source_layer": 0}, marks=pytest.mark.slow),
     ],
     ids=str,
