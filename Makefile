@@ -9,7 +9,7 @@ SEEDS ?=
 QUICK ?= 0
 JOBS ?= 2
 TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts neo_table5 neo_layers untrained_mask sampling
-WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_oracle icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility
+WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_oracle icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive
 STUDY = OMP_NUM_THREADS=1 $(SCONE) study run $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
 
 .DEFAULT_GOAL := help
@@ -150,6 +150,7 @@ icons_names: ## world 2: an s per name of the instruction
 icons_no_stage1: ## world 2: Stage II straight from the base
 icons_robustness: ## world 2: likeness, naming, more candidates, unseen names
 icons_plausibility: ## world 2: training data that show contacts
+icons_adaptive: ## world 2: layer and threshold of each image by its own s
 evidence-look: ## world 2's studies, one seed each, short
 	$(MAKE) $(WORLD2) SEEDS=1 QUICK=1
 tokens: mini-data ## time, memory and scores with blocked tokens masked or dropped

@@ -1,10 +1,12 @@
-"""A figure of similarity maps (the form of the paper's Fig. 11): experts side by side, layers in four groups."""
+"""Figures of similarities: maps (the form of the paper's Fig. 11), experts side by side, layers in four groups; and
+histograms of target, distractor and background tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +15,10 @@ from matplotlib.figure import Figure
 from scone_pl.image_files import write_figure
 
 GROUPS = 4
+MAXIMUM_BINS = 40
+"""Of a drawn histogram; neighbours are merged beyond."""
+_TOKENS = {"target": "target subjects", "others": "distractors", "background": "background"}
+_COLOURS = ("#c2410c", "#1e3a8a", "#64748b")
 
 
 class MapRow(NamedTuple):
@@ -65,3 +71,22 @@ def _draw(line: Sequence[Axes], row: MapRow, groups: Sequence[np.ndarray]) -> No
         for left, top, right, bottom in row.targets:
             x, y = np.array([left, right, right, left, left]), np.array([top, top, bottom, bottom, top])
             axis.plot(x * width, y * height, color="#ef4444")
+
+
+def draw_histograms(histograms: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """Writes the PNG, a panel for each of `histograms`: label -> `measures.histograms`."""
+    figure = Figure(figsize=(8, 1.9 * len(histograms) + 0.6), layout="constrained")
+    panels = figure.subplots(len(histograms), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (label, histogram) in zip(panels, histograms.items(), strict=True):
+        edges = np.array(histogram["edges"])
+        starts = np.arange(0, len(edges) - 1, -(-(len(edges) - 1) // MAXIMUM_BINS))
+        for (name, words), colour in zip(_TOKENS.items(), _COLOURS, strict=True):
+            counts = np.add.reduceat(np.array(histogram[name]), starts)
+            percent = 100 * counts / max(counts.sum(), 1)
+            axes.stairs(percent, np.append(edges[starts], edges[-1]), fill=True, color=colour, alpha=0.25)
+            axes.stairs(percent, np.append(edges[starts], edges[-1]), color=colour, label=words)
+        axes.set_title(f"{label}, layer {histogram['layer']}".removeprefix(", "), fontsize=9)
+        axes.set_ylabel("% of tokens")
+    panels[0].legend(fontsize=8, frameon=False)
+    panels[-1].set_xlabel("s")
+    write_figure(figure, file, dpi=110)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from scone_pl.analysis.criteria import CRITERIA, kept_by_otsu
 from scone_pl.analysis.similarity import EXPERTS, ImageMaps
 from scone_pl.data.sample import Candidate, Sample
 from scone_pl.model.boxes import tokens_in
@@ -14,6 +16,10 @@ from scone_pl.model.boxes import tokens_in
 BACKGROUND = "background"
 """Name of boxes that show no subject."""
 QUANTILES = (0.1, 0.5, 0.9)
+TOKENS = ("target", "others", "background")
+"""Of a histogram: in boxes of target subjects only, of other subjects only, and in none."""
+BINS = 200
+"""Of histograms, of equal width from -1 to 1."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,10 @@ class Separation:
     """(3, layers): count, sum and sum of squares of the similarities of both."""
     quantiles: dict[str, np.ndarray]
     """`target` and `others`: (layers, QUANTILES) of their similarities."""
+    kept: np.ndarray
+    """(3, layers): target and distractor tokens that Otsu's threshold of all tokens keeps, and all target tokens."""
+    histograms: np.ndarray
+    """(TOKENS, layers, BINS): numbers of tokens."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,8 @@ class Reading:
     sample: int
     quantiles: np.ndarray
     """(layers, QUANTILES) of the similarities of all its tokens."""
-    sensitivity: np.ndarray | None
-    """(layers,): see `sensitivity`; None if no instruction was exchanged."""
+    criteria: dict[str, np.ndarray]
+    """(layers,) each, by names of `choice.CHOICES`; `sensitivity` if an instruction was exchanged."""
     separation: Separation | None
     """None without boxes of both target subjects and distractors."""
 
@@ -85,15 +95,11 @@ def measure(pairs: Iterable[tuple[ImageMaps, ImageMaps | None]], samples: Sequen
             if getattr(maps, expert) is None:
                 continue
             own = getattr(maps, expert).astype(float)
-            other = None if changed is None else getattr(changed, expert).astype(float)
-            readings[expert].append(
-                Reading(
-                    sample=maps.sample,
-                    quantiles=_quantiles(own.reshape(len(own), -1)),
-                    sensitivity=None if other is None else np.array([*map(sensitivity, own, other)]),
-                    separation=_separation(own, subjects),
-                )
-            )
+            flat = own.reshape(len(own), -1)
+            criteria = {name: criterion(flat) for name, criterion in CRITERIA.items()}
+            if changed is not None:
+                criteria["sensitivity"] = np.array([*map(sensitivity, own, getattr(changed, expert).astype(float))])
+            readings[expert].append(Reading(maps.sample, _quantiles(flat), criteria, _separation(own, subjects)))
     return readings
 
 
@@ -101,15 +107,26 @@ def _separation(maps: np.ndarray, subjects: Sequence[Candidate]) -> Separation |
     """`maps` (layers, rows, columns). Tokens in boxes of both kinds count as neither."""
     inside = [tokens_in([s.box for s in subjects if s.is_target == m], *maps.shape[1:]).numpy() for m in (True, False)]
     target, others = (maps[:, own & ~other] for own, other in (inside, inside[::-1]))  # (layers, tokens)
+    background = maps[:, ~(inside[0] | inside[1])]
     if not target.size or not others.size:
         return None
     both = np.concatenate([target, others], axis=1)
+    kept = kept_by_otsu(maps.reshape(len(maps), -1)).reshape(maps.shape)
+    kept_target, kept_others = (kept[:, own & ~other].sum(1) for own, other in (inside, inside[::-1]))
     return Separation(
         auroc=np.array([*map(auroc, target, others)]),
         gap=target.mean(1) - others.mean(1),
         moments=np.stack([np.full(len(both), both.shape[1]), both.sum(1), (both**2).sum(1)]),
         quantiles={"target": _quantiles(target), "others": _quantiles(others)},
+        kept=np.stack([kept_target, kept_others, np.full(len(both), target.shape[1])]),
+        histograms=np.stack([_histograms(values) for values in (target, others, background)]),
     )
+
+
+def _histograms(values: np.ndarray) -> np.ndarray:
+    """(layers, tokens) -> (layers, BINS)."""
+    bins = ((values + 1) / 2 * BINS).astype(int).clip(0, BINS - 1)
+    return np.stack([np.bincount(row, minlength=BINS) for row in bins])
 
 
 def _quantiles(values: np.ndarray) -> np.ndarray:
@@ -136,7 +153,7 @@ def summary(readings: Sequence[Reading]) -> dict[str, list[float]]:
             "gap": gap,
             "effect": gap / np.maximum(spread, 1e-9),
         }
-    if changed := [r.sensitivity for r in readings if r.sensitivity is not None]:
+    if changed := [r.criteria["sensitivity"] for r in readings if "sensitivity" in r.criteria]:
         measures["sensitivity"] = np.mean(changed, axis=0)
     return {name: values.tolist() for name, values in measures.items()}
 
@@ -149,6 +166,17 @@ def quantiles(readings: Sequence[Reading]) -> dict[str, list[list[float]]]:
     return {name: values.tolist() for name, values in values_of.items()}
 
 
-def best_layer(values: Sequence[float]) -> int:
-    """The layer of the highest value among those that have a layer after them, which the bridge could mask."""
-    return int(np.argmax(values[: max(len(values) - 1, 1)]))
+def histograms(readings: Sequence[Reading], layer: int) -> dict[str, Any]:
+    """How often the tokens of all images with boxes have which s after `layer`; {} without any.
+
+    Returns:
+        `layer`; `edges` of the bins, from the first to the last that is not empty; for each of TOKENS their numbers.
+    """
+    known = [r.separation.histograms[:, layer] for r in readings if r.separation is not None]
+    if not known:
+        return {}
+    counts = np.sum(known, axis=0)
+    filled = np.flatnonzero(counts.sum(0))
+    first, last = int(filled[0]), int(filled[-1]) + 1
+    edges = [round(2 * i / BINS - 1, 6) for i in range(first, last + 1)]
+    return {"layer": layer, "edges": edges, **dict(zip(TOKENS, counts[:, first:last].tolist(), strict=True))}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scone_pl.analysis.measures import QUANTILES, Reading, best_layer, quantiles, summary
+import numpy as np
+
+from scone_pl.analysis.choice import WAYS, best_layer, layer_choice
+from scone_pl.analysis.measures import QUANTILES, Reading, histograms, quantiles, summary
 from scone_pl.markdown import markdown_table
 
 _COLUMNS = (
@@ -29,7 +32,8 @@ def report_of(readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
 
     Returns:
         `images` and `labelled_images` (counts); `experts`: per expert `measures.summary` and the `quantiles` at
-        `levels`, lists over layers; `suggested`: the `bridge.source_layer` by labels and without, as far as possible.
+        `levels`, lists over layers; `suggested`: the `bridge.source_layer` by labels and without, as far as possible;
+        and `choice_report`.
     """
     of_bridge = readings["understanding"]
     report: dict[str, Any] = {
@@ -40,7 +44,19 @@ def report_of(readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
     }
     own = report["experts"]["understanding"]
     report["suggested"] = {how: best_layer(own[measure]) for how, measure in _CHOICES.items() if measure in own}
-    return report
+    return {**report, **choice_report(of_bridge)}
+
+
+def choice_report(of_bridge: Sequence[Reading]) -> dict[str, Any]:
+    """`layer_choice` and, at the layer that labels choose for all images, `histograms`; {} without boxes.
+
+    Args:
+        of_bridge: one for each reference image, of the understanding expert.
+    """
+    if not (choice := layer_choice(of_bridge)):
+        return {}
+    layer = int(np.argmax(choice["labels"]["set"]["layers"]))
+    return {"layer_choice": choice, "histograms": histograms(of_bridge, layer)}
 
 
 def words_of(report: Mapping[str, Any]) -> str:
@@ -51,6 +67,12 @@ def words_of(report: Mapping[str, Any]) -> str:
             "A threshold belongs to its layer: choose bridge.threshold again for another one. Quantiles there of the "
             "similarity s of a reference image's ViT tokens (means over images):",
             _quantiles_table(report),
+        ]
+    if "layer_choice" in report:
+        parts += [
+            "One layer for all images, or for each the one that its own s chooses. Kept: subject tokens at or above "
+            "Otsu's threshold there. Labels that choose for each image are an oracle, no method:",
+            _choice_table(report["layer_choice"]),
         ]
     return "\n\n".join(parts)
 
@@ -92,3 +114,14 @@ def _quantiles_table(report: Mapping[str, Any]) -> str:
         if name in of_tokens
     ]
     return markdown_table(["layer", "tokens of", *(f"{level:.0%}" for level in report["levels"])], rows, text=(0, 1))
+
+
+def _choice_table(choice: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for name, ways in choice.items():
+        for way, words in WAYS.items():
+            own = ways[way]
+            layers = ", ".join(str(i) for i, images in enumerate(own["layers"]) if images)
+            kept = (f"{own[score]:.0%}" for score in ("precision", "recall"))
+            rows.append([name.replace("_", " "), words, layers, f"{own['auroc']:.3f}", *kept])
+    return markdown_table(["chosen by", "for", "layers", "AUROC", "kept: precision", "recall"], rows, text=(0, 1, 2))

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from scone_pl.analysis.drawing import MapRow, draw_maps
+from scone_pl.analysis.drawing import MapRow, draw_histograms, draw_maps
 from scone_pl.analysis.measures import exchanged, measure
 from scone_pl.analysis.report import report_of, words_of
 from scone_pl.analysis.samples import choose_samples, collecting_maps
@@ -42,7 +42,8 @@ def layers(
         checkpoint: Checkpoint folder: BAGEL's, Scone's, or one that training here wrote.
         data: Shard set (folder or URL), JSONL file or folder of them, or parquet; a target is not needed.
         samples: Number of samples to read, the first that have references and an instruction.
-        output: Folder for layers.json (all numbers) and maps.png; by default nothing is written.
+        output: Folder for layers.json (all numbers), maps.png and, with labels, histograms.png; by default nothing is
+            written.
         device: cpu, cuda, cuda:1, ...; auto = a GPU if there is one.
         dtype: Dtype of weights and activations; auto = bfloat16 on a GPU, else float32.
         tokens: Maximum tokens per forward pass; fewer need less memory (a longer sample is a pass by itself).
@@ -51,7 +52,7 @@ def layers(
     check_whole("--samples", samples, minimum=1)
     check_whole("--tokens", tokens, minimum=1)
     if output is not None:
-        check_output_folder(output, files=("layers.json", "maps.png"))
+        check_output_folder(output, files=("layers.json", "maps.png", "histograms.png"))
     chosen_device = as_device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     kind = as_dtype(("bfloat16" if chosen_device.type == "cuda" else "float32") if dtype == "auto" else dtype)
     tokenizer = Tokenizer.from_folder(check_folder(checkpoint))
@@ -79,6 +80,8 @@ def layers(
     )
     if output is not None:
         draw_maps(rows, output / "maps.png")
+        if "histograms" in report:
+            draw_histograms({"": report["histograms"]}, output / "histograms.png")
         write_json(report, output / "layers.json")
         print(f"\n{output / 'layers.json'}   {output / 'maps.png'}")
     return 0

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import scone_pl
+from scone_pl.analysis import choice
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Column, Evaluator, Report, code_digest, with_at_most
 from scone_pl.files import read_bytes, read_json
 
 PACKAGE = Path(scone_pl.__file__).parent
-CODE = ("analysis/measures", "analysis/similarity")
-"""Modules that compute a report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class LayersEvaluator(Evaluator):
     """More arguments for the verb `layers`, such as --dtype bfloat16."""
 
     name: ClassVar[str] = "layers"
-    metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {}
+    metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = choice.METRICS
     compared: ClassVar[tuple[Column, ...]] = ()
     plotted: ClassVar[tuple[str, ...]] = ()
 
@@ -50,7 +49,7 @@ class LayersEvaluator(Evaluator):
         path = Path(self.data)
         file = path / "manifest.json" if path.is_dir() else path
         content = hashlib.sha256(read_bytes(file)).hexdigest()[:16] if file.is_file() else self.data
-        sources = {name: code_digest(PACKAGE / f"{name}.py") for name in CODE}
+        sources = {name: code_digest(PACKAGE / f"{name}.py") for name in choice.CODE}
         return {**self.settings, "label": None, "data": content, "sources": sources}
 
     def shortened(self, per_task: int) -> LayersEvaluator:

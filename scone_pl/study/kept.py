@@ -7,8 +7,9 @@ from pathlib import Path
 
 from scone_pl.files import read_json, write_json
 from scone_pl.outputs import check_output_file, check_output_folder
+from scone_pl.study.page import FIGURES
 from scone_pl.study.pages import DOCS, write_pages
-from scone_pl.study.plot import draw_maps, plot
+from scone_pl.study.plot import draw_histograms, draw_maps, plot
 from scone_pl.study.result import Result, collect
 from scone_pl.study.run import ROOT, root_of
 from scone_pl.study.runner import Job
@@ -20,7 +21,7 @@ def check_outputs(study: Study, output: Path | None, *, quick: bool) -> None:
     check_output_folder(ROOT)
     if not quick:
         folder = output or default_output(study)
-        check_output_folder(folder, files=[f"{study.name}{end}" for end in (".json", ".png", "_maps.png")])
+        check_output_folder(folder, files=[f"{study.name}{end}" for end in (".json", *FIGURES)])
         check_output_file(folder.with_suffix(".md"))
 
 
@@ -52,6 +53,7 @@ def keep(study: Study, jobs: Sequence[Job], output: Path | None = None, *, quick
     plot(result, folder / f"{study.name}.png")
     for name in result.of_kind("layers", "test")[:1]:
         draw_maps(result, name, folder / f"{study.name}_maps.png")
+        draw_histograms(result, name, folder / f"{study.name}_histograms.png")
     return [*lines, f"{folder / kept.name}   {write_pages(folder, study.file.parent)}"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from scone_pl.analysis.measures import best_layer
+from scone_pl.analysis.choice import CHOICES, SCORES, WAYS, best_layer
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Column
 from scone_pl.files import read_json
@@ -24,6 +24,8 @@ from scone_pl.study.training import UNKNOWN, training_commits
 
 READING = "reading.md"
 """How to read the pages, beside them."""
+FIGURES = (".png", "_maps.png", "_histograms.png")
+"""Ends of their files' names, after the study's."""
 _TRAINED = 1.0
 """A run whose training took fewer seconds trained nothing: its weights existed."""
 TEMPLATES = jinja2.Environment(
@@ -45,9 +47,10 @@ def section(comparisons: Comparisons, folder: Path) -> str:
     tables += _compared("within an arm", comparisons, comparisons.within_arms)
     tables += frontier.table(result)
     tables += _beside(result, folder)
-    tables += [_layer_table(result, name) for name in result.of_kind("layers", "test")]
+    for name in result.of_kind("layers", "test"):
+        tables += [_layer_table(result, name), *_choices_of_a_layer(result, name)]
     tables += [_choice_table(result, layered)] if result.of_kind("layers", "validation") else []
-    figures = [f for f in (folder / f"{result.study}.png", folder / f"{result.study}_maps.png") if f.is_file()]
+    figures = [f for end in FIGURES if (f := folder / f"{result.study}{end}").is_file()]
     cost = folder / f"{result.study}_cost.json"
     return TEMPLATES.get_template("section.md.j2").render(
         result=result,
@@ -159,6 +162,22 @@ def _layer_table(result: Result, evaluation: str) -> str:
         for title, expert, measure, over in (row for row in asked if row[2] in measured):
             rows.append([arm["label"], title, *map(str, layer_estimates(layers, expert, measure, over))])
     return markdown_table(["weights", "similarity", *(f"layer {i}" for i in range(len(rows[0]) - 2))], rows)
+
+
+def _choices_of_a_layer(result: Result, evaluation: str) -> list[str]:
+    """A table of the layer that labels or s itself choose, for all images and for each its own; none without boxes."""
+    rows = []
+    for name, arm in result.arms.items():
+        reports = result.reports(name, evaluation)
+        for choice in (c for c in CHOICES if all(c in report.get("layer_choice", {}) for report in reports)):
+            layers = [best_layer(report["layer_choice"][choice]["set"]["layers"]) for report in reports]
+            scores = [result.estimate(name, evaluation, f"{score}_{choice}_{way}") for way in WAYS for score in SCORES]
+            cells = [str(one) if i % len(SCORES) == 0 else f"{one.mean:.0f} %" for i, one in enumerate(scores)]
+            rows.append([arm["label"], choice.replace("_", " "), " ".join(map(str, layers)), *cells])
+    heads = [f"{words}: AUROC" for words in WAYS.values()]
+    kept = ["kept: precision", "recall"]
+    heads = ["weights", "layer by", "for all, a seed each", heads[0], *kept, heads[1], *kept]
+    return [markdown_table(heads, rows, text=(0, 1, 2))] if rows else []
 
 
 def _choice_table(result: Result, evaluations: list[str]) -> str:

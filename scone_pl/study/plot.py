@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scone_pl.analysis.drawing import draw_histograms as draw_panels
 from scone_pl.analysis.drawing import draw_maps as draw_rows
 from scone_pl.image_files import write_figure
 from scone_pl.study import frontier
@@ -43,6 +44,13 @@ def draw_maps(result: Result, evaluation: str, file: Path) -> None:
     ]
     if rows:
         draw_rows(rows, file)
+
+
+def draw_histograms(result: Result, evaluation: str, file: Path) -> None:
+    """Writes the PNG of the histograms of s of an evaluation: the first seed of every arm."""
+    reports = {arm["label"]: result.reports(name, evaluation)[0] for name, arm in result.arms.items()}
+    if panels := {label: report["histograms"] for label, report in reports.items() if "histograms" in report}:
+        draw_panels(panels, file)
 
 
 def _bars(axes: Axes, result: Result, rows: list[Row]) -> None:

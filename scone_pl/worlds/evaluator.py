@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hin
 import numpy as np
 
 import scone_pl
+from scone_pl.analysis import choice
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Column, E, Evaluator, Report, code_digest, mean, with_at_most
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS
@@ -29,7 +30,7 @@ GUIDANCE = {"text_scale": 1.0, "image_scale": 1.0}
 that results are filed by."""
 CODE = {
     "score": ("worlds/evaluate", "evaluation/scores"),
-    "layers": ("worlds/layers", "analysis/measures", "analysis/similarity"),
+    "layers": ("worlds/layers", *choice.CODE),
 }
 """Modules that compute a report, by its kind."""
 
@@ -63,6 +64,10 @@ EPISODE_WEIGHTS: Mapping[str, Mapping[str, float]] = {
 FAILURES = ("exact", "redundancy", "omission", "blending", "wrong_subject", "distorted")
 COMPOSITION = tuple(Column(name, name) for name in ("PF", "SC", "COM"))
 SCORES = tuple(Column(name, name) for name in ("COM", "DIS", "overall"))
+PRESENT = (
+    Column("presence_recall", "present: recall", " %", interval=False),
+    Column("presence_precision", "precision", " %", interval=False),
+)
 KEPT = (
     Column("precision", "kept: precision", " %", interval=False),
     Column("recall", "recall", " %", interval=False),
@@ -104,6 +109,7 @@ class WorldEvaluator(Evaluator):
         "PF": _score("PF"),
         "SC": _score("SC"),
         "presence_recall": lambda r: 10.0 * mean(t["DIS_recall"] for t in r["tasks"].values() if "DIS_recall" in t),
+        "presence_precision": lambda r: 10.0 * mean(t["DIS_prec"] for t in r["tasks"].values() if "DIS_prec" in t),
         "choice": lambda report: 100.0 * mean(report["choice"].values()),
         "exact": _failed("none"),
         "redundancy": _failed("redundancy"),
@@ -115,10 +121,12 @@ class WorldEvaluator(Evaluator):
         "recall": _kept("recall"),
         "blocked": lambda report: 100.0 * report["blocked_share"] if report["mask"] else float("nan"),
         "cpu_seconds": lambda report: report.get("cpu_seconds", float("nan")),
+        **choice.METRICS,
     }
     """Scores from 0 to 10 (COM_alone: of references with one subject each); the others are percentages: of references
-    with several candidates (choice, see `judge.py`), of target subjects (presence_recall), of images (failures), of
-    tokens (precision, recall, blocked). cpu_seconds: CPU time of sampling and decoding all images."""
+    with several candidates (choice, see `judge.py`), of target subjects (presence_recall), of subjects that are present
+    (presence_precision), of images (failures), of tokens (precision, recall, blocked). cpu_seconds: CPU time of
+    sampling and decoding all images. Of kind layers: `analysis.choice.METRICS`."""
     compared: ClassVar[tuple[Column, ...]] = (*SCORES, Column("choice", "chosen, %"))
     plotted: ClassVar[tuple[str, ...]] = ("COM", "DIS")
 
@@ -202,7 +210,7 @@ class WorldEvaluator(Evaluator):
         return SamplingConfig(**{**SAMPLING, **guidance, **given})
 
     def evaluate(self, weights: Path, folder: Path) -> dict[str, Any]:
-        """See `evaluate.evaluate` and `layers.separation`; items are left out.
+        """See `evaluate.evaluate` and `layers.layers_report`; items are left out.
 
         Raises:
             UserError: it overrides settings of a bridge that the weights are not sampled with.
@@ -212,9 +220,9 @@ class WorldEvaluator(Evaluator):
         tasks = self.tasks or SCONEEVAL_TASKS
         episodes = self.episodes(self.per_task, stream=self.stream, tasks=tasks, world=self.world)
         if self.kind == "layers":
-            from scone_pl.worlds.layers import examples, separation
+            from scone_pl.worlds.layers import examples, layers_report
 
-            return {"layers": separation(weights, episodes), "examples": examples(weights, episodes)}
+            return {**layers_report(weights, episodes), "examples": examples(weights, episodes)}
         trained = bridge_of(weights)
         bridge = self._bridge(dataclasses.asdict(trained) if trained else None, str(weights))
         config = dataclasses.replace(self._sampling(), bridge=bridge)
@@ -235,8 +243,7 @@ class WorldEvaluator(Evaluator):
 
     @classmethod
     def tables(cls, reports: Sequence[Report]) -> list[tuple[str, tuple[Column, ...]]]:
-        present = Column("presence_recall", "present", " %", interval=False)
-        scores = (*SCORES, Column("choice", "chosen", " %"), present, *KEPT)
+        scores = (*SCORES, Column("choice", "chosen", " %"), *PRESENT, *KEPT)
         names = ("target only", *(name.replace("_", " ") for name in FAILURES[1:]))
         return [
             ("ours", scores if any(report["choice"] for report in reports) else COMPOSITION),

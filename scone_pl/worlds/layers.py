@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scone_pl.analysis.measures import exchanged, measure, summary
+from scone_pl.analysis.report import choice_report
 from scone_pl.analysis.similarity import EXPERTS, read_images
 from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.data.packing import PackingConfig
@@ -19,15 +20,16 @@ from scone_pl.worlds.episode import Episode
 from scone_pl.worlds.evaluate import packing_of
 
 
-def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Per expert, task and layer how the tokens of target subjects compare with those of their distractors.
+def layers_report(folder: Path, episodes: Sequence[Episode]) -> dict[str, Any]:
+    """How the tokens of target subjects compare with those of their distractors in every layer.
 
     Args:
         folder: checkpoint folder.
         episodes: of distinction tasks; others are left out.
 
     Returns:
-        Expert -> task -> `layers.measures.summary`: measures, a list over layers each.
+        `layers`: expert -> task -> `measures.summary`: measures, a list over layers each; and over all tasks
+        `report.choice_report` of the understanding expert.
 
     Raises:
         UserError: no episode has distractors, or a task has a single instruction.
@@ -42,11 +44,13 @@ def separation(folder: Path, episodes: Sequence[Episode]) -> dict[str, dict[str,
     model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
     pairs = read_images(model, tokenizer, samples, _packing(model, tokenizer, asked), others)
     tasks = list(dict.fromkeys(e.task for e in asked))
-    return {
+    measured = measure(pairs, samples)
+    layers = {
         expert: {task: summary([r for r in readings if asked[r.sample].task == task]) for task in tasks}
-        for expert, readings in measure(pairs, samples).items()
+        for expert, readings in measured.items()
         if readings
     }
+    return {"layers": layers, **choice_report(measured["understanding"])}
 
 
 def _packing(model: Network, tokenizer: Tokenizer, episodes: Sequence[Episode]) -> PackingConfig:

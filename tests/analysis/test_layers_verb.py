@@ -1,6 +1,7 @@
 """The verb `layers`, from the command line to its files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from layer_helpers import mini_samples, write_jsonl
 from PIL import Image
 
 from scone_pl.__main__ import main
+from scone_pl.analysis.choice import best_layer
 from scone_pl.data.shard_writer import write_shards
 
 
@@ -43,7 +45,15 @@ def test_a_labelled_set_is_read_to_the_end(mini_base, tmp_path, capsys):
     with Image.open(tmp_path / "out/maps.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     assert (np.abs(pixels - (0xEF, 0x44, 0x44)).sum(-1) < 30).sum() > 100  # the frames of target boxes
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["layers.json", "maps.png"]
+    for name, ways in report["layer_choice"].items():
+        for way, words in (("set", "one for all images"), ("image", "each image its own")):
+            start = rf"\| {name.replace('_', ' ')} +\| {words}"
+            row = next(line for line in text.splitlines() if re.match(start, line))
+            assert f"| {ways[way]['auroc']:.3f} |" in row
+            assert sum(ways[way]["layers"]) == report["labelled_images"]
+    assert best_layer(report["layer_choice"]["sensitivity"]["set"]["layers"]) == suggested["without labels"]
+    assert report["histograms"]["layer"] == suggested["by labels"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["histograms.png", "layers.json", "maps.png"]
 
 
 def test_lines_with_and_without_boxes(mini_base, tmp_path, capsys):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from layer_helpers import mini_samples
 
-from scone_pl.analysis.measures import auroc, best_layer, exchanged, measure, sensitivity, subjects_of, summary
+from scone_pl.analysis.choice import best_layer
+from scone_pl.analysis.measures import auroc, exchanged, measure, sensitivity, subjects_of, summary
 from scone_pl.analysis.similarity import ImageMaps
 from scone_pl.data.sample import Candidate
 

@@ -94,7 +94,9 @@ OUTPUTS = {
     },
     "construct demo": Output(("construct", "demo"), "--output", files=("report.md",), folders=("pools",)),
     "layers": Output(
-        ("layers", "--checkpoint", ABSENT, "--data", ABSENT), "--output", files=("layers.json", "maps.png")
+        ("layers", "--checkpoint", ABSENT, "--data", ABSENT),
+        "--output",
+        files=("layers.json", "maps.png", "histograms.png"),
     ),
     "shards convert": Output(("shards", "convert", ABSENT), ""),
     "shards stats": Output(("shards", "stats", ABSENT), "--contact_sheet", is_folder=False, name="a.png"),

@@ -15,7 +15,7 @@ from scone_pl.study.comparisons import Comparisons, Pair
 from scone_pl.study.intervals import Estimate, difference, episode_error, estimate, holm
 from scone_pl.study.page import filled, section
 from scone_pl.study.pages import write_pages
-from scone_pl.study.plot import draw_maps, plot
+from scone_pl.study.plot import draw_histograms, draw_maps, plot
 from scone_pl.study.result import Result
 from scone_pl.worlds.shapes.evaluator import ShapesEvaluator
 from scone_pl.worlds.shapes.world import World, WorldConfig
@@ -390,3 +390,27 @@ def test_layers_are_drawn_of_test_episodes(tmp_path):
     plot(Result(both), tmp_path / "both.png")  # no arm has numbers of `chosen`
     assert Image.open(tmp_path / "both.png").size[0] > 500
     assert [file.name for file in tmp_path.iterdir()] == ["both.png"]
+
+
+def test_choices_of_a_layer_and_histograms_are_shown_where_reports_have_them(tmp_path):
+    content, _ = layered("test", {})
+    conditions = {"seconds": {"training": 0.0}, "commit": "abc", "versions": {}}
+    content["arms"]["one"]["runs"] = [{**content["arms"]["one"]["runs"][0], **conditions, "seed": s} for s in (0, 1)]
+    for run in content["arms"]["one"]["runs"]:
+        run["evaluations"] = {"layers": dict(run["evaluations"]["layers"])}
+    reports = [run["evaluations"]["layers"] for run in content["arms"]["one"]["runs"]]
+    draw_histograms(Result(content), "layers", tmp_path / "demo_histograms.png")
+    assert not any(tmp_path.iterdir())  # an older version kept none
+    assert "layer by" not in section(Comparisons(Result(content)), tmp_path)
+    for report, auroc in zip(reports, (0.6, 0.7), strict=True):
+        own = {"auroc": auroc, "precision": 0.5, "recall": 0.25, "layers": [0, 3]}
+        other = {**own, "auroc": auroc + 0.1, "layers": [2, 1]}
+        report["layer_choice"] = {"labels": {"set": own, "image": other}}
+        report["histograms"] = {"layer": 1, "edges": [0.0, 0.1], "target": [4], "others": [3], "background": [2]}
+    draw_histograms(Result(content), "layers", tmp_path / "demo_histograms.png")
+    page = section(Comparisons(Result(content)), tmp_path)
+    (row,) = [line for line in page.splitlines() if line.startswith("| one ") and "labels" in line]
+    intervals = [str(estimate(values)) for values in ([0.6, 0.7], [0.7, 0.8])]
+    cells = ["one", "labels", "1 1", intervals[0], "50 %", "25 %", intervals[1], "50 %", "25 %"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == cells
+    assert "![demo_histograms](demo_histograms.png)" in page

@@ -13,7 +13,7 @@ from scone_pl.data.seeding import generator
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ResizeLimits
 from scone_pl.model.builder import SequenceBuilder
-from scone_pl.worlds.layers import separation
+from scone_pl.worlds.layers import layers_report
 from scone_pl.worlds.shapes.base import write_base
 from scone_pl.worlds.shapes.episode import TASKS
 from scone_pl.worlds.shapes.shards import WORLD_SETS, world_samples, write_world
@@ -70,6 +70,6 @@ def test_the_base_answers_and_finds_the_target_subject():
     pack = builder.build()
     output = model(pack, model.encode_images(pack), torch.zeros(0))
     assert (output.text_logits.argmax(-1) == pack.label_ids).float().mean() > 0.8
-    found = separation(BASE, fixed_set(24, stream="validation", tasks=TASKS[2:4]))["understanding"]
+    found = layers_report(BASE, fixed_set(24, stream="validation", tasks=TASKS[2:4]))["layers"]["understanding"]
     assert found[TASKS[3]]["auroc"][0] > 0.95
     assert found[TASKS[2]]["auroc"][1] > 0.8

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scone_pl.errors import UserError
-from scone_pl.worlds.layers import instructions_exchanged, separation
+from scone_pl.worlds.layers import instructions_exchanged, layers_report
 from scone_pl.worlds.shapes.episode import TASKS
 from scone_pl.worlds.shapes.questions import HUES, NUMBERS, hue_name, to_question
 from scone_pl.worlds.shapes.shards import WORLD_SETS, world_samples
@@ -66,7 +66,9 @@ def test_hues():
 
 
 def test_separation_has_a_number_a_layer_and_is_chance_for_random_weights(mini_world):
-    found = separation(mini_world / "runs/mini/base", fixed_set(12, stream="validation", tasks=TASKS[2:4]))
+    report = layers_report(mini_world / "runs/mini/base", fixed_set(12, stream="validation", tasks=TASKS[2:4]))
+    assert sum(report["layer_choice"]["labels"]["image"]["layers"]) == 24
+    found = report["layers"]
     assert set(found) == {"understanding", "generation"}
     for expert in found.values():
         assert set(expert) == set(TASKS[2:4])
@@ -92,4 +94,4 @@ def test_instructions_are_exchanged_within_a_task():
 )
 def test_a_look_at_layers_says_which_episodes_it_needs(per_task, tasks, says, tmp_path):
     with pytest.raises(UserError, match=says):
-        separation(tmp_path, fixed_set(per_task, tasks=tasks))
+        layers_report(tmp_path, fixed_set(per_task, tasks=tasks))

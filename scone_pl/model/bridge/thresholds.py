@@ -23,10 +23,13 @@ def otsu(similarity: Tensor) -> Tensor:
 
 def gap(similarity: Tensor) -> Tensor:
     """(n, T) -> (n,): the middle of the largest gap between neighbours, the outer tenths left out."""
-    ordered = similarity.sort(dim=1).values
-    outer = similarity.shape[1] // 10
-    inner = ordered[:, outer : similarity.shape[1] - outer]
+    inner = similarity.sort(dim=1).values[:, inner_tokens(similarity.shape[1])]
     return _between(inner, inner.diff(dim=1))
+
+
+def inner_tokens(count: int) -> slice:
+    """Of `count` sorted tokens those that `gap` looks at."""
+    return slice(count // 10, count - count // 10)
 
 
 def _between(ordered: Tensor, score: Tensor) -> Tensor:
