@@ -170,10 +170,12 @@ def _choices_of_a_layer(result: Result, evaluation: str) -> list[str]:
     for name, arm in result.arms.items():
         reports = result.reports(name, evaluation)
         for choice in (c for c in CHOICES if all(c in report.get("layer_choice", {}) for report in reports)):
-            layers = [best_layer(report["layer_choice"][choice]["set"]["layers"]) for report in reports]
+            counts = [report["layer_choice"][choice]["set"]["layers"] for report in reports]
             scores = [result.estimate(name, evaluation, f"{score}_{choice}_{way}") for way in WAYS for score in SCORES]
             cells = [str(one) if i % len(SCORES) == 0 else f"{one.mean:.0f} %" for i, one in enumerate(scores)]
-            rows.append([arm["label"], choice.replace("_", " "), " ".join(map(str, layers)), *cells])
+            rows.append(
+                [arm["label"], choice.replace("_", " "), " ".join(str(c.index(max(c))) for c in counts), *cells]
+            )
     heads = [f"{words}: AUROC" for words in WAYS.values()]
     kept = ["kept: precision", "recall"]
     heads = ["weights", "layer by", "for all, a seed each", heads[0], *kept, heads[1], *kept]
