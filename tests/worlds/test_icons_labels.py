@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from running import ROOT
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
@@ -15,7 +16,7 @@ from scone_pl.files import read_json, write_json
 from scone_pl.sampling.sampler import SampledLatents
 from scone_pl.worlds.evaluate import Drawn
 from scone_pl.worlds.icons.faults import FAULTS
-from scone_pl.worlds.icons.labels import IMAGES, LABELS, agreement, read_labels, write_images
+from scone_pl.worlds.icons.labels import IMAGES, LABELS, agreement, read_labels, table, write_images
 from scone_pl.worlds.icons.world import IconsConfig, fixed_set
 
 DRAWN = ("the target", "distractors", "the empty scene")
@@ -104,3 +105,20 @@ def test_damaged_labels_are_one_line(folder: Path, name: str, capsys: pytest.Cap
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: {folder}"), said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_judges_choice_agrees_with_the_shipped_labels():
+    labelled = read_labels(ROOT / "docs/icons/labels")
+    result = agreement(labelled)
+    assert table(result) in (ROOT / "docs/icons.md").read_text()
+    right, targets = result["choices"]["target"]
+    wrong, distractors = result["choices"]["distractor"]
+    assert right / targets > 0.85
+    assert wrong / distractors < 0.2
+
+
+def test_all_shipped_labels_are_read():
+    labelled = read_labels(ROOT / "docs/icons/labels")
+    assert len(labelled) == 144
+    assert all(one.verdict and bool(one.chosen) == one.episode.task.startswith("distinction") for one in labelled)
