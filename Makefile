@@ -7,10 +7,14 @@ SCONE := $(BIN)/python -m scone_pl
 # make table5 SEEDS=2 QUICK=1 JOBS=2: number of seeds, a first look instead of a result, runs in parallel
 SEEDS ?=
 QUICK ?= 0
-JOBS ?= 2
+JOBS ?= $(if $(SCALE),1,2)
 TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts neo_table5 neo_layers untrained_mask sampling
 WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_oracle icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive
-STUDY = OMP_NUM_THREADS=1 $(SCONE) study run $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
+# SCALE=large: world 2 one size up, whose base is trained first.
+ICONS := icons$(if $(filter large,$(SCALE)),_large)
+canvas_large := , canvas: 64
+ICONS_WORLD := {names: 80$(canvas_$(SCALE))}
+STUDY = $(if $(SCALE),,OMP_NUM_THREADS=1) $(SCONE) study run $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo construct-demo test-slow table2 table3 test lint format docs parity photos bench tensorboard clean
@@ -128,17 +132,17 @@ neo_layers: ## which layer the bridge should read there
 sampling: ## how few passes through the network have the published settings' score
 untrained_mask: ## masks in sampling over weights that were trained without
 icons-data: install ## shards of world 2
-	$(SCONE) icons shards --output data_shards/icons --world '{names: 80}'
+	$(SCONE) icons shards --output data_shards/$(ICONS) --world '$(ICONS_WORLD)'
 
 icons-pretrained: install ## what world 2's base starts from: random weights, and a ViT pretrained with captions, 7 minutes
-	$(SCONE) icons base --output runs/icons/random
-	$(SCONE) icons base --output runs/icons/contrastive --contrastive_steps 4000 --world '{names: 80}'
+	$(SCONE) icons base --output runs/$(ICONS)/random --preset $(ICONS)
+	$(SCONE) icons base --output runs/$(ICONS)/contrastive --preset $(ICONS) --contrastive_steps 4000 --world '$(ICONS_WORLD)'
 
 icons-base: icons-data icons-pretrained ## train the base weights that ship in experiments/icons/base_weights, 40 minutes
 	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/icons/base.yaml
 
 icons_base: icons-pretrained
-$(WORLD2): icons-data
+$(WORLD2): icons-data $(if $(filter large,$(SCALE)),icons-pretrained)
 	$(STUDY) experiments/studies/$@.yaml
 icons_base: ## world 2: does s separate without boxes?
 icons_stage1: ## world 2: Stage I

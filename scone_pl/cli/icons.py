@@ -91,6 +91,7 @@ def contact_sheet(
 
 def base(
     output: Path = Path("runs/icons/random"),
+    preset: Literal["icons", "icons_large"] = "icons",
     contrastive_steps: int = 0,
     seed: int = 0,
     world: IconsConfig = IconsConfig(),  # noqa: B008 - frozen
@@ -100,6 +101,7 @@ def base(
 
     Args:
         output: The folder.
+        preset: Sizes of the model: icons for a canvas of 32 pixels, icons_large for one of 64.
         contrastive_steps: Steps of 64 images in which ViT and words are pretrained with captions; 0 = none.
         seed: Seed of the weights, and of the images of contrastive pretraining.
         world: The atlas, whose names the vocabulary has (others are spelled), and what contrastive pretraining draws.
@@ -111,8 +113,10 @@ def base(
     check_whole("--contrastive_steps", contrastive_steps, maximum=MAX_SAMPLES)
     if not contrastive_steps and world != IconsConfig(atlas=world.atlas):
         raise UserError("--world: without --contrastive_steps nothing is drawn, so only its atlas has an effect")
-    written = write_base(output, config=world, contrastive_steps=contrastive_steps, seed=seed, progress=progress)
-    print(f"{output}: weights of preset icons, {'written' if written else 'already there'}")
+    written = write_base(
+        output, preset=preset, config=world, contrastive_steps=contrastive_steps, seed=seed, progress=progress
+    )
+    print(f"{output}: weights of preset {preset}, {'written' if written else 'already there'}")
 
 
 def autoencoder(

@@ -80,8 +80,8 @@ def _sizes(settings: Any, preset: str | None) -> tuple[NetworkConfig, str]:
         return read_config(cached), folder
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset}: one of {', '.join(PRESETS)}")
-    if preset is None:  # the recipes for a laptop keep everything under runs/mini and runs/photos
-        small = {"mini": "mini", "photos": "mini_photo"}
+    if preset is None:  # the recipes for a laptop keep everything in a folder of runs
+        small = {"mini": "mini", "photos": "mini_photo", "icons": "icons", "icons_large": "icons_large"}
         first = next((small[part] for part in Path(folder).parts if part in small), "bagel_7b")
         # Otherwise the first of about this size that has the parts that train.
         others = sorted(PRESETS, key=lambda name: name.startswith("mini") != first.startswith("mini"))

@@ -336,6 +336,19 @@ def icons(vocab_size: int = 1024) -> SconeConfig:
     )
 
 
+def icons_large(vocab_size: int = 1024) -> SconeConfig:
+    """`icons` one size up: 64 x 64 canvas, 16 x 16 latent tokens, 9 x 9 ViT tokens, twice as wide, with the same layers
+    and the same autoencoder.
+    """
+    small = icons(vocab_size)
+    return replace(
+        small,
+        decoder=replace(small.decoder, hidden_size=192, intermediate_size=512, num_heads=6, num_kv_heads=6),
+        vit=replace(small.vit, hidden_size=192, intermediate_size=512, num_heads=6, patch_size=7, positions_per_side=9),
+        latent_positions_per_side=16,
+    )
+
+
 PRESETS: dict[str, Callable[..., SconeConfig]] = {
     "bagel_7b": bagel_7b,
     "bagel_7b_dense": bagel_7b_dense,
@@ -343,5 +356,6 @@ PRESETS: dict[str, Callable[..., SconeConfig]] = {
     "mini_dense": mini_dense,
     "mini_photo": mini_photo,
     "icons": icons,
+    "icons_large": icons_large,
 }
 """By name."""

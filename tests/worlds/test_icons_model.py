@@ -168,14 +168,16 @@ def test_evaluations_of_both_kinds_read_a_folder(base, tmp_path):
 
 
 def test_studies_ask_for_the_names_that_the_training_sets_have():
-    names = re.search(r"icons shards .*--world '\{names: (\d+)\}'", (ROOT / "Makefile").read_text())
+    names = re.search(r"^ICONS_WORLD := \{names: (\d+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert names is not None
     studies = sorted((ROOT / "experiments/studies").glob("icons_*.yaml"))
     assert len(studies) >= 8
     for file in studies:
-        for label, evaluation in yaml.safe_load(file.read_text())["evaluations"].items():
-            world = evaluation.get("world", {})
-            assert world.get("unseen") or world.get("names") == int(names[1]), f"{file.name}: {label}"
+        study = yaml.safe_load(file.read_text())
+        for part in (study, *study.get("scales", {}).values()):
+            for label, evaluation in part["evaluations"].items():
+                world = evaluation.get("world", {})
+                assert world.get("unseen") or world.get("names") == int(names[1]), f"{file.name}: {label}"
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from scone_pl.data.tokenizer import Tokenizer, word_tokenizer
-from scone_pl.model.config import icons
+from scone_pl.model.config import PRESETS
 from scone_pl.model.initialize import random_model
 from scone_pl.model.network import Network
 from scone_pl.model.scone import Scone
@@ -24,6 +24,7 @@ from scone_pl.worlds.icons.world import IconsConfig
 def write_base(
     folder: Path,
     *,
+    preset: Literal["icons", "icons_large"] = "icons",
     config: IconsConfig | None = None,
     contrastive_steps: int = 0,
     seed: int = 0,
@@ -33,6 +34,7 @@ def write_base(
 
     Args:
         folder: where.
+        preset: sizes of the model.
         config: of the world; the vocabulary has the names of its atlas, others are spelled.
         contrastive_steps: see `contrastive.pretrain`; 0 = none.
         seed: of the weights.
@@ -43,14 +45,14 @@ def write_base(
     def build() -> tuple[Network, Tokenizer]:
         tokenizer = word_tokenizer(vocabulary(read_atlas(config.atlas).names), spelled=True)
         coder, weights = autoencoder.shipped()
-        model = cast(Scone, random_model(replace(icons(tokenizer.vocab_size), autoencoder=coder), seed))
+        model = cast(Scone, random_model(replace(PRESETS[preset](tokenizer.vocab_size), autoencoder=coder), seed))
         model.autoencoder.load_state_dict(weights)
         if contrastive_steps:
             auroc = pretrain(model, tokenizer, config, steps=contrastive_steps, seed=seed, progress=progress)
             print(f"names in held-out images: AUROC {auroc:.3f}")
         return model, tokenizer
 
-    settings: dict[str, Any] = {"preset": "icons", "atlas": config.atlas, "seed": seed}
+    settings: dict[str, Any] = {"preset": preset, "atlas": config.atlas, "seed": seed}
     if contrastive_steps:
         settings |= {"contrastive_steps": contrastive_steps, "world": asdict(config)}
     return write_random(folder, settings, build)
