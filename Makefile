@@ -139,7 +139,7 @@ icons-pretrained: install ## what world 2's base starts from: random weights, an
 	$(SCONE) icons base --output runs/$(ICONS)/contrastive --preset $(ICONS) --contrastive_steps 4000 --world '$(ICONS_WORLD)'
 
 icons-base: icons-data icons-pretrained ## train the base weights that ship in experiments/icons/base_weights, 40 minutes
-	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/icons/base.yaml
+	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/icons/base.yaml $(if $(filter large,$(SCALE)),--config experiments/icons/large/base.yaml)
 
 icons_base: icons-pretrained
 $(WORLD2): icons-data $(if $(filter large,$(SCALE)),icons-pretrained)
