@@ -103,7 +103,7 @@ def test_the_study_differs_from_what_it_compares_with_in_data_alone(monkeypatch:
     monkeypatch.chdir(ROOT)
     study = Study.read("icons_plausibility")
     for arm in ("b", "c"):
-        (origin, name), trained = study.arms[arm].weights_of, f"{arm}_contacts"  # type: ignore[misc]
+        (origin, name), trained = study.arms[arm].weights_of, f"{arm}_contacts"  # type: ignore[misc]  # both arms have one
         known, recipe = study.other(origin).recipe_of(name), study.recipe_of(trained)
         assert recipe["chain"] == known["chain"]
         assert {key for key in recipe if recipe[key] != known[key]} == {"data"}
