@@ -19,6 +19,7 @@ from scone_pl.model.config import icons, icons_large
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.model.vae import FluxAutoencoder
 from scone_pl.study.spec import Study, merged_files, study_names
+from scone_pl.training.start import check_start
 from scone_pl.worlds.evaluate import packing_of
 from scone_pl.worlds.icons.autoencoder import shipped, world_images
 from scone_pl.worlds.icons.shards import ICON_SETS
@@ -101,6 +102,18 @@ def test_estimates_take_the_size_of_the_recipes() -> None:
     recipe = recipe_of(stages(["fit", *(word for path in paths for word in ("--config", path))]))
     assert recipe.source.startswith("preset icons_large, ")
     assert recipe.config == icons_large()
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        ("runs/icons/contrastive", "make icons-pretrained"),
+        ("runs/icons_large/random", "make icons-pretrained SCALE=large"),
+    ],
+)
+def test_missing_weights_to_start_from_name_what_makes_them(folder: str, command: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"no checkpoint folder {tmp_path / folder}; make it with: {command}$"):
+        check_start(str(tmp_path / folder))
 
 
 @pytest.mark.slow
