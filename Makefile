@@ -9,7 +9,7 @@ SEEDS ?=
 QUICK ?= 0
 JOBS ?= $(if $(SCALE),1,2)
 TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts neo_table5 neo_layers untrained_mask sampling
-WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_oracle icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive
+WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_oracle icons_late icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive
 # SCALE=large: world 2 one size up, whose base is trained first.
 ICONS := icons$(if $(filter large,$(SCALE)),_large)
 canvas_large := , canvas: 64
@@ -149,6 +149,7 @@ icons_stage1: ## world 2: Stage I
 icons_table5: ## world 2: Stage II
 icons_masks: ## world 2: masks over weights that were trained without, by layers
 icons_oracle: ## world 2: the exact mask, by layers
+icons_late: ## world 2: the exact mask, which of the late layers
 icons_rotated: ## world 2: the soft bridge from an s that was destroyed
 icons_names: ## world 2: an s per name of the instruction
 icons_no_stage1: ## world 2: Stage II straight from the base
