@@ -6,6 +6,7 @@ Shapes: V ViT tokens, P values a ViT patch.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -207,6 +208,7 @@ def patchify_image(image: Tensor, patch_size: int) -> Tensor:
     return patches.permute(1, 3, 2, 4, 0).reshape(rows * columns, -1)
 
 
+@lru_cache(maxsize=64)  # shards have few sizes
 def grid_positions(grid: tuple[int, int], positions_per_side: int) -> Tensor:
     """(rows * columns,) int64: rows of a square position table, `row * positions_per_side + column`."""
     rows, columns = grid

@@ -16,6 +16,7 @@ P values a ViT patch.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -35,6 +36,16 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         x = x.pin_memory()
     return x.to(device, non_blocking=device.type in ("cuda", "meta"))
+
+
+def indices_of(ranges: Sequence[range], device: torch.device) -> Tensor:
+    """(sum of the lengths,) int64 on `device`: the numbers of all `ranges`, which count up, one after the other."""
+    if not ranges:
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    starts, lengths = torch.tensor([(r.start, len(r)) for r in ranges]).unbind(1)
+    stops = lengths.cumsum(0)
+    offsets = (starts - stops + lengths).repeat_interleave(lengths)
+    return to_device(torch.arange(len(offsets)) + offsets, device)
 
 
 class SplitKind(IntEnum):
@@ -223,10 +234,9 @@ class PackedSequence:
 
     # ------------------------------------------------------------------ index tensors, each built once
     def _ranges(self, ranges: list[range]) -> Tensor:
-        parts = [torch.arange(r.start, r.stop) for r in ranges]
-        return to_device(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64), self.device)
+        return indices_of(ranges, self.device)
 
-    def per_split(self, values: list[int]) -> Tensor:
+    def per_split(self, values: Sequence[int]) -> Tensor:
         """(L,) int64: `values[s]` for every token of split s."""
         lengths = torch.tensor([split.length for split in self.splits], dtype=torch.int64)
         return to_device(torch.tensor(values, dtype=torch.int64).repeat_interleave(lengths), self.device)
@@ -239,10 +249,9 @@ class PackedSequence:
     @cached_property
     def position_ids(self) -> Tensor:
         """(L,) int64: RoPE positions. Text counts up, all tokens of an image share one (docs/specification.md 3)."""
-        positions = self.per_split([split.position for split in self.splits])
-        for split in self.splits_of(SplitKind.TEXT):
-            positions[split.start : split.stop] += torch.arange(split.length, device=self.device)
-        return positions
+        texts = [split.kind == SplitKind.TEXT for split in self.splits]
+        first = [s.position - s.start * text for s, text in zip(self.splits, texts, strict=True)]
+        return self.per_split(first) + self.per_split(texts) * torch.arange(len(self), device=self.device)
 
     @cached_property
     def text_index(self) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ GROUPS = ("understanding", "generation", "connector", "other")
 """Groups of parameters with a norm of their own: both experts, the connector, everything else that trains."""
 
 
+@cache
 def group_of(name: str) -> str:
     """The entry of `GROUPS` that a parameter of the network belongs to."""
     part = part_of(name)

@@ -1,4 +1,4 @@
-"""Attention takes small samples, as the tests' all are, in one piece; tests of pieces must ask for them."""
+"""Attention takes small samples, as the tests' all are, in two pieces; tests of more must ask for them."""
 
 import pytest
 

@@ -136,10 +136,10 @@ def test_split_equals_dense_with_gradients(pack, blocked, kind):
 
 @pytest.mark.parametrize("kind", [SplitPlan, ComposedPlan])
 @pytest.mark.parametrize("mode", ["off", "hard", "soft"])
-@pytest.mark.parametrize("name", ["everything", "random 1", "target alone", "no references"])
-def test_small_samples_in_one_piece(name, mode, kind, monkeypatch):
-    """Equal to several pieces, gradients included."""
-    pack, results = PACKS[name], []
+@pytest.mark.parametrize("name", ["everything", "random 1", "target alone", "no references", "five alike"])
+def test_small_samples_in_two_pieces(name, mode, kind, monkeypatch):
+    """Equal to one piece a split, gradients included; by sample, and by head where there are fewer heads."""
+    pack, results = make_pack(*5 * [TWO_REFERENCES]) if name == "five alike" else PACKS[name], []
     bias = torch.where(random_blocked(pack, 4, 0.6), -1.5, 0.0).double().requires_grad_()
     for size in (0, 128):
         monkeypatch.setattr(pieces, "SMALL_SAMPLE", size)

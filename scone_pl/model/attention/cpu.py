@@ -20,7 +20,13 @@ from torch.autograd.function import once_differentiable
 
 from scone_pl.model.attention.batches import SampleBatch
 from scone_pl.model.attention.pieces import Piece, gather_inputs
-from scone_pl.model.attention.small import added_to_scores, attend_small, attend_small_backward
+from scone_pl.model.attention.small import (
+    added_to_scores,
+    attend_small,
+    attend_small_backward,
+    batched,
+    by_sample,
+)
 
 Pieces = Sequence[Sequence[Piece]]
 """Of each batch."""
@@ -40,8 +46,10 @@ class CPUAttention(Function):
         for _, of_batch, (qs, ks, vs, out), bs in _by_batch(batches, pieces, (q, keys, values, output), bias):
             for piece in of_batch:
                 if _is_small(piece, q):
-                    out[:], weights = attend_small(qs, ks, vs, added_to_scores(piece, bs, q.dtype), scale)
-                    kept.append(weights)
+                    added, own, seen = added_to_scores(piece, bs, q.dtype), piece.queries, piece.keys[0]
+                    of_each = added.expand(len(qs), -1, -1).split(1) if by_sample(qs) else [added] * q.shape[1]
+                    inputs = batched(qs[:, own], ks[:, seen], vs[:, seen], out[:, own])
+                    kept += [attend_small(*one, added=a, scale=scale) for one, a in zip(inputs, of_each, strict=True)]
                     continue
                 result, normalizer = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                     *gather_inputs(piece, qs, ks, vs, bs), **_options(piece, q)
@@ -66,10 +74,16 @@ class CPUAttention(Function):
         ):
             for piece in of_batch:
                 if _is_small(piece, q):
-                    gq[:], gk[:], gv[:], of_scores = attend_small_backward(grad, qs, ks, vs, next(kept), size**-0.5)
-                    if piece.biased is not None and grad_bias is not None:
-                        of_key = (piece.biased.mT.to(q.dtype) @ of_scores).unflatten(0, (len(qs), -1)).sum((1, 2))
-                        batch.of_context(grad_bias).add_(of_key[:, : batch.context_length])
+                    of_queries = (x[:, piece.queries] for x in (grad, qs, gq))
+                    of_keys = (x[:, piece.keys[0]] for x in (ks, vs, gk, gv))
+                    for number, one in enumerate(batched(*of_queries, *of_keys)):
+                        of_scores = attend_small_backward(*one, weights=next(kept), scale=size**-0.5)
+                        if piece.biased is not None and grad_bias is not None:
+                            of_key = (piece.biased.mT.to(q.dtype) @ of_scores)[:, 0, : batch.context_length]
+                            total = batch.of_context(grad_bias)
+                            if by_sample(qs):
+                                total, of_key = total[number], of_key.sum(0)
+                            total.add_(of_key)
                     continue
                 inputs = gather_inputs(piece, qs, ks, vs, bs)
                 of_output, result = (x[:, piece.queries].transpose(1, 2) for x in (grad, out))

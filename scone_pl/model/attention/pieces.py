@@ -22,8 +22,9 @@ from scone_pl.model.sequence import Split, SplitKind
 QUERY_CHUNK = 256
 """Text queries that share one causal mask of (chunk, keys): bounds its memory for texts of any length."""
 
-SMALL_SAMPLE = 128
-"""Maximum tokens of a sample that is one piece with a mask: several calls would cost more than the masked pairs."""
+SMALL_SAMPLE = 256
+"""Maximum tokens of a sample that is two pieces, context and targets, with masks: more calls would cost more than the
+masked pairs. Half as many again with a soft bridge's bias, which is free in a mask."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Piece:
     biased: Tensor | None = None
     """(queries, 1) bool: the queries that a soft bridge's bias concerns; keys that start with the context."""
     small: bool = False
-    """Whole samples of up to `SMALL_SAMPLE` tokens with a mask (`masked_piece`)."""
+    """Context or targets of small samples (`masked_piece`)."""
 
 
 @dataclass(frozen=True)
@@ -123,24 +124,22 @@ def target_pieces(
     return pieces
 
 
-def masked_piece(
-    batch: SampleBatch, pieces: Sequence[Piece], device: torch.device, biased: Tensor | None = None
-) -> Piece:
-    """All of `pieces`, which gather nothing, as one; `biased` is `target_pieces`'."""
-    size = batch.length
+def masked_piece(pieces: Sequence[Piece], device: torch.device, biased: Tensor | None = None) -> Piece:
+    """Adjacent `pieces`, which gather nothing, as one that sees all their keys; `biased` is `target_pieces`'."""
+    first, last = min(p.queries.start for p in pieces), max(p.queries.stop for p in pieces)
     num_masks = max((p.mask.shape[0] for p in pieces if p.mask is not None and p.mask.ndim == 4), default=1)
-    mask = torch.zeros(num_masks, 1, size, size, dtype=torch.bool, device=device)
+    mask = torch.zeros(num_masks, 1, last - first, last, dtype=torch.bool, device=device)
     for piece in pieces:
-        start = 0
+        rows, start = mask[:, :, slice(piece.queries.start - first, piece.queries.stop - first, piece.queries.step)], 0
         for keys in piece.keys:
             stop = start + keys.stop - keys.start
             part: Tensor | bool = True if piece.mask is None else piece.mask[..., start:stop]
             if piece.causal:
                 part = torch.ones(stop, stop, dtype=torch.bool, device=device).tril()
-            mask[:, :, piece.queries, keys] = part
+            rows[..., keys] = part
             start = stop
-    of_query = None if biased is None else biased[:, None]
-    return Piece(slice(0, size), (slice(0, size),), mask, biased=of_query, small=True)
+    of_query = None if biased is None else biased[first:last, None]
+    return Piece(slice(first, last), (slice(0, last),), mask, biased=of_query, small=True)
 
 
 def _with_own(mask: Tensor | None, split: Split) -> Tensor | None:

@@ -78,8 +78,11 @@ class SplitPlan(AttentionPlan):
         parts = zip(self.batches, self._context, targets, biased or [None] * len(targets), strict=True)
         for batch, of_context, of_targets, of_query in parts:
             both = of_context + of_targets
-            small = batch.length <= pieces.SMALL_SAMPLE and len(both) > 1
-            result.append([masked_piece(batch, both, self._pack.device, of_query)] if small else both)
+            limit = pieces.SMALL_SAMPLE if of_query is None else pieces.SMALL_SAMPLE * 3 // 2
+            if batch.length <= limit and len(both) > 1:
+                groups = (of_context, None), (of_targets, of_query)
+                both = [masked_piece(group, self._pack.device, rows) for group, rows in groups if group]
+            result.append(both)
         return result
 
     def over(self, pack: PackedSequence, present: Tensor | None) -> SplitPlan:

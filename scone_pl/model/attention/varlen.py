@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from scone_pl.errors import UserError
 from scone_pl.model.attention.plan import AttentionPlan
 from scone_pl.model.attention.sdpa import append_channel
-from scone_pl.model.sequence import PackedSequence, SplitKind, to_device
+from scone_pl.model.sequence import PackedSequence, SplitKind, indices_of, to_device
 
 HALF = (torch.bfloat16, torch.float16)
 """What FlashAttention computes in."""
@@ -270,9 +270,6 @@ def _segments(pack: PackedSequence, *, edges_apart: bool = False, targets_apart:
 
 
 def _group(segments: Sequence[_Segment], device: torch.device) -> Segments:
-    def rows(ranges: Sequence[range]) -> Tensor:
-        return to_device(torch.cat([torch.arange(r.start, r.stop) for r in ranges]), device)
-
     def starts(lengths: Sequence[int]) -> Tensor:
         return to_device(torch.tensor([*accumulate(lengths, initial=0)], dtype=torch.int32), device)
 
@@ -282,8 +279,8 @@ def _group(segments: Sequence[_Segment], device: torch.device) -> Segments:
     )
     looked_up = [torch.full((len(r),), flag) for s in segments for r, flag in zip(s.keys, s.looked_up, strict=True)]
     return Segments(
-        queries=rows([r for s in segments for r in s.queries]),
-        keys=rows([r for s in segments for r in s.keys]),
+        queries=indices_of([r for s in segments for r in s.queries], device),
+        keys=indices_of([r for s in segments for r in s.keys], device),
         query_starts=starts(queries),
         key_starts=starts(keys),
         longest=(max(queries), max(keys)),
