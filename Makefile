@@ -8,7 +8,7 @@ SCONE := $(BIN)/python -m scone_pl
 SEEDS ?=
 QUICK ?= 0
 JOBS ?= $(if $(SCALE),1,2)
-TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts neo_table5 neo_layers untrained_mask sampling
+TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts neo_table5 neo_layers untrained_mask oracle sampling
 WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_oracle icons_late icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive
 # SCALE=large: world 2 one size up, whose base is trained first.
 ICONS := icons$(if $(filter large,$(SCALE)),_large)
@@ -131,6 +131,7 @@ neo_table5: ## Table 5 on a second base model, SenseNova-U1
 neo_layers: ## which layer the bridge should read there
 sampling: ## how few passes through the network have the published settings' score
 untrained_mask: ## masks in sampling over weights that were trained without
+oracle: ## which layers an exact mask needs
 icons-data: install ## shards of world 2
 	$(SCONE) icons shards --output data_shards/$(ICONS) --world '$(ICONS_WORLD)'
 
