@@ -22,22 +22,21 @@ class RMSNormFunction(Function):
         wide = _wide(x)
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normed = (wide * scale).to(x.dtype)
-        ctx.save_for_backward(normed, weight, scale)
-        return weight * normed
+        ctx.save_for_backward(x, weight, scale)
+        return weight * (wide * scale).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        narrow, weight, scale = ctx.saved_tensors
-        normed, gradient = _wide(narrow), _wide(gradient)
+        x, weight, scale = ctx.saved_tensors
+        normed, gradient = _wide(x) * scale, _wide(gradient)
         product = gradient * normed
         of_weight = product.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         of_x = None
         if ctx.needs_input_grad[0]:
             wide = weight.to(gradient.dtype)
-            inner = (product @ wide)[..., None]
-            of_x = (gradient * wide).addcmul_(normed, inner, value=-1 / normed.shape[-1]).mul_(scale).to(narrow.dtype)
+            inner = (product @ wide)[..., None] / x.shape[-1]
+            of_x = (gradient * wide).addcmul_(normed, inner, value=-1).mul_(scale).to(x.dtype)
         return of_x, of_weight, None
 
 
