@@ -79,6 +79,8 @@ def write_pages(folder: Path = DOCS, studies: Path = FOLDER) -> Path:
 def _entry(comparisons: Comparisons, folder: Path) -> Entry:
     result = comparisons.result
     answer = filled(result.text("answer"), comparisons) if result.has_findings else ""
+    if result.partial:
+        answer = f"Only {'; '.join(arm['label'] for arm in result.arms.values())} so far, no answer yet."
     return Entry(result.text("title"), f"{folder.name}/{result.study}.md", answer)
 
 

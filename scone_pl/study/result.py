@@ -34,7 +34,9 @@ class Result:
         self.study: str = content.get("study") or content["experiment"]
         self.scale: str = content.get("scale", MINI)
         self.quick: bool = content["quick"]
-        self.has_findings = not (self.quick or content.get("partial"))
+        self.partial: bool = content.get("partial", False)
+        """Whether only some of the study's arms have been run."""
+        self.has_findings = not (self.quick or self.partial)
         """Whether the study's findings, written for all arms in full, apply."""
         self.arms: Mapping[str, Any] = content["arms"]
         self.evaluations: Mapping[str, Any] = content["evaluations"]

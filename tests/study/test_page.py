@@ -167,8 +167,12 @@ def test_a_result_of_some_arms_has_neither_findings_nor_a_missing_baseline(tmp_p
     del content["arms"]["one"]
     text = section(Comparisons(Result(content)), tmp_path)
     assert "arm two" in text
+    assert "**Only some of the study's arms have been run.**" in text
     assert "minus" not in text
     assert "**Result.**" not in text
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence/demo.json").write_text(json.dumps(content))
+    assert "Only arm two so far, no answer yet." in write_pages(tmp_path / "evidence", tmp_path).read_text()
 
 
 def test_results_of_several_studies_side_by_side(tmp_path):
