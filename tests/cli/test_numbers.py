@@ -33,7 +33,13 @@ RECIPE = f"{ROOT}/experiments/mini/stage1.yaml"
 HUGE = 10**400
 FLOATS = (math.nan, math.inf, -math.inf, HUGE, -HUGE, True)
 WHOLES = (*FLOATS, -1, 10**30, 0.5)
-MAY_BE_NEGATIVE = {"model.bridge.threshold", "trainer.max_steps", "trainer.num_sanity_val_steps"}
+MAY_BE_NEGATIVE = {
+    "model.bridge.threshold",
+    "model.bridge.source_layer",
+    "model.sampling.bridge.source_layer",
+    "trainer.max_steps",
+    "trainer.num_sanity_val_steps",
+}
 EVERYTHING = (
     "--model.init_args.lora={}",
     "--model.init_args.bridge={quantile: 0.5}",
