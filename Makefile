@@ -14,6 +14,8 @@ WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_oracle icons_la
 ICONS := icons$(if $(filter large,$(SCALE)),_large)
 canvas_large := , canvas: 64
 ICONS_WORLD := {names: 80$(canvas_$(SCALE))}
+# A scale that a study lacks is refused before its data are made.
+$(foreach study,$(filter $(TABLES) $(WORLD2),$(MAKECMDGOALS)),$(if $(SCALE),$(if $(shell grep '^  $(SCALE):' experiments/studies/$(study).yaml),,$(error $(study) has no scale $(SCALE)))))
 STUDY = $(if $(SCALE),,OMP_NUM_THREADS=1) $(SCONE) study run $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) --jobs $(JOBS) $(if $(filter 1,$(QUICK)),--quick)
 
 .DEFAULT_GOAL := help
@@ -162,7 +164,7 @@ evidence-look: ## world 2's studies, one seed each, short
 tokens: mini-data ## time, memory and scores with blocked tokens masked or dropped
 	$(if $(filter 1,$(QUICK)),,$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json)
 	$(STUDY) experiments/studies/tokens.yaml
-evidence: $(TABLES) tokens ## all studies, about 4 hours on 2 cores; finished runs are kept
+evidence: $(TABLES) tokens ## all studies of world 1, hours on 2 cores; finished runs are kept
 
 ##@ GPU
 ANY_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -80,8 +80,10 @@ def layers(
     )
     if output is not None:
         draw_maps(rows, output / "maps.png")
+        written = ["layers.json", "maps.png"]
         if "histograms" in report:
             draw_histograms({"": report["histograms"]}, output / "histograms.png")
+            written.append("histograms.png")
         write_json(report, output / "layers.json")
-        print(f"\n{output / 'layers.json'}   {output / 'maps.png'}")
+        print("\n" + "   ".join(str(output / name) for name in written))
     return 0

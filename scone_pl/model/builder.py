@@ -210,7 +210,7 @@ def patchify_image(image: Tensor, patch_size: int) -> Tensor:
 
 @lru_cache(maxsize=64)  # shards have few sizes
 def grid_positions(grid: tuple[int, int], positions_per_side: int) -> Tensor:
-    """(rows * columns,) int64: rows of a square position table, `row * positions_per_side + column`."""
+    """(rows * columns,) int64, not to be written to: rows of a square table, `row * positions_per_side + column`."""
     rows, columns = grid
     return (torch.arange(rows)[:, None] * positions_per_side + torch.arange(columns)).flatten()
 

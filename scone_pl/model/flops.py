@@ -20,7 +20,8 @@ from scone_pl.model.attention import attended_pairs
 from scone_pl.model.bridge import kept_lengths, shortened
 from scone_pl.model.config import BridgeConfig, NetworkConfig
 from scone_pl.model.experts import training_together
-from scone_pl.model.sequence import PackedSequence, SplitKind, to_device
+from scone_pl.model.indices import to_device
+from scone_pl.model.sequence import PackedSequence, SplitKind
 
 TRAINED = ("understanding", "generation", "connector", "latent_projections", "time_embedder")
 """Parts that train by default: everything but ViT and autoencoder; named as in `scone_pl.training.parts`."""

@@ -25,27 +25,11 @@ import torch
 from torch import Tensor
 
 from scone_pl.model.boxes import Box, tokens_in
+from scone_pl.model.indices import indices_of, to_device
 from scone_pl.model.layout import SCONE_LAYOUT, PromptLayout
 
 Names = tuple[tuple[int, int], ...]
 """The tokens of each name as (first, stop), counted in the instruction as it is encoded."""
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A host tensor `x` on `device`, without synchronisation."""
-    if device.type == "cuda":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=device.type in ("cuda", "meta"))
-
-
-def indices_of(ranges: Sequence[range], device: torch.device) -> Tensor:
-    """(sum of the lengths,) int64 on `device`: the numbers of all `ranges`, which count up, one after the other."""
-    if not ranges:
-        return torch.zeros(0, dtype=torch.int64, device=device)
-    starts, lengths = torch.tensor([(r.start, len(r)) for r in ranges]).unbind(1)
-    stops = lengths.cumsum(0)
-    offsets = (starts - stops + lengths).repeat_interleave(lengths)
-    return to_device(torch.arange(len(offsets)) + offsets, device)
 
 
 class SplitKind(IntEnum):

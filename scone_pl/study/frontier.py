@@ -17,7 +17,7 @@ class Point(NamedTuple):
 
     label: str
     cost: float
-    """Mean over seeds, divided by that of the first evaluation."""
+    """Mean over seeds, divided by that of the first evaluation; nan where that is 0."""
     score: Estimate
     difference: Estimate
     """Score minus that of the first evaluation, paired by seed; without an interval with one seed."""
@@ -37,7 +37,7 @@ def points(result: Result) -> list[Point]:
         found.append(
             Point(
                 label,
-                costs[0].mean / costs[1].mean,
+                costs[0].mean / costs[1].mean if costs[1].mean else math.nan,
                 scores[0],
                 difference or Estimate(scores[0].mean - scores[1].mean, math.nan, ()),
             )

@@ -19,7 +19,7 @@ PUBLISHED = "published.yaml"
 SETTINGS = "page.yaml"
 """Beside the results: `head` of the front page and `reading`, the page that explains the others (templates); `groups`
 of studies in the order of the front page, each with `title`, `text` and `studies`."""
-WORDS = ("title", "question", "findings", "answer", "baseline", "contrasts", "beside")
+WORDS = ("title", "question", "findings", "answer", "baseline", "contrasts", "frontier", "beside")
 """What a study's file says now, rather than when its result was collected."""
 
 

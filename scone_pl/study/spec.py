@@ -120,6 +120,8 @@ class Study:
             raise UserError(f"{self.file}: init_of is {list(self.init_of)}; it must be [another study, its arm]")
         if self.frontier and len(self.frontier) != 2:
             raise UserError(f"{self.file}: frontier is {list(self.frontier)}; it must be [a cost, a score]")
+        if self.frontier and not any(one.settings.get("kind", "score") == "score" for one in self.evaluations.values()):
+            raise UserError(f"{self.file}: frontier needs an evaluation that is scored; leave it out")
         for name, one in self.evaluations.items():
             if unknown := set(self.frontier) - one.metrics.keys():
                 raise UserError(f"{self.file}: frontier names {', '.join(sorted(unknown))}, no metric of {name}")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from scone_pl.errors import UserError
-from scone_pl.model.sequence import to_device
+from scone_pl.model.indices import to_device
 from scone_pl.training.parts import part_of
 
 MAX_SKIPPED = 8

@@ -15,8 +15,9 @@ from scone_pl import flow
 from scone_pl.errors import UserError
 from scone_pl.model.bridge import BridgeState
 from scone_pl.model.config import BridgeConfig
+from scone_pl.model.indices import to_device
 from scone_pl.model.network import Network, NetworkOutput
-from scone_pl.model.sequence import PackedSequence, to_device
+from scone_pl.model.sequence import PackedSequence
 from scone_pl.ranges import check_number
 
 

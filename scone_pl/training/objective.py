@@ -11,8 +11,8 @@ from scone_pl.data.seeding import seed_of
 from scone_pl.data.stream import Batch
 from scone_pl.model.bridge import Bridge, BridgeState
 from scone_pl.model.config import BridgeConfig
+from scone_pl.model.indices import to_device
 from scone_pl.model.network import Network
-from scone_pl.model.sequence import to_device
 from scone_pl.training import losses
 from scone_pl.training.losses import AlignmentConfig
 from scone_pl.training.settings import StageSettings

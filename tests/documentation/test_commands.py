@@ -123,3 +123,10 @@ def test_a_wrong_command_is_noticed(line: str, capsys: pytest.CaptureFixture[str
     with pytest.raises((AssertionError, SystemExit, Exception)):
         parse_line(shlex.split(line))
     assert KINDS
+
+
+def test_a_scale_that_a_study_lacks_is_refused_before_its_data_are_made() -> None:
+    assert "--scale large" in makefile_commands("icons_table5", "SCALE=large")[-1]
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        makefile_commands("icons_oracle", "SCALE=large")
+    assert "icons_oracle has no scale large" in caught.value.stderr

@@ -12,6 +12,8 @@ from scone_pl.construct.steps.registry import STEPS
 from scone_pl.model.config import BridgeConfig
 from scone_pl.processes import PREEMPTION_SIGNALS
 from scone_pl.sampling.settings import SamplingConfig
+from scone_pl.study.frontier import points
+from scone_pl.study.result import Result
 
 
 def test_sampling_settings() -> None:
@@ -47,3 +49,19 @@ def test_exit_statuses() -> None:
     source = "\n".join(file.read_text() for file in (ROOT / "scone_pl").rglob("*.py"))
     named = {int(number) for number in re.findall(r"^[A-Z_]+ = (\d+)$", source, re.MULTILINE)}
     assert documented - {0, 1, *(128 + number for number in PREEMPTION_SIGNALS)} <= named
+
+
+def test_fewer_passes_are_the_numbers_of_their_study() -> None:
+    section = (ROOT / "docs/performance.md").read_text().partition("### Fewer passes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+) \| (\d\.\d\d) \| ([+-].+) \|$", section, re.MULTILINE)
+    assert len(rows) == 7
+    found = points(Result.read(ROOT / "docs/evidence/sampling.json"))
+    labels = {"fast, guidance branches in every second": "preset: fast, branches every 2nd step",
+              "**preset fast** (every third step)": "preset: fast", "every second step": "every 2nd step"}  # fmt: skip
+    measured = {
+        point.label.removeprefix("(c') · "): (f"{point.cost:.2f}", f"{point.difference.mean:+.2f}", point.difference)
+        for point in found
+    }
+    for name, cost, difference in rows:
+        expected_cost, mean, estimate = measured[labels.get(name, name)]
+        assert (cost, difference) == (expected_cost, f"{mean} ± {estimate.half_width:.2f}"), name

@@ -332,6 +332,8 @@ def test_score_against_cost_is_relative_to_the_first_evaluation(tmp_path):
     assert "| arm two · full | 1.00 |" in text
     plot(measured, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").is_file()
+    content["frontier"] = ["redundancy", "overall"]  # 0 in all reports
+    assert "| arm two · half | nan |" in re.sub(" +", " ", section(Comparisons(Result(content)), tmp_path))
     one = result(seeds=1)
     one["frontier"] = ["COM", "DIS"]
     assert "| arm one | 1.00 | 6.00 | 0.00 |" in re.sub(" +", " ", section(Comparisons(Result(one)), tmp_path))

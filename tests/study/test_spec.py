@@ -94,6 +94,10 @@ def test_what_decides_scores_names_their_file(written, tmp_path, monkeypatch):
         ({"baseline": "plan"}, r"baseline plan is none of its arms, plain$"),
         ({"contrasts": [["main", "less"]]}, r"contrasts name less, none of its evaluations$"),
         ({"frontier": ["COM"]}, r"frontier is \['COM'\]; it must be \[a cost, a score\]$"),
+        (
+            {"frontier": ["COM", "DIS"], "evaluations": {"main": {"kind": "layers"}}},
+            r"frontier needs an evaluation that is scored; leave it out$",
+        ),
         ({"frontier": ["seconds", "COM"]}, r"frontier names seconds, no metric of main$"),
         ({"init_of": ["wrong", "plain"]}, r"it must be \[another study, its arm\]"),
         ({"init_of": ["table4"]}, r"it must be \[another study, its arm\]"),

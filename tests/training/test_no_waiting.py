@@ -32,14 +32,14 @@ BRIDGES = {
 
 
 class OnlyAsynchronousCopies(TorchDispatchMode):
-    """Refuses copies from the host that would wait; `sequence.to_device` makes those that do not."""
+    """Refuses copies from the host that would wait; `indices.to_device` makes those that do not."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result, options = func(*args, **(kwargs or {})), kwargs or {}
         if func is torch.ops.aten._to_copy.default and result.is_meta and not args[0].is_meta:
-            assert options.get("non_blocking"), "a copy from pageable memory: use sequence.to_device"
+            assert options.get("non_blocking"), "a copy from pageable memory: use indices.to_device"
         return result
 
 

@@ -30,7 +30,8 @@ from torch.autograd.function import once_differentiable
 from scone_pl.errors import UserError
 from scone_pl.model.attention.plan import AttentionPlan
 from scone_pl.model.attention.sdpa import append_channel
-from scone_pl.model.sequence import PackedSequence, SplitKind, indices_of, to_device
+from scone_pl.model.indices import indices_of, to_device
+from scone_pl.model.sequence import PackedSequence, SplitKind
 
 HALF = (torch.bfloat16, torch.float16)
 """What FlashAttention computes in."""

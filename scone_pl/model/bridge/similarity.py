@@ -17,7 +17,8 @@ from torch import Tensor
 
 from scone_pl.errors import UserError
 from scone_pl.model.bridge_config import Pooling
-from scone_pl.model.sequence import Names, PackedSequence, SplitKind, to_device
+from scone_pl.model.indices import to_device
+from scone_pl.model.sequence import Names, PackedSequence, SplitKind
 
 _SHARPNESS = 0.1
 """Temperature of the weights of attention pooling."""

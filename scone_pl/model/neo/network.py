@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from scone_pl.model.embeddings import TimestepEmbedder
 from scone_pl.model.experts import ByExpert
+from scone_pl.model.indices import to_device
 from scone_pl.model.neo.config import NeoConfig
 from scone_pl.model.network import LanguageModel, Network
-from scone_pl.model.sequence import PackedSequence, to_device
+from scone_pl.model.sequence import PackedSequence
 from scone_pl.model.vae import as_float, build_autoencoder, latents_to_tokens, tokens_to_latents
 
 if TYPE_CHECKING:
