@@ -34,7 +34,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## train both stages in the mini-world and score them: 9 minutes on 2 cores
+demo: install ## train both stages in the mini-world and score them: 5 minutes on 2 idle cores
 	$(SCONE) demo --output .
 
 construct-demo: install ## construct training data of icons with planted faults, with a fake model server
