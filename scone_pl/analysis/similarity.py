@@ -1,4 +1,4 @@
-"""Similarity of reference tokens with the instruction after every decoder layer, in both experts (paper Fig. 11).
+"""Similarity of reference tokens with the instruction before and after every decoder layer, in both experts (Fig. 11).
 
 No mask is applied: one clean forward pass over packs of bounded length. Similarities are computed while the pass runs,
 so that no layer's states are kept: at 7B those of one pack would take 10 GB.
@@ -28,12 +28,14 @@ from scone_pl.model.network import Network
 from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
 
 EXPERTS = ("understanding", "generation")
+INPUTS = "inputs"
+"""What the understanding expert's first layer reads: a bridge with `source_layer: -1` compares there."""
 PACK_TOKENS = 26496
 """Tokens of a pack, as in training at 7B (release: max_num_tokens)."""
 
 
 class ImageMaps(NamedTuple):
-    """How similar one reference image's tokens are to the instruction, after every layer."""
+    """How similar one reference image's tokens are to the instruction, after every layer and before the first."""
 
     sample: int
     image: int
@@ -41,11 +43,24 @@ class ImageMaps(NamedTuple):
     """(layers, rows, columns) float32, of the image's ViT tokens: what the bridge compares with its threshold."""
     generation: np.ndarray | None
     """(layers, rows, columns) float32, of its VAE tokens; another grid. None where references have none."""
+    inputs: np.ndarray | None = None
+    """(1, rows, columns) float32, of its ViT tokens as they enter the decoder."""
+
+
+class LayerSimilarity(NamedTuple):
+    """Similarities of a pack's tokens, float32 on the CPU."""
+
+    understanding: Tensor
+    """(layers, L)."""
+    generation: Tensor
+    """(layers, L)."""
+    inputs: Tensor
+    """(1, L): as `understanding`, before the first layer."""
 
 
 @torch.no_grad()
-def similarity_of_layers(model: Network, pack: PackedSequence, clean: Tensor) -> ByExpert:
-    """(layers, L) float32 on the CPU for each expert.
+def similarity_of_layers(model: Network, pack: PackedSequence, clean: Tensor) -> LayerSimilarity:
+    """Of every layer, in each expert.
 
     Understanding: of ViT tokens, the bridge's own with `pooling: mean`, the paper's. Generation: mean cosine of the
     generation expert's states of VAE tokens with the understanding expert's states of the instruction. Other tokens'
@@ -56,18 +71,23 @@ def similarity_of_layers(model: Network, pack: PackedSequence, clean: Tensor) ->
         pack: on its device.
         clean: its latent tokens, see `Network.encode_images`.
     """
-    similarity, states_of_layers = Similarity(pack), []
+    similarity, states_of_layers, inputs = Similarity(pack), [], []
+
+    def compare_inputs(layer: nn.Module, given: Any) -> None:
+        inputs.append(similarity(given[0]).cpu())
 
     def compare(layer: nn.Module, inputs: Any, states: ByExpert) -> None:
         states_of_layers.append(_by_expert(similarity, states))
 
-    hooks = [layer.register_forward_hook(compare) for layer in model.language_model.model.layers]
+    layers = model.language_model.model.layers
+    hooks = [layers[0].register_forward_pre_hook(compare_inputs), *(x.register_forward_hook(compare) for x in layers)]
     try:
         model(pack, clean, torch.zeros(len(pack.latent_splits), device=pack.device))
     finally:
         for hook in hooks:
             hook.remove()
-    return ByExpert(*(torch.stack(of_expert) for of_expert in zip(*states_of_layers, strict=True)))
+    understanding, generation = (torch.stack(of_expert) for of_expert in zip(*states_of_layers, strict=True))
+    return LayerSimilarity(understanding, generation, torch.stack(inputs))
 
 
 def _by_expert(similarity: Similarity, states: ByExpert) -> ByExpert:
@@ -79,7 +99,7 @@ def _by_expert(similarity: Similarity, states: ByExpert) -> ByExpert:
     return ByExpert(similarity(states.understanding).cpu(), generation.cpu())
 
 
-def image_maps(pack: PackedSequence, similarity: ByExpert) -> list[ImageMaps]:
+def image_maps(pack: PackedSequence, similarity: LayerSimilarity) -> list[ImageMaps]:
     """The maps of all reference images of a pack, in its order, from `similarity_of_layers`.
 
     Every reference must have its ViT split, and its VAE split if the layout has those.
@@ -93,8 +113,9 @@ def image_maps(pack: PackedSequence, similarity: ByExpert) -> list[ImageMaps]:
     of_latents: Sequence[np.ndarray | None] = [None] * len(splits)
     if not pack.layout.single_stream:
         of_latents = grids(similarity.generation, SplitKind.VAE)
-    maps = zip(splits, grids(similarity.understanding, SplitKind.VIT), of_latents, strict=True)
-    return [ImageMaps(s.sample, s.image or 0, understanding, generation) for s, understanding, generation in maps]
+    of_inputs, understanding = (grids(x, SplitKind.VIT) for x in (similarity.inputs, similarity.understanding))
+    maps = zip(splits, understanding, of_latents, of_inputs, strict=True)
+    return [ImageMaps(split.sample, split.image or 0, own, other, before) for split, own, other, before in maps]
 
 
 def read_images(

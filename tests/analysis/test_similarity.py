@@ -9,7 +9,7 @@ from layer_helpers import mini_samples
 
 from scone_pl.analysis.measures import QUANTILES, exchanged, measure
 from scone_pl.analysis.report import report_of
-from scone_pl.analysis.similarity import EXPERTS, read_images
+from scone_pl.analysis.similarity import EXPERTS, INPUTS, read_images
 from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.data.packing import PackingConfig, add_sample
 from scone_pl.data.seeding import generator
@@ -33,12 +33,13 @@ def looped_maps(opened, sample):
     builder = SequenceBuilder(model.config.sequence_format(tokenizer.special))
     add_sample(builder, sample, tokenizer, packing, generator(0))
     pack = builder.build()
-    states = []
+    states, inputs = [], []
     layers = model.language_model.model.layers
+    before = layers[0].register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
     hooks = [layer.register_forward_hook(lambda module, inputs, out: states.append(out)) for layer in layers]
     with torch.no_grad():
         model(pack, model.encode_images(pack), torch.zeros(len(pack.latent_splits)))
-    for hook in hooks:
+    for hook in (*hooks, before):
         hook.remove()
     (text,) = pack.splits_of(SplitKind.TEXT)
     found = []
@@ -54,6 +55,13 @@ def looped_maps(opened, sample):
                 for place, token in enumerate(split.content):
                     cosines = torch.cosine_similarity(merged[token, None], merged[text.start : text.stop], dim=-1)
                     maps[expert][layer].flat[place] = cosines.mean()
+        (split,) = [s for s in pack.splits_of(SplitKind.VIT) if s.image == image]
+        merged = torch.zeros(len(pack), inputs[0].shape[1])
+        merged[pack.understanding_index] = inputs[0]
+        cosines = [
+            torch.cosine_similarity(merged[t, None], merged[text.start : text.stop], dim=-1) for t in split.content
+        ]
+        maps[INPUTS] = torch.stack([c.mean() for c in cosines]).reshape(1, *split.grid).numpy()
         found.append(maps)
     return found
 
@@ -105,13 +113,13 @@ def test_everything_against_loops(opened):
         (i, j) for i, s in enumerate(samples) for j in range(len(s.references))
     ]
     for (maps, other), one, two in zip(pairs, own, changed, strict=True):
-        for expert in EXPERTS:
+        for expert in (*EXPERTS, INPUTS):
             np.testing.assert_allclose(getattr(maps, expert), one[expert], atol=1e-5)
             np.testing.assert_allclose(getattr(other, expert), two[expert], atol=1e-5)
     report = report_of(measure(pairs, samples))
     assert report["labelled_images"] == sum(len({c.is_target for c in group}) == 2 for group in groups) > 6
     assert report["images"] == len(groups)
-    for expert in EXPERTS:
+    for expert in (*EXPERTS, INPUTS):
         expected = looped_report([m[expert] for m in own], [m[expert] for m in changed], groups)
         found = report["experts"][expert]
         for name in ("gap", "sensitivity"):

@@ -1,7 +1,11 @@
-"""Contrastive pretraining of the ViT with captions, as BAGEL's ViT (SigLIP) comes pretrained. No boxes.
+"""Contrastive pretraining of the ViT with texts, as BAGEL's ViT (SigLIP) comes pretrained. No boxes.
 
-An image and a word belong together if the word is in the image's caption; which of its tokens shows what the word means
-is left open. Shapes: B images, V ViT tokens of an image, P values of a patch, W words.
+Two losses. *Words*: an image and a word belong together if the word is in the image's caption. *Instructions*: an image
+and an instruction belong together if the image is one of its references, and what is compared is what the bridge
+compares, the mean over the instruction's words. In both, which token of the image shows what is meant is left open: the
+most similar one counts. Words come first: instructions alone, or both from the start, teach less.
+
+Shapes: B images, V ViT tokens of an image, P values of a patch, W words, D width.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +26,7 @@ from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ImageResize
 from scone_pl.errors import UserError
+from scone_pl.evaluation.scores import SCONEEVAL_TASKS
 from scone_pl.model.builder import grid_positions, patchify_image
 from scone_pl.model.config import SconeConfig
 from scone_pl.model.network import Network
@@ -39,19 +44,32 @@ from scone_pl.worlds.icons.shards import ICON_SETS
 from scone_pl.worlds.icons.world import IconsConfig, IconWorld
 
 _SCALE, _BIAS = 15.0, -4.5
-"""Of the logits (SigLIP, arXiv 2303.15343, section 3.2); `pretrain` starts from these and trains them."""
+"""Of a word's logits (SigLIP, arXiv 2303.15343, section 3.2); `pretrain` starts from these and trains them."""
+_INSTRUCTION_SCALE = 100.0
+"""Of an instruction's logits (CLIP's last, arXiv 2103.00020, section 2.4); `pretrain` starts from a third of it."""
+_INSTRUCTION_WEIGHT = 3.0
+"""Of the loss of instructions beside that of words."""
 
 
-def captioned_images(config: IconsConfig, seed: int = 0) -> Iterator[tuple[Image.Image, str]]:
-    """References of the stream `questions` with their captions, without end."""
-    questions = ICON_SETS["questions"]
-    world = IconWorld(seed, config, questions.stream)
-    number = 0
-    while True:
-        episode = world.sample(questions.tasks[number % len(questions.tasks)], number)
+@dataclass(frozen=True)
+class Described:
+    """One reference image and its texts."""
+
+    image: Image.Image
+    caption: str
+    """All subjects of the image, and its scene."""
+    instruction: str
+    """Names one of its subjects, and those of other references; the scene is that of the target."""
+
+
+def described_images(config: IconsConfig, seed: int = 0) -> Iterator[Described]:
+    """References of the stream `questions`, of every task but that of two references of one subject, without end."""
+    tasks, stream = (SCONEEVAL_TASKS[0], *SCONEEVAL_TASKS[2:]), ICON_SETS["questions"].stream
+    world = IconWorld(seed, config, stream)
+    for number in count():
+        episode = world.sample(tasks[number % len(tasks)], number)
         for group, scene, image in zip(episode.candidates, episode.reference_scenes, episode.references, strict=True):
-            yield Image.fromarray(image), caption(episode, group, scene.name)
-        number += 1
+            yield Described(Image.fromarray(image), caption(episode, group, scene.name), episode.instruction)
 
 
 def pretrain(
@@ -60,7 +78,7 @@ def pretrain(
     config: IconsConfig,
     *,
     steps: int,
-    images: int = 20_000,
+    images: int = 50_000,
     batch: int = 64,
     lr: float = 2e-3,
     seed: int = 0,
@@ -70,9 +88,10 @@ def pretrain(
 
     Args:
         model: of preset `icons`, with random weights.
-        tokenizer: of the captions.
+        tokenizer: of the texts.
         config: of the world.
-        steps: optimizer steps; the learning rate rises over the first 50, then falls to 0 by a cosine.
+        steps: optimizer steps, half of them with words alone, half with instructions too; in each half the learning
+            rate rises over the first 50, then falls to 0 by a cosine.
         images: how many different images; a twentieth of them is held out.
         batch: images of a step.
         lr: peak learning rate of AdamW.
@@ -86,24 +105,27 @@ def pretrain(
         AUROC of the names' logits: in held-out images that show what is named against those that do not.
     """
     packing_of(config.canvas, model.config.sequence_format(tokenizer.special))
-    patches, tags = _read(model, tokenizer, config, images, seed, progress)
-    present = torch.zeros(len(tags), model.config.decoder.vocab_size)
-    for image, ids in enumerate(tags):
-        present[image, ids] = 1
-    known = present.any(0).nonzero().flatten()
-    present = present[:, known]
+    patches, captions, instructions = _read(model, tokenizer, config, images, seed, progress)
+    known = captions.any(0).nonzero().flatten()
+    present, said = captions[:, known].clamp(max=1).float(), instructions.float()
     held_out = max(1, images // 20)
-    scale, bias = (torch.nn.Parameter(torch.tensor(value)) for value in (math.log(_SCALE), _BIAS))
-    trained = [*model.vit_model.parameters(), *model.connector.parameters(), *_words(model).parameters(), scale, bias]
+    start = (math.log(_SCALE), _BIAS, math.log(_INSTRUCTION_SCALE / 3))
+    scale, bias, instruction_scale = (torch.nn.Parameter(torch.tensor(value)) for value in start)
+    network = [*model.vit_model.parameters(), *model.connector.parameters(), *_words(model).parameters()]
+    trained = [*network, scale, bias, instruction_scale]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    half = (steps + 1) // 2
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 50) * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer, lambda step: min(1.0, (step % half + 1) / 50) * (1 + math.cos(math.pi * (step % half) / half)) / 2
     )
     order = generator("contrastive", str(seed))
-    for _ in track(range(steps), "contrastive", steps, unit="steps", show=progress):
+    for step in track(range(steps), "contrastive", steps, unit="steps", show=progress):
         picked = torch.from_numpy(order.integers(images - held_out, size=batch))
-        logits = scale.exp() * _cosines(model, patches[picked], known) + bias
-        loss = F.binary_cross_entropy_with_logits(logits, present[picked], reduction="sum") / batch
+        features, words = _image_features(model, patches[picked]), _embeddings(model, known)
+        loss = _word_loss(_best(features, words), present[picked], scale.exp(), bias)
+        if step >= half:
+            texts = _means(said[picked], F.normalize(_words(model).weight, dim=-1))
+            loss = loss + _INSTRUCTION_WEIGHT * _instruction_loss(_best(features, texts), instruction_scale.exp())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -116,8 +138,19 @@ def pretrain(
     }
     named = torch.tensor([int(word) in names for word in known])
     with torch.no_grad():
-        cosines = _cosines(model, patches[-held_out:], known)[:, named]
+        cosines = _best(_image_features(model, patches[-held_out:]), _embeddings(model, known))[:, named]
     return float(binary_auroc(cosines.flatten(), present[-held_out:, named].flatten().long()))
+
+
+def _word_loss(cosines: Tensor, present: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
+    """The sum over words of each one's binary cross-entropy, mean over images; both are (B, W)."""
+    return F.binary_cross_entropy_with_logits(scale * cosines + bias, present, reduction="sum") / len(present)
+
+
+def _instruction_loss(cosines: Tensor, scale: Tensor | float) -> Tensor:
+    """Which image is an instruction's, and which instruction an image's (CLIP); (B, B), images by instructions."""
+    own = torch.arange(len(cosines), device=cosines.device)
+    return (F.cross_entropy(scale * cosines, own) + F.cross_entropy(scale * cosines.T, own)) / 2
 
 
 def _words(model: Scone) -> torch.nn.Embedding:
@@ -126,25 +159,37 @@ def _words(model: Scone) -> torch.nn.Embedding:
 
 def _read(
     model: Scone, tokenizer: Tokenizer, config: IconsConfig, images: int, seed: int, progress: bool
-) -> tuple[Tensor, list[list[int]]]:
-    """(images, V, patch values) uint8, and the words of each image's caption."""
-    side = model.config.vit.patch_size
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches (images, V, P) uint8; how often each word of the vocabulary is in captions and in instructions."""
+    side, words = model.config.vit.patch_size, model.config.decoder.vocab_size
     resize = ImageResize(side, config.canvas, config.canvas)
-    drawn = track(islice(captioned_images(config, seed), images), "images", images, unit="images", show=progress)
-    pairs = [
-        (patchify_image(resize(image, interleaved=True), side), sorted(set(tokenizer.encode(text))))
-        for image, text in drawn
-    ]
-    return torch.stack([patches for patches, _ in pairs]), [ids for _, ids in pairs]
+    patches, captions, instructions = [], *torch.zeros(2, images, words, dtype=torch.uint8)
+    drawn = islice(described_images(config, seed), images)
+    for row, one in enumerate(track(drawn, "images", images, unit="images", show=progress)):
+        patches.append(patchify_image(resize(one.image, interleaved=True), side))
+        for counts, text in ((captions, one.caption), (instructions, one.instruction)):
+            counts[row] = torch.bincount(torch.tensor(tokenizer.encode(text)), minlength=words)
+    return torch.stack(patches), captions, instructions
 
 
-def _cosines(model: Scone, patches: Tensor, words: Tensor) -> Tensor:
-    """(B, W): the greatest cosine of a word's embedding (W,) with a token of an image, from its `patches` (B, V, P)."""
+def _means(said: Tensor, words: Tensor) -> Tensor:
+    """(B, D): means of `words` (W, D) over each text, which has them as often as `said` (B, W)."""
+    means: Tensor = said @ words / said.sum(1, keepdim=True)
+    return means
+
+
+def _image_features(model: Scone, patches: Tensor) -> Tensor:
+    """(B, V, D), normalised, of square images of one size, from `patches` (B, V, P) uint8."""
     images, tokens = patches.shape[:2]
     side = math.isqrt(tokens)
     positions = grid_positions((side, side), model.config.vit_positions_per_side).repeat(images)
     features = _features(model, as_float(patches.flatten(0, 1)), positions, [tokens] * images)
-    best: Tensor = (features @ _embeddings(model, words).T).unflatten(0, (images, tokens)).amax(1)
+    return features.view(images, tokens, -1)
+
+
+def _best(features: Tensor, texts: Tensor) -> Tensor:
+    """(B, W): the greatest similarity of a text (W, D), a word or a mean of several, with a token (B, V, D)."""
+    best: Tensor = (features @ texts.T).amax(1)
     return best
 
 
@@ -161,24 +206,24 @@ def _embeddings(model: Scone, words: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionObjective(Objective):
-    """`alignment` without boxes: the loss of `pretrain` between the samples of a pack, at the decoder's inputs.
+    """`alignment` without boxes: the losses of `pretrain` between the samples of a pack, at the decoder's inputs.
 
-    A word belongs to the images of a sample if it is in one of the sample's texts. That is wrong for the scene of a
-    target and for questions about what is not there, as captions from the web are. The ViT runs a second time for it.
+    The texts of a sample are its caption and its instruction in one. That is wrong for the scene of a target and for
+    questions about what is not there, as captions from the web are. The ViT runs a second time for it.
     """
 
     def pack_losses(self, model: Network, batch: Batch, device: torch.device, *, sample_posterior: bool) -> PackLosses:
         result = super().pack_losses(model, batch, device, sample_posterior=sample_posterior)
         pack = batch.sequence
         splits = [split for split in pack.splits if split.kind == SplitKind.VIT]
-        if not self.aligned or not splits:
+        seen = {s.sample for s in splits} & {s.sample for s in pack.splits if s.kind == SplitKind.TEXT}
+        if not self.aligned or not seen:
             return result
         assert isinstance(model, Scone), "checked by GroundedComposition"
         at = pack.device
         lengths = [rows * columns for rows, columns in pack.vit_grids]
         features = _features(model, as_float(pack.vit_patches), pack.vit_positions, lengths)
-        seen = sorted({split.sample for split in splits})
-        row = {sample: number for number, sample in enumerate(seen)}
+        row = {sample: number for number, sample in enumerate(sorted(seen))}
         texts = [(s.sample, s.content) for s in pack.splits if s.kind == SplitKind.TEXT and s.sample in row]
         ids = torch.zeros(len(pack), dtype=torch.int64, device=at).index_copy(0, pack.text_index, pack.text_ids)
         words, column = torch.cat([ids[c.start : c.stop] for _, c in texts]).unique(return_inverse=True)
@@ -186,15 +231,20 @@ class CaptionObjective(Objective):
             torch.tensor([row[sample] for sample, _ in texts], device=at),
             torch.tensor([len(c) for _, c in texts], device=at),
         )
-        present = torch.zeros(len(seen), len(words), device=at).index_put((rows, column), torch.ones((), device=at))
+        one = torch.ones((), device=at)
+        said = torch.zeros(len(row), len(words), device=at).index_put((rows, column), one, accumulate=True)
+        embeddings = _embeddings(model, words)
+        compared = torch.cat([embeddings, _means(said, embeddings)])
         owner = torch.repeat_interleave(
-            torch.tensor([row[s.sample] for s in splits], device=at), torch.tensor(lengths, device=at)
+            torch.tensor([row.get(s.sample, len(row)) for s in splits], device=at), torch.tensor(lengths, device=at)
         )
-        cosines = features @ _embeddings(model, words).T
-        best = torch.full(present.shape, -1.0, device=at).scatter_reduce(
+        cosines = features @ compared.T
+        best = torch.full((len(row) + 1, len(compared)), -1.0, device=at).scatter_reduce(
             0, owner[:, None].expand_as(cosines), cosines, "amax"
-        )
-        loss = F.binary_cross_entropy_with_logits(_SCALE * best + _BIAS, present, reduction="sum") / len(seen)
+        )  # the last row is for images whose texts were dropped
+        by_word, by_text = best[:-1].split([len(words), len(row)], dim=1)
+        loss = _word_loss(by_word, said.clamp(max=1), _SCALE, _BIAS)
+        loss = loss + _INSTRUCTION_WEIGHT * _instruction_loss(by_text, _INSTRUCTION_SCALE)
         return replace(result, alignment=loss)
 
 
