@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -15,21 +17,19 @@ from running import ROOT, run_scone
 from scone_pl.__main__ import main
 from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.model import from_pretrained
-from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.errors import UserError
-from scone_pl.model.builder import SequenceBuilder, grid_positions, patchify_image
-from scone_pl.model.config import BridgeConfig, icons
+from scone_pl.model.config import icons
 from scone_pl.model.network import Network
 from scone_pl.model.scone import Scone
 from scone_pl.study.evaluators import evaluator_of
-from scone_pl.training.losses import AlignmentConfig
 from scone_pl.worlds.evaluate import bridge_of
+from scone_pl.worlds.icons.atlas import read_atlas
 from scone_pl.worlds.icons.autoencoder import SHIPPED, shipped, train
 from scone_pl.worlds.icons.base import write_base
-from scone_pl.worlds.icons.contrastive import CaptionObjective, pretrain
+from scone_pl.worlds.icons.contrastive import described_images, instruction_loss, means, pretrain, word_loss
 from scone_pl.worlds.icons.shards import ICON_SETS, write_icons
-from scone_pl.worlds.icons.world import IconsConfig, fixed_set
+from scone_pl.worlds.icons.world import IconsConfig, IconWorld, fixed_set
 
 
 @pytest.fixture(scope="module")
@@ -92,46 +92,37 @@ def test_contrastive_pretraining_tells_which_images_show_what_a_word_names(base)
         assert value.equal(networks[1].state_dict()[name]), name
 
 
-def test_the_loss_of_captions_is_that_of_words_and_texts_and_the_nearest_tokens_of_their_samples(base):
-    network, tokenizer = from_pretrained(base), Tokenizer.from_folder(base)
-    builder = SequenceBuilder(network.config.sequence_format(tokenizer.special))
+def test_the_losses_of_pretraining_against_loops():
     generator = torch.Generator().manual_seed(0)
-    texts = ["describe", "is there a", "the sky"]
-    images = [torch.rand(3, 30, 30, generator=generator) * 2 - 1 for _ in range(3)]
-    for text, shown in zip(texts, (images[:1], images[1:], []), strict=True):
-        builder.begin_sample()
-        for reference, image in enumerate(shown):
-            builder.add_vit(image, reference=reference)
-        builder.add_text(tokenizer.encode(text))
-        builder.add_text(tokenizer.encode("yes"), loss=True)
-    builder.begin_sample()  # its text was dropped
-    builder.add_vit(images[0], reference=0)
-    batch = Batch(builder.build(), 0, None, 0)
-    bridge = BridgeConfig(source_layer=0, first_masked_layer=1, last_masked_layer=5, apply_mask=False)
-    objective = CaptionObjective(bridge=bridge, alignment=AlignmentConfig(weight=1.0))
-    loss = objective.pack_losses(network, batch, torch.device("cpu"), sample_posterior=False).alignment
-    assert isinstance(network, Scone)
-    said = [[*tokenizer.encode(text), *tokenizer.encode("yes")] for text in texts[:2]]
-    embed, total = network.language_model.model.embed_tokens, 0.0
-    means = [torch.stack([embed.weight[word] / embed.weight[word].norm() for word in own]).mean(0) for own in said]
-    similarity = torch.zeros(2, 2)
-    for number, (shown, own) in enumerate(zip((images[:1], images[1:]), said, strict=True)):
-        patches = torch.cat([patchify_image(image, 5) for image in shown])
-        positions = grid_positions((6, 6), 6).repeat(len(shown))
-        tokens = network.connector(network.vit_model(patches, positions, [36] * len(shown)))
-        tokens = tokens + network.vit_pos_embed(positions)
-        similarity[number] = torch.stack([torch.stack([t @ m / t.norm() for t in tokens]).max() for m in means])
-        for word in {*said[0], *said[1]}:
-            best = max(torch.cosine_similarity(token, embed(torch.tensor(word)), dim=0) for token in tokens)
-            total -= torch.nn.functional.logsigmoid((1 if word in own else -1) * (15 * best - 4.5))
-    assert loss is not None
-    log_odds = 100 * (similarity.diagonal() - similarity.fliplr().diagonal())  # of an image's own instruction
-    log_odds_of_images = 100 * (similarity.diagonal() - similarity.flipud().diagonal())
-    instructions = -torch.nn.functional.logsigmoid(torch.stack([log_odds, log_odds_of_images])).mean(1).sum() / 2
-    assert loss.item() == pytest.approx(total.item() / 2 + 3 * instructions.item(), rel=1e-5)
-    loss.backward()
-    assert embed.weight.grad is not None
-    assert embed.weight.grad[tokenizer.encode("sky")].abs().max() == 0  # no image, not compared
+    cosines = torch.rand(3, 5, generator=generator, dtype=torch.float64) * 2 - 1
+    present = torch.rand(3, 5, generator=generator) < 0.4
+    scale, bias = torch.tensor(15.0), torch.tensor(-4.5)
+    of_words = sum(
+        -math.log(1 / (1 + math.exp(-(1 if there else -1) * (15 * cosine - 4.5))))
+        for row, own in zip(cosines.tolist(), present.tolist(), strict=True)
+        for cosine, there in zip(row, own, strict=True)
+    )
+    assert word_loss(cosines, present.double(), scale, bias).item() == pytest.approx(of_words / 3)
+    square, total = cosines[:, :3].tolist(), 0.0
+    for i in range(3):
+        others = [[math.exp(20 * square[i][j]) for j in range(3)], [math.exp(20 * square[j][i]) for j in range(3)]]
+        total -= sum(math.log(one[i] / sum(one)) for one in others) / 2
+    assert instruction_loss(cosines[:, :3], torch.tensor(20.0)).item() == pytest.approx(total / 3)
+    words = torch.rand(4, 6, generator=generator)
+    found = means(torch.tensor([[2.0, 0, 1, 0], [0, 0, 0, 1]]), words)
+    torch.testing.assert_close(found, torch.stack([(words[0] + words[0] + words[2]) / 3, words[3]]))
+
+
+def test_an_image_comes_with_a_caption_of_all_its_subjects_and_an_instruction_for_one():
+    config = IconsConfig(names=8)
+    names = [read_atlas("").names[index] for index in IconWorld(0, config).pool]
+    for one in islice(described_images(config), 60):
+        assert one.image.size == (32, 32)
+        shown = [name for name in names if name in one.caption]
+        asked = [name for name in names if name in one.instruction]
+        assert shown
+        assert asked
+        assert set(shown) & set(asked), (one.caption, one.instruction)
 
 
 def test_the_autoencoder_trains_again_and_its_file_is_whole(tmp_path):
@@ -145,7 +136,8 @@ def test_the_recipes_train_one_after_another_on_their_sets(base, tmp_path):
     sets = dict.fromkeys(ICON_SETS, 40)
     for name, samples in sets.items():
         write_icons(tmp_path / "data_shards/icons" / name, name, samples, progress=False)
-    shutil.copytree(base, tmp_path / "runs/icons/random")
+    for start in ("runs/icons/contrastive", "experiments/icons/base_weights"):
+        shutil.copytree(base, tmp_path / start)
     for recipe in ("base", "stage1", "stage2"):
         text = re.sub(r"max_steps: \d+", "max_steps: 2", (ROOT / f"experiments/icons/{recipe}.yaml").read_text())
         (tmp_path / f"{recipe}.yaml").write_text(text)
@@ -199,16 +191,3 @@ def test_worlds_that_a_base_cannot_have_are_refused(args, message, tmp_path, cap
     assert main(["icons", "base", "--output", str(tmp_path / "base"), *args])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "base").exists()
-
-
-@pytest.mark.parametrize(
-    ("alignment", "message"),
-    [("{weight: 0.0}", "alignment.weight is 0"), ("{weight: 1.0, temperature: 0.2}", "temperature has no effect")],
-)
-def test_settings_of_the_loss_of_captions_without_effect_are_refused(base, alignment, message, tmp_path, capsys):
-    write_icons(tmp_path / "questions", "questions", 8, config=IconsConfig(names=8), progress=False)
-    args = ["fit", "--config", str(ROOT / "experiments/icons/base.yaml"), "--chain", "null"]
-    args += ["--model.init_args.init_from", str(base), "--output_dir", str(tmp_path / "run")]
-    args += ["--data.train", f"[{{path: {tmp_path}/questions}}]", "--model.init_args.alignment", alignment]
-    assert main(args)
-    assert message in capsys.readouterr().err

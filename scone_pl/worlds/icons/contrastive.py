@@ -11,8 +11,8 @@ Shapes: B images, V ViT tokens of an image, P values of a patch, W words, D widt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count, islice
 
 import torch
@@ -22,21 +22,13 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
 from scone_pl.data.seeding import generator
-from scone_pl.data.stream import Batch
 from scone_pl.data.tokenizer import Tokenizer
 from scone_pl.data.transforms import ImageResize
-from scone_pl.errors import UserError
 from scone_pl.evaluation.scores import SCONEEVAL_TASKS
 from scone_pl.model.builder import grid_positions, patchify_image
-from scone_pl.model.config import SconeConfig
-from scone_pl.model.network import Network
 from scone_pl.model.scone import Scone
-from scone_pl.model.sequence import SplitKind
 from scone_pl.model.vae import as_float
 from scone_pl.progress import track
-from scone_pl.training.losses import AlignmentConfig
-from scone_pl.training.objective import Objective, PackLosses
-from scone_pl.training.stages import Composition
 from scone_pl.worlds.evaluate import packing_of
 from scone_pl.worlds.icons.atlas import read_atlas
 from scone_pl.worlds.icons.questions import caption
@@ -45,8 +37,8 @@ from scone_pl.worlds.icons.world import IconsConfig, IconWorld
 
 _SCALE, _BIAS = 15.0, -4.5
 """Of a word's logits (SigLIP, arXiv 2303.15343, section 3.2); `pretrain` starts from these and trains them."""
-_INSTRUCTION_SCALE = 100.0
-"""Of an instruction's logits (CLIP's last, arXiv 2103.00020, section 2.4); `pretrain` starts from a third of it."""
+_INSTRUCTION_SCALE = 100 / 3
+"""Of an instruction's logits: a third of where CLIP stops (arXiv 2103.00020, section 2.4); trained, too."""
 _INSTRUCTION_WEIGHT = 3.0
 """Of the loss of instructions beside that of words."""
 
@@ -109,7 +101,7 @@ def pretrain(
     known = captions.any(0).nonzero().flatten()
     present, said = captions[:, known].clamp(max=1).float(), instructions.float()
     held_out = max(1, images // 20)
-    start = (math.log(_SCALE), _BIAS, math.log(_INSTRUCTION_SCALE / 3))
+    start = (math.log(_SCALE), _BIAS, math.log(_INSTRUCTION_SCALE))
     scale, bias, instruction_scale = (torch.nn.Parameter(torch.tensor(value)) for value in start)
     network = [*model.vit_model.parameters(), *model.connector.parameters(), *_words(model).parameters()]
     trained = [*network, scale, bias, instruction_scale]
@@ -122,10 +114,10 @@ def pretrain(
     for step in track(range(steps), "contrastive", steps, unit="steps", show=progress):
         picked = torch.from_numpy(order.integers(images - held_out, size=batch))
         features, words = _image_features(model, patches[picked]), _embeddings(model, known)
-        loss = _word_loss(_best(features, words), present[picked], scale.exp(), bias)
+        loss = word_loss(_best(features, words), present[picked], scale.exp(), bias)
         if step >= half:
-            texts = _means(said[picked], F.normalize(_words(model).weight, dim=-1))
-            loss = loss + _INSTRUCTION_WEIGHT * _instruction_loss(_best(features, texts), instruction_scale.exp())
+            texts = means(said[picked], F.normalize(_words(model).weight, dim=-1))
+            loss = loss + _INSTRUCTION_WEIGHT * instruction_loss(_best(features, texts), instruction_scale.exp())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -142,12 +134,12 @@ def pretrain(
     return float(binary_auroc(cosines.flatten(), present[-held_out:, named].flatten().long()))
 
 
-def _word_loss(cosines: Tensor, present: Tensor, scale: Tensor | float, bias: Tensor | float) -> Tensor:
+def word_loss(cosines: Tensor, present: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """The sum over words of each one's binary cross-entropy, mean over images; both are (B, W)."""
     return F.binary_cross_entropy_with_logits(scale * cosines + bias, present, reduction="sum") / len(present)
 
 
-def _instruction_loss(cosines: Tensor, scale: Tensor | float) -> Tensor:
+def instruction_loss(cosines: Tensor, scale: Tensor) -> Tensor:
     """Which image is an instruction's, and which instruction an image's (CLIP); (B, B), images by instructions."""
     own = torch.arange(len(cosines), device=cosines.device)
     return (F.cross_entropy(scale * cosines, own) + F.cross_entropy(scale * cosines.T, own)) / 2
@@ -172,19 +164,19 @@ def _read(
     return torch.stack(patches), captions, instructions
 
 
-def _means(said: Tensor, words: Tensor) -> Tensor:
+def means(said: Tensor, words: Tensor) -> Tensor:
     """(B, D): means of `words` (W, D) over each text, which has them as often as `said` (B, W)."""
     means: Tensor = said @ words / said.sum(1, keepdim=True)
     return means
 
 
 def _image_features(model: Scone, patches: Tensor) -> Tensor:
-    """(B, V, D), normalised, of square images of one size, from `patches` (B, V, P) uint8."""
+    """(B, V, D), normalised: ViT tokens as they enter the decoder, of square images; from `patches` (B, V, P) uint8."""
     images, tokens = patches.shape[:2]
     side = math.isqrt(tokens)
     positions = grid_positions((side, side), model.config.vit_positions_per_side).repeat(images)
-    features = _features(model, as_float(patches.flatten(0, 1)), positions, [tokens] * images)
-    return features.view(images, tokens, -1)
+    features = model.connector(model.vit_model(as_float(patches.flatten(0, 1)), positions, [tokens] * images))
+    return F.normalize(features + model.vit_pos_embed(positions), dim=-1).view(images, tokens, -1)
 
 
 def _best(features: Tensor, texts: Tensor) -> Tensor:
@@ -193,78 +185,6 @@ def _best(features: Tensor, texts: Tensor) -> Tensor:
     return best
 
 
-def _features(model: Scone, patches: Tensor, positions: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(all V, D), normalised: ViT tokens as they enter the decoder, from patches in [-1, 1]."""
-    features = model.connector(model.vit_model(patches, positions, lengths)) + model.vit_pos_embed(positions)
-    return F.normalize(features, dim=-1)
-
-
 def _embeddings(model: Scone, words: Tensor) -> Tensor:
     """(W, D), normalised."""
     return F.normalize(_words(model)(words), dim=-1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionObjective(Objective):
-    """`alignment` without boxes: the losses of `pretrain` between the samples of a pack, at the decoder's inputs.
-
-    The texts of a sample are its caption and its instruction in one. That is wrong for the scene of a target and for
-    questions about what is not there, as captions from the web are. The ViT runs a second time for it.
-    """
-
-    def pack_losses(self, model: Network, batch: Batch, device: torch.device, *, sample_posterior: bool) -> PackLosses:
-        result = super().pack_losses(model, batch, device, sample_posterior=sample_posterior)
-        pack = batch.sequence
-        splits = [split for split in pack.splits if split.kind == SplitKind.VIT]
-        seen = {s.sample for s in splits} & {s.sample for s in pack.splits if s.kind == SplitKind.TEXT}
-        if not self.aligned or not seen:
-            return result
-        assert isinstance(model, Scone), "checked by GroundedComposition"
-        at = pack.device
-        lengths = [rows * columns for rows, columns in pack.vit_grids]
-        features = _features(model, as_float(pack.vit_patches), pack.vit_positions, lengths)
-        row = {sample: number for number, sample in enumerate(sorted(seen))}
-        texts = [(s.sample, s.content) for s in pack.splits if s.kind == SplitKind.TEXT and s.sample in row]
-        ids = torch.zeros(len(pack), dtype=torch.int64, device=at).index_copy(0, pack.text_index, pack.text_ids)
-        words, column = torch.cat([ids[c.start : c.stop] for _, c in texts]).unique(return_inverse=True)
-        rows = torch.repeat_interleave(
-            torch.tensor([row[sample] for sample, _ in texts], device=at),
-            torch.tensor([len(c) for _, c in texts], device=at),
-        )
-        one = torch.ones((), device=at)
-        said = torch.zeros(len(row), len(words), device=at).index_put((rows, column), one, accumulate=True)
-        embeddings = _embeddings(model, words)
-        compared = torch.cat([embeddings, _means(said, embeddings)])
-        owner = torch.repeat_interleave(
-            torch.tensor([row.get(s.sample, len(row)) for s in splits], device=at), torch.tensor(lengths, device=at)
-        )
-        cosines = features @ compared.T
-        best = torch.full((len(row) + 1, len(compared)), -1.0, device=at).scatter_reduce(
-            0, owner[:, None].expand_as(cosines), cosines, "amax"
-        )  # the last row is for images whose texts were dropped
-        by_word, by_text = best[:-1].split([len(words), len(row)], dim=1)
-        loss = _word_loss(by_word, said.clamp(max=1), _SCALE, _BIAS)
-        loss = loss + _INSTRUCTION_WEIGHT * _instruction_loss(by_text, _INSTRUCTION_SCALE)
-        return replace(result, alignment=loss)
-
-
-class GroundedComposition(Composition):
-    """Stage I, or the base before it, with the loss of captions weighed by `alignment.weight`; in one process."""
-
-    def configure_model(self) -> None:
-        """Builds the network.
-
-        Raises:
-            UserError: several processes, a base without a ViT, or settings of `alignment` that have no effect here.
-        """
-        if self.trainer.world_size > 1:  # the ViT runs once more outside of the forward that gathers its weights
-            raise UserError("GroundedComposition trains in one process; set trainer.devices to 1")
-        if not isinstance(self.network.config, SconeConfig):
-            raise UserError("GroundedComposition compares words with a ViT's tokens, and this base has no ViT")
-        alignment = self.settings.alignment
-        if not alignment.weight:
-            raise UserError("model.alignment.weight is 0; GroundedComposition needs one, or use Composition")
-        if alignment.temperature != AlignmentConfig.temperature:
-            raise UserError("model.alignment.temperature has no effect in GroundedComposition; leave it out")
-        super().configure_model()
-        self.objective = CaptionObjective.of(self.settings)
