@@ -9,7 +9,7 @@ SEEDS ?=
 QUICK ?= 0
 JOBS ?= $(if $(SCALE),1,2)
 TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts neo_table5 neo_layers untrained_mask oracle sampling
-WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_oracle icons_late icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive
+WORLD2 := icons_base icons_stage1 icons_table5 icons_masks icons_oracle icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive
 # SCALE=large: world 2 one size up, whose base is trained first.
 ICONS := icons$(if $(filter large,$(SCALE)),_large)
 canvas_large := , canvas: 64
@@ -137,9 +137,9 @@ oracle: ## which layers an exact mask needs
 icons-data: install ## shards of world 2
 	$(SCONE) icons shards --output data_shards/$(ICONS) --world '$(ICONS_WORLD)'
 
-icons-pretrained: install ## what world 2's base starts from: random weights, and a ViT pretrained with captions, 7 minutes
+icons-pretrained: install ## what world 2's base starts from: random weights, a ViT pretrained with texts, 8 minutes
 	$(SCONE) icons base --output runs/$(ICONS)/random --preset $(ICONS)
-	$(SCONE) icons base --output runs/$(ICONS)/contrastive --preset $(ICONS) --contrastive_steps 4000 --world '$(ICONS_WORLD)'
+	$(SCONE) icons base --output runs/$(ICONS)/contrastive --preset $(ICONS) --contrastive_steps 8000 --world '$(ICONS_WORLD)'
 
 icons-base: icons-data icons-pretrained ## train the base weights that ship in experiments/icons/base_weights, 40 minutes
 	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/icons/base.yaml $(if $(filter large,$(SCALE)),--config experiments/icons/large/base.yaml)
@@ -152,7 +152,6 @@ icons_stage1: ## world 2: Stage I
 icons_table5: ## world 2: Stage II
 icons_masks: ## world 2: masks over weights that were trained without, by layers
 icons_oracle: ## world 2: the exact mask, by layers
-icons_late: ## world 2: the exact mask, which of the late layers
 icons_rotated: ## world 2: the soft bridge from an s that was destroyed
 icons_names: ## world 2: an s per name of the instruction
 icons_no_stage1: ## world 2: Stage II straight from the base

@@ -9,6 +9,7 @@ import numpy as np
 
 from scone_pl.analysis.choice import WAYS, best_layer, layer_choice
 from scone_pl.analysis.measures import QUANTILES, Reading, histograms, quantiles, summary
+from scone_pl.analysis.similarity import INPUTS
 from scone_pl.markdown import markdown_table
 
 _COLUMNS = (
@@ -31,9 +32,9 @@ def report_of(readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
         readings: expert -> one for each reference image.
 
     Returns:
-        `images` and `labelled_images` (counts); `experts`: per expert `measures.summary` and the `quantiles` at
-        `levels`, lists over layers; `suggested`: the `bridge.source_layer` by labels and without, as far as possible;
-        and `choice_report`.
+        `images` and `labelled_images` (counts); `experts`: per expert, and of the decoder's `inputs`,
+        `measures.summary` and the `quantiles` at `levels`, lists over layers; `suggested`: the `bridge.source_layer` by
+        labels and without, as far as possible; and `choice_report`.
     """
     of_bridge = readings["understanding"]
     report: dict[str, Any] = {
@@ -81,11 +82,14 @@ def _measures_table(report: Mapping[str, Any]) -> str:
     """Every layer; * marks the one that a column would choose."""
     columns = [(head, report["experts"].get(expert, {}).get(measure)) for head, expert, measure in _COLUMNS]
     shown = [(head, values, best_layer(values)) for head, values in columns if values is not None]
-    layers = len(report["experts"]["understanding"]["quantiles"]["all"])
+    layers, heads = len(report["experts"]["understanding"]["quantiles"]["all"]), [head for head, *_ in shown]
     rows = [
         [str(i), *(f"{values[i]:.3f}{'*' if i == best else ' '}" for _, values, best in shown)] for i in range(layers)
     ]
-    return markdown_table(["layer", *(head for head, *_ in shown)], rows)
+    if before := report["experts"].get(INPUTS):
+        own = [before[m][0] if m in before and e == "understanding" else None for h, e, m in _COLUMNS if h in heads]
+        rows = [["inputs", *("" if value is None else f"{value:.3f} " for value in own)], *rows]
+    return markdown_table(["layer", *heads], rows)
 
 
 def _suggestion(report: Mapping[str, Any]) -> str:
