@@ -67,6 +67,8 @@ class Comparisons:
         rows = []
         for name, arm in self.result.arms.items():
             for one, other in self.result.content.get("contrasts") or ():
+                if not {one, other} <= self.result.evaluations.keys():  # asked since the result was kept
+                    continue
                 labels = [self.result.evaluations[key]["label"] for key in (one, other)]
                 rows.append(
                     ComparedRow(f"{arm['label']} · {' minus '.join(labels)}", self._pairs(name, name, one, other))
