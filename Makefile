@@ -20,7 +20,7 @@ STUDY = $(if $(SCALE),,OMP_NUM_THREADS=1) $(SCONE) study run $(if $(SCALE),--sca
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo construct-demo test-slow table2 table3 test lint format docs parity photos bench tensorboard clean
-.PHONY: gpu-check gpu-packages gpu-page mini-data mini-base evidence tokens no-experts $(TABLES) icons-data icons-pretrained icons-base evidence-look $(WORLD2)
+.PHONY: gpu-check gpu-packages gpu-page mini-data mini-base evidence tokens no-experts $(TABLES) icons-data icons-random icons-pretrained icons-base evidence-look $(WORLD2)
 
 # "## text" after a target is its line in `make help`, "##@ title" starts a group.
 help: ## list the targets
@@ -137,11 +137,13 @@ oracle: ## which layers an exact mask needs
 icons-data: install ## shards of world 2
 	$(SCONE) icons shards --output data_shards/$(ICONS) --world '$(ICONS_WORLD)'
 
-icons-pretrained: install ## what world 2's base starts from: random weights, a ViT pretrained with texts, 8 minutes
+icons-random: install ## random weights of world 2
 	$(SCONE) icons base --output runs/$(ICONS)/random --preset $(ICONS)
+
+icons-pretrained: icons-random ## what world 2's base starts from: a ViT pretrained with texts, 8 minutes
 	$(SCONE) icons base --output runs/$(ICONS)/contrastive --preset $(ICONS) --contrastive_steps 8000 --world '$(ICONS_WORLD)'
 
-icons-base: icons-data icons-pretrained ## train the base weights that ship in experiments/icons/base_weights, 40 minutes
+icons-base: icons-data icons-pretrained ## train the base weights that ship in experiments/icons/base_weights, 20 minutes
 	OMP_NUM_THREADS=1 $(SCONE) fit --config experiments/icons/base.yaml $(if $(filter large,$(SCALE)),--config experiments/icons/large/base.yaml)
 
 icons_base: icons-pretrained
@@ -158,8 +160,9 @@ icons_no_stage1: ## world 2: Stage II straight from the base
 icons_robustness: ## world 2: likeness, naming, more candidates, unseen names
 icons_plausibility: ## world 2: training data that show contacts
 icons_adaptive: ## world 2: layer and threshold of each image by its own s
-evidence-look: ## world 2's studies, one seed each, short
-	$(MAKE) $(WORLD2) SEEDS=1 QUICK=1
+evidence-look: icons-data icons-random ## world 2's studies but for the base's own training, one seed each, short
+	$(MAKE) $(filter-out icons_base,$(WORLD2)) SEEDS=1 QUICK=1
+	$(STUDY) --seeds 1 --quick --arms random,generation experiments/studies/icons_base.yaml
 tokens: mini-data ## time, memory and scores with blocked tokens masked or dropped
 	$(if $(filter 1,$(QUICK)),,$(BIN)/python benchmarks/tokens.py --output docs/evidence/tokens_cost.json)
 	$(STUDY) experiments/studies/tokens.yaml

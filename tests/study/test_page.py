@@ -313,6 +313,8 @@ def test_evaluations_are_compared_within_an_arm(tmp_path):
     com = compared.difference("two", "two", "main", "COM", "less")
     assert com.mean == pytest.approx(2.1)
     assert f"| arm two · with minus without | **{com}** | **2.00 ± 0.00** |" in text
+    newer = Result({**content, "contrasts": [["main", "less"], ["main", "added"]]})  # its study asks more by now
+    assert re.sub(" +", " ", section(Comparisons(newer), tmp_path)) == re.sub(" +", " ", text)
 
 
 def test_score_against_cost_is_relative_to_the_first_evaluation(tmp_path):
