@@ -229,11 +229,13 @@ def _bridge_controls(bridge: BridgeConfig, num_layers: int) -> list[Any]:
         mode = gr.Radio(["hard", "soft"], value=bridge.mode, label="Mask", elem_id="mode")
         temperature = gr.Slider(0.005, 0.5, bridge.temperature, step=0.005, label="Temperature (soft)")
     with gr.Row():
-        source = gr.Slider(0, last - 1, bridge.source_layer, step=1, label="Read behind layer", elem_id="source")
-        first = gr.Slider(
-            1, last, bridge.first_masked_layer, step=1, label="First masked layer", elem_id="first_masked"
+        source = gr.Slider(
+            -1, last - 1, bridge.source_layer, step=1, label="Read behind layer (-1: inputs)", elem_id="source"
         )
-        final = gr.Slider(1, last, bridge.last_masked_layer, step=1, label="Last masked layer")
+        first = gr.Slider(
+            0, last, bridge.first_masked_layer, step=1, label="First masked layer", elem_id="first_masked"
+        )
+        final = gr.Slider(0, last, bridge.last_masked_layer, step=1, label="Last masked layer")
     return [threshold, mode, temperature, source, first, final]
 
 

@@ -48,12 +48,12 @@ class Reading:
     pack: PackedSequence
     """References and instruction."""
     similarity: Tensor
-    """(layers, L) float32, as the bridge reads it behind each layer."""
+    """(1 + layers, L) float32, as the bridge reads it before the first layer and behind each."""
     seconds: float
 
     @property
     def num_layers(self) -> int:
-        return len(self.similarity)
+        return len(self.similarity) - 1
 
     @property
     def references(self) -> list[Pixels]:
@@ -61,7 +61,7 @@ class Reading:
         return [to_uint8(vae).numpy() for vae, _ in self.prompt.references]
 
     def maps(self, reference: int) -> np.ndarray:
-        """(layers, rows, columns) float32: similarity of a reference's ViT tokens behind each layer."""
+        """(1 + layers, rows, columns) float32: of a reference's ViT tokens, before the first layer and behind each."""
         split = self.pack.splits_of(SplitKind.VIT)[reference]
         maps: np.ndarray = self.similarity[:, _inside(split)].unflatten(1, split.grid).numpy()
         return maps
@@ -74,13 +74,11 @@ class Reading:
         """
         if bridge.oracle or bridge.rotation_seed is not None:
             raise UserError("the page shows similarities; leave bridge.oracle and bridge.rotation_seed out")
-        if bridge.source_layer < 0:
-            raise UserError("the page shows similarities behind decoder layers; this bridge reads before the first")
         if bridge.pooling != "mean":
             raise UserError(f"the page shows similarities of bridge.pooling mean; this bridge has {bridge.pooling}")
         if bridge.last_masked_layer >= self.num_layers:
             raise UserError(f"the last masked layer is {bridge.last_masked_layer}; the last is {self.num_layers - 1}")
-        return Bridge(bridge, self.pack).decide(self.similarity[bridge.source_layer])
+        return Bridge(bridge, self.pack).decide(self.similarity[1 + bridge.source_layer])
 
     def visible(self, bridge: BridgeConfig) -> list[VisibleReference]:
         """Per reference what the bridge leaves of it."""
@@ -125,9 +123,10 @@ def read(pipeline: SconePipeline, prompt: Prompt) -> Reading:
     packed, _, _ = pack_contexts(pipeline.sequence_format, [prompt])
     pack = packed.to(pipeline.device)
     with torch.no_grad():
-        similarity = similarity_of_layers(pipeline.model, pack, pipeline.model.encode_images(pack)).understanding
+        layers = similarity_of_layers(pipeline.model, pack, pipeline.model.encode_images(pack))
     # Only positions and splits are needed from here on, on the CPU.
     kept = dataclasses.replace(packed, images=())
+    similarity = torch.cat([layers.inputs, layers.understanding])
     return Reading(prompt, kept, similarity, time.perf_counter() - start)
 
 

@@ -40,7 +40,7 @@ EMPTY = (
 
 
 def reading_html(reading: Reading, bridge: BridgeConfig) -> str:
-    """Per reference: the image, what targets see of it, and its similarity behind each layer."""
+    """Per reference: the image, what targets see of it, and its similarity before the first layer and behind each."""
     rows = []
     visible = reading.visible(bridge)
     for number, (pixels, seen) in enumerate(zip(reading.references, visible, strict=True), 1):
@@ -50,11 +50,11 @@ def reading_html(reading: Reading, bridge: BridgeConfig) -> str:
         layers = "".join(
             _figure(
                 _heat(grid),
-                f"{layer}: {grid.min():.2f} to {grid.max():.2f}",
-                f"layer {layer}",
+                f"{'in' if layer < 0 else layer}: {grid.min():.2f} to {grid.max():.2f}",
+                "inputs" if layer < 0 else f"layer {layer}",
                 marked=layer == bridge.source_layer,
             )
-            for layer, grid in enumerate(maps)
+            for layer, grid in enumerate(maps, -1)
         )
         weight = f", mean weight {seen.weights.mean():.2f}" if bridge.mode == "soft" else ""
         rows.append(
@@ -71,8 +71,8 @@ def reading_html(reading: Reading, bridge: BridgeConfig) -> str:
     head = (
         f"<p>{len(reading.pack)} tokens read in {reading.seconds:.2f} s. A target token sees {whole:.0f} reference "
         f"tokens in each layer without the bridge, {left:.1f} in the mean over layers with it. "
-        "Right: similarity to the instruction behind each layer, blue = lowest, red = highest of the reference; "
-        "the outlined layer is the bridge's.</p>"
+        "Right: similarity to the instruction at the decoder's inputs (in) and behind each layer, blue = lowest, red = "
+        "highest of the reference; the outlined one is the bridge's.</p>"
     )
     return f'<div class="scone" id="reading">{head}{"".join(rows)}</div>'
 

@@ -25,6 +25,7 @@ BRIDGES = {
     "hard": BridgeConfig(**LAYERS, threshold=MIDDLE),
     "soft": BridgeConfig(**LAYERS, threshold=MIDDLE, mode="soft", temperature=0.2),
     "another layer": BridgeConfig(source_layer=3, first_masked_layer=4, last_masked_layer=5, threshold=MIDDLE),
+    "inputs": BridgeConfig(source_layer=-1, first_masked_layer=0, last_masked_layer=5, quantile=0.4),
     "no early references": BridgeConfig(**LAYERS, threshold=MIDDLE, hide_references_early=True),
     "dropped": BridgeConfig(**LAYERS, threshold=MIDDLE, drop_blocked=True),
     "quantile": BridgeConfig(**LAYERS, quantile=0.3),
@@ -90,7 +91,7 @@ def test_tokens_of_references(reading: Reading) -> None:
         own = blocked[split.content.start : split.content.stop].view(4, 4).numpy()
         assert np.array_equal(one.weights, ~own)
     layers = reading.maps(1)
-    assert layers.shape == (6, 4, 4)
+    assert layers.shape == (1 + 6, 4, 4)
     split = reading.pack.splits_of(SplitKind.VIT)[1]
     assert np.array_equal(layers[3].ravel(), reading.similarity[3, split.content.start : split.content.stop].numpy())
 
@@ -105,7 +106,7 @@ def test_tokens_that_a_target_reads(reading: Reading) -> None:
     assert reading.tokens_read(everything) == pytest.approx(3 * 64 / 6)
     soft = BRIDGES["soft"]
     reference = reading.pack.reference_tokens
-    weights = torch.sigmoid((reading.similarity[1][reference] - soft.threshold) / soft.temperature)
+    weights = torch.sigmoid((reading.similarity[1 + 1][reference] - soft.threshold) / soft.temperature)
     assert reading.tokens_read(soft) == pytest.approx((3 * 64 + 3 * float(weights.sum())) / 6, rel=1e-5)
 
 
@@ -151,7 +152,7 @@ def test_references_are_shown_as_they_are(pipeline: SconePipeline, reading: Read
 def test_what_is_shown(reading: Reading) -> None:
     shown = reading_html(reading, BRIDGES["soft"])
     visible = reading.visible(BRIDGES["soft"])
-    assert shown.count("<img ") == 2 * (2 + 6)
+    assert shown.count("<img ") == 2 * (2 + 1 + 6)
     assert shown.count('class="source"') == 2
     for one in visible:
         assert f"visible: {one.visible} of 32 tokens</b>, mean weight {one.weights.mean():.2f}" in shown
