@@ -28,7 +28,7 @@ class MapRow(NamedTuple):
     image: np.ndarray
     """(H, W, 3) uint8."""
     maps: Mapping[str, np.ndarray]
-    """Expert -> (layers, rows, columns) similarities."""
+    """Expert, or `inputs` of one layer, -> (layers, rows, columns) similarities."""
     targets: Sequence[Sequence[float]]
     """Left, top, right, bottom of the boxes of target subjects, as fractions of the image's sides."""
 
@@ -39,14 +39,18 @@ def draw_maps(rows: Sequence[MapRow], file: Path) -> None:
     A map is one reference image's similarity with the instruction, averaged over a group of layers, its own lowest
     value dark and its highest bright. A red frame surrounds each target subject.
     """
-    experts, layers = list(rows[0].maps), len(next(iter(rows[0].maps.values())))
-    groups = np.array_split(np.arange(layers), min(GROUPS, layers))
-    columns = 1 + len(groups) * len(experts)
+    layers = {expert: np.arange(len(maps)) for expert, maps in rows[0].maps.items()}
+    groups = {expert: np.array_split(own, min(GROUPS, len(own))) for expert, own in layers.items()}
+    columns = 1 + sum(map(len, groups.values()))
     figure = Figure(figsize=(1.05 * columns + 2.2, 1.12 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         _draw(line, row, groups)
-    heads = [f"{expert}\nlayer {_span(group)}" for expert in experts for group in groups]
+    heads = [
+        f"{expert}\nlayer {_span(group)}" if len(layers[expert]) > 1 else expert
+        for expert, own in groups.items()
+        for group in own
+    ]
     for axis, head in zip(axes[0], ["reference", *heads], strict=True):
         axis.set_title(head, fontsize=8)
     write_figure(figure, file, dpi=100)
@@ -56,7 +60,7 @@ def _span(group: np.ndarray) -> str:
     return f"{group[0]}" if len(group) == 1 else f"{group[0]}-{group[-1]}"
 
 
-def _draw(line: Sequence[Axes], row: MapRow, groups: Sequence[np.ndarray]) -> None:
+def _draw(line: Sequence[Axes], row: MapRow, groups: Mapping[str, Sequence[np.ndarray]]) -> None:
     for axis in line:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -65,7 +69,7 @@ def _draw(line: Sequence[Axes], row: MapRow, groups: Sequence[np.ndarray]) -> No
     line[0].imshow(row.image)
     line[0].set_ylabel(row.label, rotation=0, ha="right", va="center", fontsize=7, multialignment="right")
     height, width = row.image.shape[:2]
-    maps = [layers[group].mean(0) for layers in row.maps.values() for group in groups]
+    maps = [layers[group].mean(0) for expert, layers in row.maps.items() for group in groups[expert]]
     for axis, values in zip(line[1:], maps, strict=True):
         axis.imshow(values, cmap="viridis", extent=(0, width, height, 0))
         for left, top, right, bottom in row.targets:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scone_pl.analysis.criteria import CRITERIA, kept_by_otsu
-from scone_pl.analysis.similarity import EXPERTS, INPUTS, ImageMaps
+from scone_pl.analysis.similarity import READ, ImageMaps
 from scone_pl.data.sample import Candidate, Sample
 from scone_pl.model.boxes import tokens_in
 
@@ -87,8 +87,8 @@ def subjects_of(sample: Sample, image: int) -> tuple[Candidate, ...]:
 
 
 def measure(pairs: Iterable[tuple[ImageMaps, ImageMaps | None]], samples: Sequence[Sample]) -> dict[str, list[Reading]]:
-    """Expert, or `INPUTS`, -> a reading for every image of `read_images`, whose `samples` hold the boxes."""
-    readings: dict[str, list[Reading]] = {expert: [] for expert in (*EXPERTS, INPUTS)}
+    """Expert, or `inputs`, -> a reading for every image of `read_images`, whose `samples` hold the boxes."""
+    readings: dict[str, list[Reading]] = {expert: [] for expert in READ}
     for maps, changed in pairs:
         subjects = subjects_of(samples[maps.sample], maps.image)
         for expert in readings:

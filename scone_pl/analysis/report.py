@@ -22,6 +22,7 @@ _COLUMNS = (
 """Of the table: head, expert, measure."""
 _CHOICES = {"by labels": "auroc", "without labels": "sensitivity"}
 """How a layer can be chosen, and by which measure of the understanding expert, which is what the bridge reads."""
+_WORDS = {"auroc": "AUROC", "sensitivity": "sensitivity"}
 _TOKENS = {"target": "target subjects", "others": "other subjects", "all": "all"}
 
 
@@ -79,7 +80,7 @@ def words_of(report: Mapping[str, Any]) -> str:
 
 
 def _measures_table(report: Mapping[str, Any]) -> str:
-    """Every layer; * marks the one that a column would choose."""
+    """The decoder's inputs and every layer; * marks the layer that a column would choose."""
     columns = [(head, report["experts"].get(expert, {}).get(measure)) for head, expert, measure in _COLUMNS]
     shown = [(head, values, best_layer(values)) for head, values in columns if values is not None]
     layers, heads = len(report["experts"]["understanding"]["quantiles"]["all"]), [head for head, *_ in shown]
@@ -102,11 +103,13 @@ def _suggestion(report: Mapping[str, Any]) -> str:
         )
     counts = {"by labels": report["labelled_images"], "without labels": report["images"]}
     ways = [
-        f"{layer} {how} ({'AUROC' if how == 'by labels' else 'sensitivity'} {own[_CHOICES[how]][layer]:.3f} over "
-        f"{counts[how]} images)"
+        f"{layer} {how} ({_WORDS[_CHOICES[how]]} {own[_CHOICES[how]][layer]:.3f} over {counts[how]} images)"
         for how, layer in suggested.items()
     ]
-    return f"bridge.source_layer: {', '.join(ways)}. The very last layer is never chosen: none is left to be masked."
+    chosen = f"bridge.source_layer: {', '.join(ways)}. The very last layer is never chosen: none is left to be masked."
+    before = report["experts"].get(INPUTS, {})
+    found = [f"{word} {before[measure][0]:.3f}" for measure, word in _WORDS.items() if measure in before]
+    return f"{chosen} Before the first layer (-1): {', '.join(found)}." if found else chosen
 
 
 def _quantiles_table(report: Mapping[str, Any]) -> str:

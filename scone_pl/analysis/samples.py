@@ -10,7 +10,7 @@ import numpy as np
 
 from scone_pl.analysis.drawing import MapRow
 from scone_pl.analysis.measures import subjects_of
-from scone_pl.analysis.similarity import EXPERTS, ImageMaps
+from scone_pl.analysis.similarity import READ, ImageMaps
 from scone_pl.data.decoding import ExifOrientation, decode_rgb
 from scone_pl.data.inputs import open_input
 from scone_pl.data.sample import BrokenSampleError, Sample
@@ -87,6 +87,6 @@ def _row(sample: Sample, maps: ImageMaps, exif_orientation: ExifOrientation) -> 
     return MapRow(
         label="\n".join(lines),
         image=np.asarray(image),
-        maps={expert: own for expert in EXPERTS if (own := getattr(maps, expert)) is not None},
+        maps={expert: own for expert in READ if (own := getattr(maps, expert)) is not None},
         targets=[s.box for s in subjects_of(sample, maps.image) if s.is_target],
     )

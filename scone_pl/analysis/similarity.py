@@ -30,6 +30,7 @@ from scone_pl.model.sequence import PackedSequence, SequenceFormat, SplitKind
 EXPERTS = ("understanding", "generation")
 INPUTS = "inputs"
 """What the understanding expert's first layer reads: a bridge with `source_layer: -1` compares there."""
+READ = (INPUTS, *EXPERTS)
 PACK_TOKENS = 26496
 """Tokens of a pack, as in training at 7B (release: max_num_tokens)."""
 
@@ -60,7 +61,7 @@ class LayerSimilarity(NamedTuple):
 
 @torch.no_grad()
 def similarity_of_layers(model: Network, pack: PackedSequence, clean: Tensor) -> LayerSimilarity:
-    """Of every layer, in each expert.
+    """Of every layer, in each expert, and before the first.
 
     Understanding: of ViT tokens, the bridge's own with `pooling: mean`, the paper's. Generation: mean cosine of the
     generation expert's states of VAE tokens with the understanding expert's states of the instruction. Other tokens'
@@ -71,10 +72,10 @@ def similarity_of_layers(model: Network, pack: PackedSequence, clean: Tensor) ->
         pack: on its device.
         clean: its latent tokens, see `Network.encode_images`.
     """
-    similarity, states_of_layers, inputs = Similarity(pack), [], []
+    similarity, states_of_layers, before = Similarity(pack), [], []
 
-    def compare_inputs(layer: nn.Module, given: Any) -> None:
-        inputs.append(similarity(given[0]).cpu())
+    def compare_inputs(layer: nn.Module, inputs: Any) -> None:
+        before.append(similarity(inputs[0]).cpu())
 
     def compare(layer: nn.Module, inputs: Any, states: ByExpert) -> None:
         states_of_layers.append(_by_expert(similarity, states))
@@ -87,7 +88,7 @@ def similarity_of_layers(model: Network, pack: PackedSequence, clean: Tensor) ->
         for hook in hooks:
             hook.remove()
     understanding, generation = (torch.stack(of_expert) for of_expert in zip(*states_of_layers, strict=True))
-    return LayerSimilarity(understanding, generation, torch.stack(inputs))
+    return LayerSimilarity(understanding, generation, torch.stack(before))
 
 
 def _by_expert(similarity: Similarity, states: ByExpert) -> ByExpert:

@@ -227,6 +227,7 @@ def _bridge_controls(bridge: BridgeConfig, num_layers: int) -> list[Any]:
     with gr.Row():
         threshold = gr.Slider(-1, 1, bridge.threshold, step=0.005, label="Threshold", elem_id="threshold")
         mode = gr.Radio(["hard", "soft"], value=bridge.mode, label="Mask", elem_id="mode")
+        quantile = gr.Slider(0, 0.95, bridge.quantile or 0, step=0.05, label="Quantile in its place (0: none)")
         temperature = gr.Slider(0.005, 0.5, bridge.temperature, step=0.005, label="Temperature (soft)")
     with gr.Row():
         source = gr.Slider(
@@ -236,7 +237,7 @@ def _bridge_controls(bridge: BridgeConfig, num_layers: int) -> list[Any]:
             0, last, bridge.first_masked_layer, step=1, label="First masked layer", elem_id="first_masked"
         )
         final = gr.Slider(0, last, bridge.last_masked_layer, step=1, label="Last masked layer")
-    return [threshold, mode, temperature, source, first, final]
+    return [threshold, quantile, mode, temperature, source, first, final]
 
 
 def _sampling_controls(sampling: SamplingConfig) -> list[Any]:
@@ -257,7 +258,14 @@ def _sampling_controls(sampling: SamplingConfig) -> list[Any]:
 
 
 def _bridge_of(
-    base: BridgeConfig, threshold: float, mode: Any, temperature: float, source: float, first: float, last: float
+    base: BridgeConfig,
+    threshold: float,
+    quantile: float,
+    mode: Any,
+    temperature: float,
+    source: float,
+    first: float,
+    last: float,
 ) -> BridgeConfig:
     """The bridge of the sliders; layers that would come before the one that is read move after it."""
     first = max(int(first), int(source) + 1)
@@ -269,7 +277,7 @@ def _bridge_of(
         source_layer=int(source),
         first_masked_layer=first,
         last_masked_layer=max(int(last), first),
-        quantile=None,
+        quantile=quantile or None,
         adaptive_threshold=None,
         threshold_dtype="float32",
         drop_blocked=base.drop_blocked and mode == "hard",

@@ -102,8 +102,8 @@ def base(
     Args:
         output: The folder.
         preset: Sizes of the model: icons for a canvas of 32 pixels, icons_large for one of 64.
-        contrastive_steps: Steps of 64 images in which ViT and words are pretrained with captions, from the
-            middle on with instructions too; 0 = none.
+        contrastive_steps: Steps of 64 images in which ViT, connector and words are pretrained with captions,
+            from the middle on with instructions too; 0 = none.
         seed: Seed of the weights, and of the images of contrastive pretraining.
         world: The atlas, whose names the vocabulary has (others are spelled), and what contrastive pretraining draws.
         progress: Whether to show progress bars.

@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 
 from scone_pl.analysis.choice import CHOICES, SCORES, WAYS, best_layer
-from scone_pl.analysis.similarity import INPUTS
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Column
 from scone_pl.files import read_json
@@ -147,9 +146,9 @@ def _beside(result: Result, folder: Path) -> list[str]:
 
 
 def _layer_table(result: Result, evaluation: str) -> str:
-    """Every layer: AUROC of each task in the understanding expert, means over tasks of the rest."""
+    """Inputs and every layer: AUROC of each task in the understanding expert, means over tasks of the rest."""
     rows, read = [], {name: result.layers(name, evaluation) for name in result.arms}
-    with_inputs = all(INPUTS in one for layers in read.values() for one in layers)  # older results lack them
+    with_inputs = all("inputs" in one for layers in read.values() for one in layers)  # older results lack them
     for name, layers in read.items():
         tasks = list(layers[0]["understanding"])
         asked = [(f"{task.removeprefix('distinction_')} AUROC", "understanding", "auroc", [task]) for task in tasks]
@@ -163,7 +162,7 @@ def _layer_table(result: Result, evaluation: str) -> str:
         for title, expert, measure, over in (row for row in asked if row[2] in measured):
             own = [*map(str, layer_estimates(layers, expert, measure, over))]
             if with_inputs:
-                own[:0] = map(str, layer_estimates(layers, INPUTS, measure, over)) if expert != "generation" else [""]
+                own[:0] = map(str, layer_estimates(layers, "inputs", measure, over)) if expert != "generation" else [""]
             rows.append([result.arms[name]["label"], title, *own])
     heads = [*["inputs"] * with_inputs, *(f"layer {i}" for i in range(len(rows[0]) - 2 - with_inputs))]
     return markdown_table(["weights", "similarity", *heads], rows)

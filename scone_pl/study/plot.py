@@ -82,10 +82,12 @@ def _lines(axes: Axes, result: Result, evaluation: str) -> None:
             tasks = list(layers[0][expert])
             measure = "auroc" if "auroc" in layers[0][expert][tasks[0]] else "sensitivity"  # without boxes
             means = [e.mean for e in layer_estimates(layers, expert, measure, tasks)]
+            if before := expert == "understanding" and all("inputs" in one for one in layers):
+                means[:0] = [e.mean for e in layer_estimates(layers, "inputs", measure, tasks)]
             label = f"{arm['label']}, {expert}"
-            axes.plot(range(len(means)), means, style, marker="o", color=f"C{number}", label=label)
+            axes.plot(range(-before, len(means) - before), means, style, marker="o", color=f"C{number}", label=label)
     if measure == "auroc":
         axes.axhline(0.5, color="0.8", linewidth=1)
-    axes.set_xlabel("decoder layer")
+    axes.set_xlabel("decoder layer (-1: its inputs)" if axes.get_xlim()[0] < -1 else "decoder layer")
     axes.set_ylabel("AUROC of s, mean of tasks" if measure == "auroc" else "sensitivity of s to the instruction")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -20,7 +20,7 @@ def check_start(init_from: str) -> Path:
         name, world = Path(init_from).name, Path(init_from).parent.name
         if name in ("random", "contrastive") and world in ("icons", "icons_large"):
             size = " SCALE=large" if world == "icons_large" else ""
-            raise UserError(f"{missing}; make it with: make icons-pretrained{size}")
+            raise UserError(f"{missing}; make it with: make icons-{name.replace('contrastive', 'pretrained')}{size}")
         if name in ("base", "random", "random_dense"):
             preset = " --preset mini_photo" if "photo" in init_from else ""
             preset = " --preset mini_dense" if init_from.endswith("_dense") else preset

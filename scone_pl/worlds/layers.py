@@ -10,7 +10,7 @@ import numpy as np
 
 from scone_pl.analysis.measures import exchanged, measure, summary
 from scone_pl.analysis.report import choice_report
-from scone_pl.analysis.similarity import EXPERTS, read_images
+from scone_pl.analysis.similarity import READ, read_images
 from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.data.packing import PackingConfig
 from scone_pl.data.tokenizer import Tokenizer
@@ -28,8 +28,8 @@ def layers_report(folder: Path, episodes: Sequence[Episode]) -> dict[str, Any]:
         episodes: of distinction tasks; others are left out.
 
     Returns:
-        `layers`: expert -> task -> `measures.summary`: measures, a list over layers each; and over all tasks
-        `report.choice_report` of the understanding expert.
+        `layers`: expert, or `inputs`, -> task -> `measures.summary`: measures, a list over layers each; and over all
+        tasks `report.choice_report` of the understanding expert.
 
     Raises:
         UserError: no episode has distractors, or a task has a single instruction.
@@ -83,7 +83,8 @@ def examples(folder: Path, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     """Similarity maps of the first reference of the first episode of each task.
 
     Returns:
-        An object each: task, key and instruction of the episode, and per expert (layers, rows, columns) numbers.
+        An object each: task, key and instruction of the episode, and per expert, and of the `inputs`, (layers, rows,
+        columns) numbers.
     """
     model, tokenizer = from_pretrained(folder), Tokenizer.from_folder(folder)
     first = list({e.task: e for e in reversed(episodes)}.values())[::-1]
@@ -91,7 +92,5 @@ def examples(folder: Path, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"task": e.task, "key": e.key, "instruction": e.instruction} for e in first]
     for maps, _ in read_images(model, tokenizer, [e.to_sample() for e in first], packing):
         if maps.image == 0:
-            rows[maps.sample] |= {
-                e: np.round(own, 4).tolist() for e in EXPERTS if (own := getattr(maps, e)) is not None
-            }
+            rows[maps.sample] |= {e: np.round(own, 4).tolist() for e in READ if (own := getattr(maps, e)) is not None}
     return rows

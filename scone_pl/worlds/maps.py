@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from scone_pl.analysis.drawing import MapRow
-from scone_pl.analysis.similarity import EXPERTS
+from scone_pl.analysis.similarity import READ
 from scone_pl.worlds.episode import Episode
 
 
@@ -17,6 +17,6 @@ def map_row(label: str, example: Mapping[str, Any], episode: Episode) -> MapRow:
     return MapRow(
         label=f"{label}\n{example['instruction']}",
         image=episode.references[0],
-        maps={expert: np.array(example[expert]) for expert in EXPERTS if expert in example},
+        maps={expert: np.array(example[expert]) for expert in READ if expert in example},
         targets=[[side / episode.canvas for side in s.box] for s in episode.candidates[0] if s.is_target],
     )

@@ -35,6 +35,12 @@ def test_a_labelled_set_is_read_to_the_end(mini_base, tmp_path, capsys):
             pytest.approx(own[name][layer], abs=5e-4) for name in ("auroc", "effect", "sensitivity")
         ]
         assert cells[0].endswith("*") == (layer == int(np.argmax(own["auroc"][:-1])))
+    before = report["experts"]["inputs"]
+    line = next(line for line in text.splitlines() if line.startswith("| inputs"))
+    assert [cell.strip() for cell in line.split("|")[2:5]] == [
+        f"{before[name][0]:.3f}" for name in ("auroc", "effect", "sensitivity")
+    ]
+    assert f"Before the first layer (-1): AUROC {before['auroc'][0]:.3f}, sensitivity" in text
     suggested = report["suggested"]
     assert f"bridge.source_layer: {suggested['by labels']} by labels" in text
     assert f"{suggested['without labels']} without labels" in text

@@ -77,8 +77,10 @@ def test_another_pooling_is_refused(reading: Reading) -> None:
 def test_sliders_replace_what_else_would_set_the_threshold() -> None:
     page = pytest.importorskip("scone_pl.app.page")
     for trained in (BridgeConfig(adaptive_threshold="otsu"), BridgeConfig(quantile=0.5)):
-        bridge = page._bridge_of(trained, 0.3, "hard", 0.1, 1, 2, 4)
+        bridge = page._bridge_of(trained, 0.3, 0, "hard", 0.1, 1, 2, 4)
         assert (bridge.threshold, bridge.quantile, bridge.adaptive_threshold) == (0.3, None, None)
+        bridge = page._bridge_of(trained, 0.3, 0.8, "hard", 0.1, -1, 0, 4)
+        assert (bridge.quantile, bridge.source_layer, bridge.first_masked_layer) == (0.8, -1, 0)
 
 
 def test_tokens_of_references(reading: Reading) -> None:

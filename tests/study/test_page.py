@@ -390,6 +390,26 @@ def test_maps_show_the_episode_of_their_world(tmp_path, monkeypatch):
     assert not np.array_equal(rows[0].image, World(0, stream="test").sample(episode.task, 0).references[0])
 
 
+def test_a_table_of_layers_has_the_inputs_where_all_results_have_them(tmp_path):
+    content, _ = layered("test", {})
+    content["arms"]["one"]["runs"][0] |= {"seconds": {"training": 0.0}, "commit": "abc", "versions": {}}
+    assert "| layer 0 | layer 1 |" in re.sub(" +", " ", section(Comparisons(Result(content)), tmp_path))
+    report = content["arms"]["one"]["runs"][0]["evaluations"]["layers"]
+    values = {name: [0.9] for name in ("auroc", "effect", "sensitivity")}
+    report["layers"]["inputs"] = {"distinction_single_cross": values}
+    text = re.sub(" +", " ", section(Comparisons(Result(content)), tmp_path))
+    assert "| similarity | inputs | layer 0 | layer 1 |" in text
+    assert "| one | single_cross AUROC | 0.90 | 0.50 | 0.60 |" in text
+    assert "| one | generation expert: mean AUROC | | 0.50 | 0.60 |" in text
+    plot(Result(content), tmp_path / "both.png")
+    report["examples"][0]["inputs"] = np.zeros((1, 4, 4)).tolist()
+    draw_maps(Result(content), "layers", tmp_path / "maps.png")
+    wider = Image.open(tmp_path / "maps.png").size
+    del report["examples"][0]["inputs"]
+    draw_maps(Result(content), "layers", tmp_path / "maps.png")
+    assert wider[0] > Image.open(tmp_path / "maps.png").size[0]
+
+
 def test_layers_are_drawn_of_test_episodes(tmp_path):
     content, _ = layered("test", {})
     chosen, _ = layered("validation", {})

@@ -108,7 +108,7 @@ def test_estimates_take_the_size_of_the_recipes() -> None:
     ("folder", "command"),
     [
         ("runs/icons/contrastive", "make icons-pretrained"),
-        ("runs/icons_large/random", "make icons-pretrained SCALE=large"),
+        ("runs/icons_large/random", "make icons-random SCALE=large"),
     ],
 )
 def test_missing_weights_to_start_from_name_what_makes_them(folder: str, command: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,16 +19,28 @@ from scone_pl.__main__ import main
 from scone_pl.checkpoints.folder import read_config
 from scone_pl.checkpoints.model import from_pretrained
 from scone_pl.data.tokenizer import Tokenizer
+from scone_pl.data.transforms import ImageResize
 from scone_pl.errors import UserError
+from scone_pl.evaluation.scores import SCONEEVAL_TASKS
+from scone_pl.model.builder import patchify_image
 from scone_pl.model.config import icons
 from scone_pl.model.network import Network
 from scone_pl.model.scone import Scone
 from scone_pl.study.evaluators import evaluator_of
 from scone_pl.worlds.evaluate import bridge_of
-from scone_pl.worlds.icons.atlas import read_atlas
 from scone_pl.worlds.icons.autoencoder import SHIPPED, shipped, train
 from scone_pl.worlds.icons.base import write_base
-from scone_pl.worlds.icons.contrastive import described_images, instruction_loss, means, pretrain, word_loss
+from scone_pl.worlds.icons.contrastive import (
+    best_similarity,
+    described_images,
+    image_features,
+    instruction_loss,
+    means,
+    pretrain,
+    word_embeddings,
+    word_loss,
+)
+from scone_pl.worlds.icons.questions import caption
 from scone_pl.worlds.icons.shards import ICON_SETS, write_icons
 from scone_pl.worlds.icons.world import IconsConfig, IconWorld, fixed_set
 
@@ -84,6 +97,8 @@ def test_contrastive_pretraining_tells_which_images_show_what_a_word_names(base)
 
     # 0.52 after one step, 0.74 here.
     assert pretrained(networks[0]) > 0.65
+    # 4.21 if words alone are compared, 3.78 here; few steps on few names separate little.
+    assert _loss_of_instructions(networks[0], Tokenizer.from_folder(base)) < 4.0
     pretrained(networks[1])
     untouched = from_pretrained(base).state_dict()
     changed = {n.split(".")[0] for n, value in networks[0].state_dict().items() if not value.equal(untouched[n])}
@@ -113,16 +128,34 @@ def test_the_losses_of_pretraining_against_loops():
     torch.testing.assert_close(found, torch.stack([(words[0] + words[0] + words[2]) / 3, words[3]]))
 
 
-def test_an_image_comes_with_a_caption_of_all_its_subjects_and_an_instruction_for_one():
-    config = IconsConfig(names=8)
-    names = [read_atlas("").names[index] for index in IconWorld(0, config).pool]
-    for one in islice(described_images(config), 60):
-        assert one.image.size == (32, 32)
-        shown = [name for name in names if name in one.caption]
-        asked = [name for name in names if name in one.instruction]
-        assert shown
-        assert asked
-        assert set(shown) & set(asked), (one.caption, one.instruction)
+def _loss_of_instructions(network: Network, tokenizer: Tokenizer) -> float:
+    """Loss of instructions in 40 images that pretraining has not seen."""
+    assert isinstance(network, Scone)
+    described = list(islice(described_images(IconsConfig(names=4), seed=1), 40))
+    resize = ImageResize(5, 32, 32)
+    patches = torch.stack([patchify_image(resize(one.image, interleaved=True), 5) for one in described])
+    with torch.no_grad():
+        texts = [word_embeddings(network, torch.tensor(tokenizer.encode(x.instruction))).mean(0) for x in described]
+        cosines = best_similarity(image_features(network, patches), torch.stack(texts))
+    return instruction_loss(cosines, torch.tensor(30.0)).item()
+
+
+def test_an_image_comes_with_a_caption_of_all_its_subjects_and_its_episode_s_instruction():
+    config, described = IconsConfig(names=8), []
+    world = IconWorld(0, config, ICON_SETS["questions"].stream)
+    tasks = [task for task in SCONEEVAL_TASKS if task != "composition_multi"]
+    for number in range(20):
+        episode = world.sample(tasks[number % 5], number)
+        described += [
+            (episode, caption(episode, group, scene.name), image)
+            for group, scene, image in zip(
+                episode.candidates, episode.reference_scenes, episode.references, strict=True
+            )
+        ]
+    for one, (episode, text, image) in zip(described_images(config), described, strict=False):
+        assert one.instruction == episode.instruction
+        assert one.caption == text
+        assert np.array_equal(one.image, image)
 
 
 def test_the_autoencoder_trains_again_and_its_file_is_whole(tmp_path):
@@ -142,7 +175,7 @@ def test_the_recipes_train_one_after_another_on_their_sets(base, tmp_path):
         text = re.sub(r"max_steps: \d+", "max_steps: 2", (ROOT / f"experiments/icons/{recipe}.yaml").read_text())
         (tmp_path / f"{recipe}.yaml").write_text(text)
         assert run_scone("fit", "--config", f"{recipe}.yaml", cwd=tmp_path).returncode == 0
-    assert bridge_of(tmp_path / "runs/icons/stage2/guidance/weights").quantile == 0.6
+    assert bridge_of(tmp_path / "runs/icons/stage2/guidance/weights").quantile == 0.8
 
 
 def test_evaluations_of_both_kinds_read_a_folder(base, tmp_path):

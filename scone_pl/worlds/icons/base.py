@@ -1,5 +1,5 @@
-"""Weights for the world's base to start from: random, with its vocabulary, its trained autoencoder and, on request, a
-ViT that was pretrained with captions.
+"""Weights for the world's base to start from: random, with its vocabulary and its trained autoencoder; on request ViT,
+connector and words' embeddings are pretrained with texts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write_base(
         preset: sizes of the model.
         config: of the world; the vocabulary has the names of its atlas, others are spelled.
         contrastive_steps: see `contrastive.pretrain`; 0 = none.
-        seed: of the weights.
+        seed: of the weights, and of the pretraining's images.
         progress: whether to show progress bars.
     """
     config = config or IconsConfig()

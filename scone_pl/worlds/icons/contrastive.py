@@ -1,9 +1,10 @@
-"""Contrastive pretraining of the ViT with texts, as BAGEL's ViT (SigLIP) comes pretrained. No boxes.
+"""Contrastive pretraining of ViT, connector and words' embeddings with texts, as BAGEL's ViT (SigLIP) has. No boxes.
 
 Two losses. *Words*: an image and a word belong together if the word is in the image's caption. *Instructions*: an image
-and an instruction belong together if the image is one of its references, and what is compared is what the bridge
-compares, the mean over the instruction's words. In both, which token of the image shows what is meant is left open: the
-most similar one counts. Words come first: instructions alone, or both from the start, teach less.
+belongs to its own instruction among those of the batch; what is compared is what the bridge compares at the decoder's
+inputs, the mean over the instruction's words (without its begin and end token, which the bridge averages in). In both,
+which token of the image shows what is meant is left open: the most similar one counts. Words come first: instructions
+alone, or both from the start, teach less.
 
 Shapes: B images, V ViT tokens of an image, P values of a patch, W words, D width.
 """
@@ -55,8 +56,13 @@ class Described:
 
 
 def described_images(config: IconsConfig, seed: int = 0) -> Iterator[Described]:
-    """References of the stream `questions`, of every task but that of two references of one subject, without end."""
-    tasks, stream = (SCONEEVAL_TASKS[0], *SCONEEVAL_TASKS[2:]), ICON_SETS["questions"].stream
+    """References of the stream `questions`, without end.
+
+    They come from all tasks but `composition_multi`, whose references show one subject each as those of
+    `composition_single` do.
+    """
+    tasks = [task for task in SCONEEVAL_TASKS if task != "composition_multi"]
+    stream = ICON_SETS["questions"].stream
     world = IconWorld(seed, config, stream)
     for number in count():
         episode = world.sample(tasks[number % len(tasks)], number)
@@ -113,11 +119,13 @@ def pretrain(
     order = generator("contrastive", str(seed))
     for step in track(range(steps), "contrastive", steps, unit="steps", show=progress):
         picked = torch.from_numpy(order.integers(images - held_out, size=batch))
-        features, words = _image_features(model, patches[picked]), _embeddings(model, known)
-        loss = word_loss(_best(features, words), present[picked], scale.exp(), bias)
+        features, words = image_features(model, patches[picked]), word_embeddings(model, known)
+        loss = word_loss(best_similarity(features, words), present[picked], scale.exp(), bias)
         if step >= half:
             texts = means(said[picked], F.normalize(_words(model).weight, dim=-1))
-            loss = loss + _INSTRUCTION_WEIGHT * instruction_loss(_best(features, texts), instruction_scale.exp())
+            loss = loss + _INSTRUCTION_WEIGHT * instruction_loss(
+                best_similarity(features, texts), instruction_scale.exp()
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -130,7 +138,7 @@ def pretrain(
     }
     named = torch.tensor([int(word) in names for word in known])
     with torch.no_grad():
-        cosines = _best(_image_features(model, patches[-held_out:]), _embeddings(model, known))[:, named]
+        cosines = best_similarity(image_features(model, patches[-held_out:]), word_embeddings(model, known))[:, named]
     return float(binary_auroc(cosines.flatten(), present[-held_out:, named].flatten().long()))
 
 
@@ -140,7 +148,10 @@ def word_loss(cosines: Tensor, present: Tensor, scale: Tensor, bias: Tensor) -> 
 
 
 def instruction_loss(cosines: Tensor, scale: Tensor) -> Tensor:
-    """Which image is an instruction's, and which instruction an image's (CLIP); (B, B), images by instructions."""
+    """Which image is an instruction's, and which instruction an image's (CLIP); (B, B), images by instructions.
+
+    Two references of one episode in a batch, which is rare, count as wrong for each other.
+    """
     own = torch.arange(len(cosines), device=cosines.device)
     return (F.cross_entropy(scale * cosines, own) + F.cross_entropy(scale * cosines.T, own)) / 2
 
@@ -166,11 +177,11 @@ def _read(
 
 def means(said: Tensor, words: Tensor) -> Tensor:
     """(B, D): means of `words` (W, D) over each text, which has them as often as `said` (B, W)."""
-    means: Tensor = said @ words / said.sum(1, keepdim=True)
-    return means
+    mean: Tensor = said @ words / said.sum(1, keepdim=True)
+    return mean
 
 
-def _image_features(model: Scone, patches: Tensor) -> Tensor:
+def image_features(model: Scone, patches: Tensor) -> Tensor:
     """(B, V, D), normalised: ViT tokens as they enter the decoder, of square images; from `patches` (B, V, P) uint8."""
     images, tokens = patches.shape[:2]
     side = math.isqrt(tokens)
@@ -179,12 +190,12 @@ def _image_features(model: Scone, patches: Tensor) -> Tensor:
     return F.normalize(features + model.vit_pos_embed(positions), dim=-1).view(images, tokens, -1)
 
 
-def _best(features: Tensor, texts: Tensor) -> Tensor:
+def best_similarity(features: Tensor, texts: Tensor) -> Tensor:
     """(B, W): the greatest similarity of a text (W, D), a word or a mean of several, with a token (B, V, D)."""
     best: Tensor = (features @ texts.T).amax(1)
     return best
 
 
-def _embeddings(model: Scone, words: Tensor) -> Tensor:
+def word_embeddings(model: Scone, words: Tensor) -> Tensor:
     """(W, D), normalised."""
     return F.normalize(_words(model)(words), dim=-1)
