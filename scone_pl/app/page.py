@@ -226,12 +226,13 @@ def _bridge_controls(bridge: BridgeConfig, num_layers: int) -> list[Any]:
     last = num_layers - 1
     with gr.Row():
         threshold = gr.Slider(-1, 1, bridge.threshold, step=0.005, label="Threshold", elem_id="threshold")
+        quantile = gr.Slider(0, 0.95, bridge.quantile or 0, step=0.05, label="or quantile (0: none)")
+    with gr.Row():
         mode = gr.Radio(["hard", "soft"], value=bridge.mode, label="Mask", elem_id="mode")
-        quantile = gr.Slider(0, 0.95, bridge.quantile or 0, step=0.05, label="Quantile in its place (0: none)")
         temperature = gr.Slider(0.005, 0.5, bridge.temperature, step=0.005, label="Temperature (soft)")
     with gr.Row():
         source = gr.Slider(
-            -1, last - 1, bridge.source_layer, step=1, label="Read behind layer (-1: inputs)", elem_id="source"
+            -1, last - 1, bridge.source_layer, step=1, label="Read behind (-1: inputs)", elem_id="source"
         )
         first = gr.Slider(
             0, last, bridge.first_masked_layer, step=1, label="First masked layer", elem_id="first_masked"

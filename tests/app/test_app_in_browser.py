@@ -102,6 +102,21 @@ def test_images_with_the_bridge_off_and_on(browser: Any) -> None:
     assert "32.0 reference tokens" not in captions[2]
 
 
+def test_screenshot(browser: Any, tmp_path: Path) -> None:
+    """The page has a size and something to see; SCONE_SCREENSHOTS=docs writes the picture of docs/app.md."""
+    file = Path(os.environ.get("SCONE_SCREENSHOTS", tmp_path)) / "app.png"
+    before = browser.get_window_size()
+    browser.set_window_size(1060, 1960)
+    set_number(browser, "first_masked", 1)
+    until(browser, lambda b: "15.4 in the mean over layers" in text_of(b, "maps"))
+    browser.execute_script("window.scrollTo(0, 0)")
+    browser.save_screenshot(str(file))
+    browser.set_window_size(before["width"], before["height"])
+    with Image.open(file) as image:
+        assert image.width > 1000
+        assert np.asarray(image).std() > 5
+
+
 def test_mistakes_are_messages(browser: Any) -> None:
     box = browser.find_element("css selector", "#instruction textarea")
     box.send_keys("\ue009a\ue000", "paint <b>me</b>")
@@ -140,12 +155,3 @@ def test_a_url_in_place_of_an_upload_is_refused(address: str) -> None:
     upload = {"path": "http://example.invalid/a.png", "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(gradio.Error, match="URLs are not read here"):
         asyncio.run(processing_utils.async_move_files_to_cache(upload, gradio.File(), check_in_upload_folder=True))
-
-
-def test_screenshot(browser: Any, tmp_path: Path) -> None:
-    """The page has a size and something to see."""
-    file = Path(os.environ.get("SCONE_SCREENSHOTS", tmp_path)) / "app.png"
-    browser.save_screenshot(str(file))
-    with Image.open(file) as image:
-        assert image.width > 1000
-        assert np.asarray(image).std() > 5
