@@ -224,7 +224,7 @@ class Study:
             weights: identity of the weights it starts from.
             quick: see `quick`.
         """
-        recipes = [files.read_text(Path(recipe)) for recipe in self.recipes_of(arm)]
+        recipes = [read_yaml(recipe) for recipe in self.recipes_of(arm)]  # comments decide nothing
         arguments = [list(self.overrides.fit)] if self.overrides.fit else []
         return digest([recipes, self.settings_of(arm, 0, quick=quick), weights, *arguments])
 

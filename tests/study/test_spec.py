@@ -53,8 +53,14 @@ def test_what_decides_weights_names_their_folder(change, written, tmp_path):
     (tmp_path / "one.yaml").write_text("trainer: {max_steps: 1}\n")
     (tmp_path / "two.yaml").write_text("trainer: {max_steps: 2}\n")
     before = written({"recipes": ["one.yaml"]})
+    identity = before.identity("plain", "w")
     reworded = written({"recipes": ["one.yaml"], "title": "New", "arms": {"plain": {"label": "new"}}})
-    assert reworded.identity("plain", "w") == before.identity("plain", "w")
+    assert reworded.identity("plain", "w") == identity
+    (tmp_path / "one.yaml").write_text("# what it is for\ntrainer:\n  max_steps: 1\n")
+    assert before.identity("plain", "w") == identity
+    (tmp_path / "one.yaml").write_text("trainer: {max_steps: 4}\n")
+    assert before.identity("plain", "w") != identity
+    (tmp_path / "one.yaml").write_text("trainer: {max_steps: 1}\n")
     assert written({"recipes": ["one.yaml"], **change}).identity("plain", "w") != before.identity("plain", "w")
 
 
