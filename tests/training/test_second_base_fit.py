@@ -102,7 +102,7 @@ def test_layers_reads_the_understanding_expert_alone(
     args = ["--checkpoint", START, "--data", "data_shards/mini/multi_candidate", "--samples", "3"]
     assert main(["layers", *args, "--packing", resize, "--output", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out/layers.json").read_text())
-    assert set(report["experts"]) == {"understanding"}
+    assert set(report["experts"]) == {"inputs", "understanding"}
     assert len(report["experts"]["understanding"]["auroc"]) == 6
     assert "suggested" in report
 
