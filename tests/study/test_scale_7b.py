@@ -91,7 +91,7 @@ def test_an_arm_of_table_5_is_trained_generated_judged_and_collected(
     assert report["provenance"]["models"] == ["fake"]
     lines = keep(study, jobs)
     assert lines == ["runs/evidence/7b/results/table5.json   runs/evidence/7b/results.md"]
-    page = (here / "runs/evidence/7b/results.md").read_text()
+    page = (here / "runs/evidence/7b/results/table5.md").read_text()
     evaluator = SconeEvalEvaluator
     row = next(line for line in page.splitlines() if line.startswith("| (c) two steps"))
     for metric in ("PF", "COM", "DIS", "overall"):
@@ -117,7 +117,7 @@ def test_layers_are_read_from_data_with_and_without_boxes(here: Path, monkeypatc
         assert measures <= report["layers"]["understanding"]["all"].keys()
         assert len(report["layers"]["generation"]["all"]["sensitivity"]) == LAYERS
         keep(study, [job], here / f"results of {len(measures)}")
-        page = (here / f"results of {len(measures)}.md").read_text()
+        page = (here / f"results of {len(measures)}/figure11.md").read_text()
         assert "mean sensitivity" in page
         assert ("mean effect" in page) == bool(measures)
 
