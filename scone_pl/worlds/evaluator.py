@@ -49,6 +49,10 @@ def _failed(name: str) -> Callable[[Report], float]:
     return lambda report: 100.0 * report["failures"].get(name, 0) / report["pictures"]
 
 
+def _choice(task: str) -> Callable[[Report], float]:
+    return lambda report: 100.0 * report["choice"].get(task, float("nan"))
+
+
 def _kept(name: str) -> Callable[[Report], float]:
     """Over the tasks that have distractors."""
     return lambda report: 100.0 * mean(k[name] for t, k in report["kept"].items() if t.startswith("distinction"))
@@ -111,6 +115,7 @@ class WorldEvaluator(Evaluator):
         "presence_recall": lambda r: 10.0 * mean(t["DIS_recall"] for t in r["tasks"].values() if "DIS_recall" in t),
         "presence_precision": lambda r: 10.0 * mean(t["DIS_prec"] for t in r["tasks"].values() if "DIS_prec" in t),
         "choice": lambda report: 100.0 * mean(report["choice"].values()),
+        **{f"choice_{task.removeprefix('distinction_')}": _choice(task) for task in SCONEEVAL_TASKS[2:]},
         "exact": _failed("none"),
         "redundancy": _failed("redundancy"),
         "omission": _failed("omission"),
@@ -124,9 +129,9 @@ class WorldEvaluator(Evaluator):
         **choice.METRICS,
     }
     """Scores from 0 to 10 (COM_alone: of references with one subject each); the others are percentages: of references
-    with several candidates (choice, see `judge.py`), of target subjects (presence_recall), of subjects that are present
-    (presence_precision), of images (failures), of tokens (precision, recall, blocked). cpu_seconds: CPU time of
-    sampling and decoding all images. Of kind layers: `analysis.choice.METRICS`."""
+    with several candidates (choice, of all tasks or one, see `judge.py`), of target subjects (presence_recall), of
+    subjects that are present (presence_precision), of images (failures), of tokens (precision, recall, blocked).
+    cpu_seconds: CPU time of sampling and decoding all images. Of kind layers: `analysis.choice.METRICS`."""
     compared: ClassVar[tuple[Column, ...]] = (*SCORES, Column("choice", "chosen, %"))
     plotted: ClassVar[tuple[str, ...]] = ("COM", "DIS")
 
