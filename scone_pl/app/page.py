@@ -226,7 +226,7 @@ def _bridge_controls(bridge: BridgeConfig, num_layers: int) -> list[Any]:
     last = num_layers - 1
     with gr.Row():
         threshold = gr.Slider(-1, 1, bridge.threshold, step=0.005, label="Threshold", elem_id="threshold")
-        quantile = gr.Slider(0, 0.95, bridge.quantile or 0, step=0.05, label="or quantile (0: none)")
+        quantile = gr.Slider(0, 0.99, bridge.quantile or 0, step=0.01, label="or quantile (0: none)")
     with gr.Row():
         mode = gr.Radio(["hard", "soft"], value=bridge.mode, label="Mask", elem_id="mode")
         temperature = gr.Slider(0.005, 0.5, bridge.temperature, step=0.005, label="Temperature (soft)")

@@ -60,6 +60,8 @@ def page_settings(pipeline: SconePipeline, examples: str | None, folder: Path) -
     bridge = default_bridge(config.decoder.num_layers) if trained is None else trained
     size = " x ".join(map(str, image_size(pipeline.sequence_format)))
     said = "as it was trained with" if trained else "no bridge is recorded for it, so these settings are a start"
+    if bridge.adaptive_threshold:
+        said += f", but for adaptive_threshold {bridge.adaptive_threshold}: the slider's threshold replaces it"
     name = pipeline.source.resolve().name if pipeline.source else "model"
     title = f"`{name}`: {config.decoder.num_layers} layers, images of {size} pixels; bridge: {said}."
     sampling = _MINI_SAMPLING if is_mini else SamplingConfig()

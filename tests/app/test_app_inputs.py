@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -69,6 +70,17 @@ def test_settings_follow_the_model(pipeline: SconePipeline, tmp_path: Path) -> N
     assert default_bridge(28) == BridgeConfig()
     for layers in range(2, 40):
         assert default_bridge(layers).last_masked_layer < layers
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"), [({"quantile": 0.8}, "trained with."), ({"adaptive_threshold": "otsu"}, "otsu")]
+)
+def test_the_title_says_what_a_slider_replaces(
+    changed: dict[str, Any], says: str, pipeline: SconePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = BridgeConfig(source_layer=-1, first_masked_layer=0, last_masked_layer=5, **changed)
+    monkeypatch.setattr(SconePipeline, "trained_bridge", bridge)
+    assert says in page_settings(pipeline, None, tmp_path).title.partition("bridge: as it was ")[2]
 
 
 def test_the_default_model_is_shipped_and_knows_its_bridge() -> None:
