@@ -104,6 +104,8 @@ def generate(
     check_negative([plan.prompt], settings)
     if settings.bridge is not None and not image:
         raise UserError("--bridge hides parts of reference images, but there is none; give --image, or --bridge off")
+    if settings.attention_rebalancing is not None and not image:
+        raise UserError("--attention_rebalancing acts on reference images, but there is none; give --image")
     if dry_run:
         print(plan.report())
         return 0

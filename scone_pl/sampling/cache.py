@@ -27,6 +27,8 @@ from torch import Tensor
 from scone_pl.model.attention import AttentionPlan, attend
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import PackedSequence
+from scone_pl.sampling.rebalancing import rebalanced
+from scone_pl.sampling.settings import AttentionRebalancingConfig
 
 
 class RecordingPlan(AttentionPlan):
@@ -81,6 +83,7 @@ class ContextCache:
         bias: Tensor | None = None,
         filler: Tensor | None = None,
         frame: int = 1,
+        rebalancing: AttentionRebalancingConfig | None = None,
     ) -> None:
         """Decides the order of the tokens; `fill` brings them.
 
@@ -94,8 +97,9 @@ class ContextCache:
             filler: (L,) bool, tokens before the instruction that no query sees (`bridge/dropping.py`); none is stored
                 but what fills prompts up to equal lengths. Not together with `blocked`.
             frame: tokens at either end of a target that are no target latents.
+            rebalancing: of the target's attention to references; not together with `blocked` or `filler`.
         """
-        self.span, self.num_own, self.frame = span, num_own, frame
+        self.span, self.num_own, self.frame, self.rebalancing = span, num_own, frame, rebalancing
         self.bridge = None if blocked is None else bridge
         self.own_start = span.length - span.text_length
         rows = slice(span.start, span.start + span.num_prompts * span.length)
@@ -169,6 +173,8 @@ class ContextCache:
         if not with_text:
             stop = self.own_start + self.num_own
             keys, values = keys[:, :, :stop], values[:, :, :stop]
+        if self.rebalancing is not None:
+            keys = rebalanced(q, keys, self.num_references, self.rebalancing)
         left, mask = self._left_out(layer, with_text=with_text)
         if not left and mask is None:
             attended = attend(q, keys, values, None if self._shown is None else self._shown[..., : keys.shape[2]])

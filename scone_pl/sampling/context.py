@@ -21,6 +21,7 @@ from scone_pl.model.layout import ReferenceImages
 from scone_pl.model.network import Network
 from scone_pl.model.sequence import Names, PackedSequence, SequenceFormat
 from scone_pl.sampling.cache import ContextCache, ContextSpan, DroppingCache, RecordingPlan
+from scone_pl.sampling.settings import AttentionRebalancingConfig
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def prefill(
     references: bool,
     text: bool = True,
     hide_blocked: bool = True,
+    rebalancing: AttentionRebalancingConfig | None = None,
 ) -> Contexts:
     """Runs the contexts of all prompts once, keeping keys and values.
 
@@ -116,6 +118,7 @@ def prefill(
         references: False = without.
         text: False = without instructions.
         hide_blocked: False = as in the context without instruction: the bridge hides nothing after its source layer.
+        rebalancing: of the targets' attention to references; not together with `bridge`.
     """
     pack, positions, prompt_of_sample = pack_contexts(sequence_format, prompts, references=references, text=text)
     pack = pack.to(model.device)
@@ -128,8 +131,9 @@ def prefill(
     if bridge is not None and not hide_blocked:
         blocked = torch.zeros(len(pack), dtype=torch.bool, device=pack.device)
     reference = pack.reference_tokens
+    frame = sequence_format.layout.frame
     whole = [
-        ContextCache(span, num_own, reference, blocked, bridge, bias, frame=sequence_format.layout.frame)
+        ContextCache(span, num_own, reference, blocked, bridge, bias, frame=frame, rebalancing=rebalancing)
         for span, num_own in _spans(sequence_format, prompts, pack, prompt_of_sample)
     ]
     caches: Sequence[ContextCache | DroppingCache] = whole

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -110,7 +110,8 @@ class _GuidanceBranches:
     ) -> None:
         self.model, self.sequence_format, self.config = model, sequence_format, config
         self.rule, layout = RULES[model.config.guidance], sequence_format.layout
-        self.full = prefill(model, sequence_format, prompts, config.bridge, references=True)
+        shown = partial(prefill, model, sequence_format, references=True, rebalancing=config.attention_rebalancing)
+        self.full = shown(prompts, config.bridge)
         negative = any(p.negative_ids is not None for p in prompts)
         self._needs = self.rule.needs(config, negative=negative)
         # Without references the context "instruction only" is the full one: nothing to compute twice. But sharded, all
@@ -127,13 +128,9 @@ class _GuidanceBranches:
             return
         if negative:
             others = [p.negative for p in prompts]
-            context = prefill(model, sequence_format, others, config.bridge, references=True, hide_blocked=False)
-            self._no_text = (context, True)
+            self._no_text = (shown(others, config.bridge, hide_blocked=False), True)
         elif self._needs[0] and not layout.text_at_end:
-            bare = prefill(
-                model, sequence_format, prompts, config.bridge, references=True, text=False, hide_blocked=False
-            )
-            self._no_text = (bare, True)
+            self._no_text = (shown(prompts, config.bridge, text=False, hide_blocked=False), True)
         if self._needs[1] and differs:
             text = self.rule.third_has_text
             self._no_image = (prefill(model, sequence_format, prompts, None, references=False, text=text), True)

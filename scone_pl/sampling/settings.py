@@ -6,7 +6,8 @@ settings (docs/specification.md 7, docs/benchmarks.md 2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from scone_pl.errors import UserError
@@ -32,6 +33,31 @@ class StepCacheConfig:
     def __post_init__(self) -> None:
         check_whole("step_cache.interval", self.interval, minimum=1)
         check_whole("step_cache.order", self.order)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRebalancingConfig:
+    """Dynamic attention rebalancing (MICON-Bench, arXiv 2602.19497), see `rebalancing.py`; the defaults are its own."""
+
+    strength: float = 0.15
+    """Keys of reference tokens that receive much attention are multiplied by 1 + strength, those that receive little by
+    1 - strength (paper: gamma)."""
+    high: float = 0.7
+    """Much is at least this, where 0 is the least attended reference token of a layer, 1 the most (paper: tau_high)."""
+    low: float = 0.3
+    """Little is at most this (paper: tau_low)."""
+    num_queries: int = 64
+    """How many tokens of the target, evenly spaced, are asked what they attend to (paper: m)."""
+
+    def __post_init__(self) -> None:
+        check_number("attention_rebalancing.strength", self.strength, minimum=0, maximum=1)
+        check_number("attention_rebalancing.low", self.low, minimum=0, maximum=1)
+        check_number("attention_rebalancing.high", self.high, minimum=0, maximum=1)
+        check_whole("attention_rebalancing.num_queries", self.num_queries, minimum=1)
+        if self.low >= self.high:
+            raise UserError(
+                f"attention_rebalancing.low is {self.low}; it must be less than attention_rebalancing.high, {self.high}"
+            )
 
 
 Preset = Literal["published", "fast"]
@@ -78,8 +104,12 @@ class SamplingConfig:
     step_cache: StepCacheConfig | None = None
     """Compute only some of the steps and extrapolate the others (interval 1 = compute all); null = as the preset
     says."""
+    attention_rebalancing: AttentionRebalancingConfig | None = None
+    """Sharpen the target's attention to reference tokens, without training; a rival of the bridge. null = off."""
 
     def __post_init__(self) -> None:
+        for name, kind in (("step_cache", StepCacheConfig), ("attention_rebalancing", AttentionRebalancingConfig)):
+            object.__setattr__(self, name, _nested(name, getattr(self, name), kind))
         check_whole("num_inference_steps", self.num_inference_steps, minimum=1, maximum=MAX_STEPS)
         check_number("guidance_scale", self.guidance_scale, minimum=0, maximum=MAX_SCALE)
         check_number("image_guidance_scale", self.image_guidance_scale, minimum=0, maximum=MAX_SCALE)
@@ -109,6 +139,10 @@ class SamplingConfig:
             raise UserError(
                 f"image_guidance_scale {self.image_guidance_scale} acts only with text guidance; set guidance_scale "
                 f"above 1 (it is {self.guidance_scale}), or image_guidance_scale to 1"
+            )
+        if self.attention_rebalancing is not None and self.bridge is not None:
+            raise UserError(
+                "attention_rebalancing and bridge both steer what a target sees of references; leave one of them out"
             )
 
     @property
@@ -142,6 +176,18 @@ class SamplingConfig:
                 f"layer is {num_layers - 1}; set source_layer, first_masked_layer and last_masked_layer to layers that "
                 "it has"
             )
+
+
+def _nested(name: str, value: Any, kind: type) -> Any:
+    """`value`, or the `kind` that a mapping of its fields describes."""
+    if value is None or isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} is {value!r:.80}; it must be null or a mapping of {kind.__name__}'s fields")
+    known = {field.name for field in fields(kind)}
+    if unknown := value.keys() - known:
+        raise UserError(f"{name} has no {', '.join(sorted(unknown))}; choose from {', '.join(sorted(known))}")
+    return kind(**value)
 
 
 def _interval(value: Any) -> tuple[float, float]:

@@ -201,16 +201,12 @@ class WorldEvaluator(Evaluator):
         Raises:
             UserError: an unknown setting, or a value out of its range.
         """
-        from scone_pl.sampling.settings import SamplingConfig, StepCacheConfig
+        from scone_pl.sampling.settings import SamplingConfig
 
         given = dict(self.sampling)
         known = {f.name for f in fields(SamplingConfig)} - {"bridge", "height", "width", "seed"}
         if unknown := given.keys() - known:
             raise UserError(f"sampling has no {', '.join(sorted(unknown))}: choose from {', '.join(sorted(known))}")
-        if isinstance(cache := given.get("step_cache"), Mapping):
-            if unknown := cache.keys() - {f.name for f in fields(StepCacheConfig)}:
-                raise UserError(f"sampling.step_cache has no {', '.join(sorted(unknown))}: see StepCacheConfig")
-            given["step_cache"] = StepCacheConfig(**cache)
         guidance = {"guidance_scale": GUIDANCE["text_scale"], "image_guidance_scale": GUIDANCE["image_scale"]}
         return SamplingConfig(**{**SAMPLING, **guidance, **given})
 

@@ -128,8 +128,15 @@ def settings() -> Any:
     return parse(["fit", "--config", RECIPE, *EVERYTHING]).settings
 
 
+@pytest.fixture(scope="module")
+def rebalanced() -> Any:
+    """Settings with what does not go together with a bridge in sampling."""
+    return parse(["fit", "--config", RECIPE, "--model.init_args.sampling.attention_rebalancing={}"]).settings
+
+
 @pytest.mark.parametrize("key", KEYS)
-def test_keys_of_a_recipe_refuse_numbers_out_of_range(settings: Any, key: str) -> None:
+def test_keys_of_a_recipe_refuse_numbers_out_of_range(settings: Any, rebalanced: Any, key: str) -> None:
+    settings = rebalanced if ".attention_rebalancing." in key else settings
     path = ["model", "init_args", *key.split(".")[1:]] if key.startswith("model.") else key.split(".")
     name = next(part for part in reversed(path) if not part.startswith("["))
     for odd in WHOLES if KEYS[key] is int else FLOATS:

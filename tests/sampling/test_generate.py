@@ -1,5 +1,6 @@
 """The verb `generate`."""
 
+import dataclasses
 import json
 import shutil
 
@@ -72,11 +73,12 @@ def test_all_other_options(folder, here, capsys):
         "guidance_rescale_min": "0.1",
         "timestep_shift": "1.0",
         "step_cache": '{"interval": 2, "order": 0}',
+        "attention_rebalancing": '{"strength": 0.3}',
         "attention": "dense",
         "compile": "false",
     }
     args = [f"--{name}={value}" for name, value in options.items()]
-    assert main(["generate", "--checkpoint", str(folder), "--instruction", "x", *FAST, *args]) == 0
+    assert main(["generate", "--checkpoint", str(folder), *IMAGES, "--instruction", "x", *FAST, *args]) == 0
     assert capsys.readouterr().out == "image.png\n"
 
 
@@ -110,6 +112,10 @@ BAD = {
     "bridge.oracle needs samples with `candidates`": ["--bridge", '{"oracle": true}'],
     "bridge.pooling names needs samples": ["--bridge", '{"pooling": "names"}'],
     "turn it on": ["--bridge_image", "x.png"],
+    "--bridge hides parts of reference images, but there is none": [
+        f"--bridge={json.dumps(dataclasses.asdict(BRIDGE))}"
+    ],
+    "--attention_rebalancing acts on reference images, but there is none": ["--attention_rebalancing={}"],
     "must end in .png": ["--output", "."],
     "interval is 0; it must be": ["--step_cache", '{"interval": 0}'],
     "no such checkpoint folder": ["--checkpoint", "nowhere"],

@@ -111,6 +111,7 @@ def test_published_settings_are_the_defaults():
         "preset": "published",
         "unconditional_batch_skip_range": None,
         "step_cache": None,
+        "attention_rebalancing": None,
     }
     assert SamplingConfig().passes == (1, StepCacheConfig(interval=1))
 
