@@ -56,8 +56,8 @@ def start_of(study: Study, arm: str, seed: int, *, quick: bool = False) -> Path:
     if not (origin := origin_of(study, arm)):
         return Path(study.arms[arm].weights or study.init_from)
     other, name, *step = origin
-    source, shorter = study.other(other), quick and bool(study.arms[arm].weights_of)
-    return trained_weights(source, name, folder_of(source, name, seed, quick=shorter), *step)
+    source = study.other(other)
+    return trained_weights(source, name, folder_of(source, name, seed, quick=quick), *step)
 
 
 def trained_weights(study: Study, arm: str, folder: Path, step: str = "") -> Path:

@@ -61,7 +61,7 @@ class Job:
 def run_study(
     study: Study, seeds: int, fit: Fit, *, jobs: int, quick: bool = False, arms: Sequence[str] = ()
 ) -> list[Job]:
-    """Runs every arm with every seed, before them whatever their weights come from.
+    """Runs every arm with every seed, before them whatever their weights come from, quick as well if they are.
 
     Args:
         study: as read.
@@ -87,28 +87,20 @@ def _check(study: Study, arms: Sequence[str], *, quick: bool) -> None:
     for name, evaluation in study.evaluations.items():
         evaluation.check_inputs(f"{study.name}, evaluations.{name}")
     check_evaluations(study, arms, quick=quick)
-    for other, names, shorter in required(study, arms, quick=quick):
+    for other, names in sources_of(study, arms).items():
         if other != study.name:
-            _check(study.other(other), names, quick=shorter)
+            _check(study.other(other), names, quick=quick)
 
 
 def _run_arms(
     study: Study, arms: Sequence[str], numbers: Sequence[int], fit: Fit, *, jobs: int, quick: bool
 ) -> list[Job]:
     prepare(study, fit)
-    for other, names, shorter in required(study, arms, quick=quick):
-        _run_arms(study.other(other), names, numbers, fit, jobs=jobs, quick=shorter)
+    for other, names in sources_of(study, arms).items():
+        _run_arms(study.other(other), names, numbers, fit, jobs=jobs, quick=quick)
     planned = jobs_of(study, arms, numbers, quick=quick)
     run_all(planned, side_by_side=jobs)
     return planned
-
-
-def required(study: Study, arms: Sequence[str], *, quick: bool = False) -> list[tuple[str, list[str], bool]]:
-    """(study, its arms, whether they are quick) whose weights `arms` start from or evaluate."""
-    evaluated = [arm for arm in arms if study.arm(arm).weights_of]
-    others = [arm for arm in arms if arm not in evaluated]
-    groups = [(evaluated, quick), (others, False)]  # what arms start from is whole in a quick run too
-    return [(o, names, shorter) for group, shorter in groups for o, names in sources_of(study, group).items()]
 
 
 def sources_of(study: Study, arms: Sequence[str]) -> dict[str, list[str]]:

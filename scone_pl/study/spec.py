@@ -103,7 +103,8 @@ class Study:
     threads: int = 1
     """Of each run; 0 = as the environment says."""
     quick: dict[str, Any] = field(default_factory=dict)
-    """For `--quick`: `steps` (fraction of every chain step's), `per_task` (maximum number of items of a task)."""
+    """For `--quick`: `steps` (fraction of every chain step's), `per_task` (maximum number of items of a task). The
+    studies whose weights it needs are run by theirs."""
     answer: str = ""
     """The result in a sentence, for the head of the page; placeholders as in `findings`."""
     findings: str = ""

@@ -8,7 +8,7 @@ from scone_pl.checkpoints.folder import is_checkpoint_folder
 from scone_pl.errors import UserError
 from scone_pl.markdown import markdown_table
 from scone_pl.study.run import folder_of, origin_of, result_file, start_of, trained_weights
-from scone_pl.study.runner import pairs_of, required
+from scone_pl.study.runner import pairs_of, sources_of
 from scone_pl.study.spec import Study
 
 
@@ -16,13 +16,13 @@ def plan_text(study: Study, seeds: int, arms: Sequence[str] = (), *, quick: bool
     """All runs of a study, those of other studies that it needs first, and what each arm is."""
     chosen = list(arms) or list(study.arms)
     lines = [f"# {study.title}", "", f"{study.file}, scale {study.scale}{', quick' if quick else ''}", ""]
-    for one, names, shorter in _required_first(study, chosen, quick=quick):
+    for one, names in _sources_first(study, chosen):
         runs = len(pairs_of(one, names, range(one.first_seed, one.first_seed + seeds)))
-        rows = [[name, one.arms[name].label, _start(one, name), _training(one, name, quick=shorter)] for name in names]
+        rows = [[name, one.arms[name].label, _start(one, name), _training(one, name, quick=quick)] for name in names]
         lines += [f"## {one.name}: {runs} runs", ""]
         lines += [f"prepares {recipes}" for recipes in one.prepare]
         lines += [markdown_table(["arm", "label", "starts from", "training"], rows, text=range(4)), ""]
-        for name, evaluation in one.evaluations_of(quick=shorter).items():
+        for name, evaluation in one.evaluations_of(quick=quick).items():
             settings = {k: v for k, v in evaluation.settings.items() if v not in ("", None, {}, (), [])}
             lines.append(f"evaluation {name}: {', '.join(f'{k} {v}' for k, v in settings.items())}")
         lines.append("")
@@ -32,18 +32,18 @@ def plan_text(study: Study, seeds: int, arms: Sequence[str] = (), *, quick: bool
 def status_text(study: Study, seeds: int, arms: Sequence[str] = (), *, quick: bool = False) -> str:
     """The state of every run."""
     rows = []
-    for one, names, shorter in _required_first(study, list(arms) or list(study.arms), quick=quick):
+    for one, names in _sources_first(study, list(arms) or list(study.arms)):
         for arm, seed in pairs_of(one, names, range(one.first_seed, one.first_seed + seeds)):
-            rows.append([one.name, arm, str(seed), *_state(one, arm, seed, quick=shorter)])
+            rows.append([one.name, arm, str(seed), *_state(one, arm, seed, quick=quick)])
     done = sum(row[3] == "finished" for row in rows)
     table = markdown_table(["study", "arm", "seed", "state", "folder"], rows, text=(0, 1, 3, 4))
     return f"{table}\n\n{done} of {len(rows)} runs finished\n"
 
 
-def _required_first(study: Study, arms: list[str], *, quick: bool) -> Iterator[tuple[Study, list[str], bool]]:
-    for other, names, shorter in required(study, arms, quick=quick):
-        yield from _required_first(study.other(other), names, quick=shorter)
-    yield study, arms, quick
+def _sources_first(study: Study, arms: list[str]) -> Iterator[tuple[Study, list[str]]]:
+    for other, names in sources_of(study, arms).items():
+        yield from _sources_first(study.other(other), names)
+    yield study, arms
 
 
 def _start(study: Study, arm: str) -> str:

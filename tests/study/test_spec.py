@@ -9,6 +9,7 @@ from running import ROOT
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import code_digest
 from scone_pl.study.spec import FOLDER, Study, merged, study_names
+from scone_pl.study.status import plan_text
 from scone_pl.worlds import evaluator
 from scone_pl.worlds.shapes.evaluator import ShapesEvaluator
 
@@ -163,3 +164,15 @@ def test_files_that_are_no_studies(written, tmp_path):
         with pytest.raises(UserError, match=rf"broken\.yaml: .*{says}") as raised:
             study_names()
         assert "\n" not in str(raised.value)
+
+
+def test_a_quick_study_starts_from_quick_weights():
+    """Of Stage I 40 % of 600 and 300 steps, of Stage II 10 % of 120 and 200, as their files say."""
+    study = Study.read("icons_table5")
+    text = plan_text(study, 1, ["c_soft"], quick=True)
+    assert "base 240, refined 120 steps" in text
+    assert "formation 12, guidance 20 steps" in text
+    assert text.count("per_task 6") == 2
+    whole = plan_text(study, 1, ["c_soft"])
+    assert "base 600, refined 300 steps" in whole
+    assert "formation 120, guidance 200 steps" in whole
