@@ -74,6 +74,7 @@ def _bars(axes: Axes, result: Result, rows: list[Row]) -> None:
 
 
 def _lines(axes: Axes, result: Result, evaluation: str) -> None:
+    inputs = False  # whether any arm shows what enters the decoder
     for number, (name, arm) in enumerate(result.arms.items()):
         layers = result.layers(name, evaluation)
         for style, expert in (("-", "understanding"), (":", "generation")):
@@ -84,10 +85,11 @@ def _lines(axes: Axes, result: Result, evaluation: str) -> None:
             means = [e.mean for e in layer_estimates(layers, expert, measure, tasks)]
             if before := expert == "understanding" and all("inputs" in one for one in layers):
                 means[:0] = [e.mean for e in layer_estimates(layers, "inputs", measure, tasks)]
+            inputs |= before
             label = f"{arm['label']}, {expert}"
             axes.plot(range(-before, len(means) - before), means, style, marker="o", color=f"C{number}", label=label)
     if measure == "auroc":
         axes.axhline(0.5, color="0.8", linewidth=1)
-    axes.set_xlabel("decoder layer (-1: its inputs)" if axes.get_xlim()[0] < -1 else "decoder layer")
+    axes.set_xlabel("decoder layer (-1: its inputs)" if inputs else "decoder layer")
     axes.set_ylabel("AUROC of s, mean of tasks" if measure == "auroc" else "sensitivity of s to the instruction")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))

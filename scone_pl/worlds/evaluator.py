@@ -63,8 +63,11 @@ EPISODE_WEIGHTS: Mapping[str, Mapping[str, float]] = {
     "DIS": {"DIS": 1.0},
     "overall": {"COM": 0.5, "DIS": 0.5},
     "choice": {"choice": 100.0},
+    "choice / 10": {"choice": 10.0},
 }
 """Metric -> what it takes of each of an episode's scores."""
+CHOICE_OF_TASK = {f"choice_{task.removeprefix('distinction_')}": task for task in SCONEEVAL_TASKS[2:]}
+"""Metric -> the only task that it takes choice of."""
 FAILURES = ("exact", "redundancy", "omission", "blending", "wrong_subject", "distorted")
 COMPOSITION = tuple(Column(name, name) for name in ("PF", "SC", "COM"))
 SCORES = tuple(Column(name, name) for name in ("COM", "DIS", "overall"))
@@ -115,7 +118,7 @@ class WorldEvaluator(Evaluator):
         "presence_recall": lambda r: 10.0 * mean(t["DIS_recall"] for t in r["tasks"].values() if "DIS_recall" in t),
         "presence_precision": lambda r: 10.0 * mean(t["DIS_prec"] for t in r["tasks"].values() if "DIS_prec" in t),
         "choice": lambda report: 100.0 * mean(report["choice"].values()),
-        **{f"choice_{task.removeprefix('distinction_')}": _choice(task) for task in SCONEEVAL_TASKS[2:]},
+        **{metric: _choice(task) for metric, task in CHOICE_OF_TASK.items()},
         "exact": _failed("none"),
         "redundancy": _failed("redundancy"),
         "omission": _failed("omission"),
@@ -234,6 +237,8 @@ class WorldEvaluator(Evaluator):
     @classmethod
     def by_episode(cls, report: Report, metric: str) -> Mapping[str, Sequence[float]] | None:
         scores, weights = report.get("episodes"), EPISODE_WEIGHTS.get(metric)
+        if scores and (task := CHOICE_OF_TASK.get(metric)) in scores.get("choice", ()):
+            return {task: [100.0 * value for value in scores["choice"][task]]}
         if not scores or not weights or weights.keys() - scores.keys():
             return None
         parts: dict[str, np.ndarray] = {}

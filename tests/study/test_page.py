@@ -17,6 +17,7 @@ from scone_pl.study.page import filled, section
 from scone_pl.study.pages import write_pages
 from scone_pl.study.plot import draw_histograms, draw_maps, plot
 from scone_pl.study.result import Result
+from scone_pl.worlds.icons.evaluator import IconsEvaluator
 from scone_pl.worlds.shapes.evaluator import ShapesEvaluator
 from scone_pl.worlds.shapes.world import World, WorldConfig
 
@@ -118,6 +119,16 @@ def test_intervals_of_an_arm_include_episodes_and_paired_differences_cancel_what
         same = [r.difference("two", "one", "main", metric) for r in (old, new)]
         assert same[0].half_width == pytest.approx(same[1].half_width, abs=1e-9)
     assert ShapesEvaluator.by_episode(reports[0], "PF") is None
+
+
+@pytest.mark.parametrize("metric", ["choice", "choice / 10", "choice_single_cross", "choice_multi_intra"])
+def test_intervals_of_choice_include_episodes(metric):
+    """Of all tasks and of one, read off a kept result: 100 episodes a task."""
+    kept = Result.read(ROOT / "docs/evidence/icons_table5.json")
+    parts = IconsEvaluator.by_episode(kept.reports("c_soft", "main")[0], metric)
+    assert sum(np.mean(values) for values in parts.values()) == pytest.approx(kept.values("c_soft", "main", metric)[0])
+    assert len(parts) == (1 if metric.startswith("choice_") else 4)
+    assert {len(values) for values in parts.values()} == {100}
 
 
 def test_metrics_are_read_off_reports():

@@ -25,8 +25,12 @@ class IconsEvaluator(WorldEvaluator):
     metrics: ClassVar[Mapping[str, Callable[[Report], float]]] = {
         **WorldEvaluator.metrics,
         "plausible": lambda report: 100.0 * report.get("means", {}).get("plausible", float("nan")),
+        "choice / 10": lambda report: WorldEvaluator.metrics["choice"](report) / 10,
     }
-    """`plausible`: in percent, of the images in which it can be told (see `judge.py`)."""
+    """`plausible`: in percent, of the images in which it can be told (see `judge.py`). `choice / 10`: on the scale of
+    scores, for figures."""
+    plotted: ClassVar[tuple[str, ...]] = ("COM", "choice / 10")
+    """Conclusions rest on choice here, which labels confirm, not on DIS (docs/icons.md, "The judge")."""
     compared: ClassVar[tuple[Column, ...]] = (*WorldEvaluator.compared, Column("plausible", "plausible, %"))
 
     @classmethod
