@@ -2,8 +2,11 @@
 
 Two things vary: seeds (trainings) and episodes, which are the same for all seeds. Where the score of every episode is
 known, both count: the variance of the mean is that between seeds over their number, plus that of episodes' means over
-seeds. A bootstrap over both levels estimates the same variance, but with a handful of seeds too small a one, which is
-why the interval is Student's t with the seeds' degrees of freedom.
+seeds, which counts what is particular to a seed and an episode twice. The interval is Student's t. From five seeds on
+its degrees of freedom are Satterthwaite's, between those of the seeds and those of the episodes, as in psychology's
+min F' test for subjects and items: simulated, 94 to 98 % of intervals then cover the mean, and with the seeds' degrees
+of freedom 97 to 99.9 %. With fewer seeds, whose variance is badly known, these are used. A bootstrap over both levels
+estimates the same variance, and covers less.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+SEEDS_FOR_SATTERTHWAITE = 5
+"""With 3, p values near 0.001 came out up to five times too often in simulations, with 5 up to 1.7 times."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,8 @@ class Estimate:
     half_width: float
     """Of the 95 % interval (Student's t); nan with a single seed. With the noise of episodes where that is known."""
     values: tuple[float, ...]
+    freedom: float = math.nan
+    """Degrees of freedom of the interval."""
 
     def __str__(self) -> str:
         if math.isnan(self.half_width):
@@ -46,37 +54,58 @@ class Estimate:
             return math.nan
         if self.half_width == 0:
             return float(self.mean == 0)
-        freedom = len(self.values) - 1
-        return float(2 * stats.t.sf(abs(self.mean) / self.half_width * stats.t.ppf((1 + LEVEL) / 2, freedom), freedom))
+        deviations = abs(self.mean) / self.half_width * stats.t.ppf((1 + LEVEL) / 2, self.freedom)
+        return float(2 * stats.t.sf(deviations, self.freedom))
 
 
-def estimate(values: Sequence[float], episode_error: float = 0.0) -> Estimate:
-    """Mean and 95 % interval of independent values; `episode_error`: see the function."""
+class Variance(NamedTuple):
+    """Of a mean, estimated."""
+
+    value: float
+    freedom: float
+    """Degrees of freedom of the estimate."""
+
+
+NONE = Variance(0.0, math.inf)
+
+
+def added(parts: Sequence[Variance]) -> Variance:
+    """Their sum, with degrees of freedom by Satterthwaite's formula."""
+    total = sum(part.value for part in parts)
+    spread = sum(part.value**2 / part.freedom for part in parts)
+    return Variance(total, total**2 / spread) if spread else NONE
+
+
+def estimate(values: Sequence[float], episodes: Variance = NONE) -> Estimate:
+    """Mean and 95 % interval of independent values; `episodes`: see `variance_of_episodes`."""
     count, mean = len(values), sum(values) / len(values)
     if count < 2:
         return Estimate(mean, math.nan, tuple(values))
-    error = math.hypot(float(np.std(values, ddof=1)) / math.sqrt(count), episode_error)
-    return Estimate(mean, float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error, tuple(values))
+    variance = added([Variance(float(np.var(values, ddof=1)) / count, count - 1), episodes])
+    freedom = variance.freedom if count >= SEEDS_FOR_SATTERTHWAITE and variance.value else count - 1
+    return Estimate(
+        mean, float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(variance.value), tuple(values), freedom
+    )
 
 
-def difference(one: Sequence[float], other: Sequence[float], episode_error: float = 0.0) -> Estimate:
+def difference(one: Sequence[float], other: Sequence[float], episodes: Variance = NONE) -> Estimate:
     """Mean of `one` - `other`, paired: both have the same seeds in the same order."""
-    return estimate([a - b for a, b in zip(one, other, strict=True)], episode_error)
+    return estimate([a - b for a, b in zip(one, other, strict=True)], episodes)
 
 
-def episode_error(seeds: Sequence[Mapping[str, Sequence[float]]]) -> float:
-    """Standard error of a metric by the draw of episodes, within each task.
+def variance_of_episodes(seeds: Sequence[Mapping[str, Sequence[float]]]) -> Variance:
+    """Variance of a metric's mean by the draw of episodes, within each task.
 
     Args:
         seeds: for each, task -> parts of its episodes, the sum over tasks of whose means is the metric
             (`Evaluator.by_episode`).
     """
-    variance = 0.0
+    parts = []
     for task in seeds[0]:
         means = np.mean([one[task] for one in seeds], axis=0)
         if len(means) > 1:
-            variance += float(np.var(means, ddof=1)) / len(means)
-    return math.sqrt(variance)
+            parts.append(Variance(float(np.var(means, ddof=1)) / len(means), len(means) - 1))
+    return added(parts)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

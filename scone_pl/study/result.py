@@ -10,7 +10,7 @@ from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import Evaluator, Report, mean
 from scone_pl.files import read_json
 from scone_pl.study.evaluators import DEFAULT, evaluator_class
-from scone_pl.study.intervals import Estimate, difference, episode_error, estimate
+from scone_pl.study.intervals import NONE, Estimate, Variance, difference, estimate, variance_of_episodes
 from scone_pl.study.spec import MINI, Study
 
 _OF_A_RUN = ("seed", "evaluations", "seconds", "commit", "versions", "trained", "fit")
@@ -99,7 +99,7 @@ class Result:
     def estimate(self, arm: str, evaluation: str, metric: str) -> Estimate:
         """Mean and interval over seeds, and over episodes where their scores are stored."""
         parts = [self._by_episode(evaluation, metric, report) for report in self.reports(arm, evaluation)]
-        return estimate(self.values(arm, evaluation, metric), _error(parts))
+        return estimate(self.values(arm, evaluation, metric), _of_episodes(parts))
 
     def difference(
         self, one: str, other: str, evaluation: str, metric: str, other_evaluation: str = ""
@@ -126,7 +126,7 @@ class Result:
             own = self._by_episode(evaluation, metric, first)
             others = self._by_episode(other_evaluation or evaluation, metric, second)
             parts.append(_minus(own, others))
-        return difference([read(a) for a, _ in pairs], [read_other(b) for _, b in pairs], _error(parts))
+        return difference([read(a) for a, _ in pairs], [read_other(b) for _, b in pairs], _of_episodes(parts))
 
     def layers(self, arm: str, evaluation: str) -> list[Mapping[str, Any]]:
         """Per seed: expert -> task -> measure -> a value for each layer."""
@@ -165,10 +165,10 @@ def _minus(
     return {task: [a - b for a, b in zip(values, other[task], strict=True)] for task, values in one.items()}
 
 
-def _error(seeds: Sequence[Mapping[str, Sequence[float]] | None]) -> float:
-    """`episode_error`, 0 where a seed's episodes are not known."""
+def _of_episodes(seeds: Sequence[Mapping[str, Sequence[float]] | None]) -> Variance:
+    """`variance_of_episodes`, 0 where a seed's episodes are not known."""
     known = [one for one in seeds if one is not None]
-    return episode_error(known) if known and len(known) == len(seeds) else 0.0
+    return variance_of_episodes(known) if known and len(known) == len(seeds) else NONE
 
 
 def layer_means(layers: Mapping[str, Any], expert: str, measure: str, tasks: Sequence[str]) -> list[float]:
