@@ -9,7 +9,7 @@ SEEDS ?=
 QUICK ?= 0
 JOBS ?= $(if $(SCALE),1,2)
 TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts neo_table5 neo_layers untrained_mask oracle sampling
-WORLD2 := icons_base icons_stage1 icons_table5 icons_table5_long icons_masks icons_oracle icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive icons_rebalancing
+WORLD2 := icons_base icons_stage1 icons_table5 icons_table5_long icons_masks icons_oracle icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive icons_rebalancing icons_tokens
 # SCALE=large: world 2 one size up, whose base is trained first.
 ICONS := icons$(if $(filter large,$(SCALE)),_large)
 canvas_large := , canvas: 64
@@ -162,7 +162,8 @@ icons_robustness: ## world 2: likeness, naming, more candidates, unseen names
 icons_plausibility: ## world 2: training data that show contacts
 icons_adaptive: ## world 2: layer and threshold of each image by its own s
 icons_rebalancing: ## world 2: dynamic attention rebalancing, which trains nothing
-evidence-look: icons-data icons-random ## world 2's studies but for the base's own training, one seed each, short
+icons_tokens: ## world 2: blocked tokens masked or dropped
+evidence-look: icons-data icons-random ## world 2's studies but for the base's own training, one seed each, short: 11 minutes
 	$(MAKE) $(filter-out icons_base,$(WORLD2)) SEEDS=1 QUICK=1
 	$(STUDY) --seeds 1 --quick --arms random,generation experiments/studies/icons_base.yaml
 tokens: mini-data ## time, memory and scores with blocked tokens masked or dropped
