@@ -102,6 +102,11 @@ class StageSettings:
             raise UserError(
                 "model.mask_sampling applies model.bridge in place of model.sampling.bridge; give one of them"
             )
+        if self.mask_sampling and self.sampling.attention_rebalancing is not None:
+            raise UserError(
+                "model.mask_sampling and model.sampling.attention_rebalancing both steer what a target sees of "
+                "references; leave one of them out"
+            )
         if self.lora is not None and not {"understanding", "generation"} & set(self.trainable):
             raise UserError(
                 "model.lora adapts experts, but model.trainable names none; add one, or set model.lora to null"

@@ -180,7 +180,7 @@ class WorldEvaluator(Evaluator):
         return with_at_most(self, per_task=per_task)
 
     def check(self, bridge: Mapping[str, Any] | None, source: str) -> None:
-        self._bridge(bridge, source)
+        self._config(bridge, source)
 
     def _bridge(self, trained: Mapping[str, Any] | None, source: str) -> BridgeConfig | None:
         """What to sample with, if the weights are sampled with the bridge `trained`."""
@@ -196,6 +196,14 @@ class WorldEvaluator(Evaluator):
         try:
             return None if trained is None or self.mask == "off" else BridgeConfig(**{**trained, **self.bridge})
         except (TypeError, ValueError) as error:
+            raise UserError(f"{source}: {error}") from None
+
+    def _config(self, trained: Mapping[str, Any] | None, source: str) -> SamplingConfig:
+        """How weights are sampled that are sampled with the bridge `trained`."""
+        bridge = self._bridge(trained, source)
+        try:
+            return dataclasses.replace(self._sampling(), bridge=bridge)
+        except UserError as error:
             raise UserError(f"{source}: {error}") from None
 
     def _sampling(self) -> SamplingConfig:
@@ -228,8 +236,7 @@ class WorldEvaluator(Evaluator):
 
             return {**layers_report(weights, episodes), "examples": examples(weights, episodes)}
         trained = bridge_of(weights)
-        bridge = self._bridge(dataclasses.asdict(trained) if trained else None, str(weights))
-        config = dataclasses.replace(self._sampling(), bridge=bridge)
+        config = self._config(dataclasses.asdict(trained) if trained else None, str(weights))
         report, _ = evaluate(weights, episodes, config, progress=False)
         del report["items"], report["checkpoint"]
         return report
@@ -237,7 +244,7 @@ class WorldEvaluator(Evaluator):
     @classmethod
     def by_episode(cls, report: Report, metric: str) -> Mapping[str, Sequence[float]] | None:
         scores, weights = report.get("episodes"), EPISODE_WEIGHTS.get(metric)
-        if scores and (task := CHOICE_OF_TASK.get(metric)) in scores.get("choice", ()):
+        if scores and (task := CHOICE_OF_TASK.get(metric, "")) in scores.get("choice", ()):
             return {task: [100.0 * value for value in scores["choice"][task]]}
         if not scores or not weights or weights.keys() - scores.keys():
             return None

@@ -38,6 +38,10 @@ def stage(**settings: Any) -> StageSettings:
             "sampling.bridge",
             lambda: stage(mask_sampling=True, bridge=BridgeConfig(), sampling=SamplingConfig(bridge=BridgeConfig())),
         ),
+        (
+            "attention_rebalancing",
+            lambda: stage(mask_sampling=True, bridge=BridgeConfig(), sampling=SamplingConfig(attention_rebalancing={})),
+        ),
         ("lora", lambda: stage(trainable=("connector",), lora=LoRAConfig())),
         ("ema.export", lambda: stage(ema=EMAConfig(export=False))),
         ("layers_kept", lambda: stage(layers_kept=1, activation_checkpointing=False)),

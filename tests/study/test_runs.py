@@ -205,6 +205,9 @@ def test_an_evaluation_of_a_bridge_needs_one(small):
         run_study(with_changes(small, {"evaluations": bridged}), 1, not_called, jobs=1)
     small = with_changes(small, {"evaluations": bridged})
     check_evaluations(small, ["soft", "again"])
+    small = with_changes(small, {"evaluations": {"both": {"sampling": {"attention_rebalancing": {}}}}})
+    with pytest.raises(UserError, match=r"small soft, evaluations\.both: attention_rebalancing and bridge both"):
+        check_evaluations(small, ["soft"])
     small = with_changes(small, {"evaluations": {"bridged": {"bridge": {"drop_blocked": True}}}})
     with pytest.raises(UserError, match=r"small again, evaluations\.bridged: bridge\.drop_blocked needs"):
         check_evaluations(small, ["again"])
