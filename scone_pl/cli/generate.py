@@ -17,7 +17,7 @@ from scone_pl.image_files import check_image_output, write_image
 from scone_pl.model.quantized import Quantization, check_quantization
 from scone_pl.model.tiling import TILE
 from scone_pl.progress import Progress
-from scone_pl.sampling.checks import as_device, check_negative
+from scone_pl.sampling.checks import as_device, check_negative, check_rebalancing
 from scone_pl.sampling.memory import Saving
 from scone_pl.sampling.offload import Offload, check_offload
 from scone_pl.sampling.pipeline import SconePipeline
@@ -102,10 +102,9 @@ def generate(
     adapters = adapters_of(lora, lora_scale)
     read_adapters(adapters, plan.shapes)  # before the weights are read
     check_negative([plan.prompt], settings)
+    check_rebalancing([plan.prompt], settings)
     if settings.bridge is not None and not image:
         raise UserError("--bridge hides parts of reference images, but there is none; give --image, or --bridge off")
-    if settings.attention_rebalancing is not None and not image:
-        raise UserError("--attention_rebalancing acts on reference images, but there is none; give --image")
     if dry_run:
         print(plan.report())
         return 0

@@ -70,3 +70,9 @@ def check_negative(prompts: Sequence[Prompt], settings: SamplingConfig) -> None:
         raise UserError("negative_prompt acts only with guidance; set guidance_scale above 1")
     if settings.bridge is not None and settings.bridge.drop_blocked:
         raise UserError("negative_prompt does not go together with bridge.drop_blocked; leave one out")
+
+
+def check_rebalancing(prompts: Sequence[Prompt], settings: SamplingConfig) -> None:
+    """Raises `UserError` if attention would be rebalanced over reference images that no prompt has."""
+    if settings.attention_rebalancing is not None and not any(prompt.references for prompt in prompts):
+        raise UserError("attention_rebalancing acts on reference images, but there is none; give one, or leave it out")

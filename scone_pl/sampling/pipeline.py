@@ -41,7 +41,7 @@ from scone_pl.sampling.arguments import (
     texts_per_prompt,
     with_overrides,
 )
-from scone_pl.sampling.checks import as_device_map, as_dtype, check_fits, check_negative
+from scone_pl.sampling.checks import as_device_map, as_dtype, check_fits, check_negative, check_rebalancing
 from scone_pl.sampling.context import Prompt
 from scone_pl.sampling.images import ImageInput, load_all
 from scone_pl.sampling.lora import LoRAAdapters
@@ -323,6 +323,7 @@ class SconePipeline(Placement, Publishing, LoRAAdapters):
         settings.check_bridge(self.model.config.decoder.num_layers)
         check_output_type(output_type)
         check_negative(prompts, settings)
+        check_rebalancing(prompts, settings)
         if unknown := [name for name in callback_on_step_end_tensor_inputs if name not in _CALLBACK_TENSORS]:
             raise UserError(
                 f"callback_on_step_end_tensor_inputs has {unknown[0]!r:.80}; it takes {', '.join(_CALLBACK_TENSORS)}"

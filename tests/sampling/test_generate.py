@@ -115,7 +115,7 @@ BAD = {
     "--bridge hides parts of reference images, but there is none": [
         f"--bridge={json.dumps(dataclasses.asdict(BRIDGE))}"
     ],
-    "--attention_rebalancing acts on reference images, but there is none": ["--attention_rebalancing={}"],
+    "attention_rebalancing acts on reference images, but there is none": ["--attention_rebalancing={}"],
     "must end in .png": ["--output", "."],
     "interval is 0; it must be": ["--step_cache", '{"interval": 0}'],
     "no such checkpoint folder": ["--checkpoint", "nowhere"],

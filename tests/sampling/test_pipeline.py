@@ -116,6 +116,17 @@ def test_published_settings_are_the_defaults():
     assert SamplingConfig().passes == (1, StepCacheConfig(interval=1))
 
 
+def test_rebalancing_needs_reference_images(pipeline):
+    call = {"num_inference_steps": 1, "height": 16, "width": 16, "output_type": "latent", "seed": 3}
+    with pytest.raises(UserError, match="attention_rebalancing acts on reference images, but there is none"):
+        pipeline("x", attention_rebalancing={}, **call)
+    image = Image.fromarray(pixels())
+    plain, rebalanced = (
+        pipeline("x", image=image, attention_rebalancing=given, **call).images[0] for given in (None, {"strength": 1})
+    )
+    assert not torch.equal(plain, rebalanced)
+
+
 def test_settings_and_overrides_mean_the_same(pipeline, caplog):
     settings = SamplingConfig(num_inference_steps=2, height=16, width=24, guidance_scale=3.0, seed=7)
     call = {"prompt": "x", "output_type": "latent"}
