@@ -1,4 +1,4 @@
-"""Dynamic attention rebalancing (DAR; MICON-Bench, arXiv 2602.19497): a rival of the bridge that needs no training.
+"""Dynamic attention rebalancing (DAR; MICON-Bench, arXiv 2602.19497): a training-free baseline to compare with.
 
 In every layer and step, some of the target's queries are asked how much they attend to each reference token. Keys of
 tokens that receive much are made longer, of those that receive little shorter, and the target attends to these keys:
@@ -35,7 +35,7 @@ def rebalanced(q: Tensor, keys: Tensor, num_references: int, config: AttentionRe
         config: see there.
 
     Returns:
-        (G, K, S, E), a copy if anything changes. Attention of the queries asked is G * H * num_queries * R numbers.
+        (G, K, S, E), a copy if anything changes.
     """
     if not num_references or not config.strength:
         return keys
@@ -45,12 +45,17 @@ def rebalanced(q: Tensor, keys: Tensor, num_references: int, config: AttentionRe
 
 
 def _received(q: Tensor, references: Tensor, num_queries: int) -> Tensor:
-    """(G, R) float32: attention that each reference token receives of the queries asked."""
+    """(G, R) float32: attention that each reference token receives from the queries asked.
+
+    One key/value head at a time, so that no more than G * H / K * num_queries * R scores are held.
+    """
     total, count = q.shape[2], min(num_queries, q.shape[2])
     asked = q[:, :, torch.arange(count, device=q.device) * total // count]
     grouped = asked.unflatten(1, (references.shape[1], -1))  # (G, K, H / K, count, E)
-    logits = torch.einsum("gkhqe,gkre->gkhqr", grouped, references) * q.shape[-1] ** -0.5
-    received: Tensor = logits.float().softmax(-1).sum(dim=(1, 2, 3))
+    received = references.new_zeros(len(references), references.shape[2], dtype=torch.float32)
+    for queries, keys in zip(grouped.unbind(1), references.unbind(1), strict=True):
+        logits = torch.einsum("ghqe,gre->ghqr", queries, keys) * q.shape[-1] ** -0.5
+        received += logits.float().softmax(-1).sum(dim=(1, 2))
     return received
 
 

@@ -105,7 +105,7 @@ class SamplingConfig:
     """Compute only some of the steps and extrapolate the others (interval 1 = compute all); null = as the preset
     says."""
     attention_rebalancing: AttentionRebalancingConfig | None = None
-    """Sharpen the target's attention to reference tokens, without training; a rival of the bridge. null = off."""
+    """Sharpen the target's attention to reference tokens, a training-free baseline for the bridge; null = off."""
 
     def __post_init__(self) -> None:
         for name, kind in (("step_cache", StepCacheConfig), ("attention_rebalancing", AttentionRebalancingConfig)):

@@ -6,7 +6,7 @@ seeds, which counts what is particular to a seed and an episode twice. The inter
 its degrees of freedom are Satterthwaite's, between those of the seeds and those of the episodes, as in psychology's
 min F' test for subjects and items: simulated, 94 to 98 % of intervals then cover the mean, and with the seeds' degrees
 of freedom 97 to 99.9 %. With fewer seeds, whose variance is badly known, these are used. A bootstrap over both levels
-estimates the same variance, and covers less.
+estimates the same variance, but with a handful of seeds too small a one.
 """
 
 from __future__ import annotations

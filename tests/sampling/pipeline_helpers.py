@@ -10,6 +10,8 @@ from PIL import Image
 
 from scone_pl.checkpoints.model import save_pretrained
 from scone_pl.data.tokenizer import byte_tokenizer
+from scone_pl.model.attention import DensePlan
+from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import AutoencoderConfig, BridgeConfig, DecoderConfig, SconeConfig, ViTConfig
 from scone_pl.model.initialize import random_model
 
@@ -65,3 +67,28 @@ def png_of(array, **options):
 def write_jsonl(file, records):
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return file
+
+
+def image(rows, columns, seed):
+    """(3, 4 * rows, 4 * columns) in [-1, 1]."""
+    return torch.rand(3, 4 * rows, 4 * columns, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@torch.no_grad()
+def dense_velocity(model, sequence_format, one, latents, t, *, bridge=None, plan=DensePlan, references=True, text=True):
+    """A pass over the whole sequence of a prompt with an L x L mask."""
+    builder = SequenceBuilder(sequence_format)
+    builder.begin_sample()
+    targets = one.targets or (None,) * len(one.references)
+    for i, (vae, vit) in enumerate(one.references if references else ()):
+        builder.add_vae(vae, reference=i, targets=targets[i])
+        builder.add_vit(vit, reference=i, targets=targets[i])
+    if text and one.text_ids is not None:
+        builder.add_text(list(one.text_ids))
+    builder.add_targets(torch.zeros(3, *one.size), [0.0])
+    pack = builder.build()
+    tokens = model.encode_images(pack).clone()
+    tokens[pack.target_in_latents] = latents
+    times = torch.zeros(len(pack.latent_splits))
+    times[-1] = t
+    return model(pack, tokens, times, bridge, plan(pack)).velocity

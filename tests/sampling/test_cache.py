@@ -1,15 +1,14 @@
 """Attention over caches by slices, against passes over everything with a dense mask."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 from largest import Largest
-from pipeline_helpers import BRIDGE, tiny_model
+from pipeline_helpers import BRIDGE, dense_velocity, image, tiny_model
 
 from scone_pl import flow
-from scone_pl.model.attention import DensePlan
-from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.config import BridgeConfig
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.sampling.cache import ContextCache, ContextSpan, RecordingPlan
@@ -21,11 +20,8 @@ guide = RULES["two_conditions"].guide
 
 MODEL = tiny_model(3)
 SEQUENCE_FORMAT = MODEL.config.sequence_format(SpecialTokens(0, 1, 2, 3))
+dense = partial(dense_velocity, MODEL, SEQUENCE_FORMAT)
 GUIDED = SamplingConfig(num_inference_steps=2, guidance_scale=3.0, image_guidance_scale=2.0)
-
-
-def image(rows, columns, seed):
-    return torch.rand(3, 4 * rows, 4 * columns, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def prompt(seed, references, text, size):
@@ -45,25 +41,6 @@ PROMPTS = [
     prompt(5, [((2, 2), (2, 2))], 0, (8, 8)),  # an empty instruction: begin and end alone
     prompt(6, [], 0, (8, 8)),
 ]
-
-
-@torch.no_grad()
-def dense_velocity(one, bridge, latents, t, *, references=True, text=True):
-    """A pass over the whole sequence with an L x L mask."""
-    builder = SequenceBuilder(SEQUENCE_FORMAT)
-    builder.begin_sample()
-    for i, (vae, vit) in enumerate(one.references if references else ()):
-        builder.add_vae(vae, reference=i, targets=one.targets[i])
-        builder.add_vit(vit, reference=i, targets=one.targets[i])
-    if text and one.text_ids is not None:
-        builder.add_text(list(one.text_ids))
-    builder.add_targets(torch.zeros(3, *one.size), [0.0])
-    pack = builder.build()
-    tokens = MODEL.encode_images(pack).clone()
-    tokens[pack.target_in_latents] = latents
-    times = torch.zeros(len(pack.latent_splits))
-    times[-1] = t
-    return MODEL(pack, tokens, times, bridge, DensePlan(pack)).velocity
 
 
 VARIANTS = [{"mode": "soft", "temperature": 0.1}, {"quantile": 0.5}, {"mode": "soft", "quantile": 0.3}]
@@ -96,9 +73,9 @@ def test_equals_dense_passes(threshold, early):
             t = times[i].item()
             velocity = guide(
                 GUIDED,
-                dense_velocity(one, bridge, latents, t),
-                dense_velocity(one, bridge, latents, t, text=False),
-                dense_velocity(one, None, latents, t, references=False),
+                dense(one, latents, t, bridge=bridge),
+                dense(one, latents, t, bridge=bridge, text=False),
+                dense(one, latents, t, references=False),
             )
             latents = flow.euler_step(latents, velocity, times[i], times[i + 1])
         assert torch.allclose(result.tokens, latents, atol=2e-4 * latents.abs().max())

@@ -5,12 +5,11 @@ import math
 
 import pytest
 import torch
-from pipeline_helpers import BRIDGE, tiny_model
+from pipeline_helpers import BRIDGE, dense_velocity, image, tiny_model
 
 from scone_pl import flow
 from scone_pl.errors import UserError
 from scone_pl.model.attention import DensePlan
-from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SpecialTokens
 from scone_pl.sampling.rebalancing import rebalanced
 from scone_pl.sampling.sampler import Prompt, initial_noise, sample
@@ -66,10 +65,6 @@ def test_tokens_that_receive_the_same_keep_their_keys():
     assert rebalanced(q, keys, 5, AttentionRebalancingConfig(strength=0.0)) is keys
 
 
-def image(rows, columns, seed):
-    return torch.rand(3, 4 * rows, 4 * columns, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
 def prompt(seed, references, text):
     pairs = tuple((image(*vae, seed + i), image(*vit, seed + 50 + i)) for i, (vae, vit) in enumerate(references))
     return Prompt(pairs, tuple(5 + (seed + 7 * i) % 200 for i in range(text)), (12, 16))
@@ -104,20 +99,8 @@ def test_equals_passes_without_a_cache():
     off = sample(MODEL, SEQUENCE_FORMAT, prompts, dataclasses.replace(CONFIG, attention_rebalancing=None), noise)
     times = flow.time_grid(1, CONFIG.timestep_shift)
     for one, latents, result, plain in zip(prompts, noise, found, off, strict=True):
-        builder = SequenceBuilder(SEQUENCE_FORMAT)
-        builder.begin_sample()
-        for i, (vae, vit) in enumerate(one.references):
-            builder.add_vae(vae, reference=i)
-            builder.add_vit(vit, reference=i)
-        builder.add_text(list(one.text_ids))
-        builder.add_targets(torch.zeros(3, *one.size), [0.0])
-        pack = builder.build()
-        tokens = MODEL.encode_images(pack).clone()
-        tokens[pack.target_in_latents] = latents
-        at = torch.zeros(len(pack.latent_splits))
-        at[-1] = times[0]
-        plan = RebalancedDense(pack) if one.references else DensePlan(pack)
-        velocity = MODEL(pack, tokens, at, None, plan).velocity
+        plan = RebalancedDense if one.references else DensePlan
+        velocity = dense_velocity(MODEL, SEQUENCE_FORMAT, one, latents, times[0].item(), plan=plan)
         expected = flow.euler_step(latents, velocity, times[0], times[1])
         torch.testing.assert_close(result.tokens, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
         changed = float((result.tokens - plain.tokens).abs().max() / plain.tokens.abs().max())
