@@ -20,6 +20,7 @@ from scone_pl.data.windows import WindowedLoader
 from scone_pl.errors import UserError
 from scone_pl.model.builder import SequenceBuilder
 from scone_pl.model.sequence import SplitKind
+from scone_pl.training.heap import trim_heap
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +285,8 @@ def test_samples_over_the_budget_are_reported(shard_folder, sequence_format, tok
 
 
 def resident():
+    """Megabytes, less what was freed: what earlier tests left in the heap would hide growth."""
+    trim_heap(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
