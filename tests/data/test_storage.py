@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -205,16 +206,21 @@ def test_shuffle_window(shard_folder, sequence_format, tokenizer, packing):
         PackedDataModule(train=[Source(str(shard_folder))], shuffle_window=0)
 
 
-def test_prefetch_hides_a_slow_server(shard_folder, sequence_format, tokenizer, packing, storage):
-    import time
+def test_shards_of_upcoming_packs_are_fetched_while_a_step_runs(
+    shard_folder, sequence_format, tokenizer, packing, tmp_path
+):
+    def shards_after(packs, prefetch, wait_for=frozenset()):
+        """Requested by the time that `packs` are read and, in the background, `wait_for`."""
+        storage = StorageConfig(cache_dir=str(tmp_path / f"{packs}-{prefetch}"), prefetch_packs=prefetch)
+        with Server(shard_folder) as server:
+            stream = iter(stream_of(server.url, sequence_format, tokenizer, packing, storage, window=1))
+            for _ in range(packs):
+                next(stream)
+            deadline = time.monotonic() + 60
+            while not wait_for <= server.requests.keys() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return {path for path in server.requests if path.endswith(".tar")}
 
-    with Server(shard_folder, delay=0.2) as server:
-        stream = iter(stream_of(server.url, sequence_format, tokenizer, packing, storage, window=1))
-        next(stream)
-        waited = 0.0
-        for _ in range(12):
-            time.sleep(0.1)  # the step
-            began = time.perf_counter()
-            next(stream)
-            waited += time.perf_counter() - began
-    assert waited < 0.4  # without prefetch: four more shards, 0.8 s
+    first, needed = shards_after(1, 0), shards_after(1 + 8, 0)
+    assert len(first) < len(needed)
+    assert shards_after(1, 8, needed) == needed
