@@ -71,13 +71,14 @@ def _label(result: Result, arm: str) -> str:
 
 
 def _conditions(result: Result) -> dict[str, Any]:
-    """Seeds, seconds, commits and versions behind a result."""
+    """Seeds, episodes, seconds, commits and versions behind a result."""
     seconds = [run["seconds"]["training"] for run in result.runs]
     trained = [some for some in seconds if some >= _TRAINED]
     commits = Counter(name for run in result.runs for name in training_commits(run))
     unknown = commits.pop(UNKNOWN, 0)
     return {
         "seeds": result.seeds,
+        "episodes": sorted({one["per_task"] for one in result.evaluations.values() if "per_task" in one}),
         # The median, as an interrupted run of an old version counts only the time since.
         "seconds": statistics.median(trained) if trained else None,
         "trained": sorted(commits),

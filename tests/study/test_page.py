@@ -57,7 +57,7 @@ def result(name="demo", seeds=3):
         "paper_table": "table5_stage2",
         "baseline": "one",
         "quick": False,
-        "evaluations": {"main": {"kind": "score", "label": ""}},
+        "evaluations": {"main": {"kind": "score", "label": "", "per_task": 8}},
         "arms": {k: {"label": l, "paper": p, "settings": {}, "runs": runs(s)} for k, (l, p, s) in arms.items()},
     }
 
@@ -255,6 +255,7 @@ def test_the_page_is_made_of_the_numbers(tmp_path):
     front = write_pages(folder).read_text()
     assert front == f"# Results of {folder}\n\n## Results\n\n- **[A table](evidence/demo.md)** \n\n"
     text = (folder / "demo.md").read_text()
+    assert "\n3 seeds, 8 episodes of each task; the median run trained for 30 s" in text
     assert "5.10 ± 0.25" in text
     assert "**Result.** One has 6.00 ± 0.00, two has 6.10 ± 0.25." in text
     assert "| arm two - arm one |" in text
@@ -390,6 +391,7 @@ def test_a_quick_run_has_no_findings(tmp_path):
     text = section(Comparisons(Result({**result(), "quick": True})), tmp_path)
     assert "A quick run, not a result." in text
     assert "**Result.**" not in text
+    assert "episodes of each task" not in text  # fewer than the study says
 
 
 def test_seeds_are_paired_by_their_number():
