@@ -1,5 +1,6 @@
 """What a study's file may say, and what of it names its runs and results."""
 
+import re
 from dataclasses import make_dataclass
 
 import pytest
@@ -8,7 +9,7 @@ from running import ROOT
 
 from scone_pl.errors import UserError
 from scone_pl.evaluation.evaluator import code_digest
-from scone_pl.study.spec import FOLDER, Study, merged, study_names
+from scone_pl.study.spec import FOLDER, MINI, Study, merged, study_names
 from scone_pl.study.status import plan_text
 from scone_pl.worlds import evaluator
 from scone_pl.worlds.shapes.evaluator import ShapesEvaluator
@@ -176,3 +177,16 @@ def test_a_quick_study_starts_from_quick_weights():
     whole = plan_text(study, 1, ["c_soft"])
     assert "base 600, refined 300 steps" in whole
     assert "formation 120, guidance 200 steps" in whole
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / FOLDER).glob("*.yaml")))
+def test_a_label_gives_the_values_of_its_evaluation(name, monkeypatch):
+    """A label is what readers see: `quantile 0.8` must not stand over a mask of quantile 0.6."""
+    monkeypatch.chdir(ROOT)
+    scales = yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("scales", {})
+    for study in [Study.read(name, scale) for scale in (MINI, *scales)]:
+        for key, evaluation in study.evaluations.items():
+            given = getattr(evaluation, "bridge", None) or {}
+            numbers = {value for value in given.values() if isinstance(value, (int, float))}
+            said = set(map(float, re.findall(r"\d+\.\d+", evaluation.label))) if given else set()
+            assert said <= numbers, f"{key}: {evaluation.label}"
