@@ -244,6 +244,8 @@ class WorldEvaluator(Evaluator):
     @classmethod
     def by_episode(cls, report: Report, metric: str) -> Mapping[str, Sequence[float]] | None:
         scores, weights = report.get("episodes"), EPISODE_WEIGHTS.get(metric)
+        if scores and metric == "overall" and "DIS" not in scores:
+            weights = EPISODE_WEIGHTS["COM"]  # as `_overall`
         if scores and (task := CHOICE_OF_TASK.get(metric, "")) in scores.get("choice", ()):
             return {task: [100.0 * value for value in scores["choice"][task]]}
         if not scores or not weights or weights.keys() - scores.keys():

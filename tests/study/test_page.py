@@ -155,6 +155,14 @@ def test_intervals_of_an_arm_include_episodes_and_paired_differences_cancel_what
     assert ShapesEvaluator.by_episode(reports[0], "PF") is None
 
 
+def test_overall_of_composition_tasks_alone_is_their_com():
+    """Mean and interval, read off a kept result of two tasks: 200 episodes each."""
+    kept = Result.read(ROOT / "docs/evidence/icons_stage1.json")
+    assert kept.estimate("step2", "main", "overall") == kept.estimate("step2", "main", "COM")
+    both = [kept.difference("step2", "step1", "main", metric) for metric in ("overall", "COM")]
+    assert both[0] == both[1]
+
+
 @pytest.mark.parametrize("metric", ["choice", "choice / 10", "choice_single_cross", "choice_multi_intra"])
 def test_intervals_of_choice_include_episodes(metric):
     """Of all tasks and of one, read off a kept result: 100 episodes a task."""
