@@ -165,12 +165,12 @@ def test_overall_of_composition_tasks_alone_is_their_com():
 
 @pytest.mark.parametrize("metric", ["choice", "choice / 10", "choice_single_cross", "choice_multi_intra"])
 def test_intervals_of_choice_include_episodes(metric):
-    """Of all tasks and of one, read off a kept result: 100 episodes a task."""
+    """Of all tasks and of one, read off a kept result: 400 episodes a task."""
     kept = Result.read(ROOT / "docs/evidence/icons_table5.json")
     parts = IconsEvaluator.by_episode(kept.reports("c_soft", "main")[0], metric)
     assert sum(np.mean(values) for values in parts.values()) == pytest.approx(kept.values("c_soft", "main", metric)[0])
     assert len(parts) == (1 if metric.startswith("choice_") else 4)
-    assert {len(values) for values in parts.values()} == {100}
+    assert {len(values) for values in parts.values()} == {400}
 
 
 def test_metrics_are_read_off_reports():
