@@ -10,6 +10,7 @@ from typing import Any
 
 from scone_pl.checkpoints.folder import is_checkpoint_folder
 from scone_pl.errors import UserError
+from scone_pl.evaluation.evaluator import Evaluator, digest
 from scone_pl.files import read_json, read_text, write_json
 from scone_pl.study.spec import MINI, Study, merged, merged_files
 from scone_pl.study.training import Fit, check_start, commit, last_step, read_starts, starts_of, train, versions
@@ -141,11 +142,7 @@ def run(study: Study, arm: str, seed: int, *, fit: Fit, quick: bool = False, exp
         weights = trained_weights(study, arm, folder)
         command = command_line(study, arm, seed, folder, quick=quick)
         train(fit, command, _whole(study, arm, quick=quick), folder, weights, arguments=study.overrides.fit)
-    began, now = time.perf_counter(), {"commit": commit(), "versions": versions()}
-    reports = {
-        name: one.evaluate(weights, folder / "evaluations" / name)
-        for name, one in study.evaluations_of(quick=quick).items()
-    }
+    made = {name: _evaluated(name, one, weights, folder) for name, one in study.evaluations_of(quick=quick).items()}
     result = {
         "study": study.name,
         "arm": arm,
@@ -157,12 +154,27 @@ def run(study: Study, arm: str, seed: int, *, fit: Fit, quick: bool = False, exp
         "weights": str(weights),
         "training": _training_of(weights),
         "trained": starts_of(weights),
-        "evaluations": reports,
-        "seconds": {"training": _training_seconds(folder), "evaluation": time.perf_counter() - began},
-        **now,
+        "evaluations": {name: one["report"] for name, one in made.items()},
+        "seconds": {"training": _training_seconds(folder), "evaluation": sum(one["seconds"] for one in made.values())},
+        "commit": ", ".join(dict.fromkeys(one["commit"] for one in made.values())),
+        "versions": list(made.values())[-1]["versions"],
     }
     write_json(result, file)
     return file
+
+
+def _evaluated(name: str, evaluation: Evaluator, weights: Path, folder: Path) -> dict[str, Any]:
+    """`report` of an evaluation, the `seconds` it took, `commit` and `versions` that made it.
+
+    It is kept in a file of its own: an interrupted run goes on with the next evaluation, and a study that gains one
+    makes only that.
+    """
+    file = folder / "evaluations" / f"report-{digest([evaluation.identity])}.json"
+    if not file.is_file():
+        began, made_by = time.perf_counter(), {"commit": commit(), "versions": versions()}
+        report = evaluation.evaluate(weights, folder / "evaluations" / name)
+        write_json({"report": report, "seconds": time.perf_counter() - began, **made_by}, file)
+    return read_json(file, dict)
 
 
 def _training_seconds(folder: Path) -> float:

@@ -230,6 +230,36 @@ def test_a_commit_is_dirty_with_files_that_git_does_not_know(tmp_path, monkeypat
     assert training.commit(tmp_path) == f"{clean}-dirty"
 
 
+def test_only_evaluations_that_are_missing_are_made(small, monkeypatch):
+    """After an interruption, and where a study has gained or renamed one; other settings are evaluated anew."""
+    evaluated = []
+
+    def evaluate(self, weights, folder):
+        if self.per_task == 2:
+            raise KeyboardInterrupt
+        evaluated.append(self.per_task)
+        return {"pictures": self.per_task}
+
+    def result_of(**counts):
+        content = yaml.safe_load(small.file.read_text())
+        content["arms"] = {"base": {"label": "base", "weights": "runs/mini/base"}}
+        content["evaluations"] = {name: {"per_task": count, "label": name} for name, count in counts.items()}
+        small.file.write_text(yaml.safe_dump(content))
+        return read_json(run(Study.read("small"), "base", 0, fit=not_called), dict)
+
+    monkeypatch.setattr(ShapesEvaluator, "evaluate", evaluate)
+    monkeypatch.setattr("scone_pl.study.run.commit", lambda: f"commit{len(evaluated)}")
+    with pytest.raises(KeyboardInterrupt):
+        result_of(first=1, second=2)
+    assert result_of(first=1)["evaluations"] == {"first": {"pictures": 1}}
+    renamed = result_of(third=3, also_first=1)
+    assert renamed["evaluations"] == {"third": {"pictures": 3}, "also_first": {"pictures": 1}}
+    assert evaluated == [1, 3]
+    assert renamed["commit"] == "commit0, commit1"
+    assert renamed["versions"]["torch"]
+    assert result_of(first=4)["evaluations"] == {"first": {"pictures": 4}}
+
+
 @pytest.mark.slow
 def test_runs_are_made_once_and_collected(small):
     command = study("run", "small", "--seeds", "1", "--jobs", "2")
