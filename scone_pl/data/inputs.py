@@ -14,7 +14,7 @@ from scone_pl.data.parquet import ParquetInput, find_parquet
 from scone_pl.data.rows import RowRules
 from scone_pl.data.sample import BrokenSampleError, Sample, sample_or_error
 from scone_pl.data.shards import ShardSet
-from scone_pl.data.storage import LocalFolder, StorageConfig, sha256_of
+from scone_pl.data.storage import LocalFolder, StorageConfig, digest
 from scone_pl.errors import UserError
 from scone_pl.files import readable
 
@@ -85,7 +85,8 @@ class ShardInput:
     def _is_intact(self, shard: int) -> bool:
         if shard not in self._intact:
             try:
-                self._intact[shard] = sha256_of(self.shards.fetch(shard)) == self.shards.manifest.shards[shard].sha256
+                with self.shards.open(shard) as stream:
+                    self._intact[shard] = digest(stream) == self.shards.manifest.shards[shard].sha256
             except OSError as error:
                 raise BrokenSampleError("unreadable shard", str(error)) from None
         return self._intact[shard]

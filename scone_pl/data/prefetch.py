@@ -40,7 +40,7 @@ class Prefetcher:
         while True:
             source, shard = self._queue.get()
             with contextlib.suppress(FetchError):  # reported when a sample of the shard is read
-                self._mixture.sets[source].fetch(shard)
+                self._mixture.sets[source].open(shard).close()
 
 
 def with_lookahead(items: Iterator[Item], count: int) -> Iterator[tuple[Item, list[Item]]]:

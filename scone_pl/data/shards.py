@@ -9,8 +9,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
-import stat
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 from scone_pl.data.decoding import ExifOrientation, image_size
@@ -70,9 +70,7 @@ class ShardSet:
     def _index_file(self) -> Path:
         try:
             file = self.storage.local(INDEX, sha256=self.manifest.index_sha256)
-            if isinstance(self.storage, RemoteFolder) and self.storage.discard_damaged(
-                INDEX, self.manifest.index_sha256
-            ):
+            if isinstance(self.storage, RemoteFolder) and self.storage.recheck(INDEX, self.manifest.index_sha256):
                 file = self.storage.local(INDEX, sha256=self.manifest.index_sha256)
             exists = file.is_file()
         except FetchError as error:
@@ -134,14 +132,15 @@ class ShardSet:
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))
 
-    def fetch(self, shard: int) -> Path:
-        """A local copy of a shard.
+    def open(self, shard: int) -> FileIO:
+        """Opens a local copy of a shard, which is fetched if need be.
 
         Raises:
             FetchError: it cannot be fetched.
+            OSError: it cannot be opened, or is not a regular file.
         """
         info = self.manifest.shards[shard]
-        return self.storage.local(info.file, sha256=info.sha256, size=info.bytes)
+        return self.storage.open(info.file, sha256=info.sha256, size=info.bytes)
 
     def read(self, i: int) -> Sample:
         """The i-th sample, images still encoded, checked against the index.
@@ -153,9 +152,9 @@ class ShardSet:
             return self._read(i)
         except BrokenSampleError:
             info = self.manifest.shards[self.shard_of(i)]
-            if not isinstance(self.storage, RemoteFolder) or not self.storage.discard_damaged(info.file, info.sha256):
+            if not isinstance(self.storage, RemoteFolder) or not self.storage.recheck(info.file, info.sha256):
                 raise
-        return self._read(i)  # from a new copy
+        return self._read(i)
 
     def _read(self, i: int) -> Sample:
         entry, shard = self.index[i], self.shard_of(i)
@@ -175,27 +174,12 @@ class ShardSet:
         return sample
 
     def _read_bytes(self, entry: IndexEntry, origin: str) -> bytes:
-        tries = 8 if self.storage.remote else 1
-        while True:
-            tries -= 1
-            try:
-                # Non-blocking, or opening a pipe would wait for a writer.
-                descriptor = os.open(self.fetch(entry.shard), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                break
-            except FileNotFoundError:  # a cached copy may be evicted before it is opened
-                if not tries:
-                    raise
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BrokenSampleError("unreadable shard", f"{origin}: not a regular file")
+        with self.open(entry.shard) as stream:
             if entry.length > MAX_SAMPLE_BYTES:
                 raise BrokenSampleError("sample too large", f"{origin}: {entry.key} has {entry.length} bytes")
-            if entry.offset + entry.length > status.st_size:
+            if entry.offset + entry.length > os.fstat(stream.fileno()).st_size:
                 raise BrokenSampleError("torn shard", f"{origin}: ends within sample {entry.key}")
-            return os.pread(descriptor, entry.length, entry.offset)
-        finally:
-            os.close(descriptor)
+            return os.pread(stream.fileno(), entry.length, entry.offset)
 
 
 def _check_against_index(sample: Sample, entry: IndexEntry, origin: str, rule: ExifOrientation) -> None:

@@ -1,7 +1,8 @@
 """Storage of data sets: a local folder, or a URL whose files are cached on demand.
 
 A cached file is renamed into place only when it is complete and its checksum matches, so any number of ranks and
-workers may share a cache; lock files prevent them from fetching the same shard twice.
+workers may share a cache; lock files prevent them from fetching the same shard twice. Shards are handed out as open
+files, which stay readable when another process evicts or replaces the copy.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,11 +92,23 @@ class Storage(Protocol):
     """As given by the user, without a password."""
     remote: bool
 
-    def local(self, file: str, *, sha256: str | None = None, size: int | None = None) -> Path:
-        """Path of a complete local copy of `file`; with `sha256`, a cached copy of `size` bytes is reused.
+    def local(self, file: str, *, sha256: str | None = None) -> Path:
+        """Path of a complete local copy of `file`; with `sha256`, a cached copy is reused.
+
+        Only for files that are never evicted, that is, all but shards.
 
         Raises:
             FetchError: it cannot be fetched.
+            UserError: the cache cannot be written.
+        """
+        ...
+
+    def open(self, file: str, *, sha256: str, size: int) -> FileIO:
+        """Opens a complete local copy of `file`; a cached copy of `size` bytes is reused.
+
+        Raises:
+            FetchError: it cannot be fetched.
+            OSError: it cannot be opened, or is not a regular file.
             UserError: the cache cannot be written.
         """
         ...
@@ -117,8 +131,11 @@ class LocalFolder:
         self.name = path
         self.path = Path(path)
 
-    def local(self, file: str, *, sha256: str | None = None, size: int | None = None) -> Path:
+    def local(self, file: str, *, sha256: str | None = None) -> Path:
         return self.path / file
+
+    def open(self, file: str, *, sha256: str, size: int) -> FileIO:
+        return open_regular(self.path / file)
 
 
 class RemoteFolder:
@@ -135,19 +152,28 @@ class RemoteFolder:
         self._intact: set[Path] = set()
         """Copies whose checksum was verified."""
 
-    def local(self, file: str, *, sha256: str | None = None, size: int | None = None) -> Path:
+    def local(self, file: str, *, sha256: str | None = None) -> Path:
+        self._open(file, sha256, None).close()
+        return self._copy_of(file, sha256)
+
+    def open(self, file: str, *, sha256: str, size: int) -> FileIO:
+        return self._open(file, sha256, size)
+
+    def _open(self, file: str, sha256: str | None, size: int | None) -> FileIO:
         copy = self._copy_of(file, sha256)
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
-            if sha256 and _mark_used(copy, size):
-                return copy
+            if sha256 and (stream := _open_copy(copy, size)):
+                return stream
             until, message = self._failed.get(file, (0.0, ""))
             if time.monotonic() < until:
                 raise FetchError(message)
             with _locked(copy):
-                if not (sha256 and _mark_used(copy, size)):
-                    self._fetch(file, copy, sha256, size)
-                    self._evict(copy)
+                if sha256 and (stream := _open_copy(copy, size)):
+                    return stream
+                stream = self._fetch(file, copy, sha256, size)
+                self._evict(copy)
+                return stream
         except FetchError:
             raise
         except OSError as error:
@@ -155,27 +181,28 @@ class RemoteFolder:
                 f"{self.cache}: the cache cannot be written ({error.strerror or error}); free some space, or set "
                 "data.storage.cache_dir (or SCONE_CACHE) to another folder"
             ) from error
-        return copy
 
-    def discard_damaged(self, file: str, sha256: str) -> bool:
-        """Removes the cached copy of `file` if it no longer matches its checksum; returns whether it did."""
+    def recheck(self, file: str, sha256: str) -> bool:
+        """Removes the cached copy of `file` if it no longer matches its checksum.
+
+        Returns:
+            False if the copy was verified before, so that reading again gives the same bytes; true otherwise, also if
+            the copy is intact: what was read may be of another one, since removed or replaced by another process.
+        """
         copy = self._copy_of(file, sha256)
         if copy in self._intact:
             return False
-        try:
-            with _locked(copy):
-                if sha256_of(copy) == sha256:
-                    self._intact.add(copy)
-                    return False
+        with contextlib.suppress(OSError), _locked(copy):
+            if sha256_of(copy) == sha256:
+                self._intact.add(copy)
+            else:
                 copy.unlink()
-                return True
-        except OSError:
-            return False
+        return True
 
     def _copy_of(self, file: str, sha256: str | None) -> Path:
         return self.cache / (f"{sha256[:16]}-{file}" if sha256 else file)
 
-    def _fetch(self, file: str, copy: Path, sha256: str | None, size: int | None) -> None:
+    def _fetch(self, file: str, copy: Path, sha256: str | None, size: int | None) -> FileIO:
         part = copy.with_name(f".{copy.name}.{os.getpid()}.part")
         wait, error = self.config.backoff_seconds, ""
         try:
@@ -185,9 +212,8 @@ class RemoteFolder:
                     wait = min(2 * wait, _MAX_BACKOFF_SECONDS)
                 try:
                     _copy(f"{self._url}/{file}", part, self.config.timeout_seconds, size or _MAX_UNKNOWN_BYTES)
-                    if sha256 is None or sha256_of(part) == sha256:
-                        _rename_complete(part, copy)
-                        return
+                    if stream := _rename_complete(part, copy, sha256):
+                        return stream
                     error = f"its checksum differs from the manifest's; received {part.stat().st_size} bytes"
                 except _transient_errors() as failure:
                     if getattr(failure, "errno", None) in _DISK_ERRORS:
@@ -226,17 +252,23 @@ def _without_password(text: str) -> str:
     return re.sub(r"://[^/@\s]+@", "://", text)
 
 
-def _mark_used(copy: Path, size: int | None) -> bool:
-    """Whether there is a copy, of `size` bytes if known; updates its time of last use."""
+def _open_copy(copy: Path, size: int | None) -> FileIO | None:
+    """Opens a copy if there is one, of `size` bytes if known; updates its time of last use."""
     try:
-        status = copy.stat()
-        if size is not None and status.st_size != size:
-            return False
-        if time.time() - status.st_mtime > 1:
-            os.utime(copy)
-        return True
+        stream = open_regular(copy)
     except FileNotFoundError:
-        return False
+        return None
+    try:
+        status = os.fstat(stream.fileno())
+        if size is not None and status.st_size != size:
+            stream.close()
+            return None
+        if time.time() - status.st_mtime > 1:
+            os.utime(stream.fileno())
+        return stream
+    except BaseException:
+        stream.close()
+        raise
 
 
 @contextlib.contextmanager
@@ -248,11 +280,19 @@ def _locked(copy: Path) -> Iterator[None]:
         yield
 
 
-def _rename_complete(part: Path, copy: Path) -> None:
-    """Renames a complete file into place, durably."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, copy)
+def _rename_complete(part: Path, copy: Path, sha256: str | None) -> FileIO | None:
+    """Renames a complete file into place, durably; returns it opened, None if it differs from its checksum."""
+    stream = open_regular(part)
+    try:
+        if sha256 is None or digest(stream) == sha256:
+            os.fsync(stream.fileno())
+            os.replace(part, copy)
+            return stream
+        stream.close()
+        return None
+    except BaseException:
+        stream.close()
+        raise
 
 
 def _copy(url: str, part: Path, timeout: float, max_bytes: int) -> None:
@@ -297,16 +337,39 @@ def _transient_errors() -> tuple[type[Exception], ...]:
     return (OSError, EOFError, asyncio.TimeoutError, *of_libraries)
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a regular file.
+def open_regular(path: Path) -> FileIO:
+    """Opens a file for reading, unbuffered.
 
     Raises:
-        OSError: it cannot be read, or is a pipe or device.
+        OSError: it cannot be opened, or is a folder, pipe or device.
     """
-    digest = hashlib.sha256()
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    # Non-blocking, or opening a pipe would wait for a writer.
+    stream = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return stream
+
+
+def digest(stream: FileIO) -> str:
+    """SHA-256 in hexadecimal of an open file, from start to end; its position is the start afterwards.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    sha256 = hashlib.sha256()
+    stream.seek(0)
+    while piece := stream.read(1 << 20):
+        sha256.update(piece)
+    stream.seek(0)
+    return sha256.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 in hexadecimal of a regular file.
+
+    Raises:
+        OSError: it cannot be read, or is a folder, pipe or device.
+    """
+    with open_regular(path) as stream:
+        return digest(stream)

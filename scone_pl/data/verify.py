@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 from scone_pl.data.faults import Faults
@@ -14,7 +15,7 @@ from scone_pl.data.manifest import MANIFEST
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.selection import check_images
 from scone_pl.data.shards import ShardSet
-from scone_pl.data.storage import sha256_of
+from scone_pl.data.storage import digest, sha256_of
 from scone_pl.progress import Progress
 
 _SAMPLES_PER_JOB = 256
@@ -83,14 +84,14 @@ def _verify(shards: ShardSet, job: _Job, tick: Tick) -> tuple[int, Faults]:
     faults, file = Faults(), shards.manifest.shards[job.shard].file
     if job.check_tar:
         try:
-            if sha256_of(shards.fetch(job.shard)) != shards.manifest.shards[job.shard].sha256:
-                faults.add(file, BrokenSampleError("wrong checksum", "differs from the manifest"))
+            with shards.open(job.shard) as stream:
+                if digest(stream) != shards.manifest.shards[job.shard].sha256:
+                    faults.add(file, BrokenSampleError("wrong checksum", "differs from the manifest"))
+                _check_gaps(shards, job.shard, stream, faults)
         except FileNotFoundError:
             faults.add(file, BrokenSampleError("missing shard", "no such file"))
         except OSError as error:
             faults.add(file, BrokenSampleError("unreadable shard", error.strerror or str(error)))
-        else:
-            _check_gaps(shards, job.shard, faults)
     for i in job.samples:
         entry = shards.index[i]
         try:
@@ -117,22 +118,21 @@ def _check_totals(shards: ShardSet, faults: Faults) -> None:
         faults.add(INDEX, BrokenSampleError("index differs", f"{kinds}, but {MANIFEST} says {shards.manifest.kinds}"))
 
 
-def _check_gaps(shards: ShardSet, number: int, faults: Faults) -> None:
+def _check_gaps(shards: ShardSet, number: int, stream: FileIO, faults: Faults) -> None:
     """Finds data in a tar that the index does not list."""
     info = shards.manifest.shards[number]
     first = shards.first_of(number)
     pieces = [(entry.offset, entry.length) for entry in (shards.index[i] for i in range(first, first + info.samples))]
     position = 0
-    with shards.fetch(number).open("rb") as stream:
-        for begin, length in [*sorted(pieces), (info.bytes, 0)]:
-            stream.seek(position)
-            while position < begin and (piece := stream.read(min(begin - position, 1 << 20))):
-                if piece.strip(b"\0"):
-                    message = f"bytes from {position} belong to no sample"
-                    faults.add(info.file, BrokenSampleError("index differs", message))
-                    return
-                position += len(piece)
-            position = max(position, min(begin + length, info.bytes))
+    for begin, length in [*sorted(pieces), (info.bytes, 0)]:
+        stream.seek(position)
+        while position < begin and (piece := stream.read(min(begin - position, 1 << 20))):
+            if piece.strip(b"\0"):
+                message = f"bytes from {position} belong to no sample"
+                faults.add(info.file, BrokenSampleError("index differs", message))
+                return
+            position += len(piece)
+        position = max(position, min(begin + length, info.bytes))
 
 
 def _check_sample(shards: ShardSet, i: int, entry: IndexEntry) -> None:

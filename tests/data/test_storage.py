@@ -15,12 +15,14 @@ from data_helpers import Server, make_sample
 from torch.utils.data import DataLoader
 
 from scone_pl.data.datamodule import PackedDataModule
+from scone_pl.data.inputs import ShardInput
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.shard_writer import write_shards
 from scone_pl.data.shards import ShardSet
 from scone_pl.data.sources import Mixture, Source
 from scone_pl.data.storage import RemoteFolder, StorageConfig
 from scone_pl.data.stream import Cursor, PackMaker, PackStream
+from scone_pl.data.verify import verify_shards
 from scone_pl.errors import UserError
 
 
@@ -169,6 +171,54 @@ def test_a_cache_too_small_is_said_at_the_start(shard_folder, sequence_format, t
         data.connect(sequence_format, tokenizer)
         with pytest.raises(UserError, match="cache_gigabytes is 1e-06, but 5 remote shards are in use"):
             data.train_dataloader()
+
+
+def test_shards_are_read_although_others_evict_them_at_once(shard_folder, storage, monkeypatch):
+    replace = os.replace
+
+    def replace_and_evict(part, copy):
+        replace(part, copy)
+        if str(copy).endswith(".tar"):
+            os.unlink(copy)
+
+    monkeypatch.setattr(os, "replace", replace_and_evict)
+    monkeypatch.setenv("SCONE_CACHE", storage.cache_dir)
+    samples = [make_sample(i) for i in range(60)]
+    with Server(shard_folder) as server:
+        shards = ShardSet(server.url, storage)
+        assert [shards.read(i) for i in range(60)] == samples
+        assert [sample for _, sample in ShardInput(server.url, storage).read(0, 60)] == samples
+        assert not verify_shards(server.url, progress=False).faults.total
+    assert not list(storage.cache.rglob("*.tar"))
+
+
+def test_an_open_shard_stays_readable(shard_folder, storage):
+    content = (shard_folder / "00000.tar").read_bytes()
+    with Server(shard_folder) as server:
+        shards = ShardSet(server.url, dataclasses.replace(storage, cache_gigabytes=1e-9))
+        with shards.open(0) as stream:
+            shards.open(1).close()
+            assert [path.name[17:] for path in storage.cache.glob("*/*.tar")] == ["00001.tar"]
+            assert stream.read() == content
+
+
+def test_a_damaged_copy_that_another_process_replaced_is_read_again(shard_folder, storage, monkeypatch):
+    damaged = BrokenSampleError("wrong checksum", "of the copy before")
+    with Server(shard_folder) as server:
+        shards = ShardSet(server.url, storage)
+        reads = [damaged, make_sample(0)]
+
+        def read(i):
+            if isinstance(outcome := reads.pop(0), BrokenSampleError):
+                raise outcome
+            return outcome
+
+        shards.open(0).close()
+        monkeypatch.setattr(shards, "_read", read)
+        assert shards.read(0) == make_sample(0)
+        reads[:] = [damaged, make_sample(0)]
+        with pytest.raises(BrokenSampleError):  # the copy is known to be intact, so the sample itself is damaged
+            shards.read(0)
 
 
 def test_processes_in_too_small_a_cache_still_read_the_right_samples(shard_folder, storage):
