@@ -142,7 +142,11 @@ def run(study: Study, arm: str, seed: int, *, fit: Fit, quick: bool = False, exp
         weights = trained_weights(study, arm, folder)
         command = command_line(study, arm, seed, folder, quick=quick)
         train(fit, command, _whole(study, arm, quick=quick), folder, weights, arguments=study.overrides.fit)
-    made = {name: _evaluated(name, one, weights, folder) for name, one in study.evaluations_of(quick=quick).items()}
+    reports = reports_of(study, arm, seed, quick=quick)
+    made = {
+        name: _evaluated(one, weights, reports / f"report-{digest([one.identity])}.json", folder / "evaluations" / name)
+        for name, one in study.evaluations_of(quick=quick).items()
+    }
     result = {
         "study": study.name,
         "arm": arm,
@@ -163,16 +167,23 @@ def run(study: Study, arm: str, seed: int, *, fit: Fit, quick: bool = False, exp
     return file
 
 
-def _evaluated(name: str, evaluation: Evaluator, weights: Path, folder: Path) -> dict[str, Any]:
-    """`report` of an evaluation, the `seconds` it took, `commit` and `versions` that made it.
+def reports_of(study: Study, arm: str, seed: int, *, quick: bool = False) -> Path:
+    """Folder of the reports on a run's weights, beside those: studies that evaluate the same weights share them."""
+    run, step = (study, arm), ""
+    if not study.arm(arm).trained and (origin := origin_of(study, arm)):
+        run, step = (study.other(origin[0]), origin[1]), "".join(origin[2:])
+    return folder_of(*run, seed, quick=quick) / "evaluations" / step
 
-    It is kept in a file of its own: an interrupted run goes on with the next evaluation, and a study that gains one
-    makes only that.
+
+def _evaluated(evaluation: Evaluator, weights: Path, file: Path, folder: Path) -> dict[str, Any]:
+    """`report` of an evaluation, the `seconds` it took, `commit` and `versions` that made it; kept in `file`.
+
+    So an interrupted run goes on with the next evaluation, and a study that gains one makes only that. The evaluation
+    itself works in `folder`.
     """
-    file = folder / "evaluations" / f"report-{digest([evaluation.identity])}.json"
     if not file.is_file():
         began, made_by = time.perf_counter(), {"commit": commit(), "versions": versions()}
-        report = evaluation.evaluate(weights, folder / "evaluations" / name)
+        report = evaluation.evaluate(weights, folder)
         write_json({"report": report, "seconds": time.perf_counter() - began, **made_by}, file)
     return read_json(file, dict)
 

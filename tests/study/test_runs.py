@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -258,6 +259,52 @@ def test_only_evaluations_that_are_missing_are_made(small, monkeypatch):
     assert renamed["commit"] == "commit0, commit1"
     assert renamed["versions"]["torch"]
     assert result_of(first=4)["evaluations"] == {"first": {"pictures": 4}}
+
+
+def test_weights_are_evaluated_once_whichever_arms_and_studies_ask(small, monkeypatch):
+    evaluated = []
+
+    def evaluate(self, weights, folder):
+        evaluated.append((weights.parent.name, self.per_task))
+        return {"pictures": len(evaluated)}
+
+    def fit(command):
+        for step in ("zero", "one"):
+            weights = Path(command[command.index("--output_dir") + 1]) / step / "weights"
+            shutil.copytree("runs/mini/base", weights)
+            (weights / "extra.txt").write_text(step)
+        return 0
+
+    def result_of(study, arm, fit=not_called):
+        return read_json(run(study, arm, 0, fit=fit), dict)["evaluations"]
+
+    monkeypatch.setattr(ShapesEvaluator, "evaluate", evaluate)
+    content = yaml.safe_load(small.file.read_text())
+    (step,) = content["arms"]["plain"]["settings"]["chain"]
+    content["arms"]["plain"]["settings"]["chain"] = [{**step, "name": "zero"}, step]
+    content["arms"] |= {
+        "again": {"label": "plain", "weights_of": ["small", "plain"]},
+        "zero": {"label": "its first step", "weights_of": ["small", "plain", "zero"]},
+    }
+    content["evaluations"] = {"main": {"per_task": 1}}
+    small.file.write_text(yaml.safe_dump(content))
+    small = Study.read("small")
+    assert result_of(small, "plain", fit) == result_of(small, "again") == {"main": {"pictures": 1}}
+    assert result_of(small, "zero") == {"main": {"pictures": 2}}
+    other = {
+        **{key: content[key] for key in ("title", "question", "recipes")},
+        "init_of": ["small", "plain"],
+        "arms": {
+            "untrained": {"label": "-", "untrained": True},
+            "zero": {"label": "-", "weights_of": ["small", "plain", "zero"]},
+        },
+        "evaluations": {"few": {"per_task": 1}, "many": {"per_task": 2}},
+    }
+    small.file.with_name("other.yaml").write_text(yaml.safe_dump(other))
+    other = Study.read("other")
+    assert result_of(other, "untrained") == {"few": {"pictures": 1}, "many": {"pictures": 3}}
+    assert result_of(other, "zero") == {"few": {"pictures": 2}, "many": {"pictures": 4}}
+    assert evaluated == [("one", 1), ("zero", 1), ("one", 2), ("zero", 2)]
 
 
 @pytest.mark.slow
