@@ -28,6 +28,8 @@ T = TypeVar("T")
 MAX_YAML_NODES = 100_000
 """In a YAML file: a few lines of aliases of aliases can stand for more than memory holds."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_LIST_OF_NUMBERS = re.compile(r"\[\n([^\[\]{}\"]*)\n *\]")
+"""As `json.dumps` indents it; strings have no newlines there, and so no such lists either."""
 _COUNTER = itertools.count()
 _OLD = re.compile(r"\.(?P<name>.+)\.\d+\.old")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -253,8 +255,9 @@ def write_text(text: str, file: Path) -> None:
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:
-    """Atomically replaces `file`; see `writing`."""
-    write_text(json.dumps(content, indent=1) + "\n", file)
+    """Atomically replaces `file`; see `writing`. A list of numbers is a line."""
+    text = _LIST_OF_NUMBERS.sub(lambda lines: f"[{' '.join(lines[1].split())}]", json.dumps(content, indent=1))
+    write_text(text + "\n", file)
 
 
 @contextmanager

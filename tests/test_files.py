@@ -1,11 +1,12 @@
-"""Reading small files of unknown origin: one line that names the file, whatever is in it."""
+"""Small files of unknown origin are read with one line that names the file, whatever is in it; and written."""
 
+import json
 import os
 
 import pytest
 
 from scone_pl.errors import UserError
-from scone_pl.files import parse_json, read_bytes, read_json, read_text
+from scone_pl.files import parse_json, read_bytes, read_json, read_text, write_json
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
@@ -46,6 +47,16 @@ def test_pipes_devices_folders_and_missing_files_are_refused_at_once(tmp_path):
             read_bytes(file)
     with pytest.raises(UserError, match="not a regular file"):
         read_text(type(tmp_path)("/dev/zero"))
+
+
+def test_written_json_has_a_list_of_numbers_on_a_line(tmp_path):
+    odd = '[\n 1,\n 2\n] "[" [ 3, 4 ]'
+    content = {"a": [[1, -2.5e-7, float("inf")], []], "b": {odd: [None, True, odd]}, "c": [{"d": [0]}, [odd], [1, "2"]]}
+    write_json(content, tmp_path / "x.json")
+    lines = (tmp_path / "x.json").read_text().splitlines()
+    assert lines[:5] == ["{", ' "a": [', "  [1, -2.5e-07, Infinity],", "  []", " ],"]
+    assert '   "d": [0]' in lines
+    assert json.loads("\n".join(lines)) == content
 
 
 def test_a_user_error_is_one_printable_line_whatever_it_quotes():
