@@ -9,7 +9,7 @@ SEEDS ?=
 QUICK ?= 0
 JOBS ?= $(if $(SCALE),1,2)
 TABLES := rates rates_long table4 table5 table5_long parts table6 table6_training figure11 layers robustness robustness_trained no_experts neo_table5 neo_layers untrained_mask oracle sampling
-WORLD2 := icons_base icons_stage1 icons_table5 icons_table5_long icons_masks icons_oracle icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive icons_rebalancing icons_tokens
+WORLD2 := icons_base icons_stage1 icons_table5 icons_table5_long icons_table6 icons_masks icons_oracle icons_rotated icons_names icons_no_stage1 icons_robustness icons_plausibility icons_adaptive icons_rebalancing icons_tokens
 # SCALE=large: world 2 one size up, whose base is trained first.
 ICONS := icons$(if $(filter large,$(SCALE)),_large)
 canvas_large := , canvas: 64
@@ -153,6 +153,7 @@ icons_base: ## world 2: does s separate without boxes?
 icons_stage1: ## world 2: Stage I
 icons_table5: ## world 2: Stage II
 icons_table5_long: ## world 2: the same, three times as long
+icons_table6: ## world 2: the threshold, in training
 icons_masks: ## world 2: masks over weights that were trained without, by layers
 icons_oracle: ## world 2: the exact mask, by layers
 icons_rotated: ## world 2: the soft bridge from an s that was destroyed
