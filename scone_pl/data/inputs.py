@@ -14,7 +14,7 @@ from scone_pl.data.parquet import ParquetInput, find_parquet
 from scone_pl.data.rows import RowRules
 from scone_pl.data.sample import BrokenSampleError, Sample, sample_or_error
 from scone_pl.data.shards import ShardSet
-from scone_pl.data.storage import LocalFolder, StorageConfig, digest
+from scone_pl.data.storage import LocalFolder, StorageConfig, stream_sha256
 from scone_pl.errors import UserError
 from scone_pl.files import readable
 
@@ -86,7 +86,7 @@ class ShardInput:
         if shard not in self._intact:
             try:
                 with self.shards.open(shard) as stream:
-                    self._intact[shard] = digest(stream) == self.shards.manifest.shards[shard].sha256
+                    self._intact[shard] = stream_sha256(stream) == self.shards.manifest.shards[shard].sha256
             except OSError as error:
                 raise BrokenSampleError("unreadable shard", str(error)) from None
         return self._intact[shard]

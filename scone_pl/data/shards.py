@@ -137,7 +137,7 @@ class ShardSet:
 
         Raises:
             FetchError: it cannot be fetched.
-            OSError: it cannot be opened, or is not a regular file.
+            OSError: it is local and cannot be opened, or is not a regular file.
         """
         info = self.manifest.shards[shard]
         return self.storage.open(info.file, sha256=info.sha256, size=info.bytes)

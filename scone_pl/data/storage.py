@@ -2,7 +2,7 @@
 
 A cached file is renamed into place only when it is complete and its checksum matches, so any number of ranks and
 workers may share a cache; lock files prevent them from fetching the same shard twice. Shards are handed out as open
-files, which stay readable when another process evicts or replaces the copy.
+files, which stay readable when another process of the machine evicts or replaces the copy.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ _LIBRARIES = {
 }
 """What to install for a URL's scheme."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_COPY = (errno.ENOENT, errno.ESTALE, errno.EINVAL)
+"""Of opening a copy: it is missing, was just removed from a network file system by another machine, or is no file."""
 _MAX_UNKNOWN_BYTES = 1 << 32
 """Limit for a manifest or index, whose size is not known in advance: a server's response may be endless."""
 _LIBRARY_ERRORS = {  # base classes that are not OSErrors; libraries that are not imported cannot have raised any
@@ -95,11 +97,11 @@ class Storage(Protocol):
     def local(self, file: str, *, sha256: str | None = None) -> Path:
         """Path of a complete local copy of `file`; with `sha256`, a cached copy is reused.
 
-        Only for files that are never evicted, that is, all but shards.
+        Not for shards of a remote folder, which may be evicted before the path is opened.
 
         Raises:
             FetchError: it cannot be fetched.
-            UserError: the cache cannot be written.
+            UserError: the cache cannot be used.
         """
         ...
 
@@ -108,8 +110,8 @@ class Storage(Protocol):
 
         Raises:
             FetchError: it cannot be fetched.
-            OSError: it cannot be opened, or is not a regular file.
-            UserError: the cache cannot be written.
+            OSError: it is local and cannot be opened, or is not a regular file.
+            UserError: the cache cannot be used.
         """
         ...
 
@@ -171,14 +173,17 @@ class RemoteFolder:
             with _locked(copy):
                 if sha256 and (stream := _open_copy(copy, size)):
                     return stream
-                stream = self._fetch(file, copy, sha256, size)
-                self._evict(copy)
-                return stream
+                with contextlib.ExitStack() as opened:
+                    stream = opened.enter_context(self._fetch(file, copy, sha256, size))
+                    self._evict(copy)
+                    opened.pop_all()
+                    return stream
         except FetchError:
             raise
         except OSError as error:
+            advice = "free some space, or " if error.errno in _DISK_ERRORS else ""
             raise UserError(
-                f"{self.cache}: the cache cannot be written ({error.strerror or error}); free some space, or set "
+                f"{self.cache}: the cache cannot be used ({error.strerror or error}); {advice}set "
                 "data.storage.cache_dir (or SCONE_CACHE) to another folder"
             ) from error
 
@@ -186,8 +191,8 @@ class RemoteFolder:
         """Removes the cached copy of `file` if it no longer matches its checksum.
 
         Returns:
-            False if the copy was verified before, so that reading again gives the same bytes; true otherwise, also if
-            the copy is intact: what was read may be of another one, since removed or replaced by another process.
+            Whether it is worth reading the file again: false if this process has verified the copy before. An intact
+            copy may have replaced the damaged one that was read.
         """
         copy = self._copy_of(file, sha256)
         if copy in self._intact:
@@ -255,19 +260,18 @@ def _without_password(text: str) -> str:
 def _open_copy(copy: Path, size: int | None) -> FileIO | None:
     """Opens a copy if there is one, of `size` bytes if known; updates its time of last use."""
     try:
-        stream = open_regular(copy)
-    except FileNotFoundError:
-        return None
-    try:
-        status = os.fstat(stream.fileno())
-        if size is not None and status.st_size != size:
-            stream.close()
+        with contextlib.ExitStack() as opened:
+            stream = opened.enter_context(open_regular(copy))
+            status = os.fstat(stream.fileno())
+            if size is not None and status.st_size != size:
+                return None
+            if time.time() - status.st_mtime > 1:
+                os.utime(stream.fileno())
+            opened.pop_all()
+            return stream
+    except OSError as error:
+        if error.errno in _NO_COPY:
             return None
-        if time.time() - status.st_mtime > 1:
-            os.utime(stream.fileno())
-        return stream
-    except BaseException:
-        stream.close()
         raise
 
 
@@ -282,17 +286,14 @@ def _locked(copy: Path) -> Iterator[None]:
 
 def _rename_complete(part: Path, copy: Path, sha256: str | None) -> FileIO | None:
     """Renames a complete file into place, durably; returns it opened, None if it differs from its checksum."""
-    stream = open_regular(part)
-    try:
-        if sha256 is None or digest(stream) == sha256:
-            os.fsync(stream.fileno())
-            os.replace(part, copy)
-            return stream
-        stream.close()
-        return None
-    except BaseException:
-        stream.close()
-        raise
+    with contextlib.ExitStack() as opened:
+        stream = opened.enter_context(open_regular(part))
+        if sha256 is not None and stream_sha256(stream) != sha256:
+            return None
+        os.fsync(stream.fileno())
+        os.replace(part, copy)
+        opened.pop_all()
+        return stream
 
 
 def _copy(url: str, part: Path, timeout: float, max_bytes: int) -> None:
@@ -344,14 +345,17 @@ def open_regular(path: Path) -> FileIO:
         OSError: it cannot be opened, or is a folder, pipe or device.
     """
     # Non-blocking, or opening a pipe would wait for a writer.
-    stream = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return stream
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return FileIO(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
-def digest(stream: FileIO) -> str:
+def stream_sha256(stream: FileIO) -> str:
     """SHA-256 in hexadecimal of an open file, from start to end; its position is the start afterwards.
 
     Raises:
@@ -372,4 +376,4 @@ def sha256_of(path: Path) -> str:
         OSError: it cannot be read, or is a folder, pipe or device.
     """
     with open_regular(path) as stream:
-        return digest(stream)
+        return stream_sha256(stream)

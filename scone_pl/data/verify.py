@@ -15,7 +15,7 @@ from scone_pl.data.manifest import MANIFEST
 from scone_pl.data.sample import BrokenSampleError
 from scone_pl.data.selection import check_images
 from scone_pl.data.shards import ShardSet
-from scone_pl.data.storage import digest, sha256_of
+from scone_pl.data.storage import sha256_of, stream_sha256
 from scone_pl.progress import Progress
 
 _SAMPLES_PER_JOB = 256
@@ -85,7 +85,7 @@ def _verify(shards: ShardSet, job: _Job, tick: Tick) -> tuple[int, Faults]:
     if job.check_tar:
         try:
             with shards.open(job.shard) as stream:
-                if digest(stream) != shards.manifest.shards[job.shard].sha256:
+                if stream_sha256(stream) != shards.manifest.shards[job.shard].sha256:
                     faults.add(file, BrokenSampleError("wrong checksum", "differs from the manifest"))
                 _check_gaps(shards, job.shard, stream, faults)
         except FileNotFoundError:

@@ -144,9 +144,10 @@ def run(study: Study, arm: str, seed: int, *, fit: Fit, quick: bool = False, exp
         train(fit, command, _whole(study, arm, quick=quick), folder, weights, arguments=study.overrides.fit)
     reports = reports_of(study, arm, seed, quick=quick)
     made = {
-        name: _evaluated(one, weights, reports / f"report-{digest([one.identity])}.json", folder / "evaluations" / name)
+        name: _evaluated(one, weights, reports, folder / "evaluations" / name)
         for name, one in study.evaluations_of(quick=quick).items()
     }
+    versions_of = [one["versions"] for one in made.values()]
     result = {
         "study": study.name,
         "arm": arm,
@@ -161,31 +162,39 @@ def run(study: Study, arm: str, seed: int, *, fit: Fit, quick: bool = False, exp
         "evaluations": {name: one["report"] for name, one in made.items()},
         "seconds": {"training": _training_seconds(folder), "evaluation": sum(one["seconds"] for one in made.values())},
         "commit": ", ".join(dict.fromkeys(one["commit"] for one in made.values())),
-        "versions": list(made.values())[-1]["versions"],
+        "versions": {name: ", ".join(dict.fromkeys(one[name] for one in versions_of)) for name in versions_of[0]},
     }
     write_json(result, file)
     return file
 
 
 def reports_of(study: Study, arm: str, seed: int, *, quick: bool = False) -> Path:
-    """Folder of the reports on a run's weights, beside those: studies that evaluate the same weights share them."""
-    run, step = (study, arm), ""
-    if not study.arm(arm).trained and (origin := origin_of(study, arm)):
-        run, step = (study.other(origin[0]), origin[1]), "".join(origin[2:])
-    return folder_of(*run, seed, quick=quick) / "evaluations" / step
+    """Folder of the reports on the weights of a run: studies that evaluate the same ones share them.
+
+    A study that compares costs has its own, since those depend on what else the machine does.
+    """
+    run = (study, arm)
+    if not study.arm(arm).trained and (origin := origin_of(study, arm)) and not study.frontier:
+        run = (study.other(origin[0]), origin[1])
+    return folder_of(*run, seed, quick=quick) / "evaluations"
 
 
-def _evaluated(evaluation: Evaluator, weights: Path, file: Path, folder: Path) -> dict[str, Any]:
-    """`report` of an evaluation, the `seconds` it took, `commit` and `versions` that made it; kept in `file`.
+def _evaluated(evaluation: Evaluator, weights: Path, reports: Path, folder: Path) -> dict[str, Any]:
+    """`report` of an evaluation, the `seconds` it took, `commit` and `versions` that made it; kept in `reports`.
 
     So an interrupted run goes on with the next evaluation, and a study that gains one makes only that. The evaluation
-    itself works in `folder`.
+    itself works in `folder`. Weights that were trained again are evaluated again.
     """
-    if not file.is_file():
-        began, made_by = time.perf_counter(), {"commit": commit(), "versions": versions()}
-        report = evaluation.evaluate(weights, folder)
-        write_json({"report": report, "seconds": time.perf_counter() - began, **made_by}, file)
-    return read_json(file, dict)
+    from scone_pl.training.runs import weights_identity
+
+    file = reports / f"report-{digest([evaluation.identity, weights_identity(weights)])}.json"
+    if file.is_file():
+        return read_json(file, dict)
+    began, made_by = time.perf_counter(), {"commit": commit(), "versions": versions()}
+    report = evaluation.evaluate(weights, folder)
+    made = {"report": report, "seconds": time.perf_counter() - began, **made_by}
+    write_json(made, file)
+    return made
 
 
 def _training_seconds(folder: Path) -> float:

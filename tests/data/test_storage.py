@@ -2,16 +2,19 @@
 
 import copy
 import dataclasses
+import errno
 import itertools
 import multiprocessing
 import os
 import re
+import shutil
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import Server, make_sample
+from data_helpers import TINY, Server, make_sample
 from torch.utils.data import DataLoader
 
 from scone_pl.data.datamodule import PackedDataModule
@@ -174,6 +177,7 @@ def test_a_cache_too_small_is_said_at_the_start(shard_folder, sequence_format, t
 
 
 def test_shards_are_read_although_others_evict_them_at_once(shard_folder, storage, monkeypatch):
+    old = TINY / "single"  # without checksums of samples: that of the shard is verified instead
     replace = os.replace
 
     def replace_and_evict(part, copy):
@@ -187,8 +191,10 @@ def test_shards_are_read_although_others_evict_them_at_once(shard_folder, storag
     with Server(shard_folder) as server:
         shards = ShardSet(server.url, storage)
         assert [shards.read(i) for i in range(60)] == samples
-        assert [sample for _, sample in ShardInput(server.url, storage).read(0, 60)] == samples
         assert not verify_shards(server.url, progress=False).faults.total
+    with Server(old) as server:
+        read = ShardInput(server.url, storage).read(0, 8)
+        assert [sample for _, sample in read] == list(ShardSet(old))
     assert not list(storage.cache.rglob("*.tar"))
 
 
@@ -219,6 +225,51 @@ def test_a_damaged_copy_that_another_process_replaced_is_read_again(shard_folder
         reads[:] = [damaged, make_sample(0)]
         with pytest.raises(BrokenSampleError):  # the copy is known to be intact, so the sample itself is damaged
             shards.read(0)
+
+
+def test_a_copy_that_another_machine_removed_is_fetched_again(shard_folder, storage, monkeypatch):
+    """On a network file system, where a removed file that is open is stale."""
+
+    def stale(descriptor):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with Server(shard_folder) as server:
+        shards = ShardSet(server.url, storage)
+        expected = shards.read(0)
+        for path in storage.cache.rglob("*.tar"):
+            os.utime(path, (0, 0))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "utime", stale)
+            assert shards.read(0) == expected
+        assert server.requests["/00000.tar"] == 2
+
+
+@pytest.mark.parametrize("odd", ["folder", "pipe"])
+def test_a_copy_that_is_no_file_is_replaced_or_skipped(odd, shard_folder, storage):
+    with Server(shard_folder) as server:
+        shards = ShardSet(server.url, dataclasses.replace(storage, attempts=1))
+        shards.open(0).close()
+        (copy,) = storage.cache.rglob("*.tar")
+        copy.unlink()
+        copy.mkdir() if odd == "folder" else os.mkfifo(copy)
+        if odd == "pipe":
+            assert shards.read(0).key == shards.index[0].key
+        else:
+            with pytest.raises(BrokenSampleError, match="cannot be fetched"):
+                shards.read(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_shards_that_are_no_files_leave_none_open(shard_folder, tmp_path):
+    odd = shutil.copytree(shard_folder, tmp_path / "odd")
+    (odd / "00000.tar").unlink()
+    (odd / "00000.tar").mkdir()
+    shards = ShardSet(odd, check_files=False)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(BrokenSampleError, match=r"00000\.tar: not a regular file"):
+            shards.read(0)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_processes_in_too_small_a_cache_still_read_the_right_samples(shard_folder, storage):

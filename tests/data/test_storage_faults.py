@@ -1,5 +1,6 @@
 """Servers that answer with something else, and caches that are spoilt or cannot be written."""
 
+import errno
 import os
 from http.server import SimpleHTTPRequestHandler
 
@@ -159,21 +160,19 @@ def test_what_is_damaged_there_is_hashed_once_and_not_fetched_again(folder, stor
 def test_a_cache_that_cannot_be_written_is_one_line(blocked, folder, tmp_path):
     (tmp_path / "file").write_text("")
     config = StorageConfig(cache_dir=str(tmp_path / blocked), attempts=1)
-    with Server(folder) as server, pytest.raises(UserError, match="cache cannot be written") as error:
+    with Server(folder) as server, pytest.raises(UserError, match="cache cannot be used") as error:
         ShardSet(server.url, config)
     assert "storage.cache_dir" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_full_cache_is_no_fault_of_the_server(folder, storage, monkeypatch):
-    import errno
-
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with Server(folder) as server:
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match=r"cache cannot be written \(No space left on device\)"):
+        with pytest.raises(UserError, match=r"cache cannot be used \(No space left on device\); free some space"):
             ShardSet(server.url, storage)
         assert server.requests["/manifest.json"] == 1
     assert not list(storage.cache.rglob("*.part"))

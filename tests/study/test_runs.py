@@ -17,7 +17,7 @@ from scone_pl.errors import UserError
 from scone_pl.files import read_json
 from scone_pl.study import training
 from scone_pl.study.result import collect
-from scone_pl.study.run import _whole, check_evaluations, prepare, run
+from scone_pl.study.run import _whole, check_evaluations, folder_of, prepare, run
 from scone_pl.study.runner import jobs_of, run_all, run_study, sources_of
 from scone_pl.study.spec import FOLDER, Study, merged
 from scone_pl.training.runs import RunFolder
@@ -271,8 +271,8 @@ def test_weights_are_evaluated_once_whichever_arms_and_studies_ask(small, monkey
     def fit(command):
         for step in ("zero", "one"):
             weights = Path(command[command.index("--output_dir") + 1]) / step / "weights"
-            shutil.copytree("runs/mini/base", weights)
-            (weights / "extra.txt").write_text(step)
+            shutil.copytree("runs/mini/base", weights, dirs_exist_ok=True)
+            (weights / "training.json").write_text(json.dumps({"step": step, "start": len(evaluated)}))
         return 0
 
     def result_of(study, arm, fit=not_called):
@@ -285,11 +285,13 @@ def test_weights_are_evaluated_once_whichever_arms_and_studies_ask(small, monkey
     content["arms"] |= {
         "again": {"label": "plain", "weights_of": ["small", "plain"]},
         "zero": {"label": "its first step", "weights_of": ["small", "plain", "zero"]},
+        "last": {"label": "its last step", "weights_of": ["small", "plain", "one"]},
     }
     content["evaluations"] = {"main": {"per_task": 1}}
     small.file.write_text(yaml.safe_dump(content))
     small = Study.read("small")
-    assert result_of(small, "plain", fit) == result_of(small, "again") == {"main": {"pictures": 1}}
+    for arm in ("plain", "again", "last"):
+        assert result_of(small, arm, fit) == {"main": {"pictures": 1}}
     assert result_of(small, "zero") == {"main": {"pictures": 2}}
     other = {
         **{key: content[key] for key in ("title", "question", "recipes")},
@@ -305,6 +307,10 @@ def test_weights_are_evaluated_once_whichever_arms_and_studies_ask(small, monkey
     assert result_of(other, "untrained") == {"few": {"pictures": 1}, "many": {"pictures": 3}}
     assert result_of(other, "zero") == {"few": {"pictures": 2}, "many": {"pictures": 4}}
     assert evaluated == [("one", 1), ("zero", 1), ("one", 2), ("zero", 2)]
+    other = with_changes(other, {"frontier": ["cpu_seconds", "DIS"], "evaluations": {"more": {"per_task": 3}}})
+    assert result_of(other, "zero")["few"] == {"pictures": 5}  # costs are compared in runs made together
+    fit(["--output_dir", str(folder_of(small, "plain", 0) / "fit")])  # trained again, with another result
+    assert result_of(small, "again") == {"main": {"pictures": 8}}
 
 
 @pytest.mark.slow
