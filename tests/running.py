@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import itertools
 import json
 import os
 import select
@@ -16,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-
-
+_PORTS = itertools.count(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
 _OF_A_RUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "PL_GLOBAL_SEED")
 
 
@@ -156,13 +157,19 @@ def run_ranks(
     *words: str, ranks: int, cwd: Path = ROOT, timeout: float = 300
 ) -> list[subprocess.CompletedProcess[str]]:
     """Runs `python WORDS` once a rank, with torchrun's environment variables."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "TORCHELASTIC_RUN_ID": "tests"}
     own = [environment(**common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(ranks)]
     return _run_together([(list(words), env) for env in own], cwd, timeout)
+
+
+def _free_port() -> int:
+    """Of a range that only this process of pytest-xdist uses, and that no connection gets by chance."""
+    for port in _PORTS:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("ranges have no end")
 
 
 def run_script(script: Path, ranks: int, *args: str) -> list[Any]:

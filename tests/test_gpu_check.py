@@ -115,9 +115,16 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 pathlib.Path({str(mine)!r}).write_text(str(child.pid))
 time.sleep(600)
 """
-    found = run_fake(WRITES + code, tmp_path, monkeypatch, limit=2)
+    ended = running._wait
+
+    def wait(process: subprocess.Popen[bytes], limit: float) -> bool:
+        wait_until(lambda: mine.exists() and bool(mine.read_text()), "the step did not begin")
+        return ended(process, limit)
+
+    monkeypatch.setattr(running, "_wait", wait)
+    found = run_fake(WRITES + code, tmp_path, monkeypatch, limit=0.1)
     assert (found["status"], found["values"]) == ("failed", {"rate": 3})
-    assert "time limit of 2 s" in found["problems"][0]
+    assert "time limit of 0.1 s" in found["problems"][0]
     wait_until(lambda: has_ended(int(mine.read_text())), "the child of a killed step lives on")
 
 

@@ -33,9 +33,12 @@ def killed_at(line: int, act: Callable[[], None]) -> bool:
                 os._exit(9)
             return trace
 
-        sys.settrace(trace)
-        act()
-        os._exit(0)
+        try:
+            sys.settrace(trace)
+            act()
+            os._exit(0)
+        finally:
+            os._exit(1)  # or the child would go on as pytest
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
@@ -215,12 +218,13 @@ def test_a_folder_without_permission_is_refused_before(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     child = os.fork()
     if not child:
-        os.setuid(65534)
         try:
+            os.setuid(65534)
             check_output_folder(tmp_path / "run")
         except UserError as error:
             os._exit(7 if "Permission denied" in str(error) else 8)
-        os._exit(0)
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 

@@ -1,5 +1,6 @@
 """Data sets behind a URL, on a real HTTP server."""
 
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -104,19 +105,29 @@ def test_no_data_set_there_is_one_line(tmp_path, storage):
     assert "\n" not in str(error.value)
 
 
+def run_together(target, *arguments):
+    """Runs `target` with each of the arguments in a process of its own; their exit codes."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=target, args=given) for given in arguments]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
 def _read_all(url, storage):
     assert len(list(ShardSet(url, storage))) == 60
 
 
 def test_processes_share_a_cache(shard_folder, storage):
-    context = multiprocessing.get_context("fork")
     with Server(shard_folder, delay=0.05) as server:
-        processes = [context.Process(target=_read_all, args=(server.url, storage)) for _ in range(3)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(30)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+        assert run_together(_read_all, *[(server.url, storage)] * 3) == [0, 0, 0]
     assert all(count == 1 for path, count in server.requests.items() if path.endswith(".tar"))
 
 
@@ -265,23 +276,20 @@ def test_shards_that_are_no_files_leave_none_open(shard_folder, tmp_path):
     (odd / "00000.tar").unlink()
     (odd / "00000.tar").mkdir()
     shards = ShardSet(odd, check_files=False)
-    before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with pytest.raises(BrokenSampleError, match=r"00000\.tar: not a regular file"):
             shards.read(0)
-    assert len(os.listdir("/proc/self/fd")) == before
+    opened = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed since, by another thread
+            opened.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    assert str(odd / "00000.tar") not in opened
 
 
 def test_processes_in_too_small_a_cache_still_read_the_right_samples(shard_folder, storage):
     tiny = dataclasses.replace(storage, cache_gigabytes=1e-9)  # a shard that comes drives the others out
-    context = multiprocessing.get_context("fork")
     with Server(shard_folder) as server:
-        processes = [context.Process(target=_read_scattered, args=(server.url, tiny, seed)) for seed in range(3)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+        assert run_together(_read_scattered, *[(server.url, tiny, seed) for seed in range(3)]) == [0, 0, 0]
 
 
 def _read_scattered(url, storage, seed):

@@ -73,7 +73,8 @@ class FakeJudge:
     """`script(asked, times)` says what happens to the `times`-th request (from 1) of the same content:
 
     None (a good answer), a text (as the answer), a dict or bytes (as the body), a tuple (status, body, headers), a
-    number (seconds to wait before a good answer), `drop` or `half` (the connection ends without or within an answer).
+    number (seconds to wait before a good answer), `drop` or `half` (the connection ends without or within an answer),
+    `hang` (no answer until the client gives up).
     """
 
     def __init__(self, script=lambda asked, times: None):
@@ -88,6 +89,7 @@ class FakeJudge:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def do_POST(self):
                 this._answer(self)
@@ -95,7 +97,10 @@ class FakeJudge:
             def log_message(self, *_):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Listening(ThreadingHTTPServer):
+            request_queue_size = 64  # of the default 5, connections of more callers at once wait for a second
+
+        self.server = Listening(("127.0.0.1", 0), Handler)
         self.server.handle_error = lambda *_: None  # connections of killed clients
         self.server.daemon_threads = True
 
@@ -131,6 +136,11 @@ class FakeJudge:
         if isinstance(action, int | float):
             time.sleep(action)
             action = None
+        if action == "hang":
+            handler.connection.settimeout(60)
+            handler.connection.recv(1)  # nothing, once the client has closed the connection
+            handler.close_connection = True
+            return
         if action == "drop":
             handler.close_connection = True
             handler.connection.close()
@@ -156,6 +166,14 @@ class FakeJudge:
         elif good:
             with self._lock:
                 self.answered[asked.digest] += 1
+
+    def settled(self):
+        """The number of requests, once handlers of connections that are gone have counted theirs."""
+        count = -1
+        while count != len(self.requests):
+            count = len(self.requests)
+            time.sleep(0.5)
+        return count
 
 
 @contextmanager
@@ -184,7 +202,7 @@ def write_pictures(items, place, seed=0):
 
 
 ERRORS = {
-    "slow": 1.0,
+    "hang": "hang",
     "500": (500, b"oops", {}),
     "503 html": (503, b"<html>busy</html>", {}),
     "429": (429, {"error": {"code": "rate_limit_exceeded", "message": "slow down"}}, {"Retry-After": "0.3"}),
@@ -202,6 +220,8 @@ ERRORS = {
     "empty": "",
 }
 """What a judge's server can answer to a request that it answers well the second time."""
+FAULTY_TIMEOUT = 3.0
+"""Seconds until a caller gives up on `hang`; far more than a good answer takes on a busy machine."""
 
 
 def one_fault_each(answer):
@@ -224,7 +244,7 @@ def judged_with_faults(benchmark, items, evaluation, answer):
     """Records of two scorings by a server that has every fault once, and the number of requests."""
     script, met = one_fault_each(answer)
     with serving(script) as server:
-        config = server.config(timeout=0.5)
+        config = server.config(timeout=FAULTY_TIMEOUT)
         judgements = plan_judgements(evaluation, benchmark, items, config, 1, 2)
         records = judge(evaluation, benchmark, judgements, config, progress=False)
     assert len(met) == len(ERRORS)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 import pytest
-from fake_judge import ERRORS, FakeJudge, completion, good_answer, serving, write_pictures
+from fake_judge import ERRORS, FAULTY_TIMEOUT, FakeJudge, completion, good_answer, serving, write_pictures
 from running import start_scone
 
 from scone_pl.errors import UserError
@@ -90,7 +90,7 @@ def test_faults_are_tried_again_one_call_at_a_time(folder, items):
         return None
 
     with serving(script) as server:
-        records = run(folder, items, server.config(timeout=0.5))
+        records = run(folder, items, server.config(timeout=FAULTY_TIMEOUT))
     assert all(map(is_complete, records))
     assert set(met) == set(names)
     asked = Counter(one.digest for one in server.requests)
@@ -352,8 +352,7 @@ def test_interrupted_and_resumed(folder, items):
     with serving(script) as server:
         with pytest.raises(KeyboardInterrupt):
             run(folder, items, server.config(concurrency=3))
-        time.sleep(0.1)  # handlers of connections that are gone
-        stored, asked = len(lines_of(folder)), len(server.requests)
+        asked, stored = server.settled(), len(lines_of(folder))
         assert 20 < asked < 28
         assert asked - stored <= 3
         assert len(read_records(folder.scores, SCONEEVAL)) == 12
@@ -376,11 +375,10 @@ def test_killed_in_the_middle_and_resumed(folder, items, data, tmp_path):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-        time.sleep(0.1)  # handlers of connections that are gone
+        asked_before = server.settled()
         whole = sum(line.endswith("}") for line in folder.answers.read_text().split("\n"))
         with folder.answers.open("ab") as file:  # as if it had been killed within a write
             file.write(b'{"ask": "0123", "text": "half of a l')
-        asked_before = len(server.requests)
         assert asked_before - whole <= concurrency, "only calls in flight are lost"
         records = run(folder, items, server.config(), scorings=2)
         assert len(server.requests) == asked_before + 2 * CALLS - whole, "no stored answer is asked for again"

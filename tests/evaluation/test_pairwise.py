@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from fake_judge import ERRORS, one_fault_each, serving, write_pictures
+from fake_judge import ERRORS, FAULTY_TIMEOUT, one_fault_each, serving, write_pictures
 
 from scone_pl.__main__ import main
 from scone_pl.errors import UserError
@@ -76,7 +76,7 @@ def test_faulty_servers(data, folders, tmp_path, capsys, items):
     command = ["judge", "--benchmark", "sconeeval", "--data", str(data), "--output", str(tmp_path / "out")]
     command += ["--scorings", "1", "--pairwise", *(f"{name}={folder}" for name, folder in folders.items())]
     with serving(script) as server:
-        chosen = ["--judge.model", "fake", "--judge.base_url", server.url, "--judge.timeout", "0.5"]
+        chosen = ["--judge.model", "fake", "--judge.base_url", server.url, "--judge.timeout", str(FAULTY_TIMEOUT)]
         assert main([*command, *chosen, "--judge.concurrency", "1"]) == 0, capsys.readouterr().err
         assert met == list(ERRORS)
         assert len(server.requests) == 3 * 2 * len(items) + len(ERRORS), "only what failed was asked again, once"

@@ -127,7 +127,7 @@ def test_a_child_ends_with_its_runner_however_that_ends(tmp_path):
     until(lambda: ready.is_file() and ready.read_text())
     os.kill(int(ready.read_text()), signal.SIGHUP)  # as the terminal sends to all, when the runner is to say so
     runner.kill()
-    runner.communicate(timeout=20)  # the child had the pipe's other end open
+    runner.communicate(timeout=60)  # the child had the pipe's other end open
 
 
 def test_a_signal_while_a_run_is_started_loses_no_child(small, monkeypatch):

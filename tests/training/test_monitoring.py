@@ -62,7 +62,7 @@ def test_values_agree_with_each_other(logged: tuple[dict[str, dict[int, float]],
         seconds = scalars["speed/step_seconds"][step]
         phases = [scalars[f"speed/{phase}_seconds"][step] for phase in PHASES]
         assert all(phase >= 0 for phase in phases)
-        assert 0.5 * seconds < sum(phases) < 1.05 * seconds
+        assert 0.2 * seconds < sum(phases) < 1.05 * seconds
         tokens = scalars["speed/tokens_per_second"][step] * seconds
         assert 500 < tokens < 2 * 600 + 1, "two packs a step"
         assert scalars["speed/mfu"][step] > 0

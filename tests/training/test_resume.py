@@ -12,7 +12,7 @@ from running import run_scone, start_scone
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-STEPS = 7
+STEPS = 12
 ARGS = [
     *("fit", "--config", "experiments/mini/stage1.yaml", "--chain", "null"),
     *("--trainer.max_steps", str(STEPS), "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
