@@ -84,7 +84,7 @@ def _conditions(result: Result) -> dict[str, Any]:
         "trained": sorted(commits),
         "unknown": unknown,
         "runs": len(result.runs),
-        "evaluated": sorted({run["commit"] for run in result.runs}),
+        "evaluated": sorted({name for run in result.runs for name in run["commit"].split(", ")}),
         "versions": result.runs[0]["versions"],
     }
 

@@ -250,8 +250,9 @@ def test_results_of_several_studies_side_by_side(tmp_path):
 def test_commits_of_training_and_evaluation(tmp_path):
     content = result(seeds=2)
     content["arms"]["one"]["runs"][0]["trained"] = [{"commit": "123"}, {"commit": "456"}]
+    content["arms"]["two"]["runs"][1]["commit"] = "789, abc"
     text = section(Comparisons(Result(content)), tmp_path)
-    assert "trained at commit 123, 456, unknown (3 of 4 runs); evaluated at abc;" in text
+    assert "trained at commit 123, 456, unknown (3 of 4 runs); evaluated at 789, abc;" in text
 
 
 def test_the_page_is_made_of_the_numbers(tmp_path):
