@@ -162,7 +162,10 @@ def run(study: Study, arm: str, seed: int, *, fit: Fit, quick: bool = False, exp
         "evaluations": {name: one["report"] for name, one in made.items()},
         "seconds": {"training": _training_seconds(folder), "evaluation": sum(one["seconds"] for one in made.values())},
         "commit": ", ".join(dict.fromkeys(one["commit"] for one in made.values())),
-        "versions": {name: ", ".join(dict.fromkeys(one[name] for one in versions_of)) for name in versions_of[0]},
+        "versions": {
+            name: ", ".join(dict.fromkeys(one[name] for one in versions_of if name in one))
+            for name in dict.fromkeys(name for one in versions_of for name in one)
+        },
     }
     write_json(result, file)
     return file

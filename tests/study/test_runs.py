@@ -250,6 +250,7 @@ def test_only_evaluations_that_are_missing_are_made(small, monkeypatch):
 
     monkeypatch.setattr(ShapesEvaluator, "evaluate", evaluate)
     monkeypatch.setattr("scone_pl.study.run.commit", lambda: f"commit{len(evaluated)}")
+    monkeypatch.setattr("scone_pl.study.run.versions", lambda: {"torch": "1", f"new{len(evaluated)}": "2"})
     with pytest.raises(KeyboardInterrupt):
         result_of(first=1, second=2)
     assert result_of(first=1)["evaluations"] == {"first": {"pictures": 1}}
@@ -257,7 +258,7 @@ def test_only_evaluations_that_are_missing_are_made(small, monkeypatch):
     assert renamed["evaluations"] == {"third": {"pictures": 3}, "also_first": {"pictures": 1}}
     assert evaluated == [1, 3]
     assert renamed["commit"] == "commit0, commit1"
-    assert renamed["versions"]["torch"]
+    assert renamed["versions"] == {"torch": "1", "new0": "2", "new1": "2"}
     assert result_of(first=4)["evaluations"] == {"first": {"pictures": 4}}
 
 
