@@ -29,7 +29,8 @@ MAX_YAML_NODES = 100_000
 """In a YAML file: a few lines of aliases of aliases can stand for more than memory holds."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _LIST_OF_NUMBERS = re.compile(r"\[\n([^\[\]{}\"]*)\n *\]")
-"""As `json.dumps` indents it; strings have no newlines there, and so no such lists either."""
+"""A list without strings or nested values as `json.dumps` indents it; no part of a JSON string, where newlines are
+escaped."""
 _COUNTER = itertools.count()
 _OLD = re.compile(r"\.(?P<name>.+)\.\d+\.old")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -255,7 +256,7 @@ def write_text(text: str, file: Path) -> None:
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:
-    """Atomically replaces `file`; see `writing`. A list of numbers is a line."""
+    """Atomically replaces `file`; see `writing`. Lists of numbers are written on one line each."""
     text = _LIST_OF_NUMBERS.sub(lambda lines: f"[{' '.join(lines[1].split())}]", json.dumps(content, indent=1))
     write_text(text + "\n", file)
 

@@ -346,13 +346,13 @@ def open_regular(path: Path) -> FileIO:
     """
     # Non-blocking, or opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(os.close, descriptor)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return FileIO(descriptor)
-    except BaseException:
-        os.close(descriptor)
-        raise
+        stream = FileIO(descriptor)
+        on_error.pop_all()
+        return stream
 
 
 def stream_sha256(stream: FileIO) -> str:
